@@ -1,0 +1,6 @@
+"""``python -m kdpipe`` is the ``kdpipe`` command."""
+
+from stages.cli import main
+
+if __name__ == "__main__":
+    main()

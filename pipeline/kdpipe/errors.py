@@ -1,0 +1,76 @@
+"""Every error that a user can cause or meet, grouped by what they would do about it.
+
+Only the command line catches these (one line on stderr, exit code 1); anything else is a bug and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KdpipeError(Exception):
+    """Base of all errors that kdpipe raises on purpose."""
+
+
+class ParamsError(KdpipeError, ValueError):
+    """A flag or a key of params.yaml is unknown, missing or out of range."""
+
+
+class DatasetError(KdpipeError):
+    """The dataset cannot be read, or lacks samples that are needed."""
+
+
+class ModelError(KdpipeError):
+    """A model is unknown, or its weights do not fit it."""
+
+
+class RecipeError(KdpipeError, ValueError):
+    """A view recipe is unknown or malformed."""
+
+
+class DeviceError(KdpipeError):
+    """The requested device is not there."""
+
+
+class StoreError(KdpipeError):
+    """Base of everything that can be wrong with a logit store."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at the path."""
+
+
+class UnsealedStoreError(StoreError):
+    """The store is still being built, or its build was interrupted."""
+
+
+class StaleStoreError(StoreError):
+    """The store was made from other ingredients than the ones asked for."""
+
+
+class CorruptStoreError(StoreError):
+    """The store's files do not agree with its manifest."""
+
+
+class StoreLockedError(StoreError):
+    """Another process is writing this store."""
+
+
+class UnsupportedLossError(KdpipeError):
+    """The loss needs something that the store or the data does not have."""
+
+
+class RunError(KdpipeError):
+    """A run directory is missing, incomplete or made by something else."""
+
+
+class DivergedError(KdpipeError):
+    """Training or caching produced a value that is not finite."""
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the candidate nearest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

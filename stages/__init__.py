@@ -1,0 +1,1 @@
+"""One program per pipeline stage, and the command line that runs them."""
