@@ -1,0 +1,125 @@
+"""From the bytes of an image file, or a picture in memory, to uint8 RGB pixels.
+
+Everything becomes three channels of eight bits: gray is repeated, alpha is dropped, palettes and CMYK are
+converted, 16-bit gray is scaled. Only the first frame of an animation is read. EXIF orientation is not
+applied: the pixels are those stored in the file.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import torch
+from PIL import Image, features
+
+from kdpipe.errors import DatasetError
+
+Pixels = npt.NDArray[np.uint8]
+
+_NEEDS_A_PLUGIN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+@cache
+def image_extensions() -> frozenset[str]:
+    """Return the lower-case file extensions, with their dot, that Pillow can read by itself."""
+    known = Image.registered_extensions()
+    return frozenset(
+        ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NEEDS_A_PLUGIN
+    )
+
+
+@cache
+def decoder_name() -> str:
+    """Return the decoder's version: pixels decoded by another one are not taken for its own."""
+    return f"pillow{PIL.__version__}-jpeg{features.version('jpg')}"
+
+
+def decode(content: bytes, where: str) -> Pixels:
+    """Return the pixels of an image file as uint8 ``(3, height, width)``.
+
+    Raises:
+        DatasetError: ``content`` is no image, or a truncated one; the message begins with ``where``.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return from_pillow(image)
+    except Exception as error:  # decoders raise anything from struct.error to SyntaxError on broken files
+        raise _unreadable(where, error) from error
+
+
+def measure(content: bytes, where: str) -> tuple[int, int]:
+    """Return the height and width that an image file's header gives, without decoding it.
+
+    Raises:
+        DatasetError: ``content`` is no image; the message begins with ``where``.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except Exception as error:  # as in decode
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> DatasetError:
+    reason = "not an image that Pillow knows" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    return DatasetError(f"{where} cannot be decoded: {reason}; replace or remove the file")
+
+
+def from_pillow(image: Image.Image) -> Pixels:
+    """Return a Pillow image as uint8 ``(3, height, width)``.
+
+    Raises:
+        ValueError: The mode has no plain meaning as RGB (``F``, ``LAB``).
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floats (mode F), expected 8 or 16 bits")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        wide = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return from_array(((wide + 128) // 257).astype(np.uint8))
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def from_array(array: Pixels, *, channels_last: bool = True) -> Pixels:
+    """Return a uint8 array as ``(3, height, width)``; one channel is repeated.
+
+    Takes ``(H, W)``, ``(1, H, W)``, ``(3, H, W)`` and ``(H, W, 3)``; ``channels_last`` decides where both of
+    the last two fit.
+
+    Raises:
+        ValueError: The shape or the type is another one.
+    """
+    if array.dtype != np.uint8:
+        raise ValueError(f"its pixels are {array.dtype}, expected uint8 in 0..255")
+    if 0 in array.shape:
+        raise ValueError(f"it has the shape {tuple(array.shape)}, expected at least one pixel")
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[0] == 1):
+        plane = array.reshape(array.shape[-2:])
+        return np.ascontiguousarray(np.broadcast_to(plane, (3, *plane.shape)))
+    if array.ndim == 3 and array.shape[2] == 3 and (channels_last or array.shape[0] != 3):
+        return np.ascontiguousarray(array.transpose(2, 0, 1))
+    if array.ndim == 3 and array.shape[0] == 3:
+        return np.ascontiguousarray(array)
+    raise ValueError(f"it has the shape {tuple(array.shape)}, expected (3, H, W), (H, W, 3) or (H, W)")
+
+
+def from_picture(picture: object) -> Pixels:
+    """Return a Pillow image, a tensor or an array as uint8 ``(3, height, width)``.
+
+    Raises:
+        ValueError: It is none of these, or not uint8.
+    """
+    if isinstance(picture, Image.Image):
+        return from_pillow(picture)
+    if isinstance(picture, torch.Tensor):
+        return from_array(picture.detach().cpu().numpy(), channels_last=False)
+    if isinstance(picture, np.ndarray):
+        return from_array(picture)
+    raise ValueError(f"it is a {type(picture).__name__}, expected a PIL image or a uint8 tensor (3, H, W)")

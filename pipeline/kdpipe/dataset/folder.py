@@ -1,0 +1,145 @@
+"""``folder:PATH``: images in ``PATH/train/<class>/`` and ``PATH/{test,val}/<class>/``."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kdpipe.dataset.decode import image_extensions
+from kdpipe.dataset.files import FileSource, suggest_path
+from kdpipe.dataset.source import Listing
+from kdpipe.errors import DatasetError, did_you_mean
+
+FOLDERS = {"train": ("train",), "test": ("test", "val")}
+"""The folders on disk that may hold a split, the preferred one first."""
+
+
+def list_folder(root: Path, split: str) -> Listing:
+    """List the images of a split: classes in the order of their names, images in the order of theirs.
+
+    Hidden files and files without an image's extension are left out. Class folders may be nested.
+
+    Raises:
+        DatasetError: A folder is missing or empty, or the class folders of train and test differ.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
+    folder = _split_folder(root, split)
+    if folder is None:
+        raise _no_split(root, split)
+    classes = _class_folders(folder)
+    if not classes:
+        raise DatasetError(
+            f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class"
+        )
+    _check_other_split(root, split, folder=folder)
+    keys: list[str] = []
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, (name, class_folder) in enumerate(classes.items()):
+        found = sorted((f"{split}/{name}/{_nfc(inner)}", path) for inner, path in _images(class_folder))
+        if not found:
+            raise DatasetError(
+                f"the class folder '{class_folder}' has no images "
+                f"(of {_endings()} and others); add some, or remove the folder"
+            )
+        keys += [key for key, _ in found]
+        paths += [path for _, path in found]
+        labels += [label] * len(found)
+    root = root.absolute()
+    return Listing(
+        name=_nfc(root.name),
+        classes=tuple(classes),
+        keys=tuple(keys),
+        labels=np.asarray(labels, dtype=np.int32),
+        source=FileSource(tuple(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
+    )
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _endings() -> str:
+    return ", ".join(ending for ending in (".jpg", ".png", ".webp") if ending in image_extensions())
+
+
+def _split_folder(root: Path, split: str) -> Path | None:
+    """Return the first folder of the split that holds class folders, else the first that is there."""
+    there = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
+    filled = [folder for folder in there if _class_folders(folder)]
+    return next(iter(filled + there), None)
+
+
+def _no_split(root: Path, split: str) -> DatasetError:
+    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not _hidden(child.name))
+    wanted = " or ".join(f"'{name}'" for name in FOLDERS[split])
+    found = ", ".join(f"'{name}'" for name in folders[:8]) or "no folders"
+    return DatasetError(
+        f"'{root}' has no {split} split: expected a folder {wanted} with one folder for each class, "
+        f"found {found}{did_you_mean(split, folders)}"
+    )
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the class folders by name, in the order of their names.
+
+    Raises:
+        DatasetError: Two names are the same in Unicode form NFC.
+    """
+    found: dict[str, Path] = {}
+    for child in folder.iterdir():
+        if _hidden(child.name) or not child.is_dir():
+            continue
+        name = _nfc(child.name)
+        if name in found:
+            raise DatasetError(
+                f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one"
+            )
+        found[name] = child
+    return dict(sorted(found.items()))
+
+
+def _check_other_split(root: Path, split: str, *, folder: Path) -> None:
+    other = _split_folder(root, "test" if split == "train" else "train")
+    if other is None:
+        return
+    here, there = set(_class_folders(folder)), set(_class_folders(other))
+    if here == there:
+        return
+    lone = [(folder, name) for name in sorted(here - there)] + [
+        (other, name) for name in sorted(there - here)
+    ]
+    named = ", ".join(f"'{where.name}/{name}'" for where, name in lone[:6])
+    more = f" and {len(lone) - 6} more" if len(lone) > 6 else ""
+    raise DatasetError(
+        f"'{folder}' and '{other}' have different class folders: {named}{more} without a counterpart; "
+        "both must hold the same classes"
+    )
+
+
+def _images(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path inside ``folder`` and the absolute path of each image below it, following links once."""
+    pending = [(folder.absolute(), "", frozenset[tuple[int, int]]())]
+    while pending:
+        place, inner, above = pending.pop()
+        info = place.stat()
+        here = (info.st_dev, info.st_ino)
+        if here in above:
+            continue
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if _hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    pending.append((Path(entry.path), f"{inner}{entry.name}/", above | {here}))
+                elif Path(entry.name).suffix.lower() in image_extensions():
+                    yield inner + entry.name, entry.path

@@ -1,0 +1,158 @@
+"""``cifar10:PATH``, ``cifar100:PATH`` and ``torchvision:NAME:PATH``: as torchvision publishes them."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.dataset import decode
+from kdpipe.dataset.files import FileSource, suggest_path
+from kdpipe.dataset.items import Items, ItemSource, as_label, as_labels, check_labels
+from kdpipe.dataset.source import Listing, Source
+from kdpipe.errors import DatasetError, did_you_mean
+from kdpipe.progress import Progress
+
+SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
+"""What torchvision's datasets may call a split, the preferred word first."""
+
+_FILE_LISTS = ("_image_files", "_images", "_samples", "samples")
+_LABEL_LISTS = ("targets", "labels", "_labels")
+
+
+def list_published(name: str, root: Path, *, split: str, download: bool, progress: Progress) -> Listing:
+    """List a split of the torchvision dataset called ``name``, in torchvision's order.
+
+    Raises:
+        DatasetError: The dataset is unknown, has no such split, or is not at ``root``.
+    """
+    name = class_name(name)
+    root = _dataset_root(root.absolute())
+    opened = open_published(name, root, split=split, download=download)
+    count = len(opened)
+    where = f"{name} {split}"
+    if count == 0:
+        raise DatasetError(f"{where} at '{root}' has no samples; expected at least one")
+    items = ItemSource(where, partial(open_published, name, root, split=split), opened)
+    labels = _listed_labels(opened, items)
+    if labels is None:
+        labels = items.labels(count, what=f"reading {split}", progress=progress)
+    classes = _classes(opened, labels)
+    check_labels(labels, len(classes), where=where)
+    paths = _listed_files(opened, items)
+    source: Source = items
+    if paths is not None:
+        source = FileSource(paths, memory=f"torchvision {name} {root} {split}")
+    keys = tuple(f"{name.lower()}/{split}/{index}" for index in range(count))
+    return Listing(name.lower(), classes, keys, labels, source)
+
+
+def class_name(name: str) -> str:
+    """Return the name of torchvision's class for a dataset's name in any case.
+
+    Raises:
+        DatasetError: There is none.
+    """
+    import torchvision.datasets
+
+    known: dict[str, str] = {known.lower(): known for known in torchvision.datasets.__all__}
+    if name.lower() not in known:
+        near = did_you_mean(name.lower(), known)
+        for lower in known:
+            near = near.replace(f"'{lower}'", f"'{known[lower]}'")
+        raise DatasetError(f"torchvision has no dataset '{name}'{near or '; see torchvision.datasets'}")
+    return known[name.lower()]
+
+
+def open_published(name: str, root: Path, *, split: str, download: bool = False) -> Items:
+    """Construct torchvision's dataset for a split, whether it calls that ``train=`` or ``split=``.
+
+    Raises:
+        DatasetError: It has no such split, or is not at ``root``.
+    """
+    import torchvision.datasets
+
+    kind = getattr(torchvision.datasets, name)
+    parameters = inspect.signature(kind).parameters
+    if "root" not in parameters or not {"train", "split"} & parameters.keys():
+        raise DatasetError(
+            f"torchvision's {name} is not divided into train and test; "
+            "divide it yourself into folders (folder:PATH) or in a function (package.module:function)"
+        )
+    extra = {"download": True} if download and "download" in parameters else {}
+    words = SPLITS[split] if "split" in parameters else ("",)
+    for word in words:
+        chosen = {"split": word} if word else {"train": split == "train"}
+        try:
+            opened: Items = kind(root=str(root), **chosen, **extra)
+            return opened
+        except ValueError as error:
+            if not word:
+                raise _unusable(name, root, error=error, download=download) from error
+        except (RuntimeError, OSError, ImportError) as error:
+            raise _unusable(name, root, error=error, download=download) from error
+    raise DatasetError(f"torchvision's {name} has no {split} split (tried {', '.join(words)})")
+
+
+def _unusable(name: str, root: Path, *, error: Exception, download: bool) -> DatasetError:
+    if isinstance(error, ImportError):
+        return DatasetError(f"torchvision's {name} needs another package: {error}; install it")
+    reason = str(error).partition("\n")[0]
+    if download:
+        return DatasetError(
+            f"{name} could not be downloaded to '{root}': {reason}; check the network and the folder"
+        )
+    absent = "" if root.exists() else suggest_path(root)
+    return DatasetError(
+        f"{name} is not at '{root}', or damaged there{absent}; correct the path, or add --download"
+    )
+
+
+def _dataset_root(root: Path) -> Path:
+    """Accept the folder of CIFAR batches itself where torchvision wants the folder above."""
+    return root.parent if root.name in ("cifar-10-batches-py", "cifar-100-python") else root
+
+
+def _listed_labels(opened: Items, items: ItemSource) -> npt.NDArray[np.int32] | None:
+    """Return the labels that the dataset lists, if its first and last item agree with them."""
+    found: Any = None
+    for attribute in _LABEL_LISTS:
+        if (found := getattr(opened, attribute, None)) is not None:
+            break
+    if found is None:
+        pairs = next((pairs for name in _FILE_LISTS if (pairs := getattr(opened, name, None))), None)
+        if not isinstance(pairs, list | tuple) or not all(isinstance(pair, tuple) for pair in pairs):
+            return None
+        found = [pair[-1] for pair in pairs]
+    try:
+        labels = np.asarray([as_label(value) for value in found], dtype=np.int64)
+    except (ValueError, TypeError):
+        return None
+    if len(labels) != len(opened) or any(items.item(row)[1] != labels[row] for row in (0, len(opened) - 1)):
+        return None
+    return as_labels(labels)
+
+
+def _listed_files(opened: Items, items: ItemSource) -> tuple[str, ...] | None:
+    """Return the image files behind the dataset, if its first item is what its first file holds."""
+    for attribute in _FILE_LISTS:
+        listed = getattr(opened, attribute, None)
+        if not isinstance(listed, list | tuple) or len(listed) != len(opened):
+            continue
+        paths = [entry[0] if isinstance(entry, tuple) else entry for entry in listed]
+        if not all(isinstance(path, str | Path) for path in paths) or not Path(paths[0]).is_file():
+            continue
+        if np.array_equal(decode.decode(Path(paths[0]).read_bytes(), str(paths[0])), items.item(0)[0]):
+            return tuple(str(Path(path).absolute()) for path in paths)
+    return None
+
+
+def _classes(opened: Items, labels: npt.NDArray[np.int32]) -> tuple[str, ...]:
+    names = getattr(opened, "classes", None)
+    if isinstance(names, list | tuple) and len(names) > labels.max():
+        return tuple(name if isinstance(name, str) else ", ".join(map(str, name)) for name in names)
+    return tuple(str(label) for label in range(max(int(labels.max()) + 1, 1)))

@@ -1,0 +1,83 @@
+"""Models handed over as a ``torch.export`` program: weights and graph, without the code that made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from torch import nn
+
+from kdpipe.errors import ModelError
+
+
+class ExportedModel(nn.Module):
+    """A loaded program as an ordinary evaluation-mode module.
+
+    A program is what it was when it was exported: ``train()`` and ``eval()`` change nothing.
+    """
+
+    def __init__(self, program: nn.Module, *, size: int | None, source_digest: str) -> None:
+        """Wrap ``program``; ``size`` is its fixed input side, ``source_digest`` identifies its file."""
+        super().__init__()
+        self.program = program
+        self.size = size
+        self.source_digest = source_digest
+        self.training = False
+
+    def train(self, mode: bool = True) -> ExportedModel:  # noqa: ARG002
+        """Stay as exported."""
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``."""
+        logits: torch.Tensor = self.program(x)
+        return logits
+
+
+def load_program(path: Path) -> ExportedModel:
+    """Load a ``.pt2`` file.
+
+    Raises:
+        ModelError: the file is missing or damaged, or does not take one batch ``(n, 3, S, S)`` with n free.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file")
+    try:
+        program = torch.export.load(path)
+        module = program.module()
+    except Exception as error:  # torch.export documents no exceptions for a damaged file
+        reason = str(error).strip().split("\n")[0]
+        raise ModelError(f"{path}: not a program saved with torch.export.save: {reason}") from error
+    size = input_size(program, path)
+    content = blake3(path.read_bytes()).hexdigest(length=16)
+    return ExportedModel(module, size=size, source_digest=content)
+
+
+def input_size(program: torch.export.ExportedProgram, path: Path) -> int | None:
+    """Return the side of the square images that the program takes, or None if it takes any.
+
+    Raises:
+        ModelError: it does not take one batch of RGB squares, or only batches of one size.
+    """
+    inputs = program.graph_signature.user_inputs
+    values = [
+        node.meta.get("val")
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in inputs
+    ]
+    if len(inputs) != 1 or len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
+        raise ModelError(
+            f"{path}: expected a program with one input (n, 3, S, S), found {len(inputs)} inputs"
+        )
+    # Free dimensions are symbolic here, fixed ones are plain integers.
+    shape: tuple[object, ...] = tuple(values[0].shape)
+    batch, channels, height, width = shape
+    if isinstance(batch, int):
+        raise ModelError(
+            f"{path}: the program only takes batches of {batch}; export it with a dynamic first dimension"
+            " (torch.export.export(..., dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)))"
+        )
+    if channels != 3 or (isinstance(height, int) and isinstance(width, int) and height != width):
+        raise ModelError(f"{path}: expected square RGB images, the program takes {channels}x{height}x{width}")
+    return next((side for side in (height, width) if isinstance(side, int)), None)

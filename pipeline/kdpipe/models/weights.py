@@ -1,0 +1,237 @@
+"""State dicts in files: reading them from anyone, fitting them to a module, writing them reproducibly."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from kdpipe import durable
+from kdpipe.errors import ModelError
+from kdpipe.models.preset import Preset
+
+COUNTER = "num_batches_tracked"
+"""Batch norm's step counter: it has no effect on what a network computes, and files often lack it."""
+
+WRAPPERS = ("model", "state_dict", "net")
+PREFIXES = ("module.", "_orig_mod.")
+
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a file of weights holds."""
+
+    path: Path
+    """Where it was read."""
+    state: dict[str, torch.Tensor]
+    """Tensors by state-dict key, on the CPU, without wrappers and prefixes."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The header's strings; empty for ``.pt`` and ``.pth``."""
+    classes: tuple[str, ...] | None = None
+    """The class names that the header records, in the order of the logits."""
+
+
+def parse_list(text: str) -> list[Any]:
+    """Split a header string that is a JSON list or separated by commas."""
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    return [part.strip() for part in text.split(",")]
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``, running no code from the file.
+
+    A dict that holds the state dict under ``model``, ``state_dict`` or ``net`` is unwrapped, and the prefixes
+    that ``DataParallel`` and ``torch.compile`` leave are removed.
+
+    Raises:
+        ModelError: the file is missing, damaged, of another kind, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix in {".pt", ".pth"}:
+        return WeightsFile(path, unwrap(read_pickle(path), path))
+    raise ModelError(f"{path}: expected weights in .safetensors, .pt or .pth, found '{path.suffix}'")
+
+
+def read_safetensors(path: Path) -> WeightsFile:
+    """Read tensors and header of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the handle is no dict)
+            metadata = dict(file.metadata() or {})
+        classes = tuple(map(str, parse_list(metadata["classes"]))) if metadata.get("classes") else None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    return WeightsFile(path, strip_prefixes(state), metadata, classes)
+
+
+def read_pickle(path: Path) -> Any:
+    """Unpickle a torch file with nothing but tensors, containers and numbers allowed in it."""
+    # Published checkpoints carry flags in a Namespace and accuracies as numpy scalars; both are inert.
+    numbers = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
+    scalar = np.float64(0).__reduce__()[0]
+    inert: list[Any] = [
+        argparse.Namespace,
+        np.dtype,
+        *numbers,
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),
+    ]
+    try:
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
+            reason = "it holds Python objects, which could run code; save the state_dict() alone"
+        raise ModelError(f"{path}: not a readable torch file of weights: {reason}") from error
+
+
+def unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """Find the state dict in what a torch file held."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = content if isinstance(content, Mapping) else {}
+    state = {str(key): value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not state or len(state) != len(tensors):
+        odd = next((f"'{key}'" for key in tensors if key not in state), type(content).__name__)
+        raise ModelError(f"{path}: expected a state dict of tensors, found {odd}")
+    return strip_prefixes(state)
+
+
+def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Remove the prefixes that wrapping modules leave on every key."""
+    while prefix := next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
+    """Copy the weights into ``module``; a missing batch norm step counter is left at 0.
+
+    Raises:
+        ModelError: a key is missing or unexpected, or has another shape; one line with both sides.
+    """
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.state.items()}
+    missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
+    surplus = [key for key in found if key not in expected and not key.endswith(COUNTER)]
+    common = [key for key in expected if key in found and not key.endswith(COUNTER)]
+    misshaped = [key for key in common if expected[key] != found[key]]
+    if misshaped and not missing and not surplus:
+        heads = {
+            found[key][0] for key in misshaped if differ_in_classes(expected[key], found[key], num_classes)
+        }
+        if len(heads) == 1 and all(expected[key][:1] == (num_classes,) for key in misshaped):
+            raise class_mismatch(weights.path, heads.pop(), num_classes)
+    complaints = [
+        *([f"expected {few(missing)}, not found"] if missing else []),
+        *([f"found {few(surplus)}, not expected"] if surplus else []),
+        *(f"{key}: expected {expected[key]}, found {found[key]}" for key in misshaped[:3]),
+    ]
+    if complaints:
+        said = weights.metadata.get("architecture")
+        says = f" (the file says it is a {said})" if said else ""
+        raise ModelError(f"{weights.path}: the weights do not fit{says}: {'; '.join(complaints)}")
+    kept = {key: weights.state[key] for key in (*common, *found) if key in expected}
+    module.load_state_dict(kept, strict=False)
+
+
+def differ_in_classes(expected: tuple[int, ...], found: tuple[int, ...], num_classes: int) -> bool:
+    """Say whether two shapes of one tensor differ only as two numbers of classes do."""
+    return bool(expected and found) and expected[0] == num_classes and expected[1:] == found[1:]
+
+
+def class_mismatch(origin: object, found: int, num_classes: int) -> ModelError:
+    """Return the error for weights that tell another number of classes apart."""
+    return ModelError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}")
+
+
+def few(keys: Sequence[str]) -> str:
+    """Name the first three keys and count the rest."""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
+
+
+def save_weights(
+    path: Path, module: nn.Module, *, architecture: str, preset: Preset, classes: Sequence[str]
+) -> None:
+    """Write a safetensors file, whole or not at all, from which ``load`` needs no other flags.
+
+    Equal weights give equal bytes: tensors and header are sorted, which safetensors' own writer does not do
+    for the metadata. Batch norm step counters are left out, and shared tensors are written once per name.
+
+    Raises:
+        ModelError: a tensor has a type that safetensors lacks.
+    """
+    metadata = {
+        "architecture": architecture,
+        "classes": json.dumps(list(classes), ensure_ascii=False),
+        "format": "pt",
+        "input_size": str(preset.size),
+        "interpolation": preset.interpolation,
+        "mean": ",".join(map(repr, preset.mean)),
+        "resize": str(preset.resize),
+        "std": ",".join(map(repr, preset.std)),
+    }
+    state = {key: value.detach() for key, value in module.state_dict().items() if not key.endswith(COUNTER)}
+    # Wide types first keeps every tensor aligned, whatever the lengths.
+    keys = sorted(state, key=lambda key: (-state[key].element_size(), key))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for key in keys:
+        tensor = state[key]
+        if tensor.dtype not in DTYPES:
+            raise ModelError(f"cannot write '{key}': safetensors has no type for {tensor.dtype}")
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "data_offsets": [offset, end],
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(encoded)))
+            file.write(encoded)
+            for key in keys:
+                file.write(tensor_bytes(state[key]))
+
+    durable.replace(path, write)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """Return a tensor's elements in row-major order, as the machine stores them (little-endian)."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

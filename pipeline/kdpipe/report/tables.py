@@ -1,0 +1,199 @@
+"""A benchmark's figures in rows: for programs (JSON, CSV) and for terminals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kdpipe.benchmark import BenchmarkResult, Latency, StudentResult, recommend
+
+UNDEFINED = "n/a"
+
+
+def batch_sizes(result: BenchmarkResult) -> list[int]:
+    """Return the batch sizes at which any student was timed, rising."""
+    return sorted({size for student in result.students for size in student.latencies})
+
+
+def metrics(result: BenchmarkResult) -> dict[str, Any]:
+    """Return the benchmark as nested JSON values; a figure that is undefined or not finite is None."""
+    teacher = result.teacher
+    store = result.store
+    return {
+        "recommended": recommend(result).name,
+        "teacher": teacher
+        and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
+        "students": {student.name: _student_metrics(student) for student in result.students},
+        "dataset": result.dataset,
+        "samples": result.samples,
+        "store": store and {"path": store.path, "digest": store.digest},
+        "machine": dict(result.machine),
+    }
+
+
+def csv_text(result: BenchmarkResult) -> str:
+    """Return one CSV row per student: shares in 0..1, times in milliseconds, sizes in bytes."""
+    sizes = batch_sizes(result)
+    recommended = recommend(result).name
+    rows = [_csv_row(student, sizes, recommended=student.name == recommended) for student in result.students]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table(result: BenchmarkResult) -> Table:
+    """Return the students as a table for the console, the recommended one marked and in bold."""
+    sizes = batch_sizes(result)
+    recommended = recommend(result).name
+    drawn = Table(
+        title=Text(f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples")
+    )
+    drawn.add_column("student", overflow="fold")
+    drawn.add_column("distill")
+    for heading in ("top-1 %", "agree %", "gap %", "params", "file", *_timing_headings(sizes)):
+        drawn.add_column(heading, justify="right")
+    drawn.add_column("front", justify="center")
+    for student in result.students:
+        cells = _console_cells(student, sizes)
+        chosen = student.name == recommended
+        drawn.add_row(
+            Text(f"* {student.name}" if chosen else student.name), *cells, style="bold" if chosen else None
+        )
+    if result.teacher is not None:
+        blank = [""] * (5 + len(_timing_headings(sizes)))
+        drawn.add_section()
+        drawn.add_row(Text(result.teacher.name), "teacher", percent(result.teacher.top1), *blank, style="dim")
+    return drawn
+
+
+def summary(result: BenchmarkResult, *, report: Path) -> str:
+    """Return the table, the recommendation and the path of the page as plain text."""
+    # Wide enough for any table, since a file has no width; rich pads no cell beyond its content.
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
+    drawn = table(result)
+    console = Console(
+        file=io.StringIO(), width=console.measure(drawn).maximum, color_system=None, force_terminal=False
+    )
+    with console.capture() as capture:
+        console.print(drawn)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    name, reason = recommend(result)
+    return "\n".join([*lines, "", f"Ship {name} (*).", reason, "", f"Full report: {report}", ""])
+
+
+def percent(share: float | None) -> str:
+    """Return a share of 1 as a percentage with two decimals and no sign."""
+    return UNDEFINED if share is None or not math.isfinite(share) else f"{share * 100:.2f}"
+
+
+def number(value: float | None) -> str:
+    """Return a measured value with three significant digits, and never in scientific notation."""
+    if value is None or not math.isfinite(value):
+        return UNDEFINED
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+def millions(parameters: int) -> str:
+    """Return a parameter count in millions, or in thousands below a tenth of a million."""
+    return f"{number(parameters / 1e6)} M" if parameters >= 1e5 else f"{number(parameters / 1e3)} k"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in the decimal unit that suits it."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{number(count) if unit != 'B' else int(count)} {unit}"
+        count /= 1000
+    return f"{number(count)} GB"
+
+
+def _student_metrics(student: StudentResult) -> dict[str, Any]:
+    timed = sorted(student.latencies.items())
+    return {
+        "architecture": student.architecture,
+        "distill": student.distill,
+        "loss": student.loss,
+        "seed": student.seed,
+        "top1": _finite(student.top1),
+        "top5": _finite(student.top5),
+        "cross_entropy": _finite(student.loss_value),
+        "agreement": _finite(student.agreement),
+        "gap_recovered": _finite(student.gap_recovered),
+        "parameters": student.parameters,
+        "file_bytes": student.file_bytes,
+        "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
+        "images_per_second": {
+            f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed
+        },
+        "on_front": student.on_front,
+    }
+
+
+def _percentiles(latency: Latency) -> dict[str, float | None]:
+    return {"p50": _finite(latency.p50_ms), "p95": _finite(latency.p95_ms), "p99": _finite(latency.p99_ms)}
+
+
+def _csv_row(student: StudentResult, sizes: list[int], *, recommended: bool) -> dict[str, object]:
+    row: dict[str, object] = {
+        "name": student.name,
+        "path": student.path.as_posix(),
+        "architecture": student.architecture,
+        "distill": student.distill,
+        "loss": student.loss,
+        "seed": student.seed,
+        "top1": student.top1,
+        "top5": student.top5,
+        "cross_entropy": student.loss_value,
+        "agreement": student.agreement,
+        "gap_recovered": student.gap_recovered,
+        "parameters": student.parameters,
+        "file_bytes": student.file_bytes,
+        "on_front": student.on_front,
+        "recommended": recommended,
+    }
+    for batch in sizes:
+        timed = student.latencies.get(batch)
+        row[f"batch{batch}_p50_ms"] = timed and timed.p50_ms
+        row[f"batch{batch}_p95_ms"] = timed and timed.p95_ms
+        row[f"batch{batch}_p99_ms"] = timed and timed.p99_ms
+        row[f"batch{batch}_images_per_second"] = timed and timed.images_per_second
+    return {key: UNDEFINED if _undefined(value) else value for key, value in row.items()}
+
+
+def _timing_headings(sizes: list[int]) -> list[str]:
+    """Name the timings worth their width: latency at the smallest batch, throughput at the largest."""
+    return [f"ms (b{sizes[0]})", f"img/s (b{sizes[-1]})"] if sizes else []
+
+
+def _console_cells(student: StudentResult, sizes: list[int]) -> list[str]:
+    timings = []
+    if sizes:
+        first, last = student.latencies.get(sizes[0]), student.latencies.get(sizes[-1])
+        timings = [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
+    return [
+        student.distill,
+        percent(student.top1),
+        percent(student.agreement),
+        percent(student.gap_recovered),
+        millions(student.parameters),
+        size(student.file_bytes),
+        *timings,
+        "yes" if student.on_front else "",
+    ]
+
+
+def _undefined(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _finite(value: float | None) -> float | None:
+    return None if _undefined(value) else value

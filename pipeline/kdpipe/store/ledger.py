@@ -1,0 +1,101 @@
+"""Beside a store that is being built: the lock that admits one writer, and the ledger of finished shards.
+
+Both live next to ``NAME.zarr`` and go when it is sealed, so that a sealed store holds exactly the files of its
+manifest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from kdpipe import durable
+from kdpipe.errors import StoreLockedError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One finished file of the store."""
+
+    path: str
+    size: int
+    digest: str
+
+
+class Ledger:
+    """An append-only list of finished files, one JSON line each, flushed to disk before it counts."""
+
+    def __init__(self, store: Path) -> None:
+        """Open the ledger of the store at ``store``; nothing is created yet."""
+        self.path = store.with_name(store.name + ".ledger")
+
+    def read(self) -> dict[str, Entry]:
+        """Return the entries by path; a last line cut short by a kill is not an entry."""
+        if not self.path.exists():
+            return {}
+        entries = {}
+        for line in self.path.read_bytes().split(b"\n")[:-1]:
+            entry = Entry(**json.loads(line))
+            entries[entry.path] = entry
+        return entries
+
+    def rewrite(self, entries: list[Entry]) -> None:
+        """Replace the ledger's content, which also drops a last line that was cut short."""
+        durable.write_text(self.path, "".join(_line(entry) for entry in entries))
+
+    def append(self, entries: list[Entry]) -> None:
+        """Add entries and flush them to disk."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write("".join(_line(entry) for entry in entries))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def remove(self) -> None:
+        """Delete the ledger."""
+        self.path.unlink(missing_ok=True)
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps(asdict(entry)) + "\n"
+
+
+@contextmanager
+def lock(store: Path) -> Iterator[None]:
+    """Hold the store's writer lock; a lock left by a dead process does not hold.
+
+    Raises:
+        StoreLockedError: another process holds it; the message names its process id.
+    """
+    path = store.with_name(store.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode() or "unknown"
+            os.close(descriptor)
+            store = path.with_suffix("")
+            raise StoreLockedError(
+                f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
+            ) from None
+        # The previous holder may have unlinked the file between our open and our lock.
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            return descriptor
+        os.close(descriptor)

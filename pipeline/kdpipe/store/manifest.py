@@ -1,0 +1,201 @@
+"""The manifest: what a store says of itself, in the attributes of its root group under ``kdpipe``.
+
+It is strict JSON: parsing it and writing it again gives the same bytes, unknown keys are refused, and once
+sealed a checksum covers all of it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from blake3 import blake3
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from kdpipe import durable
+from kdpipe.errors import CorruptStoreError, StoreNotFoundError
+
+FORMAT = 1
+MAX_MANIFEST_BYTES = 64 * 1024**2
+
+Digest = str
+"""BLAKE3, 32 hexadecimal digits (128 bits)."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Teacher(_Strict):
+    """Who produced the logits."""
+
+    name: str
+    digest: Digest
+    preset: dict[str, JsonValue]
+    parameters: int
+
+
+class Recipe(_Strict):
+    """How the augmented views were drawn."""
+
+    name: str
+    version: str
+    seed: int = Field(ge=0, lt=2**32)
+
+
+class Fingerprint(_Strict):
+    """Everything that the codes depend on: equal fingerprints give equal stores."""
+
+    teacher: Teacher
+    dataset: dict[str, Digest]
+    recipe: Recipe
+    encoding: str
+    precision: str
+    batch_size: int = Field(gt=0)
+    device: str
+
+    def differences(self, asked: Fingerprint) -> list[str]:
+        """Name each part in which ``asked`` differs, as ``part: store has X, asked for Y``."""
+        mine, other = _flatten(self.model_dump()), _flatten(asked.model_dump())
+        return [
+            f"{key}: the store has {_shorten(mine.get(key))}, asked for {_shorten(other.get(key))}"
+            for key in sorted(mine.keys() | other.keys())
+            if mine.get(key) != other.get(key)
+        ]
+
+
+class Split(_Strict):
+    """One split's size and cut."""
+
+    samples: int = Field(gt=0, lt=2**40)
+    planes: int = Field(gt=0, lt=2**20)
+    chunk_rows: int = Field(gt=0)
+    shard_rows: int = Field(gt=0)
+
+
+class File(_Strict):
+    """One file of the store, by its path relative to the store."""
+
+    size: int = Field(ge=0)
+    digest: Digest
+
+
+class Manifest(_Strict):
+    """The whole of it."""
+
+    format: Literal[1] = FORMAT
+    state: Literal["building", "sealed"]
+    fingerprint: Fingerprint
+    classes: tuple[str, ...] = Field(min_length=1, strict=False)
+    encoding: dict[str, JsonValue]
+    splits: dict[str, Split]
+    dataset: str
+    """The dataset's name, for people; its identity is in the fingerprint."""
+    teacher_probe: tuple[float, ...] = Field(strict=False)
+    """The teacher's first logits for a fixed input."""
+    files: dict[str, File] = {}
+    """Every file but the root ``zarr.json``, once sealed."""
+    planes: dict[str, Digest] = {}
+    """Digest of each plane's files, by ``split/view``, once sealed."""
+    digest: Digest | None = None
+    """Digest over fingerprint, decoding and files: equal work, equal digest."""
+    about: dict[str, JsonValue] = {}
+    """Times, versions, host and measured figures; not part of the digest."""
+    checksum: Digest | None = None
+    """Digest over everything above, once sealed."""
+
+    def content_digest(self) -> Digest:
+        """Compute ``digest`` from the parts it covers."""
+        covered = ("format", "fingerprint", "classes", "encoding", "splits", "files", "planes")
+        whole = self.model_dump(mode="json")
+        return digest_json({key: whole[key] for key in covered})
+
+    def own_checksum(self) -> Digest:
+        """Compute ``checksum`` from all other fields."""
+        return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
+
+
+def digest_json(value: Any) -> Digest:
+    """Digest a JSON value by its canonical form: sorted keys, no spaces, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def digest_bytes(content: bytes) -> Digest:
+    """Return the 128-bit BLAKE3 digest of some bytes as hexadecimal digits."""
+    return blake3(content).hexdigest(length=16)
+
+
+def digest_file(path: Path) -> Digest:
+    """Return the 128-bit BLAKE3 digest of a file's content as hexadecimal digits."""
+    hasher = blake3()
+    with path.open("rb") as stream:
+        while block := stream.read(4 * 1024**2):
+            hasher.update(block)
+    return hasher.hexdigest(length=16)
+
+
+def write(store: Path, manifest: Manifest) -> None:
+    """Put ``manifest`` into the store's root ``zarr.json``, atomically."""
+    durable.write_bytes(store / "zarr.json", _root(manifest))
+
+
+def read(store: Path) -> Manifest:
+    """Read and check the manifest of the store at ``store``.
+
+    Raises:
+        StoreNotFoundError: there is no Zarr group of format 3 with a kdpipe manifest.
+        CorruptStoreError: it is not in canonical form, has unknown or missing keys, or its checksum is wrong.
+    """
+    root = store / "zarr.json"
+    if not root.is_file():
+        older = (store / ".zgroup").exists() or (store / ".zarray").exists()
+        what = "is a Zarr v2 store; kdpipe reads format 3 only" if older else "holds no logit store"
+        raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {store}")
+    if root.stat().st_size > MAX_MANIFEST_BYTES:
+        raise CorruptStoreError(f"{root} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest of kdpipe.")
+    content = root.read_bytes()
+    try:
+        attributes = json.loads(content)["attributes"]
+        described = attributes["kdpipe"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CorruptStoreError(f"{root} holds no manifest of kdpipe: damaged, or made by something else.") from None
+    try:
+        manifest = Manifest.model_validate(described)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CorruptStoreError(f"{root}: manifest field '{place}': {first['msg']}.") from None
+    if _root(manifest) != content:
+        raise CorruptStoreError(f"{root} is not in canonical form: it was edited or damaged.")
+    if manifest.state == "sealed" and (
+        manifest.checksum != manifest.own_checksum() or manifest.digest != manifest.content_digest()
+    ):
+        raise CorruptStoreError(f"{root} does not match its checksum: the manifest was edited or damaged.")
+    return manifest
+
+
+def _root(manifest: Manifest) -> bytes:
+    node = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"kdpipe": manifest.model_dump(mode="json")},
+    }
+    return (json.dumps(node, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            flat.update(_flatten(entry, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = entry
+    return flat
+
+
+def _shorten(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    is_digest = len(text) == 32 and all(character in "0123456789abcdef" for character in text)
+    return text[:8] + "…" if is_digest else text

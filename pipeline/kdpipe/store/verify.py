@@ -1,0 +1,53 @@
+"""Does a sealed store hold what its manifest says, and does a dataset still match it?"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kdpipe.dataset import Dataset
+from kdpipe.errors import UnsealedStoreError
+from kdpipe.models import Preset
+from kdpipe.progress import Progress, silent
+from kdpipe.store import manifest
+from kdpipe.store.join import changed_content, drifted_probes, join
+from kdpipe.store.reader import LogitStore, missing_or_resized
+
+
+def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
+    """Check every file's name, size and digest; return one line for each fault.
+
+    Raises:
+        StoreError: the manifest itself cannot be read, or the store is not sealed.
+    """
+    found = manifest.read(store)
+    if found.state != "sealed":
+        raise UnsealedStoreError(f"{store} is not sealed: there is nothing to verify yet.")
+    faults = missing_or_resized(store, found)
+    present = [name for name in found.files if (store / name).is_file()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("verifying", total=len(present), unit="files") as done:
+        for name, digest in zip(present, pool.map(lambda name: manifest.digest_file(store / name), present), strict=True):
+            if digest != found.files[name].digest:
+                faults.append(f"{name} does not match its digest")
+            done(1)
+    return faults
+
+
+def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
+    """Check that a dataset has the store's samples, unchanged, and renders to the same pixels.
+
+    Returns one line for each fault.
+    """
+    faults = []
+    rows = join(store, dataset)
+    absent = np.setdiff1d(np.arange(store.num_samples), rows)
+    if absent.size:
+        faults.append(f"{absent.size} of the store's {store.num_samples} samples are not in {dataset.spec}")
+    faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
+    drifted = drifted_probes(store, dataset, rows, preset=Preset.parse(dict(store.manifest.fingerprint.teacher.preset)))
+    if drifted:
+        faults.append(f"{drifted} of {store.probe_hashes.size} replay probes render to other pixels")
+    return faults

@@ -1,0 +1,133 @@
+"""Run directories: what one training run leaves behind, and how to open it again.
+
+    model.safetensors   the weights of the last epoch, with preset and class names
+    checkpoint.pt       what --resume needs, as of the last finished epoch
+    run.json            all parameters, seeds and lineage
+    history.csv         one row per epoch
+    metrics.json        accuracy on the test split after the last epoch, and the cost of the run
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdpipe import durable
+from kdpipe.errors import RunError
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """``model.safetensors``"""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """``checkpoint.pt``"""
+        return self.path / "checkpoint.pt"
+
+    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run that is described by ``record``.
+
+        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+
+        Raises:
+            RunError: the directory holds something else than a run, or a run with other settings is resumed.
+        """
+        written = self.path / "run.json"
+        if self.path.exists() and any(self.path.iterdir()) and not written.is_file():
+            raise RunError(f"{self.path} is not empty and holds no run.json: pass --out another directory.")
+        if resume:
+            if not self.checkpoint.is_file():
+                raise RunError(f"{self.path} holds no checkpoint.pt to resume from. Start it without --resume.")
+            before = self.record()
+            differing = [
+                key for key in ("parameters", "lineage") if _comparable(before.get(key)) != _comparable(record[key])
+            ]
+            if differing:
+                raise RunError(
+                    f"{self.path} was started with other {' and '.join(differing)} than asked for "
+                    f"({_first_difference(before, record, differing[0])}). Start it without --resume."
+                )
+        else:
+            for name in ("model.safetensors", "checkpoint.pt", "history.csv", "metrics.json"):
+                (self.path / name).unlink(missing_ok=True)
+        durable.write_json(written, record)
+
+    def record(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_json(self.path / "run.json")
+
+    def metrics(self) -> dict[str, Any]:
+        """Read ``metrics.json``; raises ``RunError`` where the run is not finished."""
+        return _read_json(self.path / "metrics.json")
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write ``checkpoint.pt`` atomically."""
+        durable.replace(self.checkpoint, lambda temporary: torch.save(state, temporary))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read ``checkpoint.pt`` onto the CPU, running none of its code."""
+        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        return state
+
+    def write_history(self, history: History) -> None:
+        """Write ``history.csv`` atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        durable.write_text(self.path / "history.csv", text.getvalue())
+
+    def history(self) -> History:
+        """Read ``history.csv``; empty where there is none."""
+        path = self.path / "history.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ``metrics.json`` atomically."""
+        durable.write_json(self.path / "metrics.json", metrics)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: {path.parent} is not a finished run of kdpipe.")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{path} is damaged: it is not JSON.") from None
+    return content
+
+
+def _comparable(section: Any) -> Any:
+    """Drop what may change between a run and its resumption."""
+    if isinstance(section, dict):
+        return json.loads(json.dumps({key: value for key, value in section.items() if key != "resume"}))
+    return section
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any], section: str) -> str:
+    old, new = _comparable(before.get(section) or {}), _comparable(now[section])
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key}: {old.get(key)} then, {new.get(key)} now"

@@ -1,0 +1,105 @@
+"""Where a student's soft targets come from: a store, a teacher in the loop, or nowhere."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.dataset import Dataset
+from kdpipe.errors import DatasetError, StaleStoreError
+from kdpipe.models import Preset
+from kdpipe.store import LogitStore, Plane, changed_content, drifted_probes, join
+from kdpipe.views import Renderer
+
+
+class SoftTargets(Protocol):
+    """Gives the teacher's logits for batches of samples, one epoch's view at a time."""
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Announce the view of the coming epoch and of the one after it."""
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
+
+
+class CachedTargets:
+    """Soft targets from a store; the next epoch's plane is decoded while this one trains."""
+
+    def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        self._store = store
+        self._rows = torch.from_numpy(rows)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-plane")
+        self._coming: dict[int, Future[Plane]] = {}
+        self._plane: Plane | None = None
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Wait for the view's plane and begin to decode the next one."""
+        wanted = self._coming.pop(view, None) or self._executor.submit(self._store.codes, view)
+        self._plane = wanted.result()
+        self._coming.clear()
+        if next_view is not None and next_view != view:
+            self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Gather and decode the rows of a batch."""
+        assert self._plane is not None
+        return self._plane.logits(self._rows[torch.from_numpy(indices)], pixels.device)
+
+
+class LiveTargets:
+    """Soft targets from a teacher that is run on every batch."""
+
+    def __init__(self, forward: TeacherForward, renderer: Renderer | None) -> None:
+        """Ask ``forward``; ``renderer`` makes its pixels where its input differs from the student's."""
+        self._forward = forward
+        self._renderer = renderer
+        self._view = 0
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
+        """Remember the view."""
+        self._view = view
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Run the teacher on the batch."""
+        seen = pixels if self._renderer is None else self._renderer(indices, self._view)
+        return self._forward(seen).clone()
+
+
+class TeacherForward(Protocol):
+    """A teacher: rendered uint8 pixels ``(n, 3, H, W)`` to float32 logits ``(n, classes)``."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run the teacher."""
+
+
+def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
+    """Join a dataset to a store by sample id, and make sure the student will see what the teacher saw.
+
+    Returns the store's row of each sample, int64 ``(len(dataset),)``. ``allow_drift`` lets pixels that render
+    differently pass.
+
+    Raises:
+        DatasetError: samples are missing from the store, or their content has changed.
+        StaleStoreError: the classes differ, or the replay probes render to other pixels.
+    """
+    rows = join(store, dataset)
+    changed = changed_content(store, dataset, rows)
+    if changed:
+        raise DatasetError(
+            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made, first {changed[0]}. "
+            "Restore them, or make a new store."
+        )
+    preset = Preset.parse(dict(store.manifest.fingerprint.teacher.preset))
+    drifted = 0 if allow_drift else drifted_probes(store, dataset, rows, preset=preset)
+    if drifted:
+        raise StaleStoreError(
+            f"{drifted} of the {store.probe_hashes.size} replay probes of {store.path} render to other pixels here: "
+            "another image decoder, resize kernel or version of a library. Install the versions that "
+            f"kdpipe inspect {store.path} shows, or pass --allow-drift."
+        )
+    return rows

@@ -1,0 +1,100 @@
+"""The one pass of the teacher: every view of every sample, shard by shard, into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.dataset import Dataset
+from kdpipe.models import Model, probe
+from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, Teacher, probe_hashes, probe_rows
+from kdpipe.store import Recipe as StoredRecipe
+from kdpipe.teacher.forward import Forward
+from kdpipe.views import Geometry, Recipe, Renderer
+
+
+def plan(
+    model: Model,
+    datasets: dict[str, Dataset],
+    *,
+    recipe: Recipe,
+    seed: int,
+    views: int,
+    encoding: str,
+    precision: str,
+    batch_size: int,
+    device: torch.device,
+) -> Plan:
+    """Say what the store of this teacher on these datasets must hold.
+
+    ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
+    """
+    splits = {}
+    for name, dataset in datasets.items():
+        planes = 1 + views if name == "train" else 1
+        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(model.preset))
+        rows = probe_rows(dataset)
+        splits[name] = SplitPlan(
+            sample_ids=dataset.sample_ids,
+            content_digests=dataset.content_digests,
+            labels=dataset.labels,
+            planes=planes,
+            probe_rows=rows,
+            probe_hashes=probe_hashes(renderer, rows, planes=planes),
+        )
+    train = datasets["train"]
+    return Plan(
+        fingerprint=Fingerprint(
+            teacher=Teacher(
+                name=model.name, digest=model.digest, preset=model.preset.describe(), parameters=model.parameters
+            ),
+            dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
+            recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),
+            encoding=encoding,
+            precision=precision,
+            batch_size=batch_size,
+            device=device.type,
+        ),
+        teacher_probe=tuple(probe(model)),
+        dataset=train.name,
+        classes=train.classes,
+        splits=splits,
+    )
+
+
+def cache_plane(
+    builder: Builder,
+    split: str,
+    view: int,
+    *,
+    forward: Forward,
+    renderer: Renderer,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> None:
+    """Compute the shards of a plane that are not on disk yet and hand them to the builder's writer.
+
+    Batches start anew at each shard, so a resumed run computes the same ones. ``advance`` is told the number
+    of samples of each batch, and of each shard that was there already.
+    """
+    missing = []
+    for shard in builder.shards(split, view):
+        if builder.is_done(shard):
+            advance(shard.stop - shard.start)
+        else:
+            missing.append(shard)
+    batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
+    rendered = renderer.batches(batches, view)
+    for shard in missing:
+        blocks = []
+        for _ in _cut(shard.start, shard.stop, batch_size):
+            blocks.append(forward(next(rendered)))
+            advance(len(blocks[-1]))
+        builder.submit(shard, torch.cat(blocks))
+
+
+def _cut(start: int, stop: int, size: int) -> list[npt.NDArray[np.int64]]:
+    return [np.arange(first, min(first + size, stop)) for first in range(start, stop, size)]

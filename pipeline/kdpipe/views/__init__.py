@@ -1,0 +1,8 @@
+"""The pixels of (sample, view): a pure function of the recipe, its seed, the sample's id and the view."""
+
+from kdpipe.views.geometry import Geometry
+from kdpipe.views.philox import Draws, permutation, philox
+from kdpipe.views.recipe import MAX_SEED, OPERATIONS, Recipe
+from kdpipe.views.render import Renderer, render
+
+__all__ = ["MAX_SEED", "OPERATIONS", "Draws", "Geometry", "Recipe", "Renderer", "permutation", "philox", "render"]

@@ -1,0 +1,226 @@
+"""The command line, `kdpipe`: one command per stage, and three that look at things.
+
+Rooms are imported inside the commands, so that help needs neither torch nor zarr.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+
+from kdpipe.errors import KdpipeError
+from stages.params import Benchmark, CacheTeacher, StageParams, TrainStudent, TrainTeacher, resolve
+
+app = typer.Typer(
+    name="kdpipe",
+    help="Offline knowledge distillation: cache the teacher once, train many students, ship the best.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+STAGES: dict[str, tuple[type[StageParams], str]] = {
+    "train-teacher": (
+        TrainTeacher,
+        "kdpipe train-teacher --data digits --model resnet20 --out runs/teacher --epochs 12",
+    ),
+    "cache-teacher": (
+        CacheTeacher,
+        "kdpipe cache-teacher --data digits --teacher resnet20 --weights runs/teacher/model.safetensors "
+        "--out logits.zarr --views 4",
+    ),
+    "train-student": (
+        TrainStudent,
+        "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd --epochs 12",
+    ),
+    "benchmark": (
+        Benchmark,
+        "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
+    ),
+}
+"""Each stage's parameters and an example, by the name of its command."""
+
+
+def _stage_command(name: str, model: type[StageParams], example: str) -> Callable[..., None]:
+    """Make the command of a stage: a flag for each parameter, all of them optional and read as text."""
+    section = name.replace("-", "_")
+
+    def command(**given: Any) -> None:
+        file = given.pop("params")
+        flags = {key: value for key, value in given.items() if value not in (None, [])}
+        params = resolve(model, section=section, file=file, flags=flags)
+        importlib.import_module(f"stages.{section}").run(params)
+
+    options = [
+        inspect.Parameter(
+            "params",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None, typer.Option(help=f"YAML file whose section '{section}' gives parameters; flags win.")
+            ],
+        )
+    ]
+    fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
+    options += [_option(key, field) for key, field in fields]
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {option.name: option.annotation for option in options}
+    command.__doc__ = f"{inspect.getdoc(model)}\n\nExample:\n\n    {example}"
+    return command
+
+
+def _option(key: str, field: Any) -> inspect.Parameter:
+    text = field.description
+    if field.is_required():
+        text += " Required."
+    elif field.default is not None and field.default is not False:
+        text += f" Default: {field.default}."
+    kind: Any
+    if field.annotation is bool:
+        kind = Annotated[bool | None, typer.Option(f"--{key.replace('_', '-')}", help=text)]
+        default: Any = None
+    elif get_origin(field.annotation) is tuple and get_args(field.annotation)[-1] is Ellipsis:
+        kind, default = Annotated[list[str] | None, typer.Option(help=text)], None
+    else:
+        kind, default = Annotated[str | None, typer.Option(help=text, metavar=_metavar(field.annotation))], None
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    kind = kinds[0]
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        return "R,G,B"
+    if isinstance(kind, str):
+        return "|".join(kinds)
+    if get_args(kind) and isinstance(get_args(kind)[0], str):
+        return "|".join(get_args(kind))
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+for _name, (_model, _example) in STAGES.items():
+    app.command(_name)(_stage_command(_name, _model, _example))
+
+
+@app.command("inspect")
+def inspect_command(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a store holds, sealed or not.
+
+    Example:
+
+        kdpipe inspect logits.zarr --json
+    """
+    from kdpipe.store import summary
+
+    found = summary(store)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for key, value in _lines(found):
+        print(f"{key:32} {value}")
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+) -> None:
+    """Check every file of a store against its manifest, and its samples against a dataset.
+
+    Example:
+
+        kdpipe verify logits.zarr --data digits
+    """
+    from kdpipe.store import verify_files
+    from stages.console import progress
+
+    faults = verify_files(store, progress=progress)
+    if data is not None and not faults:
+        from kdpipe import dataset
+        from kdpipe.store import open_store, verify_data
+
+        for split in ("train", "test"):
+            opened = open_store(store, split=split)
+            faults += verify_data(opened, dataset.load(data, split, progress=progress))
+    for fault in faults:
+        print(f"{store}: {fault}", file=sys.stderr)
+    if faults:
+        raise typer.Exit(1)
+    print(f"{store}: every file matches the manifest{'' if data is None else f', and {data} matches the store'}.")
+
+
+@app.command("models")
+def models_command(
+    name: Annotated[str | None, typer.Argument(help="Show this model only; any name that a stage takes.")] = None,
+    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 32,
+) -> None:
+    """List the models that can teach or learn, with parameters and multiply-accumulates.
+
+    Example:
+
+        kdpipe models resnet20 --num-classes 100
+    """
+    from kdpipe import models
+
+    print(f"{'model':24} {'parameters':>12} {'MMACs':>10}   ({num_classes} classes, {size} x {size})")
+    for listed in models.names() if name is None else [name]:
+        module = models.create(listed, num_classes)
+        print(f"{listed:24} {models.count_parameters(module):12,} {models.macs(module, size) / 1e6:10.1f}")
+    if name is None:
+        print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
+
+
+def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = []
+    for key, value in found.items():
+        if isinstance(value, dict):
+            lines += _lines(value, f"{prefix}{key}.")
+        else:
+            lines.append((prefix + key, value))
+    return lines
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, to be handled like Ctrl-C."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; errors of the user are one line on stderr and exit code 1."""
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except KdpipeError as error:
+        _fail(str(error), 1)
+    except usage_error as error:
+        _fail(error.format_message() + " See --help.", 1)  # type: ignore[attr-defined]
+    except _Terminated:
+        _fail("terminated; finished shards and epochs are kept, the same command (with --resume to train) goes on.", 143)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; finished shards and epochs are kept, the same command (with --resume to train) goes on.", 130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"kdpipe: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

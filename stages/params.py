@@ -1,0 +1,223 @@
+"""The parameters of each stage: one frozen model each, from which flags, params.yaml and help all come.
+
+A flag wins over the stage's section of the params file, and the file over the default. Unknown keys and all
+wrong values are reported together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kdpipe.errors import ParamsError, did_you_mean
+
+
+def _split_numbers(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
+"""Three numbers, one for each of red, green and blue; on the command line with commas between."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class StageParams(BaseModel):
+    """What every stage can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field(
+        description="Dataset: digits, folder:PATH, cifar10:PATH, cifar100:PATH, torchvision:NAME:PATH or "
+        "package.module:function."
+    )
+    limit_train: Positive | None = Field(None, description="Use a fixed class-balanced subset of N training samples.")
+    limit_test: Positive | None = Field(None, description="Use a fixed class-balanced subset of N test samples.")
+    download: bool = Field(False, description="Let torchvision download the dataset.")
+    loading: Literal["auto", "memory", "stream"] = Field(
+        "auto", description="Keep decoded images in memory, stream them, or choose by their size."
+    )
+    device: str = Field("auto", description="auto (CUDA, then CPU), cpu, cuda, cuda:N or mps.")
+
+
+class _Training(StageParams):
+    """What the two training stages share."""
+
+    epochs: Positive = Field(30, description="Passes over the training samples.")
+    batch_size: int = Field(128, ge=2, description="Samples per step.")
+    lr: float = Field(0.1, gt=0, description="Peak learning rate of SGD with Nesterov momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty.")
+    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the learning rate rises.")
+    seed: Seed = Field(0, description="Seed of the initial weights.")
+    data_seed: Seed = Field(0, description="Seed of the samples' order.")
+    recipe_seed: Seed | None = Field(
+        None, description="Seed of the views' pixels: the store's, or 0 where there is none."
+    )
+    recipe: str | None = Field(None, description="View recipe: none or crop-flip (default).")
+    views: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Views to cycle through: all of the store's, or a new one each epoch where there is none."
+    )
+    input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
+    resume: bool = Field(False, description="Continue the run in --out from its last finished epoch.")
+
+
+class TrainTeacher(_Training):
+    """Train a teacher on hard labels."""
+
+    model: str = Field(description="Model name; kdpipe models lists them.")
+    out: Path = Field(description="Run directory to write.")
+
+
+class _Teacher(BaseModel):
+    """How to name a teacher."""
+
+    weights: str | None = Field(
+        None, description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
+    )
+    mean: Channels | None = Field(None, description="Mean that the teacher subtracts, R,G,B in 0..1.")
+    std: Channels | None = Field(None, description="Standard deviation that the teacher divides by, R,G,B.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the teacher's pass.")
+
+
+class CacheTeacher(_Teacher, StageParams):
+    """Run the teacher once over every view and keep its logits in a store."""
+
+    teacher: str = Field(description="Model name; kdpipe models lists them.")
+    out: Path = Field(description="Store to write, NAME.zarr.")
+    views: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
+    )
+    recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
+    encoding: str = Field("fp16", description="How logits are kept: fp16.")
+    batch_size: Positive = Field(256, description="Samples per forward pass.")
+    seed: Seed = Field(0, description="Seed of the views' pixels.")
+    input_size: Positive | None = Field(None, description="Side of the teacher's input in pixels.")
+    min_top1: Fraction | None = Field(
+        None, description="Stop before the training views if the teacher's test accuracy is lower."
+    )
+    overwrite: bool = Field(False, description="Rebuild a store made from other ingredients instead of refusing.")
+
+    @property
+    def augmented_views(self) -> int:
+        """Number of augmented views."""
+        if self.views is None:
+            return 0 if self.recipe == "none" else 4
+        return self.views
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.recipe == "none" and self.views:
+            raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
+        if self.out.suffix != ".zarr":
+            raise ValueError(f"out must end in .zarr, got {self.out}")
+        return self
+
+
+class TrainStudent(_Teacher, _Training):
+    """Train one student, with soft targets from a store, from a live teacher, or without any."""
+
+    student: str = Field(description="Model name; kdpipe models lists them.")
+    out: Path = Field(description="Run directory to write.")
+    distill: Literal["cache", "live", "none"] | None = Field(
+        None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
+    )
+    store: Path | None = Field(None, description="Store with the teacher's logits.")
+    teacher: str | None = Field(None, description="Live teacher's model name.")
+    loss: str = Field("kd", description="Distillation loss: kd.")
+    temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
+    kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
+    ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
+
+    @property
+    def mode(self) -> Literal["cache", "live", "none"]:
+        """Where soft targets come from, with the default resolved."""
+        if self.distill is not None:
+            return self.distill
+        if self.store is not None:
+            return "cache"
+        return "live" if self.teacher is not None else "none"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.mode == "cache" and self.store is None:
+            raise ValueError("distill cache needs store")
+        if self.mode == "live" and self.teacher is None:
+            raise ValueError("distill live needs teacher")
+        if self.recipe == "none" and self.views:
+            raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
+        return self
+
+
+class Benchmark(StageParams):
+    """Compare trained students: accuracy, agreement with the teacher, size and latency."""
+
+    run: tuple[Path, ...] = Field(min_length=1, description="Run directory of a student; repeat for each.")
+    out: Path = Field(description="Directory to write the report to.")
+    store: Path | None = Field(None, description="Store with the teacher's test logits; default: the runs' own.")
+    latency_repeats: Annotated[int, Field(ge=5)] = Field(50, description="Timed forward passes per batch size.")
+    threads: Positive | None = Field(None, description="Threads of the latency measurement; default: torch's.")
+
+
+P = TypeVar("P", bound=StageParams)
+
+
+def resolve(model: type[P], *, section: str, file: Path | None, flags: Mapping[str, Any]) -> P:
+    """Merge flags over the params file's section over the defaults.
+
+    Raises:
+        ParamsError: one line with every unknown key and every wrong value.
+    """
+    values = _section(file, section) if file is not None else {}
+    problems = [
+        f"{file}: {section}.{key} is unknown{did_you_mean(key, model.model_fields)}"
+        for key in values
+        if key not in model.model_fields
+    ]
+    known = {key: value for key, value in values.items() if key in model.model_fields}
+    try:
+        resolved = model.model_validate({**known, **flags})
+    except ValidationError as error:
+        for fault in error.errors():
+            problems.append(_describe(fault["loc"], fault["msg"], fault["input"], flags, file, section))
+        resolved = None
+    if problems or resolved is None:
+        raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
+    return resolved
+
+
+def _describe(
+    place: Sequence[int | str],
+    message: str,
+    value: Any,
+    flags: Mapping[str, Any],
+    file: Path | None,
+    section: str,
+) -> str:
+    if not place:
+        return message.removeprefix("Value error, ")
+    key = str(place[0])
+    flag = "--" + key.replace("_", "-")
+    name = flag if key in flags or file is None else f"{file}: {section}.{key}"
+    if message == "Field required":
+        return f"{flag} is missing: give it, or put {key} into a --params file"
+    return f"{name}: {message.removeprefix('Value error, ')}, got {value!r}"
+
+
+def _section(file: Path, section: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{file} does not exist.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ParamsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get(section), dict):
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ParamsError(f"{file} has no section '{section}' of keys and values; found: {found}.")
+    values: dict[str, Any] = content[section]
+    return values

@@ -1,0 +1,60 @@
+"""From a stage's parameters to the datasets and models it works on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from kdpipe import dataset, models
+from kdpipe.dataset import Dataset
+from kdpipe.models import Model
+from stages.console import progress
+from stages.params import StageParams
+
+
+def load_split(params: StageParams, split: str) -> Dataset:
+    """Load one split of the stage's dataset, limited as asked."""
+    limit = params.limit_train if split == "train" else params.limit_test
+    return dataset.load(
+        params.data, split, limit, download=params.download, loading=params.loading, progress=progress
+    )
+
+
+def load_model(
+    name: str,
+    train: Dataset,
+    *,
+    weights: str | Path | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    size: int | None = None,
+    seed: int = 0,
+) -> Model:
+    """Load a model for a dataset's classes; without weights they are drawn from ``seed``.
+
+    Raises:
+        ModelError: the model is unknown, its weights do not fit, or they were made for other classes.
+    """
+    torch.manual_seed(seed)
+    side = min(train.image_size) if train.image_size is not None else 32
+    model = models.load(
+        name,
+        num_classes=len(train.classes),
+        weights=weights,
+        mean=mean,
+        std=std,
+        size=size,
+        fallback_statistics=train.statistics,
+        fallback_size=side,
+    )
+    if model.classes is not None and model.classes != train.classes and _named_alike(model.classes, train.classes):
+        raise models.ModelError(
+            f"{weights} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … against "
+            f"{', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
+        )
+    return model
+
+
+def _named_alike(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
+    return set(first) == set(second)

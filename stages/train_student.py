@@ -1,0 +1,137 @@
+"""Stage `train-student`: train one student against a store, a live teacher, or hard labels alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kdpipe import models
+from kdpipe.dataset import Dataset
+from kdpipe.errors import StaleStoreError
+from kdpipe.models import Model
+from kdpipe.store import LogitStore, open_store
+from kdpipe.student import CachedTargets, Distillation, LiveTargets, RunDirectory, join_checked, make
+from kdpipe.teacher import Forward
+from kdpipe.views import Geometry, Renderer
+from stages.params import TrainStudent
+from stages.sources import load_model, load_split
+from stages.training import fit
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Which views the student trains on."""
+
+    recipe: str
+    seed: int
+    views: int | None
+
+
+def run(params: TrainStudent) -> None:
+    """Train ``params.student`` and leave its run directory at ``params.out``."""
+    store = None if params.store is None else open_store(params.store, split="train")
+    views = _views(params, store)
+    train, test = load_split(params, "train"), load_split(params, "test")
+    model = load_model(params.student, train, size=params.input_size, seed=params.seed)
+    teacher = _live_teacher(params, train) if params.mode == "live" else None
+    distillation = None
+    if params.mode == "cache":
+        assert store is not None
+        rows = join_checked(store, train, allow_drift=params.allow_drift)
+        distillation = _distillation(params, CachedTargets(store, rows))
+    elif teacher is not None:
+        if store is not None:
+            _same_teacher(store, teacher)
+            join_checked(store, train, allow_drift=params.allow_drift)
+        distillation = _distillation(params, _live_targets(teacher, model, train, views=views, params=params))
+    # Loading a live teacher draws random numbers; the student's own start here.
+    torch.manual_seed(params.seed)
+    fit(
+        model,
+        train,
+        test,
+        params=params,
+        stage="train-student",
+        recipe=views.recipe,
+        recipe_seed=views.seed,
+        views=views.views,
+        run=RunDirectory(params.out),
+        distillation=distillation,
+        lineage=_lineage(store, teacher),
+    )
+
+
+def _views(params: TrainStudent, store: LogitStore | None) -> _Views:
+    """Take recipe, seed and number of views from the store where there is one, else from the flags.
+
+    Raises:
+        StaleStoreError: a flag contradicts the store.
+    """
+    if store is None:
+        return _Views(params.recipe or "crop-flip", params.recipe_seed or 0, params.views)
+    stored = store.manifest.fingerprint.recipe
+    asked: dict[str, tuple[Any, Any]] = {
+        "recipe": (params.recipe, stored.name),
+        "recipe-seed": (params.recipe_seed, stored.seed),
+    }
+    for flag, (wanted, kept) in asked.items():
+        if wanted is not None and wanted != kept:
+            raise StaleStoreError(
+                f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
+                f"than the teacher did. Leave --{flag} out, or make a store with it."
+            )
+    if params.mode != "none" and params.views is not None and params.views > store.num_views:
+        raise StaleStoreError(
+            f"{store.path} holds {store.num_views} augmented views, asked for {params.views}. "
+            f"Use --views {store.num_views} or fewer, or make a store with more."
+        )
+    # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
+    default = None if params.mode == "none" else store.num_views
+    return _Views(stored.name, stored.seed, default if params.views is None else params.views)
+
+
+def _live_teacher(params: TrainStudent, train: Dataset) -> Model:
+    assert params.teacher is not None
+    return load_model(params.teacher, train, weights=params.weights, mean=params.mean, std=params.std)
+
+
+def _same_teacher(store: LogitStore, teacher: Model) -> None:
+    cached = store.manifest.fingerprint.teacher
+    if cached.digest != teacher.digest:
+        raise StaleStoreError(
+            f"{store.path} was written by {cached.name}@{cached.digest[:8]}, the live teacher is "
+            f"{teacher.name}@{teacher.digest[:8]}. Pass the same --teacher and --weights, or leave --store out."
+        )
+
+
+def _live_targets(
+    teacher: Model, student: Model, train: Dataset, *, views: _Views, params: TrainStudent
+) -> LiveTargets:
+    device = models.resolve_device(params.device)
+    geometry = Geometry.of(teacher.preset)
+    renderer = None
+    if geometry != Geometry.of(student.preset):
+        renderer = Renderer(train, views.recipe, seed=views.seed, geometry=geometry, device=device)
+    return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
+
+
+def _distillation(params: TrainStudent, targets: CachedTargets | LiveTargets) -> Distillation:
+    return Distillation(
+        targets=targets,
+        loss=make(params.loss, temperature=params.temperature),
+        kd_weight=params.kd_weight,
+        ce_weight=params.ce_weight,
+    )
+
+
+def _lineage(store: LogitStore | None, teacher: Model | None) -> dict[str, Any]:
+    lineage: dict[str, Any] = {"store": None, "teacher": None}
+    if store is not None:
+        cached = store.manifest.fingerprint.teacher
+        lineage["store"] = {"path": str(store.path), "digest": store.digest}
+        lineage["teacher"] = {"name": cached.name, "digest": cached.digest}
+    if teacher is not None:
+        lineage["teacher"] = {"name": teacher.name, "digest": teacher.digest}
+    return lineage

@@ -1,0 +1,25 @@
+"""Stage `train-teacher`: train a teacher on hard labels, for when there is none yet."""
+
+from __future__ import annotations
+
+from kdpipe.student import RunDirectory
+from stages.params import TrainTeacher
+from stages.sources import load_model, load_split
+from stages.training import fit
+
+
+def run(params: TrainTeacher) -> None:
+    """Train ``params.model`` and leave its run directory at ``params.out``."""
+    train, test = load_split(params, "train"), load_split(params, "test")
+    model = load_model(params.model, train, size=params.input_size, seed=params.seed)
+    fit(
+        model,
+        train,
+        test,
+        params=params,
+        stage="train-teacher",
+        recipe=params.recipe or "crop-flip",
+        recipe_seed=params.recipe_seed or 0,
+        views=params.views,
+        run=RunDirectory(params.out),
+    )

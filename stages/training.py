@@ -1,0 +1,108 @@
+"""What the two training stages share: one run from a model and its data to the files it leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdpipe import models
+from kdpipe.dataset import Dataset
+from kdpipe.models import Model
+from kdpipe.student import Distillation, RunDirectory, Schedule, predict, train
+from kdpipe.student.accuracy import accuracy
+from kdpipe.views import Geometry, Recipe, Renderer
+from stages.console import progress, say
+from stages.params import TrainStudent, TrainTeacher
+from stages.provenance import git_revision, versions
+
+
+def fit(
+    model: Model,
+    train_set: Dataset,
+    test_set: Dataset,
+    *,
+    params: TrainTeacher | TrainStudent,
+    stage: str,
+    recipe: str,
+    recipe_seed: int,
+    views: int | None,
+    run: RunDirectory,
+    distillation: Distillation | None = None,
+    lineage: dict[str, Any] | None = None,
+) -> None:
+    """Train ``model`` in place, test it once at the end, and write the run directory."""
+    device = models.resolve_device(params.device)
+    geometry = Geometry.of(model.preset)
+    parsed = Recipe.parse(recipe)
+    views = views if parsed.augments else 0
+    renderer = Renderer(train_set, parsed, seed=recipe_seed, geometry=geometry, device=device)
+    record = {
+        "format": 1,
+        "stage": stage,
+        "model": model.name,
+        "distill": params.mode if isinstance(params, TrainStudent) else "none",
+        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
+        "num_parameters": model.parameters,
+        "preset": model.preset.describe(),
+        "preset_source": model.preset_source,
+        "classes": list(train_set.classes),
+        "recipe": {"name": str(parsed), "version": parsed.version, "seed": recipe_seed},
+        "views": views,
+        "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed},
+        "parameters": params.model_dump(mode="json"),
+        "lineage": {
+            "dataset": {
+                "spec": params.data,
+                "name": train_set.name,
+                "train": train_set.fingerprint,
+                "test": test_set.fingerprint,
+            },
+            **(lineage or {}),
+        },
+        "device": str(device),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+    run.start(record, resume=params.resume)
+    say(f"Training {model.name} ({model.parameters:,} parameters) on {len(train_set):,} samples, {device}.")
+    cost = train(
+        model.module.to(device),
+        renderer,
+        preset=model.preset,
+        schedule=Schedule(
+            epochs=params.epochs,
+            batch_size=params.batch_size,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            warmup_epochs=params.warmup_epochs,
+            data_seed=params.data_seed,
+            views=views,
+        ),
+        distillation=distillation,
+        run=run,
+        resume=params.resume,
+        progress=progress,
+        on_epoch=lambda row: say(_line(row, params.epochs)),
+    )
+    tester = Renderer(test_set, "none", seed=0, geometry=geometry, device=device)
+    scores = accuracy(predict(model.module, tester, preset=model.preset, progress=progress), test_set.labels)
+    models.save_weights(
+        run.weights, model.module, architecture=model.name, preset=model.preset, classes=train_set.classes
+    )
+    run.write_metrics(
+        {
+            "test": {"top1": scores.top1, "top5": scores.top5, "loss": scores.loss},
+            "epochs": params.epochs,
+            "seconds": cost.seconds,
+            "images_per_second": cost.images_per_second,
+        }
+    )
+    shown = "n/a (no labels)" if scores.top1 is None else f"{scores.top1:.2%}"
+    say(f"{run.path}: test top-1 {shown} after {params.epochs} epochs, {cost.seconds:.1f} s.")
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce") if name in row)
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}: {terms}, train top-1 {row['train_top1']:.2%}, "
+        f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
+    )

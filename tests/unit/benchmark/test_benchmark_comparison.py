@@ -1,0 +1,131 @@
+"""Gaps, the Pareto front and the recommendation."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdpipe.benchmark import (
+    BenchmarkResult,
+    Latency,
+    StudentResult,
+    compare,
+    gap_recovered,
+    pareto_front,
+    recommend,
+)
+from kdpipe.errors import RunError
+
+COORDINATES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
+
+
+def _student(name: str, *, top1: float | None, ms: float | None = None, **other: Any) -> StudentResult:
+    timed = {} if ms is None else {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")}
+    values: dict[str, Any] = {
+        "path": Path(name), "architecture": "resnet8", "distill": "cache", "loss": "kd", "seed": 0,
+        "top5": None, "loss_value": None, "parameters": 10, "file_bytes": 40, "latencies": timed,
+    }  # fmt: skip
+    return StudentResult(name=name, top1=top1, **values | other)
+
+
+def _result(*students: StudentResult) -> BenchmarkResult:
+    return BenchmarkResult(dataset="d", samples=1, students=students, machine={}, created="2025-01-01")
+
+
+def test_gap_recovered() -> None:
+    assert gap_recovered(0.8, baseline=0.7, teacher=0.9) == pytest.approx(0.5)
+    assert gap_recovered(0.6, baseline=0.7, teacher=0.9) == pytest.approx(-0.5)
+    assert gap_recovered(0.9, baseline=0.5, teacher=0.75) == pytest.approx(1.6)
+
+
+@pytest.mark.parametrize(
+    ("student", "baseline", "teacher"),
+    [
+        (0.8, None, 0.9), (0.8, 0.7, None), (None, 0.7, 0.9),
+        (0.8, 0.9, 0.9), (0.8, 0.95, 0.9), (0.8, 0.7, math.nan),
+    ],
+)  # fmt: skip
+def test_an_undefined_gap_is_none(
+    student: float | None, baseline: float | None, teacher: float | None
+) -> None:
+    assert gap_recovered(student, baseline=baseline, teacher=teacher) is None
+
+
+@given(st.lists(st.tuples(COORDINATES, COORDINATES), max_size=12))
+@settings(max_examples=300, deadline=None)
+def test_front_by_brute_force(points: list[tuple[float, float]]) -> None:
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a[0] >= b[0] and a[1] <= b[1] and (a[0] > b[0] or a[1] < b[1])
+
+    known = [point for point in points if not any(map(math.isnan, point))]
+    expected = [not any(map(math.isnan, p)) and not any(beats(q, p) for q in known) for p in points]
+    assert pareto_front(points) == expected
+
+
+def test_compare_pairs_by_architecture_and_averages_the_baselines() -> None:
+    students = compare(
+        [
+            _student("distilled", top1=0.85, ms=1.0),
+            _student("labels-0", top1=0.79, ms=1.1, distill="none"),
+            _student("labels-1", top1=0.81, ms=1.2, distill="none"),
+            _student("other", top1=0.95, ms=3.0, architecture="resnet20"),
+            _student("untimed", top1=0.99, distill="live"),
+        ],
+        teacher_top1=0.9,
+    )
+    assert [student.gap_recovered for student in students] == pytest.approx([0.5, None, None, None, 1.9])
+    assert [student.on_front for student in students] == [True, False, False, True, False]
+
+
+def test_compare_without_a_teacher_leaves_the_gap_undefined() -> None:
+    students = [_student("a", top1=0.8), _student("b", top1=0.7, distill="none")]
+    assert [student.gap_recovered for student in compare(students, teacher_top1=None)] == [None, None]
+
+
+def test_recommends_the_fastest_within_half_a_point() -> None:
+    chosen, reason = recommend(
+        _result(
+            _student("best", top1=0.900, ms=9.0),
+            _student("edge", top1=0.895, ms=2.0),
+            _student("near", top1=0.899, ms=4.0),
+            _student("fast", top1=0.8949, ms=1.0),
+        )
+    )
+    assert chosen == "edge"
+    assert reason == (
+        "edge reaches 89.50% top-1 at 2 ms per image (batch size 1, median): the fastest within "
+        "0.5 percentage points of the best student, best (90.00% at 9 ms)."
+    )
+
+
+def test_recommends_the_best_when_nothing_near_is_faster() -> None:
+    chosen, reason = recommend(_result(_student("a", top1=0.5, ms=0.1), _student("b", top1=0.9, ms=2.5)))
+    assert chosen == "b"
+    assert "b reaches 90.00% top-1 at 2.5 ms" in reason
+    assert "no faster one" in reason
+
+
+def test_equal_speed_goes_to_accuracy_then_name() -> None:
+    students = [_student(name, top1=top1, ms=1.0) for name, top1 in [("c", 0.9), ("b", 0.9), ("a", 0.899)]]
+    assert recommend(_result(*students)).name == "b"
+
+
+def test_recommends_with_figures_missing() -> None:
+    assert recommend(_result(_student("a", top1=0.90), _student("b", top1=0.897, ms=3.0))).name == "b"
+    untimed = recommend(_result(_student("a", top1=0.899), _student("b", top1=0.9)))
+    assert untimed.name == "b"
+    assert "not measured" in untimed.reason
+    unlabelled = recommend(_result(_student("a", top1=None, ms=2.0), _student("b", top1=None, ms=1.0)))
+    assert unlabelled.name == "b"
+    assert "No student has a known top-1" in unlabelled.reason
+    assert recommend(_result(_student("b", top1=None), _student("a", top1=None))).name == "a"
+
+
+def test_a_benchmark_needs_students_with_names_of_their_own() -> None:
+    with pytest.raises(RunError, match="at least one"):
+        _result()
+    with pytest.raises(RunError, match="called 'a'"):
+        _result(_student("a", top1=0.5), _student("a", top1=0.6))

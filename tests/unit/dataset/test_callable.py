@@ -1,0 +1,160 @@
+"""Datasets that a user's own function returns."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe.dataset import Dataset, load
+from kdpipe.errors import DatasetError
+
+HEAD = """
+import numpy as np
+import torch
+from PIL import Image
+
+class Data(list):
+    classes = ["no", "yes"]
+
+def tensor(level, shape=(3, 4, 5)):
+    return torch.full(shape, level, dtype=torch.uint8)
+"""
+
+Run = Callable[..., Dataset]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Write ``mine/data.py`` with a function ``build``, and load it from its directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write_and_load(body: str, spec: str = "mine.data:build", **options: object) -> Dataset:
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine/__init__.py").touch()
+        (tmp_path / "mine/data.py").write_text(HEAD + body)
+        return load(spec, "train", **options)  # type: ignore[arg-type]
+
+    yield write_and_load
+    for name in ("mine", "mine.data"):
+        sys.modules.pop(name, None)
+
+
+def test_pictures_of_all_kinds(run: Run) -> None:
+    found = run("""
+def build(split):
+    assert split == "train"
+    return Data([
+        (tensor(1), 0), (tensor(2, (4, 5, 3)), 1), (tensor(3, (4, 5)), -1),
+        (tensor(4, (1, 4, 5)), torch.tensor(1)),
+        (Image.new("L", (5, 4), 5), np.int64(0)), (np.full((4, 5, 3), 6, dtype=np.uint8), 1),
+    ])
+""")
+    assert found.image_size == (4, 5)
+    assert [image.unique().tolist() for image in found.images(range(6))] == [[1], [2], [3], [4], [5], [6]]
+    assert found.labels.tolist() == [0, 1, -1, 1, 0, 1]
+    assert found.classes == ("no", "yes")
+    assert found.keys[2] == "mine.data:build/train/2"
+
+
+def test_keys_and_targets_are_used(run: Run) -> None:
+    found = run(
+        """
+class Lazy:
+    classes = ("no", "yes")
+    keys = [f"patient-{index}" for index in range(50)]
+    targets = [index % 2 for index in range(50)]
+    read = []
+    def __len__(self): return 50
+    def __getitem__(self, index):
+        self.read.append(index)
+        return tensor(index), index % 2
+def build(split): return Lazy()
+""",
+        limit=4,
+    )
+    assert all(key.startswith("patient-") for key in found.keys)
+    assert sorted(found.labels.tolist()) == [0, 0, 1, 1]
+    assert len(set(sys.modules["mine.data"].Lazy.read)) == 4
+
+
+def test_workers_call_the_function_again(run: Run) -> None:
+    found = run("def build(split): return Data((tensor(i), i % 2) for i in range(9))", loading="stream")
+    packed = pickle.dumps(found)
+    assert len(packed) < 5_000
+    assert torch.equal(pickle.loads(packed).image(7), found.image(7))
+
+
+def test_items_that_change_are_noticed(run: Run) -> None:
+    body = """
+class Random(Data):
+    count = 0
+    def __getitem__(self, index):
+        Random.count += 1
+        return tensor(Random.count), 0
+def build(split): return Random([1, 2])
+"""
+    with pytest.raises(DatasetError, match="gave other pixels than before"):
+        run(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def build(split): return 3", "returned a int, expected a sequence"),
+        ("def build(split): return [(tensor(1), 0)]", "has no 'classes'"),
+        ("def build(split): return Data()", "returned no samples"),
+        ("def build(split): return Data([tensor(1)])", r"\[0\] is a Tensor, expected a pair"),
+        ("def build(split): return Data([(tensor(1), 0, 0)])", r"\[0\] is 3 values, expected a pair"),
+        (
+            "def build(split): return Data([('a.png', 0)])",
+            r"\[0\] cannot be used: it is a str, expected a PIL",
+        ),
+        ("def build(split): return Data([(tensor(1).float(), 0)])", "pixels are float32, expected uint8"),
+        ("def build(split): return Data([(tensor(1, (2, 4, 5)), 0)])", r"shape \(2, 4, 5\), expected"),
+        ("def build(split): return Data([(tensor(1, (3, 0, 5)), 0)])", "at least one pixel"),
+        ("def build(split): return Data([(tensor(1), 'yes')])", "label is 'yes', expected an integer"),
+        ("def build(split): return Data([(tensor(1), 0.5)])", "label is 0.5, expected an integer"),
+        (
+            "def build(split): return Data([(tensor(1), 0), (tensor(1), 2)])",
+            r"\[1\] has the label 2, expected 0..1",
+        ),
+        ("def build(split): return Data([(tensor(1), -2)])", r"\[0\] has the label -2"),
+        ("def build(split): raise KeyError('lost')", "raised KeyError: 'lost'"),
+        ("def built(split): return 3", "has no function 'build'; did you mean 'built'"),
+        ("import notthere_at_all", "importing mine.data failed: No module named 'notthere_at_all'"),
+        ("1 / 0", "importing mine.data raised ZeroDivisionError"),
+        (
+            "Data.classes = ['a', 'a']\ndef build(split): return Data([(tensor(1), 0)])",
+            "must be different names",
+        ),
+        (
+            "Data.classes = 'ab'\ndef build(split): return Data([(tensor(1), 0)])",
+            "expected a sequence of strings",
+        ),
+        (
+            "Data.keys = ['k']\ndef build(split): return Data([(tensor(1), 0)] * 2)",
+            "has 1 keys for 2 samples",
+        ),
+        (
+            "Data.keys = ['k', 'k']\ndef build(split): return Data([(tensor(1), 0)] * 2)",
+            "two samples have the key",
+        ),
+        ("Data.targets = [0]\ndef build(split): return Data([(tensor(1), 0)] * 2)", "expected 2 integers"),
+    ],
+)
+def test_what_a_function_may_not_return(run: Run, body: str, expected: str) -> None:
+    with pytest.raises(DatasetError, match=expected) as caught:
+        run(body)
+    assert "\n" not in str(caught.value)
+    assert "mine.data" in str(caught.value) or "key" in str(caught.value)
+
+
+def test_a_module_that_is_not_there(run: Run) -> None:
+    with pytest.raises(DatasetError, match=r"there is no module 'mine\.dat'"):
+        run("", spec="mine.dat:build")

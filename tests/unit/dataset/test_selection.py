@@ -1,0 +1,117 @@
+"""Subsets, limits and statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kdpipe.dataset import load, sample_id, statistics
+from kdpipe.dataset.identity import balanced_rows, sample_ids
+from kdpipe.errors import DatasetError
+
+from .conftest import MakeFolder
+
+
+def test_a_subset_keeps_who_its_samples_are(make_folder: MakeFolder) -> None:
+    found = load(f"folder:{make_folder()}", "train")
+    part = found.subset([4, 1])
+    assert part.keys == (found.keys[4], found.keys[1])
+    np.testing.assert_array_equal(part.sample_ids, found.sample_ids[[4, 1]])
+    np.testing.assert_array_equal(part.content_digests, found.content_digests[[4, 1]])
+    np.testing.assert_array_equal(part.labels, found.labels[[4, 1]])
+    assert part.fingerprint not in (found.fingerprint, found.subset([1, 4]).fingerprint)
+    assert torch.equal(part.pixels, found.pixels[[4, 1]])  # type: ignore[arg-type,index]
+    assert torch.equal(part.subset([1]).image(0), found.image(1))
+
+
+def test_a_contiguous_subset_shares_the_map(make_folder: MakeFolder) -> None:
+    found = load(f"folder:{make_folder()}", "train")
+    part = found.subset(range(2, 5))
+    assert part.pixels.data_ptr() == found.pixels[2].data_ptr()  # type: ignore[union-attr,index]
+    assert part.pixels.shape == (3, 3, 12, 10)  # type: ignore[union-attr]
+    assert found.subset(range(6)).fingerprint == found.fingerprint
+
+
+def test_a_subset_of_nothing_or_of_repeats_is_refused(make_folder: MakeFolder) -> None:
+    found = load(f"folder:{make_folder()}", "train")
+    with pytest.raises(DatasetError, match="at least one index"):
+        found.subset([])
+    with pytest.raises(DatasetError, match="two samples have the key"):
+        found.subset([1, 1])
+    with pytest.raises(IndexError):
+        found.subset([6])
+    with pytest.raises(IndexError):
+        found.image(6)
+
+
+def test_a_limit_takes_ranks_then_classes_in_dataset_order() -> None:
+    keys = [f"k/{index}" for index in range(60)]
+    labels = np.array([index % 4 - 1 for index in range(60)], dtype=np.int32)
+    ids = sample_ids(keys)
+    ranked = {
+        label: sorted(np.flatnonzero(labels == label), key=lambda row: sample_id(keys[row]))
+        for label in range(-1, 3)
+    }
+    wanted = [ranked[label][rank] for rank in range(15) for label in range(-1, 3)]
+    for limit in (1, 2, 3, 4, 7, 33, 59):
+        assert balanced_rows(ids, labels, limit=limit).tolist() == sorted(wanted[:limit])
+    for generous in (60, 1000, None):
+        assert balanced_rows(ids, labels, limit=generous).tolist() == list(range(60))
+
+
+def test_a_limit_is_filled_from_larger_classes() -> None:
+    labels = np.array([0] * 2 + [1] * 20, dtype=np.int32)
+    rows = balanced_rows(sample_ids([str(index) for index in range(22)]), labels, limit=10)
+    assert np.bincount(labels[rows]).tolist() == [2, 8]
+
+
+def test_a_limit_is_stable_and_nested(make_folder: MakeFolder) -> None:
+    spec = f"folder:{make_folder(count=8)}"
+    whole = load(spec, "train")
+    four, six = load(spec, "train", 4), load(spec, "train", 6)
+    assert np.bincount(four.labels).tolist() == [2, 2]
+    assert set(four.keys) < set(six.keys) < set(whole.keys)
+    rows = [whole.keys.index(key) for key in six.keys]
+    assert rows == sorted(rows)
+    assert whole.subset(rows).fingerprint == six.fingerprint == load(spec, "train", 6).fingerprint
+    assert torch.equal(six.pixels, whole.pixels[rows])  # type: ignore[arg-type,index]
+    assert load(spec, "train", 99).fingerprint == whole.fingerprint
+
+
+def test_statistics_are_those_of_all_pixels(make_folder: MakeFolder) -> None:
+    found = load(f"folder:{make_folder()}", "train")
+    mean, deviation = found.statistics()
+    levels = found.pixels.double().transpose(0, 1).flatten(1) / 255  # type: ignore[union-attr]
+    assert mean == pytest.approx(levels.mean(1).tolist(), abs=5.1e-5)
+    assert deviation == pytest.approx(levels.std(1, correction=0).tolist(), abs=5.1e-5)
+    assert all(round(value, 4) == value for value in (*mean, *deviation))
+
+
+def test_statistics_of_one_colour_have_no_zero_deviation(tmp_path: Path) -> None:
+    folder = tmp_path / "plain/train/it"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (4, 4), (255, 0, 51)).save(folder / "a.png")
+    mean, deviation = load(f"folder:{tmp_path}/plain", "train").statistics()
+    assert mean == (1.0, 0.0, 0.2)
+    assert min(deviation) > 0
+
+
+def test_statistics_of_many_samples_use_a_fixed_part(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = load(f"folder:{make_folder(count=10)}", "train")
+    monkeypatch.setattr(statistics, "SAMPLES", 5)
+    lowest = sorted(range(20), key=lambda row: found.sample_ids[row].tobytes())[:5]
+    part = found.subset(lowest)
+    assert found.statistics() == part.statistics()
+    assert found.subset(range(19, -1, -1)).statistics() == part.statistics()
+
+
+def test_a_folder_called_like_a_published_set_has_its_own_statistics(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    root = root.rename(root.with_name("cifar10"))
+    assert load(f"folder:{root}", "train").statistics() != statistics.PUBLISHED["cifar10"]

@@ -1,0 +1,233 @@
+"""Every file of a report: what it says, what it never says, and that it stands alone."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from kdpipe.benchmark import (
+    BenchmarkResult,
+    Latency,
+    StoreIdentity,
+    StudentResult,
+    TeacherResult,
+    compare,
+    recommend,
+)
+from kdpipe.report import table, write
+
+EVIL = '<script>alert("1")</script>&$x^[bold]_\n你'
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+def _timed(batch: int, ms: float) -> Latency:
+    return Latency(ms, 1.5 * ms, 2 * ms, batch / ms * 1e3, batch, 50, "cpu")
+
+
+def _student(name: str, *, top1: float | None, ms: float, **other: object) -> StudentResult:
+    plain = StudentResult(
+        name=name,
+        path=Path("runs") / name.replace("/", "-"),
+        architecture="resnet8",
+        distill="cache",
+        loss="kd",
+        seed=3,
+        top1=top1,
+        top5=0.99,
+        loss_value=0.25,
+        parameters=78_000,
+        file_bytes=320_000,
+        latencies={1: _timed(1, ms), 64: _timed(64, 30 * ms)},
+        agreement=0.875,
+    )
+    return replace(plain, **other)
+
+
+@pytest.fixture
+def result() -> BenchmarkResult:
+    students = [
+        _student("distilled", top1=0.85, ms=1.0),
+        _student("labels", top1=0.80, ms=1.1, distill="none", agreement=None),
+        _student("far", top1=0.89, ms=40.0, architecture="resnet110", distill="live", loss_value=math.inf),
+        _student("unlabelled", top1=None, ms=2.0, top5=None, loss_value=math.nan, latencies={}),
+    ]
+    return BenchmarkResult(
+        dataset="cifar10",
+        samples=10_000,
+        students=compare(students, teacher_top1=0.9),
+        machine={"processor": "Some <CPU>", "memory_bytes": 16_000_000_000, "gpu": None},
+        created="2025-05-01T12:00:00+00:00",
+        teacher=TeacherResult("resnet56", 0.9, 0.999),
+        store=StoreIdentity("data/logits.zarr", "b3f0" * 8),
+    )
+
+
+@pytest.fixture
+def bare() -> BenchmarkResult:
+    """A benchmark in which every text is hostile and nothing that may be missing is there."""
+    student = _student(EVIL, top1=None, ms=1.0, architecture=EVIL, loss=EVIL, latencies={}, agreement=None)
+    return BenchmarkResult(
+        dataset=EVIL,
+        samples=1,
+        students=(student, replace(student, name="_" + "long" * 50)),
+        machine={EVIL: EVIL},
+        created=EVIL,
+        teacher=TeacherResult(EVIL, None, None),
+        store=StoreIdentity(EVIL, EVIL),
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def _parse(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    return page
+
+
+def _refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+def test_metrics_are_strict_json(result: BenchmarkResult, tmp_path: Path) -> None:
+    text = write(result, tmp_path)["metrics.json"].read_text()
+    read = json.loads(text, parse_constant=_refuse_constant)
+    assert read["recommended"] == "far"
+    assert read["teacher"] == {"name": "resnet56", "top1": 0.9, "top5": 0.999}
+    assert read["store"]["digest"] == "b3f0" * 8
+    distilled = read["students"]["distilled"]
+    assert distilled["gap_recovered"] == pytest.approx(0.5)
+    assert distilled["latency_ms"]["batch1"] == {"p50": 1.0, "p95": 1.5, "p99": 2.0}
+    assert distilled["images_per_second"]["batch64"] == pytest.approx(64 / 0.03)
+    assert read["students"]["labels"]["gap_recovered"] is None
+    assert read["students"]["far"]["cross_entropy"] is None
+    assert read["students"]["unlabelled"]["top1"] is None
+
+
+def test_csv_has_one_row_per_student(result: BenchmarkResult, tmp_path: Path) -> None:
+    with write(result, tmp_path)["results.csv"].open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["distilled", "labels", "far", "unlabelled"]
+    assert float(rows["distilled"]["top1"]) == 0.85
+    assert rows["labels"]["gap_recovered"] == rows["far"]["cross_entropy"] == "n/a"
+    assert rows["unlabelled"]["batch64_p50_ms"] == rows["unlabelled"]["cross_entropy"] == "n/a"
+    assert [row["recommended"] for row in rows.values()] == ["False", "False", "True", "False"]
+    assert not any(value == "" for row in rows.values() for value in row.values())
+
+
+def test_page_stands_alone_and_says_everything(result: BenchmarkResult, tmp_path: Path) -> None:
+    histories = {"distilled": [{"epoch": 0, "loss": 2.0, "top1": 0.1}, {"epoch": 1, "loss": math.nan}]}
+    page = _parse(write(result, tmp_path, histories=histories)["report.html"])
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    sources = [value for name, value in page.attributes if name in {"src", "href", "srcset", "action"}]
+    assert len(sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    assert "url(" not in page.text
+    assert "@import" not in page.text
+    name, reason = recommend(result)
+    assert page.text.index(f"Ship {name}") < page.text.index(reason) < page.text.index("Students")
+    for expected in (
+        "50.00",
+        "87.50",
+        "n/a",
+        "Some <CPU>",
+        "b3f0" * 8,
+        "16.0 GB",
+        "Gap recovered",
+        "cifar10",
+    ):
+        assert expected in page.text
+
+
+def test_hostile_texts_stay_texts(bare: BenchmarkResult, tmp_path: Path) -> None:
+    paths = write(bare, tmp_path, histories={EVIL: [{EVIL: 1.0}], "_hidden": [{EVIL: 2.0}]})
+    page = _parse(paths["report.html"])
+    assert "script" not in page.tags
+    assert EVIL in page.text
+    assert list(json.loads(paths["metrics.json"].read_text())["students"]) == [s.name for s in bare.students]
+    assert "[bold]" in paths["summary.txt"].read_text()
+
+
+def test_picture_is_a_png_with_something_on_it(result: BenchmarkResult, tmp_path: Path) -> None:
+    pixels = np.asarray(Image.open(write(result, tmp_path)["pareto.png"]).convert("RGB"))
+    assert pixels.shape == (800, 1280, 3)
+    for colour in [(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x7A, 0x7A, 0x7A)]:
+        assert (pixels == colour).all(axis=-1).sum() > 50
+
+
+def test_equal_results_give_equal_files(result: BenchmarkResult, tmp_path: Path) -> None:
+    first = {name: path.read_bytes() for name, path in write(result, tmp_path).items()}
+    assert first == {name: path.read_bytes() for name, path in write(result, tmp_path).items()}
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(first)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_crowds_and_single_students_are_drawn(count: int, tmp_path: Path) -> None:
+    students = [_student(f"student-{i}", top1=0.5 + 0.001 * (i % 7), ms=1.0) for i in range(count)]
+    crowd = BenchmarkResult(
+        dataset="d", samples=5, students=compare(students, teacher_top1=None), machine={}, created="now"
+    )
+    paths = write(crowd, tmp_path)
+    assert json.loads(paths["metrics.json"].read_text())["teacher"] is None
+    assert _parse(paths["report.html"]).text.count("student-0") >= 2
+
+
+def test_summary_is_plain_text(
+    result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    text = write(result, tmp_path)["summary.txt"].read_text()
+    assert "\x1b" not in text
+    assert "* far" in text
+    assert recommend(result).reason in text
+    assert str(tmp_path / "report.html") in text
+
+
+def test_table_lists_students_and_teacher(result: BenchmarkResult) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    with console.capture() as capture:
+        console.print(table(result))
+    text = capture.get()
+    for expected in ("distilled", "* far", "resnet56", "85.00", "n/a", "78.0 k", "320 kB", "2,133"):
+        assert expected in text
+
+
+def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_path: Path) -> None:
+    body = write(result, tmp_path)["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
+    counts = [row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]]
+    assert counts == [18] * 5
