@@ -65,7 +65,8 @@ def run(params: Benchmark) -> None:
     written = report.write(
         result, params.out, histories={name: directory.history() for name, directory in runs.items()}
     )
-    Console().print(report.table(result))
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
     say(f"Report: {written['report.html']}")
 
 
@@ -126,7 +127,11 @@ def _measure(
         file_bytes=directory.weights.stat().st_size,
         latencies={
             batch: latency(
-                module, size=model.preset.size, device=device, batch_size=batch, repeats=params.latency_repeats
+                module,
+                size=model.preset.size,
+                device=device,
+                batch_size=batch,
+                repeats=params.latency_repeats,
             )
             for batch in BATCH_SIZES
         },

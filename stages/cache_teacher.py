@@ -47,7 +47,12 @@ def run(params: CacheTeacher) -> None:
         if builder.sealed:
             say(f"{params.out} is sealed and holds exactly this: nothing to do.")
         else:
-            _fill(builder, datasets, params=params, forward=Forward(model, device=device, precision=params.precision))
+            _fill(
+                builder,
+                datasets,
+                params=params,
+                forward=Forward(model, device=device, precision=params.precision),
+            )
     _report(params)
 
 

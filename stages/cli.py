@@ -67,7 +67,8 @@ def _stage_command(name: str, model: type[StageParams], example: str) -> Callabl
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
             annotation=Annotated[
-                Path | None, typer.Option(help=f"YAML file whose section '{section}' gives parameters; flags win.")
+                Path | None,
+                typer.Option(help=f"YAML file whose section '{section}' gives parameters; flags win."),
             ],
         )
     ]
@@ -92,7 +93,10 @@ def _option(key: str, field: Any) -> inspect.Parameter:
     elif get_origin(field.annotation) is tuple and get_args(field.annotation)[-1] is Ellipsis:
         kind, default = Annotated[list[str] | None, typer.Option(help=text)], None
     else:
-        kind, default = Annotated[str | None, typer.Option(help=text, metavar=_metavar(field.annotation))], None
+        kind, default = (
+            Annotated[str | None, typer.Option(help=text, metavar=_metavar(field.annotation))],
+            None,
+        )
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
@@ -215,9 +219,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except usage_error as error:
         _fail(error.format_message() + " See --help.", 1)  # type: ignore[attr-defined]
     except _Terminated:
-        _fail("terminated; finished shards and epochs are kept, the same command (with --resume to train) goes on.", 143)
+        _fail(
+            "terminated; finished shards and epochs are kept, the same command (with --resume to train) goes on.",
+            143,
+        )
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; finished shards and epochs are kept, the same command (with --resume to train) goes on.", 130)
+        _fail(
+            "interrupted; finished shards and epochs are kept, the same command (with --resume to train) goes on.",
+            130,
+        )
     sys.exit(code or 0)
 
 

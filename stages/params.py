@@ -60,7 +60,8 @@ class _Training(StageParams):
     )
     recipe: str | None = Field(None, description="View recipe: none or crop-flip (default).")
     views: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Views to cycle through: all of the store's, or a new one each epoch where there is none."
+        None,
+        description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
     resume: bool = Field(False, description="Continue the run in --out from its last finished epoch.")

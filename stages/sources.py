@@ -8,6 +8,7 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
+from kdpipe.errors import ModelError
 from kdpipe.models import Model
 from stages.console import progress
 from stages.params import StageParams
@@ -16,9 +17,7 @@ from stages.params import StageParams
 def load_split(params: StageParams, split: str) -> Dataset:
     """Load one split of the stage's dataset, limited as asked."""
     limit = params.limit_train if split == "train" else params.limit_test
-    return dataset.load(
-        params.data, split, limit, download=params.download, loading=params.loading, progress=progress
-    )
+    return dataset.load(params.data, split, limit, download=params.download, loading=params.loading, progress=progress)
 
 
 def load_model(
@@ -49,7 +48,7 @@ def load_model(
         fallback_size=side,
     )
     if model.classes is not None and model.classes != train.classes and _named_alike(model.classes, train.classes):
-        raise models.ModelError(
+        raise ModelError(
             f"{weights} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … against "
             f"{', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
         )

@@ -22,4 +22,4 @@ class Progress(Protocol):
 @contextmanager
 def silent(what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:  # noqa: ARG001
     """Report nothing."""
-    yield lambda done: None
+    yield lambda _done: None

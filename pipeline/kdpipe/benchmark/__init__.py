@@ -5,7 +5,6 @@ Everything here works on arrays, modules and plain values; reading runs and stor
 
 from __future__ import annotations
 
-from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 from kdpipe.benchmark.comparison import (
     BenchmarkResult,
     Distill,
@@ -20,6 +19,7 @@ from kdpipe.benchmark.comparison import (
 )
 from kdpipe.benchmark.latency import Latency, latency
 from kdpipe.benchmark.machine import machine
+from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 
 __all__ = [
     "Accuracy",

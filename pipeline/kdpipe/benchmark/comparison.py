@@ -98,14 +98,10 @@ class BenchmarkResult:
         """Refuse results that cannot be told apart by name."""
         names = [student.name for student in self.students]
         if not names:
-            raise RunError(
-                "a benchmark needs at least one student run, got none. Train one with train-student."
-            )
+            raise RunError("a benchmark needs at least one student run, got none. Train one with train-student.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise RunError(
-                f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one."
-            )
+            raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
 
 
 class Recommendation(NamedTuple):
@@ -163,9 +159,7 @@ def compare(students: Sequence[StudentResult], *, teacher_top1: float | None) ->
         baselines = [
             other.top1
             for other in students
-            if other.distill == "none"
-            and other.architecture == student.architecture
-            and other.top1 is not None
+            if other.distill == "none" and other.architecture == student.architecture and other.top1 is not None
         ]
         recovered = None
         if student.distill != "none" and baselines:
@@ -184,9 +178,7 @@ def recommend(result: BenchmarkResult) -> Recommendation:
     rated = [student for student in result.students if student.top1 is not None]
     if not rated:
         chosen = min(result.students, key=_by_speed)
-        return Recommendation(
-            chosen.name, f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}."
-        )
+        return Recommendation(chosen.name, f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}.")
     best = min(rated, key=lambda student: (-_top1(student), *_by_speed(student)))
     # The small term keeps a student that is exactly half a point behind, which binary fractions can miss.
     close = [student for student in rated if _top1(best) - _top1(student) <= TOLERANCE + 1e-9]

@@ -64,9 +64,7 @@ def latency(
     images = torch.randn(batch_size, 3, size, size, generator=generator).to(device)
     with _evaluating(module), torch.inference_mode():
         _pass_times(module, images, at_least=1, at_most=warmup, max_seconds=max_seconds)
-        times = _pass_times(
-            module, images, at_least=MINIMUM_REPEATS, at_most=repeats, max_seconds=max_seconds
-        )
+        times = _pass_times(module, images, at_least=MINIMUM_REPEATS, at_most=repeats, max_seconds=max_seconds)
     p50, p95, p99 = (float(value) for value in np.percentile(np.asarray(times) / 1e6, [50, 95, 99]))
     return Latency(
         p50_ms=p50,

@@ -76,9 +76,10 @@ def load(
     if loading not in get_args(Loading):
         raise DatasetError(f"loading is '{loading}', expected one of {', '.join(get_args(Loading))}")
     listing = _list(spec, split, download=download, progress=progress)
-    rows = identity.balanced_rows(identity.sample_ids(listing.keys), listing.labels, limit=limit)
+    ids = identity.sample_ids(listing.keys)
+    rows = identity.balanced_rows(ids, listing.labels, limit=limit)
     survey = listing.source.survey(rows, what=f"checking {split}", progress=progress)
-    dataset = _streaming(spec, split, listing=listing, rows=rows, survey=survey)
+    dataset = _streaming(spec, split, listing=listing, ids=ids[rows], rows=rows, survey=survey)
     fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
     if loading == "stream" or (loading == "auto" and not fits):
         return dataset
@@ -95,35 +96,33 @@ def _list(spec: str, split: str, *, download: bool, progress: Progress) -> Listi
     if kind == "folder":
         return list_folder(Path(rest).expanduser(), split)
     if kind in ("cifar10", "cifar100"):
-        return list_published(
-            kind, Path(rest).expanduser(), split=split, download=download, progress=progress
-        )
+        return list_published(kind, Path(rest).expanduser(), split=split, download=download, progress=progress)
     if kind == "torchvision":
         name, _, path = rest.partition(":")
         if not path:
             raise DatasetError(f"dataset '{spec}' lacks a path, expected torchvision:NAME:PATH")
-        return list_published(
-            name, Path(path).expanduser(), split=split, download=download, progress=progress
-        )
+        return list_published(name, Path(path).expanduser(), split=split, download=download, progress=progress)
     if _FUNCTION.fullmatch(spec):
         return list_callable(spec, split, known=_SCHEMES, progress=progress)
-    near = (
-        f"; did you mean 'folder:{spec}'?" if spec and Path(spec).is_dir() else did_you_mean(kind, _SCHEMES)
-    )
+    near = f"; did you mean 'folder:{spec}'?" if spec and Path(spec).is_dir() else did_you_mean(kind, _SCHEMES)
     raise DatasetError(f"unknown dataset '{spec}', expected one of {', '.join(SPECS)}{near}")
 
 
 def _streaming(
-    spec: str, split: str, *, listing: Listing, rows: npt.NDArray[np.int64], survey: Survey
+    spec: str,
+    split: str,
+    *,
+    listing: Listing,
+    ids: npt.NDArray[np.uint8],
+    rows: npt.NDArray[np.int64],
+    survey: Survey,
 ) -> Dataset:
-    keys = tuple(listing.keys[row] for row in rows)
-    ids = identity.sample_ids(keys)
     return Dataset(
         spec=spec,
         name=listing.name,
         split=split,
         classes=listing.classes,
-        keys=keys,
+        keys=tuple(listing.keys[row] for row in rows),
         labels=listing.labels[rows],
         sample_ids=ids,
         content_digests=survey.digests,

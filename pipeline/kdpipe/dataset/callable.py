@@ -32,22 +32,16 @@ def list_callable(spec: str, split: str, *, known: tuple[str, ...], progress: Pr
     where = f"{spec}('{split}')"
     classes = _names(opened, "classes", where)
     if classes is None:
-        raise DatasetError(
-            f"{where} has no 'classes'; set it to the list of class names, in the order of the labels"
-        )
+        raise DatasetError(f"{where} has no 'classes'; set it to the list of class names, in the order of the labels")
     if not classes or len(set(classes)) != len(classes):
-        raise DatasetError(
-            f"{where}.classes must be different names, at least one; found {list(classes)!r:.120}"
-        )
+        raise DatasetError(f"{where}.classes must be different names, at least one; found {list(classes)!r:.120}")
     if len(opened) == 0:
         raise DatasetError(f"{where} returned no samples; expected at least one")
     keys = _names(opened, "keys", where)
     if keys is None:
         keys = tuple(f"{spec}/{split}/{index}" for index in range(len(opened)))
     if len(keys) != len(opened):
-        raise DatasetError(
-            f"{where} has {len(keys)} keys for {len(opened)} samples; give each sample one key"
-        )
+        raise DatasetError(f"{where} has {len(keys)} keys for {len(opened)} samples; give each sample one key")
     source = ItemSource(where, partial(open_callable, spec, split), opened)
     targets = getattr(opened, "targets", None)
     if targets is None:
@@ -56,8 +50,7 @@ def list_callable(spec: str, split: str, *, known: tuple[str, ...], progress: Pr
         numbers = np.asarray(targets)
         if numbers.shape != (len(opened),) or numbers.dtype.kind not in "iu":
             raise DatasetError(
-                f"{where}.targets has shape {numbers.shape} and type {numbers.dtype}, "
-                f"expected {len(opened)} integers"
+                f"{where}.targets has shape {numbers.shape} and type {numbers.dtype}, expected {len(opened)} integers"
             )
         labels = as_labels(numbers.astype(np.int64))
     check_labels(labels, len(classes), where=where)
@@ -91,17 +84,14 @@ def open_callable(spec: str, split: str, known: tuple[str, ...] = ()) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         public = [other for other in dir(module) if not other.startswith("_")]
-        raise DatasetError(
-            f"dataset '{spec}': {module_name} has no function '{name}'{did_you_mean(name, public)}"
-        )
+        raise DatasetError(f"dataset '{spec}': {module_name} has no function '{name}'{did_you_mean(name, public)}")
     try:
         opened = function(split)
     except Exception as error:  # the function is someone else's code
         raise DatasetError(f"{spec}('{split}') raised {type(error).__name__}: {error}") from error
     if not (hasattr(opened, "__len__") and hasattr(opened, "__getitem__")):
         raise DatasetError(
-            f"{spec}('{split}') returned a {type(opened).__name__}, "
-            "expected a sequence of (picture, class index)"
+            f"{spec}('{split}') returned a {type(opened).__name__}, expected a sequence of (picture, class index)"
         )
     return opened
 

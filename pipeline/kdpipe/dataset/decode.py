@@ -27,9 +27,7 @@ _NEEDS_A_PLUGIN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 def image_extensions() -> frozenset[str]:
     """Return the lower-case file extensions, with their dot, that Pillow can read by itself."""
     known = Image.registered_extensions()
-    return frozenset(
-        ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NEEDS_A_PLUGIN
-    )
+    return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NEEDS_A_PLUGIN)
 
 
 @cache

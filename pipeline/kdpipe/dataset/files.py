@@ -87,9 +87,7 @@ class FileSource:
         path = self.paths[row]
         content = _content(path)
         if identity.bytes_digest(content) != digest:
-            raise DatasetError(
-                f"{path} changed after the dataset was loaded; start again to use the new file"
-            )
+            raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
         return decode.decode(content, path)
 
 
@@ -101,9 +99,7 @@ def _content(path: str) -> bytes:
 
 
 def _lost(path: str, error: OSError) -> DatasetError:
-    return DatasetError(
-        f"{path} cannot be read: {error.strerror or error}; restore the file or its permissions"
-    )
+    return DatasetError(f"{path} cannot be read: {error.strerror or error}; restore the file or its permissions")
 
 
 def _settled(entry: bytes, now: int) -> bool:

@@ -33,9 +33,7 @@ def list_folder(root: Path, split: str) -> Listing:
         raise _no_split(root, split)
     classes = _class_folders(folder)
     if not classes:
-        raise DatasetError(
-            f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class"
-        )
+        raise DatasetError(f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class")
     _check_other_split(root, split, folder=folder)
     keys: list[str] = []
     paths: list[str] = []
@@ -101,9 +99,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
             continue
         name = _nfc(child.name)
         if name in found:
-            raise DatasetError(
-                f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one"
-            )
+            raise DatasetError(f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one")
         found[name] = child
     return dict(sorted(found.items()))
 
@@ -115,9 +111,7 @@ def _check_other_split(root: Path, split: str, *, folder: Path) -> None:
     here, there = set(_class_folders(folder)), set(_class_folders(other))
     if here == there:
         return
-    lone = [(folder, name) for name in sorted(here - there)] + [
-        (other, name) for name in sorted(there - here)
-    ]
+    lone = [(folder, name) for name in sorted(here - there)] + [(other, name) for name in sorted(there - here)]
     named = ", ".join(f"'{where.name}/{name}'" for where, name in lone[:6])
     more = f" and {len(lone) - 6} more" if len(lone) > 6 else ""
     raise DatasetError(

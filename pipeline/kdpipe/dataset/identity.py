@@ -28,9 +28,7 @@ def sample_ids(keys: Sequence[str]) -> npt.NDArray[np.uint8]:
     seen: set[str] = set()
     for key in keys:
         if key in seen:
-            raise DatasetError(
-                f"two samples have the key {key!r} (names are compared in Unicode form NFC); rename one"
-            )
+            raise DatasetError(f"two samples have the key {key!r} (names are compared in Unicode form NFC); rename one")
         seen.add(key)
     try:
         joined = b"".join(map(sample_id, keys))

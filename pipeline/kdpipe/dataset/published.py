@@ -103,13 +103,9 @@ def _unusable(name: str, root: Path, *, error: Exception, download: bool) -> Dat
         return DatasetError(f"torchvision's {name} needs another package: {error}; install it")
     reason = str(error).partition("\n")[0]
     if download:
-        return DatasetError(
-            f"{name} could not be downloaded to '{root}': {reason}; check the network and the folder"
-        )
+        return DatasetError(f"{name} could not be downloaded to '{root}': {reason}; check the network and the folder")
     absent = "" if root.exists() else suggest_path(root)
-    return DatasetError(
-        f"{name} is not at '{root}', or damaged there{absent}; correct the path, or add --download"
-    )
+    return DatasetError(f"{name} is not at '{root}', or damaged there{absent}; correct the path, or add --download")
 
 
 def _dataset_root(root: Path) -> Path:

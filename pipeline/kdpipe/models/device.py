@@ -31,7 +31,5 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError(f"unknown device '{name}'{hint} (expected auto, cpu, cuda, cuda:N or mps)")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(match[1] or 0) >= found:
-        raise DeviceError(
-            f"device '{name}' is not available: found {found} CUDA devices; use 'auto' or 'cpu'"
-        )
+        raise DeviceError(f"device '{name}' is not available: found {found} CUDA devices; use 'auto' or 'cpu'")
     return torch.device(name)

@@ -139,9 +139,7 @@ def load_torchvision(architecture: str, weights: str, *, num_classes: int) -> Lo
     if weights not in members:
         published = ", ".join(members) or "none"
         hint = did_you_mean(weights, members)
-        raise ModelError(
-            f"torchvision:{architecture} has no weights '{weights}'{hint} (published: {published})"
-        )
+        raise ModelError(f"torchvision:{architecture} has no weights '{weights}'{hint} (published: {published})")
     chosen = members[weights]
     classes = tuple(chosen.meta["categories"])
     if len(classes) != num_classes:
@@ -150,9 +148,7 @@ def load_torchvision(architecture: str, weights: str, *, num_classes: int) -> Lo
         module = models.get_model(architecture, weights=chosen)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(
-            f"torchvision:{architecture} {chosen.name}: cannot get {chosen.url}: {reason}"
-        ) from error
+        raise ModelError(f"torchvision:{architecture} {chosen.name}: cannot get {chosen.url}: {reason}") from error
     return Loaded(module, (from_torchvision(chosen),), classes)
 
 
@@ -160,9 +156,7 @@ def load_timm(architecture: str, *, num_classes: int) -> Loaded:
     """Load the default published weights of a timm model."""
     timm = registry.import_timm()
     if not timm.is_model(architecture):
-        raise ModelError(
-            f"timm has no model '{architecture}'{did_you_mean(architecture, timm.list_models())}"
-        )
+        raise ModelError(f"timm has no model '{architecture}'{did_you_mean(architecture, timm.list_models())}")
     try:
         module = timm.create_model(architecture, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -188,13 +182,9 @@ def check_output(name: str, module: nn.Module, *, size: int, num_classes: int) -
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"'{name}' returns a {type(output).__name__}, expected one tensor of logits")
     if output.ndim == 2 and output.shape[0] == 2 and output.shape[1] != num_classes:
-        raise ModelError(
-            f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes"
-        )
+        raise ModelError(f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes")
     if tuple(output.shape) != (2, num_classes):
-        raise ModelError(
-            f"'{name}' returns {tuple(output.shape)} for two images, expected {(2, num_classes)}"
-        )
+        raise ModelError(f"'{name}' returns {tuple(output.shape)} for two images, expected {(2, num_classes)}")
 
 
 def identify(name: str, module: nn.Module) -> str:

@@ -152,6 +152,4 @@ def kernel(name: str) -> Interpolation:
             found: Interpolation = known
             return found
     allowed = ", ".join(INTERPOLATIONS)
-    raise ValueError(
-        f"unknown interpolation '{name}'{did_you_mean(name, INTERPOLATIONS)} (expected {allowed})"
-    )
+    raise ValueError(f"unknown interpolation '{name}'{did_you_mean(name, INTERPOLATIONS)} (expected {allowed})")

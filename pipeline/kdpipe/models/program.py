@@ -61,15 +61,9 @@ def input_size(program: torch.export.ExportedProgram, path: Path) -> int | None:
         ModelError: it does not take one batch of RGB squares, or only batches of one size.
     """
     inputs = program.graph_signature.user_inputs
-    values = [
-        node.meta.get("val")
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in inputs
-    ]
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(inputs) != 1 or len(values) != 1 or not isinstance(values[0], torch.Tensor) or values[0].ndim != 4:
-        raise ModelError(
-            f"{path}: expected a program with one input (n, 3, S, S), found {len(inputs)} inputs"
-        )
+        raise ModelError(f"{path}: expected a program with one input (n, 3, S, S), found {len(inputs)} inputs")
     # Free dimensions are symbolic here, fixed ones are plain integers.
     shape: tuple[object, ...] = tuple(values[0].shape)
     batch, channels, height, width = shape

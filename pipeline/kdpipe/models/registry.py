@@ -38,9 +38,7 @@ def create(name: str, num_classes: int) -> nn.Module:
     if source == "timm":
         return create_timm(rest, num_classes)
     if source == "file":
-        raise ModelError(
-            f"'{name}' carries its own weights and cannot be trained from scratch; name an architecture"
-        )
+        raise ModelError(f"'{name}' carries its own weights and cannot be trained from scratch; name an architecture")
     return create_own(source, rest, num_classes)
 
 
@@ -128,9 +126,7 @@ def create_own(module_name: str, function_name: str, num_classes: int) -> nn.Mod
         imported = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
         prefixes = [f"{known}:{function_name}" for known in ("torchvision", "timm", "file")]
-        raise ModelError(
-            f"'{name}': cannot import '{module_name}': {error}{did_you_mean(name, prefixes)}"
-        ) from error
+        raise ModelError(f"'{name}': cannot import '{module_name}': {error}{did_you_mean(name, prefixes)}") from error
     function = getattr(imported, function_name, None)
     if not callable(function):
         hint = did_you_mean(function_name, dir(imported))
@@ -139,9 +135,7 @@ def create_own(module_name: str, function_name: str, num_classes: int) -> nn.Mod
         built = function(num_classes)
     except Exception as error:  # it is the caller's code, and may do anything
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ModelError(
-            f"'{name}' failed when called with {num_classes}, the number of classes: {reason}"
-        ) from error
+        raise ModelError(f"'{name}' failed when called with {num_classes}, the number of classes: {reason}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"'{name}' returned a {type(built).__name__}, expected a torch.nn.Module")
     return built

@@ -148,9 +148,7 @@ def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
     common = [key for key in expected if key in found and not key.endswith(COUNTER)]
     misshaped = [key for key in common if expected[key] != found[key]]
     if misshaped and not missing and not surplus:
-        heads = {
-            found[key][0] for key in misshaped if differ_in_classes(expected[key], found[key], num_classes)
-        }
+        heads = {found[key][0] for key in misshaped if differ_in_classes(expected[key], found[key], num_classes)}
         if len(heads) == 1 and all(expected[key][:1] == (num_classes,) for key in misshaped):
             raise class_mismatch(weights.path, heads.pop(), num_classes)
     complaints = [
@@ -182,9 +180,7 @@ def few(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + more
 
 
-def save_weights(
-    path: Path, module: nn.Module, *, architecture: str, preset: Preset, classes: Sequence[str]
-) -> None:
+def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Preset, classes: Sequence[str]) -> None:
     """Write a safetensors file, whole or not at all, from which ``load`` needs no other flags.
 
     Equal weights give equal bytes: tensors and header are sorted, which safetensors' own writer does not do

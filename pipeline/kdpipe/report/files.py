@@ -25,10 +25,7 @@ def write(
     """
     pareto = plots.pareto_png(result)
     curves = plots.curves_png(histories) if histories else None
-    paths = {
-        name: out / name
-        for name in ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")
-    }
+    paths = {name: out / name for name in ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")}
     durable.write_json(paths["metrics.json"], tables.metrics(result))
     durable.write_text(paths["results.csv"], tables.csv_text(result))
     durable.write_bytes(paths["pareto.png"], pareto)

@@ -109,9 +109,7 @@ def _recommendation(chosen: Recommendation, result: BenchmarkResult) -> str:
         ("on disk", size(student.file_bytes)),
     ]
     tiles = "".join(
-        f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>"
-        for label, value in figures
-        if value != UNDEFINED
+        f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for label, value in figures if value != UNDEFINED
     )
     return (
         f'<section class="ship"><h2>Ship <code>{escape(chosen.name)}</code></h2>'
@@ -194,9 +192,7 @@ def _figure(heading: str, png: bytes, text: str) -> str:
 
 
 def _terms(pairs: Iterable[tuple[str, str]]) -> str:
-    return (
-        "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs) + "</dl>"
-    )
+    return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs) + "</dl>"
 
 
 def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:

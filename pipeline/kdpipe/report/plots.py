@@ -97,9 +97,7 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
             style = CURVE_DASHES[index // len(CURVE_COLOURS) % len(CURVE_DASHES)]
             colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
             marker = "." if len(values) == 1 else None
-            axes.plot(
-                epochs, values, style, color=colour, marker=marker, linewidth=1.4, label=printable(name)
-            )
+            axes.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.4, label=printable(name))
     for axes in panels[len(keys) :]:
         axes.set_axis_off()
     _legend(figure, panels[0], columns=2)
@@ -147,9 +145,7 @@ def _png(figure: Figure) -> bytes:
 
 def _legend(figure: Figure, axes: Axes, *, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-    )
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -191,9 +187,7 @@ def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     axes.plot(latencies, accuracies, color=INK, linewidth=1.2, alpha=0.7, label="Pareto front", zorder=2)
 
 
-def _label_points(
-    figure: Figure, axes: Axes, placed: Sequence[tuple[StudentResult, tuple[float, float]]]
-) -> None:
+def _label_points(figure: Figure, axes: Axes, placed: Sequence[tuple[StudentResult, tuple[float, float]]]) -> None:
     """Write each student's name in the first free place around its point, the front's names first."""
     figure.draw_without_rendering()  # settles the layout, so that pixel positions are final
     inside = axes.get_window_extent()

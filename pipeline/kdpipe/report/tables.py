@@ -28,8 +28,7 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
     store = result.store
     return {
         "recommended": recommend(result).name,
-        "teacher": teacher
-        and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
+        "teacher": teacher and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
         "students": {student.name: _student_metrics(student) for student in result.students},
         "dataset": result.dataset,
         "samples": result.samples,
@@ -54,9 +53,7 @@ def table(result: BenchmarkResult) -> Table:
     """Return the students as a table for the console, the recommended one marked and in bold."""
     sizes = batch_sizes(result)
     recommended = recommend(result).name
-    drawn = Table(
-        title=Text(f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples")
-    )
+    drawn = Table(title=Text(f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples"))
     drawn.add_column("student", overflow="fold")
     drawn.add_column("distill")
     for heading in ("top-1 %", "agree %", "gap %", "params", "file", *_timing_headings(sizes)):
@@ -65,9 +62,7 @@ def table(result: BenchmarkResult) -> Table:
     for student in result.students:
         cells = _console_cells(student, sizes)
         chosen = student.name == recommended
-        drawn.add_row(
-            Text(f"* {student.name}" if chosen else student.name), *cells, style="bold" if chosen else None
-        )
+        drawn.add_row(Text(f"* {student.name}" if chosen else student.name), *cells, style="bold" if chosen else None)
     if result.teacher is not None:
         blank = [""] * (5 + len(_timing_headings(sizes)))
         drawn.add_section()
@@ -80,9 +75,7 @@ def summary(result: BenchmarkResult, *, report: Path) -> str:
     # Wide enough for any table, since a file has no width; rich pads no cell beyond its content.
     console = Console(file=io.StringIO(), width=10_000, color_system=None, force_terminal=False)
     drawn = table(result)
-    console = Console(
-        file=io.StringIO(), width=console.measure(drawn).maximum, color_system=None, force_terminal=False
-    )
+    console = Console(file=io.StringIO(), width=console.measure(drawn).maximum, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(drawn)
     lines = [line.rstrip() for line in capture.get().splitlines()]
@@ -131,9 +124,7 @@ def _student_metrics(student: StudentResult) -> dict[str, Any]:
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
-        "images_per_second": {
-            f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed
-        },
+        "images_per_second": {f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed},
         "on_front": student.on_front,
     }
 

@@ -42,9 +42,7 @@ def specs(split: Split, *, width: int, dtype: str, probes: int) -> dict[str, Spe
             ("view", "sample", "class"),
             code_fill,
         ),
-        "row_max": Spec(
-            (planes, samples), (1, split.shard_rows), None, "float32", ("view", "sample"), float("nan")
-        ),
+        "row_max": Spec((planes, samples), (1, split.shard_rows), None, "float32", ("view", "sample"), float("nan")),
         "labels": Spec((samples,), (side,), None, "int32", ("sample",), -1),
         "sample_id": Spec((samples, 16), (side, 16), None, "uint8", ("sample", "byte"), 0),
         "content_digest": Spec((samples, 16), (side, 16), None, "uint8", ("sample", "byte"), 0),
@@ -88,6 +86,14 @@ def open_root(store: Path, *, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     # Blosc's own threads order a chunk's blocks differently from run to run.
     numcodecs.blosc.use_threads = False
     return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
+
+
+def member(root: zarr.Group, split: str, name: str) -> zarr.Array[Any]:
+    """Return one of a split's arrays; raises ``KeyError`` where it is missing or no array."""
+    node = root[f"{split}/{name}"]
+    if not isinstance(node, zarr.Array):
+        raise KeyError(f"{split}/{name} is not an array")
+    return node
 
 
 def code_path(split: str, view: int, shard: int) -> str:

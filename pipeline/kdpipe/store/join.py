@@ -32,7 +32,7 @@ def join(store: LogitStore, dataset: Dataset) -> npt.NDArray[np.int64]:
     wanted = _keys(dataset.sample_ids)
     order = np.argsort(known)
     position = np.searchsorted(known[order], wanted).clip(max=len(known) - 1)
-    rows = order[position]
+    rows: npt.NDArray[np.int64] = order[position]
     missing = np.flatnonzero(known[rows] != wanted)
     if missing.size:
         raise DatasetError(
@@ -49,9 +49,7 @@ def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.in
     return [dataset.keys[index] for index in np.flatnonzero(changed)]
 
 
-def drifted_probes(
-    store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64], *, preset: Preset
-) -> int:
+def drifted_probes(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64], *, preset: Preset) -> int:
     """Render the store's probes that ``dataset`` has, and count those whose pixels differ."""
     index_of = dict(zip(rows.tolist(), range(len(rows)), strict=True))
     available = [position for position, row in enumerate(store.probe_rows.tolist()) if row in index_of]

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from kdpipe import durable
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
 
-FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 1024**2
 
 Digest = str
@@ -84,7 +83,7 @@ class File(_Strict):
 class Manifest(_Strict):
     """The whole of it."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     state: Literal["building", "sealed"]
     fingerprint: Fingerprint
     classes: tuple[str, ...] = Field(min_length=1, strict=False)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import zarr
 
 from kdpipe import encoding
 from kdpipe.encoding import Encoding
@@ -47,7 +48,7 @@ class LogitStore:
         self.split = split
         self._encoding = encoding.get(found.fingerprint.encoding)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
-        self._group = arrays.open_root(path)[split]
+        self._root = arrays.open_root(path)
         self._check_arrays()
         self.labels: npt.NDArray[np.int32] = self._small("labels")
         """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
@@ -115,7 +116,7 @@ class LogitStore:
         ``indices`` are positions in the store, 0 to ``num_samples - 1``; see ``codes`` for errors.
         """
         rows = np.asarray(indices, dtype=np.int64).reshape(-1)
-        if rows.size and not (0 <= rows.min() and rows.max() < self.num_samples):
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
             raise IndexError(f"positions must lie in 0..{self.num_samples - 1}")
         gathered: npt.NDArray[np.float32] = self.codes(view).logits(torch.from_numpy(rows)).numpy()
         return gathered
@@ -134,7 +135,7 @@ class LogitStore:
 
     def _read(self, name: str, view: int) -> npt.NDArray[Any]:
         try:
-            return np.ascontiguousarray(self._group[name][view])  # type: ignore[index]
+            return np.ascontiguousarray(self._array(name)[view])
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise CorruptStoreError(
                 f"{self.path}: {name} of view {view} of '{self.split}', {self._damaged_rows(name, view)}: damaged "
@@ -145,24 +146,30 @@ class LogitStore:
         cut = self.manifest.splits[self.split]
         for start, stop in Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples):
             try:
-                self._group[name][view, start:stop]  # type: ignore[index]
+                self._array(name)[view, start:stop]
             except (ValueError, RuntimeError, KeyError, OSError):
                 return f"rows {start} to {stop - 1}"
         return "all rows"
 
     def _small(self, name: str) -> npt.NDArray[Any]:
         try:
-            return np.asarray(self._group[name][...])  # type: ignore[index]
+            return np.asarray(self._array(name)[...])
         except (ValueError, RuntimeError, KeyError, OSError) as error:
             raise CorruptStoreError(f"{self.path}: {self.split}/{name} is damaged ({error}).") from error
 
+    def _array(self, name: str) -> zarr.Array[Any]:
+        return arrays.member(self._root, self.split, name)
+
     def _check_arrays(self) -> None:
-        probes = self._group["probe_row"].shape[0]  # type: ignore[union-attr]
+        probes = self._array("probe_row").shape[0]
         expected = arrays.specs(
-            self.manifest.splits[self.split], width=self.num_classes, dtype=self._encoding.dtype, probes=probes
+            self.manifest.splits[self.split],
+            width=self.num_classes,
+            dtype=self._encoding.dtype,
+            probes=probes,
         )
         for name, spec in expected.items():
-            differing = arrays.differences(self._group[name], spec)  # type: ignore[arg-type,index]
+            differing = arrays.differences(self._array(name), spec)
             if differing:
                 raise CorruptStoreError(f"{self.path}: {self.split}/{name}: {differing}.")
 

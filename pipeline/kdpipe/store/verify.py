@@ -28,8 +28,13 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
         raise UnsealedStoreError(f"{store} is not sealed: there is nothing to verify yet.")
     faults = missing_or_resized(store, found)
     present = [name for name in found.files if (store / name).is_file()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress("verifying", total=len(present), unit="files") as done:
-        for name, digest in zip(present, pool.map(lambda name: manifest.digest_file(store / name), present), strict=True):
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress("verifying", total=len(present), unit="files") as done,
+    ):
+        for name, digest in zip(
+            present, pool.map(lambda name: manifest.digest_file(store / name), present), strict=True
+        ):
             if digest != found.files[name].digest:
                 faults.append(f"{name} does not match its digest")
             done(1)

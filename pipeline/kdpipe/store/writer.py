@@ -77,7 +77,10 @@ class Plan:
             samples = len(split.sample_ids)
             layout = Layout.choose(samples=samples, row_bytes=row_bytes)
             splits[name] = Split(
-                samples=samples, planes=split.planes, chunk_rows=layout.chunk_rows, shard_rows=layout.shard_rows
+                samples=samples,
+                planes=split.planes,
+                chunk_rows=layout.chunk_rows,
+                shard_rows=layout.shard_rows,
             )
         return Manifest(
             state="building",
@@ -177,8 +180,9 @@ class Builder:
     def plane(self, split: str, view: int) -> npt.NDArray[np.float32]:
         """Return the logits of a plane that is complete, float32 ``(n, classes)``, as a reader would see them."""
         self.drain()
-        group = self._root[split]
-        codes, row_max = (torch.from_numpy(np.asarray(group[name][view])) for name in ("codes", "row_max"))  # type: ignore[index]
+        codes, row_max = (
+            torch.from_numpy(np.asarray(arrays.member(self._root, split, name)[view])) for name in ("codes", "row_max")
+        )
         logits: npt.NDArray[np.float32] = self._encoding.decode(codes, row_max).numpy()
         return logits
 
@@ -202,7 +206,9 @@ class Builder:
         }
         missing = sorted(expected - self._done.keys())
         if missing:
-            raise CorruptStoreError(f"{self.path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}.")
+            raise CorruptStoreError(
+                f"{self.path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}."
+            )
         files = {}
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
@@ -217,9 +223,7 @@ class Builder:
             for split, cut in self.manifest.splits.items()
             for view in range(cut.planes)
         }
-        sealed = self.manifest.model_copy(
-            update={"state": "sealed", "files": files, "planes": planes, "about": about}
-        )
+        sealed = self.manifest.model_copy(update={"state": "sealed", "files": files, "planes": planes, "about": about})
         sealed = sealed.model_copy(update={"digest": sealed.content_digest()})
         sealed = sealed.model_copy(update={"checksum": sealed.own_checksum()})
         manifest.write(self.path, sealed)
@@ -239,9 +243,8 @@ class Builder:
         names = _paths(shard)
         for name in names:
             (self.path / name).unlink(missing_ok=True)
-        group = self._root[shard.split]
-        group["codes"][shard.view, shard.start : shard.stop] = encoded.codes  # type: ignore[index]
-        group["row_max"][shard.view, shard.start : shard.stop] = encoded.row_max  # type: ignore[index]
+        for name, values in (("codes", encoded.codes), ("row_max", encoded.row_max)):
+            arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = values
         for name in names:
             durable.fsync_file(self.path / name)
         entries = [_entry(self.path, name) for name in names]
@@ -295,14 +298,8 @@ def _create(path: Path, plan: Plan, wanted: Manifest) -> None:
             wanted.splits[name], width=len(wanted.classes), dtype=dtype, probes=len(split.probe_rows)
         )
         arrays.create(group, expected)
-        for array, values in {
-            "labels": split.labels,
-            "sample_id": split.sample_ids,
-            "content_digest": split.content_digests,
-            "probe_row": split.probe_rows,
-            "probe_hash": split.probe_hashes,
-        }.items():
-            group[array][...] = values  # type: ignore[index]
+        for array, values in _side_arrays(split).items():
+            arrays.member(root, name, array)[...] = values
     for file in fresh.rglob("*"):
         if file.is_file():
             durable.fsync_file(file)
@@ -313,12 +310,20 @@ def _create(path: Path, plan: Plan, wanted: Manifest) -> None:
     durable.fsync_directory(path.parent)
 
 
+def _side_arrays(split: SplitPlan) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "labels": split.labels,
+        "sample_id": split.sample_ids,
+        "content_digest": split.content_digests,
+        "probe_row": split.probe_rows,
+        "probe_hash": split.probe_hashes,
+    }
+
+
 def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
     """Return the ledger's entries whose files are as recorded; delete shard files that have none."""
     confirmed = {
-        name: entry
-        for name, entry in ledger.read().items()
-        if (path / name).is_file() and _entry(path, name) == entry
+        name: entry for name, entry in ledger.read().items() if (path / name).is_file() and _entry(path, name) == entry
     }
     for folder in path.glob("*/*/c"):
         if folder.parent.name in ("codes", "row_max"):

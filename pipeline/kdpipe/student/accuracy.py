@@ -40,9 +40,7 @@ def accuracy(logits: Logits, labels: NDArray[np.integer[Any]]) -> Accuracy:
 
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(
-            f"expected logits (n, classes) and labels (n,), got {logits.shape} and {labels.shape}"
-        )
+        raise ValueError(f"expected logits (n, classes) and labels (n,), got {logits.shape} and {labels.shape}")
     classes = logits.shape[1]
     _check_labels(labels, classes)
     hits1 = hits5 = counted = 0

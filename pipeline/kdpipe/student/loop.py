@@ -72,7 +72,7 @@ def train(
     run: RunDirectory,
     resume: bool = False,
     progress: Progress = silent,
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    on_epoch: Callable[[dict[str, float]], None] = lambda _row: None,
 ) -> Cost:
     """Train ``module`` in place on the renderer's dataset and device; write history and checkpoints.
 
@@ -152,7 +152,7 @@ def _epoch(
             terms["kd"] = distillation.loss(logits, soft_targets, targets)
             terms["loss"] = distillation.kd_weight * terms["kd"] + distillation.ce_weight * terms["ce"]
         optimiser.zero_grad(set_to_none=True)
-        terms["loss"].backward()
+        torch.autograd.backward(terms["loss"])
         optimiser.step()
         terms["train_top1"] = (logits.detach().argmax(dim=1) == targets).float().mean()
         for name, value in terms.items():

@@ -1,10 +1,10 @@
 """Run directories: what one training run leaves behind, and how to open it again.
 
-    model.safetensors   the weights of the last epoch, with preset and class names
-    checkpoint.pt       what --resume needs, as of the last finished epoch
-    run.json            all parameters, seeds and lineage
-    history.csv         one row per epoch
-    metrics.json        accuracy on the test split after the last epoch, and the cost of the run
+model.safetensors   the weights of the last epoch, with preset and class names
+checkpoint.pt       what --resume needs, as of the last finished epoch
+run.json            all parameters, seeds and lineage
+history.csv         one row per epoch
+metrics.json        accuracy on the test split after the last epoch, and the cost of the run
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ def plan(
     return Plan(
         fingerprint=Fingerprint(
             teacher=Teacher(
-                name=model.name, digest=model.digest, preset=model.preset.describe(), parameters=model.parameters
+                name=model.name,
+                digest=model.digest,
+                preset=model.preset.describe(),
+                parameters=model.parameters,
             ),
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),

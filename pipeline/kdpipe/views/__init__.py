@@ -5,4 +5,14 @@ from kdpipe.views.philox import Draws, permutation, philox
 from kdpipe.views.recipe import MAX_SEED, OPERATIONS, Recipe
 from kdpipe.views.render import Renderer, render
 
-__all__ = ["MAX_SEED", "OPERATIONS", "Draws", "Geometry", "Recipe", "Renderer", "permutation", "philox", "render"]
+__all__ = [
+    "MAX_SEED",
+    "OPERATIONS",
+    "Draws",
+    "Geometry",
+    "Recipe",
+    "Renderer",
+    "permutation",
+    "philox",
+    "render",
+]

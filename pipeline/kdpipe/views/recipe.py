@@ -42,4 +42,5 @@ class Recipe:
         return f"{self.operation}/{OPERATIONS[self.operation]}"
 
     def __str__(self) -> str:
+        """Return the canonical form."""
         return self.operation

@@ -88,7 +88,7 @@ class Renderer:
             for rows in batches:
                 yield self(rows, view)
             return
-        loader: DataLoader[list[torch.Tensor]] = DataLoader(
+        loader: DataLoader[torch.Tensor] = DataLoader(
             _Decoder(self.dataset),
             batch_sampler=[rows.tolist() for rows in batches],
             num_workers=min(8, os.cpu_count() or 1),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from kdpipe import durable
 from kdpipe.dataset import Dataset, cache_directory, files, load
 from kdpipe.errors import DatasetError
 
@@ -179,18 +182,23 @@ def test_a_damaged_cache_is_rebuilt(make_folder: MakeFolder, cache: Path, damage
     assert torch.equal(after.pixels, expected)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["file", "read-only"])
+@pytest.mark.parametrize("kind", ["a file", "read-only", "full"])
 def test_without_a_writable_cache_pixels_are_in_ram(
     make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    if kind == "file":
-        place = tmp_path / "occupied"
+    place = tmp_path / "place"
+    if kind == "a file":
         place.write_text("a file, so that no folder can be made here")
     else:
-        place = tmp_path / "locked"
-        place.mkdir(mode=0o500)
-        if os.access(place, os.W_OK):
-            pytest.skip("the superuser may write everywhere")
+        reason = {"read-only": errno.EROFS, "full": errno.ENOSPC}[kind]
+
+        def refuse(path: Path, write: Callable[[Path], object]) -> None:
+            if kind == "full":
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(path.with_suffix(".part"))
+            raise OSError(reason, os.strerror(reason))
+
+        monkeypatch.setattr(durable, "replace", refuse)
     monkeypatch.setenv("KDPIPE_CACHE", str(place))
     found = load(f"folder:{make_folder()}", "train")
     assert found.in_memory
@@ -279,9 +287,11 @@ def test_errors_come_back_from_workers(make_folder: MakeFolder) -> None:
     path = root / "train/ant/1.png"
     path.write_bytes(path.read_bytes()[:-60])
     found = load(f"folder:{root}", "train", loading="stream")
-    loader = DataLoader(Torch(found), num_workers=1, multiprocessing_context="fork")
+    batches = iter(DataLoader(Torch(found), num_workers=1, multiprocessing_context="fork"))
+    next(batches)
     with pytest.raises(DatasetError, match=r"1\.png cannot be decoded"):
-        list(loader)
+        next(batches)
+    assert len(list(batches)) == 4
     with pytest.raises(DatasetError) as caught:
         found.image(1)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

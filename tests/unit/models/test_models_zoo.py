@@ -5,8 +5,8 @@ import torch
 
 from kdpipe import models
 
-# Millions of parameters at 100 classes, as papers that distil RepDistiller's networks round them; wrn_16_2 and
-# resnet56 also in the table of https://github.com/clovaai/overhaul-distillation (Heo et al., 2019).
+# Millions of parameters at 100 classes, as papers that distil RepDistiller's networks round them; wrn_16_2
+# and resnet56 also in the table of https://github.com/clovaai/overhaul-distillation (Heo et al., 2019).
 PUBLISHED_MILLIONS = {
     "resnet20": "0.28",
     "resnet56": "0.86",
@@ -75,6 +75,12 @@ def test_macs_of_resnet20_are_the_closed_form() -> None:
     network = models.create("resnet20", 10).train()
     assert models.macs(network, 32) == stem + one + two + three + 64 * 10
     assert all(part.training for part in network.modules())
+
+
+def test_macs_of_vgg8_show_where_it_pools() -> None:
+    sides, widths = (32, 16, 8, 4, 4), (3, 64, 128, 256, 512, 512)
+    convolutions = sum(side**2 * 9 * widths[i] * widths[i + 1] for i, side in enumerate(sides))
+    assert models.macs(models.create("vgg8", 10), 32) == convolutions + 512 * 10
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -234,3 +240,30 @@ def test_resnet_computes_what_its_definition_says() -> None:
     logits = F.linear(F.avg_pool2d(x, 8).flatten(1), state["fc.weight"], state["fc.bias"])
     with torch.no_grad():
         torch.testing.assert_close(network(images), logits)
+
+
+def test_shuffling_interleaves_the_groups() -> None:
+    from kdpipe.models.zoo.shufflenet import shuffle
+
+    channels = torch.arange(6).view(1, 6, 1, 1)
+    assert shuffle(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+
+
+def test_a_split_block_passes_half_of_its_channels_on() -> None:
+    from kdpipe.models.zoo.shufflenet import SplitBlock
+
+    x = torch.randn(2, 8, 4, 4)
+    assert torch.equal(SplitBlock(8).eval()(x)[:, ::2], x[:, :4])
+
+
+@pytest.mark.parametrize(("channels", "stride"), [(8, 2), (4, 1)])
+def test_a_preactivation_block_projects_only_activated_inputs(channels: int, stride: int) -> None:
+    from kdpipe.models.zoo.wrn import PreactivationBlock
+
+    block = PreactivationBlock(4, channels, stride).eval()
+    torch.nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 6, 6)
+    activated = (x / (1 + block.bn1.eps) ** 0.5).relu()
+    expected = x if block.convShortcut is None else block.convShortcut(activated)
+    torch.testing.assert_close(block(x), expected)

@@ -54,16 +54,12 @@ class MobileNetV2(nn.Module):
     def __init__(self, num_classes: int) -> None:
         """Build the seven stages of ``STAGES``."""
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-        )
+        self.conv1 = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.blocks = nn.ModuleList()
         channels_in = 16
         for expansion, channels, blocks, stride in STAGES:
             first = InvertedResidual(channels_in, channels, stride=stride, expansion=expansion)
-            rest = (
-                InvertedResidual(channels, channels, stride=1, expansion=expansion) for _ in range(blocks - 1)
-            )
+            rest = (InvertedResidual(channels, channels, stride=1, expansion=expansion) for _ in range(blocks - 1))
             self.blocks.append(nn.Sequential(first, *rest))
             channels_in = channels
         self.conv2 = nn.Sequential(
