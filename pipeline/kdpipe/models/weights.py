@@ -230,4 +230,4 @@ def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Pr
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:
     """Return a tensor's elements in row-major order, as the machine stores them (little-endian)."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -6,8 +6,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from kdpipe.dataset import Dataset
 from kdpipe.errors import UnsealedStoreError
 from kdpipe.models import Preset
@@ -47,10 +45,15 @@ def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
     Returns one line for each fault.
     """
     faults = []
+    known = {bytes(sample_id) for sample_id in store.sample_ids}
+    shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
+    if len(shared) < store.num_samples:
+        absent = store.num_samples - len(shared)
+        faults.append(f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}")
+    if not shared:
+        return faults
+    dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
     rows = join(store, dataset)
-    absent = np.setdiff1d(np.arange(store.num_samples), rows)
-    if absent.size:
-        faults.append(f"{absent.size} of the store's {store.num_samples} samples are not in {dataset.spec}")
     faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
     drifted = drifted_probes(store, dataset, rows, preset=Preset.parse(dict(store.manifest.fingerprint.teacher.preset)))
     if drifted:

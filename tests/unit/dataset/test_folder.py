@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -113,6 +114,12 @@ def test_two_names_equal_after_nfc_are_refused(make_folder: MakeFolder) -> None:
     for form in ("NFC", "NFD"):
         picture(1).save(root / "train/ant" / f"{unicodedata.normalize(form, 'é')}.png")
     assert "two samples have the key 'train/ant/é.png'" in message(f"folder:{root}")
+
+
+def test_a_name_that_is_not_utf8_is_refused(make_folder: MakeFolder) -> None:
+    root = make_folder(count=1, splits=("train",))
+    picture(1).save(os.fsencode(root / "train/ant") + b"/\xff.png")
+    assert "is not valid UTF-8; rename it" in message(f"folder:{root}")
 
 
 def test_two_classes_equal_after_nfc_are_refused(make_folder: MakeFolder) -> None:

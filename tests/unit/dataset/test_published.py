@@ -71,9 +71,7 @@ def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, *, fine: bool) -> d
             rng = np.random.default_rng([number, attribute == "train_list"])
             pixels[name] = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
             labels = [(7 * number + row) % count for row in range(4)]
-            entries.append(
-                [name, checksum(name, {"data": pixels[name], "fine_labels" if fine else "labels": labels})]
-            )
+            entries.append([name, checksum(name, {"data": pixels[name], "fine_labels" if fine else "labels": labels})])
         monkeypatch.setattr(kind, attribute, entries)
     names = [f"class{index}" for index in range(count)]
     meta = dict(kind.meta)
@@ -135,9 +133,7 @@ def write_idx(root: Path, *, count: int) -> tuple[np.ndarray, np.ndarray]:
     for prefix in ("train", "t10k"):
         head = struct.pack(">IIII", 0x803, count, 28, 28)
         (folder / f"{prefix}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 0x801, count) + labels.tobytes()
-        )
+        (folder / f"{prefix}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, count) + labels.tobytes())
     return images, labels
 
 

@@ -53,8 +53,7 @@ def test_a_limit_takes_ranks_then_classes_in_dataset_order() -> None:
     labels = np.array([index % 4 - 1 for index in range(60)], dtype=np.int32)
     ids = sample_ids(keys)
     ranked = {
-        label: sorted(np.flatnonzero(labels == label), key=lambda row: sample_id(keys[row]))
-        for label in range(-1, 3)
+        label: sorted(np.flatnonzero(labels == label), key=lambda row: sample_id(keys[row])) for label in range(-1, 3)
     }
     wanted = [ranked[label][rank] for rank in range(15) for label in range(-1, 3)]
     for limit in (1, 2, 3, 4, 7, 33, 59):
@@ -100,9 +99,7 @@ def test_statistics_of_one_colour_have_no_zero_deviation(tmp_path: Path) -> None
     assert min(deviation) > 0
 
 
-def test_statistics_of_many_samples_use_a_fixed_part(
-    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_of_many_samples_use_a_fixed_part(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     found = load(f"folder:{make_folder(count=10)}", "train")
     monkeypatch.setattr(statistics, "SAMPLES", 5)
     lowest = sorted(range(20), key=lambda row: found.sample_ids[row].tobytes())[:5]

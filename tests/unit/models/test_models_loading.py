@@ -107,13 +107,9 @@ def test_the_class_count_of_the_header_counts(saved: Path) -> None:
 
 def test_the_digest_is_of_architecture_and_weights(saved: Path, tmp_path: Path) -> None:
     def digest(weights: Path) -> str:
-        return models.load(
-            "resnet8", num_classes=3, weights=weights, fallback_statistics=lambda: DATASET
-        ).digest
+        return models.load("resnet8", num_classes=3, weights=weights, fallback_statistics=lambda: DATASET).digest
 
-    state = models.load(
-        "resnet8", num_classes=3, weights=saved, fallback_statistics=unasked
-    ).module.state_dict()
+    state = models.load("resnet8", num_classes=3, weights=saved, fallback_statistics=unasked).module.state_dict()
     torch.save({**state, "bn1.num_batches_tracked": torch.tensor(9)}, tmp_path / "same.pt")
     torch.save({**state, "fc.bias": state["fc.bias"] + 1e-6}, tmp_path / "other.pt")
     assert len(digest(saved)) == 32
@@ -144,9 +140,7 @@ def test_torchvision_weights_bring_everything(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     for weights in ("IMAGENET1K_V1", "DEFAULT"):
-        model = models.load(
-            "torchvision:squeezenet1_1", num_classes=1000, weights=weights, fallback_statistics=unasked
-        )
+        model = models.load("torchvision:squeezenet1_1", num_classes=1000, weights=weights, fallback_statistics=unasked)
         imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         assert model.preset == models.Preset(224, 256, "bilinear", *imagenet)
         assert model.preset_source == "torchvision IMAGENET1K_V1"
@@ -162,9 +156,7 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     with pytest.raises(ModelError, match=r"cannot get https://.*: Name or service not known$"):
-        models.load(
-            "torchvision:squeezenet1_1", num_classes=1000, weights="DEFAULT", fallback_statistics=unasked
-        )
+        models.load("torchvision:squeezenet1_1", num_classes=1000, weights="DEFAULT", fallback_statistics=unasked)
 
 
 def test_torchvision_classes_are_checked_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,9 +167,7 @@ def test_torchvision_classes_are_checked_before_the_download(monkeypatch: pytest
 
 def test_unknown_torchvision_weights_are_listed() -> None:
     with pytest.raises(ModelError, match=r"did you mean 'IMAGENET1K_V2'\? \(published: IMAGENET1K_V1, "):
-        models.load(
-            "torchvision:resnet50", num_classes=1000, weights="IMAGENET_V2", fallback_statistics=unasked
-        )
+        models.load("torchvision:resnet50", num_classes=1000, weights="IMAGENET_V2", fallback_statistics=unasked)
 
 
 def test_torchvision_without_weights_is_shown_224() -> None:
@@ -198,9 +188,16 @@ def test_torchvision_weights_of_ones_own(tmp_path: Path) -> None:
         fallback_statistics=lambda: DATASET,
     )
     assert (model.preset.size, model.preset.resize) == (160, 183)
-    assert torch.equal(
-        model.module.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"]
-    )
+    assert torch.equal(model.module.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"])
+
+
+def test_the_header_of_the_weights_speaks_before_the_package(tmp_path: Path) -> None:
+    path, name = tmp_path / "own.safetensors", "torchvision:squeezenet1_1"
+    network = models.create(name, 3)
+    models.save_weights(path, network, architecture=name, preset=PRESET, classes=["a", "b", "c"])
+    model = models.load(name, num_classes=3, weights=path, fallback_statistics=unasked)
+    assert model.preset == PRESET
+    assert model.preset_source == "weights"
 
 
 class Tiny(nn.Module):

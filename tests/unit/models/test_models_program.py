@@ -30,9 +30,7 @@ def network() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def name(tmp_path_factory: pytest.TempPathFactory, network: nn.Module) -> str:
-    return export(
-        tmp_path_factory.mktemp("program") / "m.pt2", network, torch.zeros(2, 3, 32, 32), **FREE_BATCH
-    )
+    return export(tmp_path_factory.mktemp("program") / "m.pt2", network, torch.zeros(2, 3, 32, 32), **FREE_BATCH)
 
 
 def load(name: str, **options: Any) -> models.Model:
@@ -65,18 +63,14 @@ def test_the_digest_is_of_the_file(name: str, tmp_path: Path, network: nn.Module
     copy.write_bytes(Path(name.removeprefix("file:")).read_bytes())
     assert load(name).digest == load(f"file:{copy}").digest
     torch.manual_seed(1)
-    other = export(
-        tmp_path / "other.pt2", models.create("resnet8", 4), torch.zeros(2, 3, 32, 32), **FREE_BATCH
-    )
+    other = export(tmp_path / "other.pt2", models.create("resnet8", 4), torch.zeros(2, 3, 32, 32), **FREE_BATCH)
     assert load(name).digest != load(other).digest
 
 
 def test_a_program_for_any_size_gets_the_fallback(tmp_path: Path) -> None:
     free = torch.export.Dim.DYNAMIC
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    name = export(
-        tmp_path / "m.pt2", module, torch.zeros(2, 3, 16, 16), dynamic_shapes=({0: free, 2: free, 3: free},)
-    )
+    name = export(tmp_path / "m.pt2", module, torch.zeros(2, 3, 16, 16), dynamic_shapes=({0: free, 2: free, 3: free},))
     assert load(name).preset.size == 48
     assert load(name, size=20).preset.size == 20
 

@@ -50,9 +50,7 @@ def test_safetensors_round_trip(tmp_path: Path, network: nn.Module) -> None:
     models.save_weights(path, network, architecture="resnet8", preset=PRESET, classes=CLASSES)
     read = read_weights(path)
     assert read.classes == CLASSES
-    state = {
-        key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")
-    }
+    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
     assert read.state.keys() == state.keys()
     assert all(torch.equal(read.state[key], state[key]) for key in state)
     assert load_file(path).keys() == state.keys()
@@ -183,9 +181,7 @@ def test_another_depth_names_three_keys_and_the_architecture(tmp_path: Path, net
 def test_another_width_names_shapes(tmp_path: Path, network: nn.Module) -> None:
     state = {**network.state_dict(), "layer1.0.conv1.weight": torch.zeros(16, 16, 1, 1)}
     torch.save(state, tmp_path / "w.pt")
-    assert "layer1.0.conv1.weight: expected (16, 16, 3, 3), found (16, 16, 1, 1)" in complaint(
-        tmp_path / "w.pt"
-    )
+    assert "layer1.0.conv1.weight: expected (16, 16, 3, 3), found (16, 16, 1, 1)" in complaint(tmp_path / "w.pt")
 
 
 def test_another_number_of_classes_is_said_so(tmp_path: Path) -> None:

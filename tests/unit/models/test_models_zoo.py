@@ -87,9 +87,7 @@ def test_macs_of_vgg8_show_where_it_pools() -> None:
 def test_every_network_returns_logits_and_learns(name: str) -> None:
     torch.manual_seed(0)
     network = models.create(name, 7)
-    logits = network(
-        torch.randn(2, 3, 16 if name.startswith("ResNet") else 32, 32)[:, :, :, :16].contiguous()
-    )
+    logits = network(torch.randn(2, 3, 16 if name.startswith("ResNet") else 32, 32)[:, :, :, :16].contiguous())
     assert logits.shape == (2, 7)
     logits.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
@@ -222,16 +220,12 @@ def test_resnet_computes_what_its_definition_says() -> None:
     x = images = torch.randn(2, 3, 32, 32)
 
     def norm(x: torch.Tensor, key: str) -> torch.Tensor:
-        return F.batch_norm(
-            x, *(state[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        )
+        return F.batch_norm(x, *(state[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")))
 
     x = norm(F.conv2d(x, state["conv1.weight"], padding=1), "bn1").relu()
     for stage, stride in ((1, 1), (2, 2), (3, 2)):
         block = f"layer{stage}.0"
-        out = norm(
-            F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1), f"{block}.bn1"
-        ).relu()
+        out = norm(F.conv2d(x, state[f"{block}.conv1.weight"], stride=stride, padding=1), f"{block}.bn1").relu()
         out = norm(F.conv2d(out, state[f"{block}.conv2.weight"], padding=1), f"{block}.bn2")
         if stage > 1:
             projected = F.conv2d(x, state[f"{block}.downsample.0.weight"], stride=stride)

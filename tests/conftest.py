@@ -1,0 +1,93 @@
+"""What all tests share: an own cache directory, one thread, and the command line in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        return self.err.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("KDPIPE_CACHE")
+    os.environ["KDPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)
+    yield
+    if before is None:
+        del os.environ["KDPIPE_CACHE"]
+    else:
+        os.environ["KDPIPE_CACHE"] = before
+
+
+def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -> Outcome:
+    from stages.cli import main
+
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    code = stopped.value.code
+    assert code is None or isinstance(code, int)
+    printed = capsys.readouterr() if capsys is not None else None
+    return Outcome(code or 0, printed.out if printed else "", printed.err if printed else "")
+
+
+@pytest.fixture
+def kdpipe(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a kdpipe command in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        return run_command(capsys, *arguments)
+
+    return run
+
+
+LIMITS = ("--data", "digits", "--limit-train", 200, "--limit-test", 60)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A small teacher on digits and its sealed store."""
+
+    weights: Path
+    store: Path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A teacher trained for a moment, and its store of 200 + 60 digits with two augmented views."""
+    folder = tmp_path_factory.mktemp("built")
+    trained = run_command(
+        None, "train-teacher", *LIMITS, "--model", "resnet8", "--out", folder / "teacher", "--epochs", 2, "--device", "cpu"
+    )
+    assert trained.code == 0
+    built = Built(weights=folder / "teacher" / "model.safetensors", store=folder / "logits.zarr")
+    cached = run_command(
+        *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
+        *("--out", built.store, "--views", 2, "--device", "cpu"),
+    )
+    assert cached.code == 0
+    return built

@@ -1,0 +1,125 @@
+"""The DVC pipeline and the sharing of stores, with real repositories, on a few digits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+pytest.importorskip("dvc", reason="DVC is not installed: pip install 'kdpipe[dvc]'")
+
+STUDENTS = {f"train-student@{student}-{way}" for student in ("resnet8", "ShuffleV2", "MobileNetV2") for way in ("cache", "none")}
+
+
+def _run(folder: Path, *command: str) -> str:
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}",
+        "DVC_NO_ANALYTICS": "1",
+        "OMP_NUM_THREADS": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        **{f"GIT_{who}_{what}": "tester@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def _set(folder: Path, section: str, **values: Any) -> None:
+    path = folder / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params[section] |= values
+    path.write_text(yaml.safe_dump(params))
+
+
+def _ran(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+
+
+def _digest(folder: Path) -> str:
+    manifest = json.loads((folder / "data" / "logits.zarr" / "zarr.json").read_text())["attributes"]["kdpipe"]
+    return str(manifest["digest"])
+
+
+def _commit(folder: Path, message: str) -> None:
+    _run(folder, "git", "add", "--all")
+    _run(folder, "git", "commit", "--quiet", "--message", message)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository's own pipeline, made small, reproduced once and committed."""
+    folder = tmp_path_factory.mktemp("project")
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("pipeline", "stages"):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (folder / "data").mkdir()
+    (folder / ".dvc").mkdir()
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    _run(folder, "git", "init", "--quiet")
+    limits = {"limit_train": 120, "limit_test": 40}
+    _set(folder, "train_teacher", epochs=1, model="resnet8", **limits)
+    _set(folder, "cache_teacher", views=1, teacher="resnet8", min_top1=None, **limits)
+    _set(folder, "train_student", epochs=1, **limits)
+    _set(folder, "benchmark", latency_repeats=5, limit_test=40)
+    assert _ran(_run(folder, "dvc", "repro")) == {"train-teacher", "cache-teacher", "benchmark"} | STUDENTS
+    _commit(folder, "Reproduce")
+    return folder
+
+
+def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(project, tmp_path / "project", symlinks=True)
+    assert _ran(_run(folder, "dvc", "repro")) == set()
+    assert "cache-teacher" in _run(folder, "dvc", "dag")
+
+    loss = folder / "pipeline" / "kdpipe" / "student" / "losses" / "kd.py"
+    loss.write_text(loss.read_text() + "\n# A remark.\n")
+    before = _digest(folder)
+    ran = _ran(_run(folder, "dvc", "exp", "run", "--set-param", "train_student.temperature=2"))
+    assert ran == STUDENTS | {"benchmark"}
+    assert _digest(folder) == before
+    metrics = _run(folder, "dvc", "metrics", "diff", "HEAD")
+    assert "top1" in metrics
+    _run(folder, "dvc", "plots", "diff", "HEAD")
+    assert (folder / "dvc_plots" / "index.html").is_file()
+
+    _set(folder, "train_teacher", epochs=2)
+    ran = _ran(_run(folder, "dvc", "repro", "cache-teacher"))
+    assert ran == {"train-teacher", "cache-teacher"}
+    assert _digest(folder) != before
+
+
+def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(project: Path, tmp_path: Path) -> None:
+    owner = shutil.copytree(project, tmp_path / "owner", symlinks=True)
+    remote = tmp_path / "remote"
+    _run(owner, "dvc", "remote", "add", "--default", "shared", str(remote))
+    _run(owner, "dvc", "remote", "modify", "shared", "verify", "true")
+    _run(owner, "dvc", "push", "--quiet")
+    _commit(owner, "Share the store")
+    _run(owner, "git", "tag", "logits-v1")
+
+    consumer = tmp_path / "consumer"
+    consumer.mkdir()
+    _run(consumer, "git", "init", "--quiet")
+    _run(consumer, "dvc", "init", "--quiet")
+    _run(consumer, "dvc", "import", str(owner), "data/logits.zarr", "--rev", "logits-v1", "--out", "logits.zarr")
+    shutil.rmtree(owner)
+    shutil.rmtree(remote)
+    assert not list(consumer.rglob("*.safetensors"))
+    _run(consumer, "kdpipe", "verify", "logits.zarr")
+    _run(
+        consumer,
+        *("kdpipe", "train-student", "--data", "digits", "--limit-train", "120", "--limit-test", "40"),
+        *("--store", "logits.zarr", "--student", "resnet8", "--epochs", "1", "--out", "run"),
+    )
+    assert json.loads((consumer / "run" / "run.json").read_text())["distill"] == "cache"

@@ -1,0 +1,72 @@
+"""Pickling, and what workers of a DataLoader see."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from kdpipe.dataset import Dataset, cache_directory, load
+from kdpipe.errors import DatasetError
+
+from .conftest import MakeFolder, picture
+
+
+class Torch(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.dataset.image(index), int(self.dataset.labels[index])
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_pickling_leaves_the_pixels_out(make_folder: MakeFolder, loading: str) -> None:
+    root = make_folder()
+    picture(3, height=400, width=400).save(root / "train/bee/large.png")
+    found = load(f"folder:{root}", "train", loading=loading)  # type: ignore[arg-type]
+    packed = pickle.dumps(found.subset([5, 0, 6]))
+    assert len(packed) < 10_000
+    again = pickle.loads(packed)
+    assert again.in_memory == (loading == "memory")
+    assert again.keys == tuple(found.keys[index] for index in (5, 0, 6))
+    for index, original in enumerate((5, 0, 6)):
+        assert torch.equal(again.image(index), found.image(original))
+
+
+def test_pickling_survives_a_deleted_cache(make_folder: MakeFolder) -> None:
+    found = load(f"folder:{make_folder()}", "train")
+    packed = pickle.dumps(found)
+    for path in cache_directory().rglob("*.bin"):
+        path.unlink()
+    again = pickle.loads(packed)
+    assert not again.in_memory
+    assert torch.equal(again.image(2), found.image(2))
+
+
+@pytest.mark.parametrize(("context", "loading"), [("spawn", "memory"), ("fork", "memory"), ("fork", "stream")])
+def test_workers_see_the_same_pixels(make_folder: MakeFolder, context: str, loading: str) -> None:
+    found = load(f"folder:{make_folder()}", "train", loading=loading)  # type: ignore[arg-type]
+    loader = DataLoader(Torch(found), batch_size=3, num_workers=1, multiprocessing_context=context)
+    images = torch.cat([batch for batch, _ in loader])
+    assert torch.equal(images, torch.stack(found.images(range(6))))
+
+
+def test_errors_come_back_from_workers(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    path = root / "train/ant/1.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    found = load(f"folder:{root}", "train", loading="stream")
+    batches = iter(DataLoader(Torch(found), num_workers=1, multiprocessing_context="fork"))
+    next(batches)
+    with pytest.raises(DatasetError, match=r"1\.png cannot be decoded"):
+        next(batches)
+    assert len(list(batches)) == 4
+    with pytest.raises(DatasetError) as caught:
+        found.image(1)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -1,0 +1,123 @@
+"""Half-precision codes of shifted logits: how far they are from the logits, and what they keep exactly."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from kdpipe import encoding
+from kdpipe.encoding import ENCODINGS
+from kdpipe.errors import ParamsError
+
+FP16 = encoding.get("fp16")
+ROWS = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 12)),
+    elements=st.one_of(
+        st.floats(-30, 30, width=32),
+        st.floats(-7e4, 7e4, width=32),
+        st.floats(-(2.0**127), 2.0**127, width=32),
+    ),
+)
+
+
+def round_trip(logits: torch.Tensor) -> torch.Tensor:
+    encoded = FP16.encode(logits)
+    return FP16.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max))
+
+
+@given(ROWS)
+@settings(max_examples=200, deadline=None)
+def test_error_is_at_most_half_a_step(logits: np.ndarray) -> None:
+    with np.errstate(over="ignore"):
+        shifted = np.maximum(logits - logits.max(axis=1, keepdims=True), np.float32(-65504))
+    # Ten bits of mantissa; numbers below 2^-14 all have its step.
+    exponent = np.floor(np.log2(np.maximum(np.abs(shifted.astype(np.float64)), 2.0**-14)))
+    half_step = 2.0 ** (exponent - 11)
+    encoded = FP16.encode(torch.from_numpy(logits.copy()))
+    assert encoded.codes.dtype == np.float16
+    assert encoded.codes.shape == logits.shape
+    assert encoded.row_max.dtype == np.float32
+    assert encoded.row_max.shape == logits.shape[:1]
+    error = np.abs(encoded.codes.astype(np.float64) - shifted.astype(np.float64))
+    assert (error <= half_step).all()
+    # Adding the maximum back rounds once more, in single precision.
+    decoded = round_trip(torch.from_numpy(logits)).numpy()
+    target = shifted.astype(np.float64) + logits.max(axis=1, keepdims=True)
+    assert (np.abs(decoded - target) <= half_step + np.spacing(np.abs(decoded)) / 2).all()
+
+
+@given(ROWS)
+@settings(max_examples=100, deadline=None)
+def test_the_row_maximum_is_exact(logits: np.ndarray) -> None:
+    decoded = round_trip(torch.from_numpy(logits))
+    assert np.array_equal(decoded.numpy().max(axis=1), logits.max(axis=1))
+    assert np.array_equal(FP16.encode(torch.from_numpy(logits)).row_max, logits.max(axis=1))
+
+
+@given(ROWS)
+@settings(max_examples=100, deadline=None)
+def test_the_order_is_kept_and_the_top_class_when_it_stands_out(logits: np.ndarray) -> None:
+    codes = FP16.encode(torch.from_numpy(logits)).codes
+    for row, coded in zip(logits, codes, strict=True):
+        assert (np.diff(coded[np.argsort(row, kind="stable")]) >= 0).all()
+        top, second = np.sort(row)[::-1][:2] if len(row) > 1 else (1.0, 0.0)
+        if float(top) - float(second) > 1e-3:
+            assert coded.argmax() == row.argmax()
+            assert (coded == 0).sum() == 1
+
+
+def test_the_argument_is_not_changed() -> None:
+    logits = torch.randn(3, 5)
+    before = logits.clone()
+    FP16.encode(logits)
+    assert torch.equal(logits, before)
+
+
+def test_inference_tensors_can_be_encoded() -> None:
+    with torch.inference_mode():
+        logits = torch.randn(3, 5)
+    assert FP16.encode(logits).codes.shape == (3, 5)
+
+
+def kl(logits: torch.Tensor, approximate: torch.Tensor, *, temperature: float) -> float:
+    p = (logits.double() / temperature).log_softmax(dim=1)
+    q = (approximate.double() / temperature).log_softmax(dim=1)
+    return float((p.exp() * (p - q)).sum(dim=1).mean())
+
+
+@pytest.mark.parametrize(("temperature", "limit"), [(1.0, 1e-6), (4.0, 1e-6)])
+def test_kl_is_tiny_over_a_thousand_classes(temperature: float, limit: float) -> None:
+    logits = 3 * torch.randn(256, 1000, generator=torch.Generator().manual_seed(0))
+    shifted = kl(logits, round_trip(logits), temperature=temperature)
+    assert 0 <= shifted < limit
+
+
+def test_shifting_beats_a_plain_cast_of_large_logits() -> None:
+    logits = 2 * torch.randn(256, 1000, generator=torch.Generator().manual_seed(0)) + 30
+    plain = kl(logits, logits.half().float(), temperature=1)
+    assert kl(logits, round_trip(logits), temperature=1) < plain / 5
+
+
+def test_names() -> None:
+    for name, found in ENCODINGS.items():
+        assert found.name == name
+        assert encoding.get(name) is found
+        described = found.describe()
+        assert described["name"] == name
+        assert described["dtype"] == found.dtype
+        assert json.loads(json.dumps(described)) == described
+
+
+@pytest.mark.parametrize("name", ["fp61", "FP16", "f16"])
+def test_an_unknown_name_suggests_the_nearest(name: str) -> None:
+    with pytest.raises(ParamsError, match=r"unknown encoding .*Known: fp16") as caught:
+        encoding.get(name)
+    if name != "FP16":
+        assert "did you mean 'fp16'?" in str(caught.value)
