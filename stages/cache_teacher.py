@@ -32,6 +32,8 @@ def run(params: CacheTeacher) -> None:
         std=params.std,
         size=params.input_size,
     )
+    if params.weights is None and not params.teacher.startswith("file:"):
+        say(f"No --weights: unless {params.teacher} loads its own, this teacher knows nothing.")
     wanted = plan(
         model,
         datasets,

@@ -200,34 +200,40 @@ def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return lines
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, to be handled like Ctrl-C."""
+class _Stopped(BaseException):
+    """A signal asked the program to stop; not a ``KeyboardInterrupt``, which typer would swallow."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; errors of the user are one line on stderr and exit code 1."""
+    """Run the command line; errors of the user are one line on stderr and exit code 1.
+
+    Ctrl-C and SIGTERM end it with 128 plus the signal's number; finished shards and epochs stay.
+    """
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = app(args=arguments, standalone_mode=False)
-    except KdpipeError as error:
+    except (KdpipeError, OSError) as error:
         _fail(str(error), 1)
     except usage_error as error:
         _fail(error.format_message() + " See --help.", 1)  # type: ignore[attr-defined]
-    except _Terminated:
+    except _Stopped as stopped:
         _fail(
-            "terminated; finished shards and epochs are kept, the same command (with --resume to train) goes on.",
-            143,
+            "stopped; what is finished (shards, epochs) is kept. Run the same command again to go on, a training "
+            "with --resume.",
+            128 + stopped.number,
         )
-    except (KeyboardInterrupt, typer.Abort):
-        _fail(
-            "interrupted; finished shards and epochs are kept, the same command (with --resume to train) goes on.",
-            130,
-        )
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     sys.exit(code or 0)
 
 

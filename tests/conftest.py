@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +41,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -> Outcome:
     from stages.cli import main
 
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(argument) for argument in arguments])
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
     code = stopped.value.code
     assert code is None or isinstance(code, int)
     printed = capsys.readouterr() if capsys is not None else None
@@ -81,7 +76,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """A teacher trained for a moment, and its store of 200 + 60 digits with two augmented views."""
     folder = tmp_path_factory.mktemp("built")
     trained = run_command(
-        None, "train-teacher", *LIMITS, "--model", "resnet8", "--out", folder / "teacher", "--epochs", 2, "--device", "cpu"
+        None,
+        "train-teacher",
+        *LIMITS,
+        "--model",
+        "resnet8",
+        "--out",
+        folder / "teacher",
+        "--epochs",
+        2,
+        "--device",
+        "cpu",
     )
     assert trained.code == 0
     built = Built(weights=folder / "teacher" / "model.safetensors", store=folder / "logits.zarr")

@@ -51,7 +51,16 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
 
     runs = [part for name in ("kd", "live", "none") for part in ("--run", tmp_path / name)]
     compared = kdpipe(
-        "benchmark", "--data", "digits", "--limit-test", 60, *runs, "--out", tmp_path / "reports", "--latency-repeats", 5
+        "benchmark",
+        "--data",
+        "digits",
+        "--limit-test",
+        60,
+        *runs,
+        "--out",
+        tmp_path / "reports",
+        "--latency-repeats",
+        5,
     )
     assert compared.code == 0
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {
@@ -61,7 +70,11 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
     assert result["students"]["kd"]["top1"] == pytest.approx(metrics["test"]["top1"])
     assert 0 <= result["students"]["kd"]["agreement"] <= 1
     assert result["teacher"]["top1"] == pytest.approx(
-        float((open_store(built.store, split="test").plane(0).argmax(1) == open_store(built.store, split="test").labels).mean())
+        float(
+            (
+                open_store(built.store, split="test").plane(0).argmax(1) == open_store(built.store, split="test").labels
+            ).mean()
+        )
     )
 
 
@@ -181,8 +194,15 @@ class TestRefusals:
     def test_typing_errors_suggest_the_nearest(self, kdpipe: Kdpipe, built: Built, tmp_path: Path) -> None:
         _refused(kdpipe(*STUDENT[:3], "--student", "resnet88", "--out", tmp_path / "run"), "did you mean")
         _refused(kdpipe(*STUDENT, "--store", built.store, "--loss", "kdd", "--out", tmp_path / "run"), "'kd'")
-        _refused(kdpipe("cache-teacher", *LIMITS, "--teacher", "resnet8", "--recipe", "cropflip", "--out", tmp_path / "a.zarr"), "crop-flip")
-        _refused(kdpipe("train-student", "--data", "digit", "--student", "resnet8", "--out", tmp_path / "run"), "'digits'")
+        _refused(
+            kdpipe(
+                "cache-teacher", *LIMITS, "--teacher", "resnet8", "--recipe", "cropflip", "--out", tmp_path / "a.zarr"
+            ),
+            "crop-flip",
+        )
+        _refused(
+            kdpipe("train-student", "--data", "digit", "--student", "resnet8", "--out", tmp_path / "run"), "'digits'"
+        )
         _refused(kdpipe(*STUDENT, "--epoch", 3), "--epochs")
 
     def test_a_device_that_is_not_there(self, kdpipe: Kdpipe, tmp_path: Path) -> None:
@@ -209,7 +229,9 @@ def test_changed_images_are_noticed(kdpipe: Kdpipe, tmp_path: Path) -> None:
     assert "train/ant/1.png: its content has changed" in verified.err
 
 
-def test_corrected_labels_do_not_void_the_store(kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrected_labels_do_not_void_the_store(
+    kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "corrected.py").write_text(
         "import numpy as np, torch\n"
         "class Images(list):\n    classes = ('a', 'b')\n"

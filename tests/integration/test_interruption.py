@@ -33,6 +33,11 @@ def _start(built: Built, out: Path) -> subprocess.Popen[str]:
     )
 
 
+def _finish(process: subprocess.Popen[str]) -> int:
+    process.communicate(timeout=120)
+    return process.returncode
+
+
 def _finished(out: Path) -> int:
     ledger = out.with_name(out.name + ".ledger")
     return ledger.read_bytes().count(b"\n") // 2 if ledger.exists() else 0
@@ -56,7 +61,7 @@ def _content(store: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def uninterrupted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "logits.zarr"
-    assert _start(built, out).wait() == 0
+    assert _finish(_start(built, out)) == 0
     return out
 
 
@@ -67,11 +72,11 @@ def test_killed_again_and_again(built: Built, uninterrupted: Path, tmp_path: Pat
         process = _start(built, out)
         _wait_for(out, shards, process)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        kills += _finish(process) == -signal.SIGKILL
         if shards:
             assert out.exists()
     assert kills == 5
-    assert _start(built, out).wait() == 0
+    assert _finish(_start(built, out)) == 0
     assert open_store(out).digest == open_store(uninterrupted).digest
     assert _content(out) == _content(uninterrupted)
     assert [path.name for path in tmp_path.iterdir()] == ["logits.zarr"]
@@ -91,7 +96,7 @@ def test_asked_to_stop(built: Built, uninterrupted: Path, tmp_path: Path, sent: 
     found = json.loads(subprocess.run(described, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
     assert found["state"] == "building"
     assert 2 <= found["shards_done"] < found["shards_total"] == VIEWS + 2
-    assert _start(built, out).wait() == 0
+    assert _finish(_start(built, out)) == 0
     assert open_store(out).digest == open_store(uninterrupted).digest
 
 
@@ -101,7 +106,7 @@ def test_two_writers_at_once(built: Built, uninterrupted: Path, tmp_path: Path) 
     _wait_for(out, 1, first)
     second = _start(built, out)
     _, errors = second.communicate(timeout=60)
-    assert first.wait() == 0
+    assert _finish(first) == 0
     if second.returncode == 0:
         assert "nothing to do" in errors
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +50,7 @@ def plan(
     return Plan(
         fingerprint=Fingerprint(
             teacher=Teacher(
-                name=model.name,
+                name=_portable(model.name),
                 digest=model.digest,
                 preset=model.preset.describe(),
                 parameters=model.parameters,
@@ -66,6 +67,12 @@ def plan(
         classes=train.classes,
         splits=splits,
     )
+
+
+def _portable(name: str) -> str:
+    """Leave the folder out of ``file:FOLDER/NAME.pt2``: the same program elsewhere is the same teacher."""
+    scheme, _, path = name.partition(":")
+    return f"{scheme}:{Path(path).name}" if scheme == "file" else name
 
 
 def cache_plane(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
@@ -74,6 +74,8 @@ class Renderer:
             )
         pixels = dataset.pixels
         self._pixels = pixels if pixels is None else pixels.to(self.device)
+        self._queue = _Queue()
+        self._loader: DataLoader[torch.Tensor] | None = None
 
     def __call__(self, indices: Indices, view: int) -> torch.Tensor:
         """Render uint8 ``(n, 3, H, W)`` of ``view`` for the samples at ``indices``."""
@@ -88,15 +90,18 @@ class Renderer:
             for rows in batches:
                 yield self(rows, view)
             return
-        loader: DataLoader[torch.Tensor] = DataLoader(
-            _Decoder(self.dataset),
-            batch_sampler=[rows.tolist() for rows in batches],
-            num_workers=min(8, os.cpu_count() or 1),
-            collate_fn=list,
-            # A fork after this process has decoded Zarr would deadlock in the child.
-            multiprocessing_context="spawn",
-        )
-        for rows, images in zip(batches, loader, strict=True):
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Decoder(self.dataset),
+                batch_sampler=self._queue,
+                num_workers=min(8, os.cpu_count() or 1),
+                collate_fn=list,
+                persistent_workers=True,
+                # A fork after this process has decoded Zarr would deadlock in the child.
+                multiprocessing_context="spawn",
+            )
+        self._queue.batches = [rows.tolist() for rows in batches]
+        for rows, images in zip(batches, self._loader, strict=True):
             yield self._each(images, rows, view)
 
     def _each(self, images: Sequence[torch.Tensor], rows: npt.NDArray[np.int64], view: int) -> torch.Tensor:
@@ -110,6 +115,19 @@ class Renderer:
         if view > 0 and self.recipe.augments:
             images = crop_flip(images, Draws(self.dataset.sample_ids[rows], self.seed, view))
         return images if self.geometry is None else self.geometry.fit(images)
+
+
+class _Queue(Sampler[list[int]]):
+    """The batches that the worker processes decode next; they outlive one plane or epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 class _Decoder(torch.utils.data.Dataset[torch.Tensor]):

@@ -48,9 +48,7 @@ def test_gap_recovered() -> None:
         (0.8, 0.9, 0.9), (0.8, 0.95, 0.9), (0.8, 0.7, math.nan),
     ],
 )  # fmt: skip
-def test_an_undefined_gap_is_none(
-    student: float | None, baseline: float | None, teacher: float | None
-) -> None:
+def test_an_undefined_gap_is_none(student: float | None, baseline: float | None, teacher: float | None) -> None:
     assert gap_recovered(student, baseline=baseline, teacher=teacher) is None
 
 

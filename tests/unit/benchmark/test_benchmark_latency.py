@@ -20,9 +20,7 @@ class Counting(nn.Module):
         self.seconds = seconds
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.calls.append(
-            (images.shape, self.training or self.norm.training, torch.is_inference_mode_enabled())
-        )
+        self.calls.append((images.shape, self.training or self.norm.training, torch.is_inference_mode_enabled()))
         time.sleep(self.seconds)
         return images.mean(dim=(2, 3))
 

@@ -206,9 +206,7 @@ def test_crowds_and_single_students_are_drawn(count: int, tmp_path: Path) -> Non
     assert _parse(paths["report.html"]).text.count("student-0") >= 2
 
 
-def test_summary_is_plain_text(
-    result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_summary_is_plain_text(result: BenchmarkResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "20")
     text = write(result, tmp_path)["summary.txt"].read_text()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import small_store
+from tests.unit.store import small_store
 
 
 @pytest.fixture(autouse=True, scope="session")

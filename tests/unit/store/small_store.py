@@ -122,7 +122,5 @@ def start(path: Path, plan: Plan | None = None, *, shards: int) -> None:
 def contents(store: Path) -> dict[str, bytes]:
     """Return the bytes of every file by its path in the store."""
     return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in sorted(store.rglob("*"))
-        if path.is_file()
+        path.relative_to(store).as_posix(): path.read_bytes() for path in sorted(store.rglob("*")) if path.is_file()
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import small_store
+from tests.unit.store import small_store
 import torch
 import zarr
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 from kdpipe.errors import DatasetError, DivergedError
+from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 
 FAR_ROWS = 5000  # more than one block of rows
 

@@ -28,9 +28,7 @@ from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer, render
 from tests.conftest import Built
 
-SCHEDULE = Schedule(
-    epochs=3, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2
-)
+SCHEDULE = Schedule(epochs=3, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2)
 
 
 @pytest.fixture
@@ -79,7 +77,9 @@ def test_without_a_teacher_it_is_a_plain_loop(digits: dataset.Dataset, tmp_path:
             pixels = render(digits, "crop-flip", seed=0, indices=rows, view=1 + epoch % 2)
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps=21, warmup=7, peak=0.05)
-            loss = F.cross_entropy(model((pixels.float() / 255 - mean) / std), torch.from_numpy(digits.labels[rows]).long())
+            loss = F.cross_entropy(
+                model((pixels.float() / 255 - mean) / std), torch.from_numpy(digits.labels[rows]).long()
+            )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -94,15 +94,15 @@ def test_resumed_equals_uninterrupted(digits: dataset.Dataset, tmp_path: Path) -
     settings = {"preset": whole.preset, "schedule": SCHEDULE, "distillation": None}
     train(whole.module, renderer, run=_start(tmp_path / "whole"), **settings)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop_after_second(row: dict[str, float]) -> None:
         if row["epoch"] == 2:
-            raise Stop
+            raise StopError
 
     run = _start(tmp_path / "cut")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         train(cut.module, renderer, run=run, on_epoch=stop_after_second, **settings)
     train(resumed.module, renderer, run=run, resume=True, **settings)
     _assert_same_weights(whole.module, resumed.module)
@@ -111,9 +111,7 @@ def test_resumed_equals_uninterrupted(digits: dataset.Dataset, tmp_path: Path) -
 
 def test_cached_and_live_targets_train_alike(built: Built, digits: dataset.Dataset, tmp_path: Path) -> None:
     store = open_store(built.store)
-    teacher = models.load(
-        "resnet8", num_classes=10, weights=built.weights, fallback_statistics=digits.statistics
-    )
+    teacher = models.load("resnet8", num_classes=10, weights=built.weights, fallback_statistics=digits.statistics)
     live = LiveTargets(Forward(teacher, device=torch.device("cpu")), None)
     curves = {}
     for name, targets in {"cache": CachedTargets(store, join_checked(store, digits)), "live": live}.items():

@@ -1,6 +1,7 @@
 """Which view, which order and which learning rate belong to an epoch and a step."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,4 +36,4 @@ def test_learning_rate_rises_then_follows_a_cosine() -> None:
     assert rates[10] == pytest.approx(0.4)
     assert rates[55] == pytest.approx(0.2)
     assert rates[99] == pytest.approx(0.2 * (1 + math.cos(math.pi * 89 / 90)))
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[10:]))
