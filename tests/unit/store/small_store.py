@@ -82,7 +82,7 @@ def all_shards(builder: Builder) -> list[Shard]:
     splits = builder.manifest.splits
     return [
         shard
-        for split in ("test", "train")
+        for split in sorted(splits)
         for view in range(splits[split].planes)
         for shard in builder.shards(split, view)
     ]

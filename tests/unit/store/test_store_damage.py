@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,7 +259,7 @@ def test_summary_of_a_store_that_promises_too_much(sealed: Path, edit: str) -> N
         elif edit == "no splits":
             manifest["splits"] = {}
         else:
-            manifest["splits"]["test"].update(samples=300_000, shard_rows=1, chunk_rows=1)
+            manifest["splits"]["test"].update(samples=150_000, shard_rows=1, chunk_rows=1)
 
     signed(sealed, change)
     tracemalloc.start()
@@ -269,7 +270,7 @@ def test_summary_of_a_store_that_promises_too_much(sealed: Path, edit: str) -> N
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    assert peak < 32 * 1024**2
+    assert peak < 16 * 1024**2
 
 
 def rewritten(store: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -296,10 +297,8 @@ METADATA: dict[str, Callable[[dict[str, Any]], object]] = {
     ),
     "big endian": lambda metadata: sharded(metadata)[0]["configuration"].update(endian="big"),
     "no checksum": lambda metadata: sharded(metadata).pop(),
-    "another compressor": lambda metadata: sharded(metadata)[1]["configuration"].update(cname="zlib"),
     "index without checksum": lambda metadata: metadata["codecs"][0]["configuration"]["index_codecs"].pop(),
     "another type": lambda metadata: metadata.update(data_type="float32"),
-    "fill value 0": lambda metadata: metadata.update(fill_value=0.0),
     "other paths": lambda metadata: metadata["chunk_key_encoding"]["configuration"].update(separator="."),
     "a group": lambda metadata: metadata.update(node_type="group"),
     "unknown codec": lambda metadata: metadata["codecs"].append({"name": "magic"}),
@@ -310,8 +309,10 @@ METADATA: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("edit", METADATA)
 def test_metadata_of_another_kind_is_refused(sealed: Path, edit: str) -> None:
     rewritten(sealed, "train/codes/zarr.json", METADATA[edit])
-    with pytest.raises(KdpipeError):
-        open_store(sealed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(KdpipeError):
+            everything(sealed)
 
 
 @pytest.mark.parametrize("probes", [10**6, 2**40])

@@ -1,0 +1,61 @@
+"""Make the files of this directory anew: ``python -m tests.golden.make`` from the root of the repository.
+
+``format1.zarr`` is a small sealed store, ``format1.json`` what it holds, ``crop_flip.json`` the hashes of
+rendered digits. All are made once and committed: a change of the code that makes them differ breaks the stores
+that people have. Never make them anew for a format that has been released; add files for the next one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from blake3 import blake3
+
+from kdpipe import durable
+from kdpipe.dataset import load
+from kdpipe.store import open_store
+from kdpipe.views import render
+from tests.unit.store import small_store
+
+HERE = Path(__file__).parent
+STORE = HERE / "format1.zarr"
+VALUES = HERE / "format1.json"
+PIXELS = HERE / "crop_flip.json"
+
+
+def pixel_hashes() -> dict[str, str]:
+    """Hash the views of the first test digits, by seed and view."""
+    digits = load("digits", "test")
+    return {
+        f"seed {seed}, view {view}": blake3(
+            render(digits, "crop-flip", seed=seed, indices=range(64), view=view).numpy().tobytes()
+        ).hexdigest(length=16)
+        for seed in (0, 12345)
+        for view in (0, 1, 2, 49)
+    }
+
+
+def store_values(store: Path) -> dict[str, object]:
+    """Return what a store holds as plain JSON values."""
+    splits = {}
+    for split in ("train", "test"):
+        opened = open_store(store, split=split)
+        splits[split] = {
+            "logits": [opened.plane(view).tolist() for view in range(opened.num_views + 1)],
+            "labels": opened.labels.tolist(),
+            "ids": [row.tobytes().hex() for row in opened.sample_ids],
+            "content_digests": [row.tobytes().hex() for row in opened.content_digests],
+            "probe_rows": opened.probe_rows.tolist(),
+            "probe_hashes": opened.probe_hashes.tolist(),
+        }
+    return {"digest": open_store(store).digest, "classes": list(open_store(store).classes), "splits": splits}
+
+
+if __name__ == "__main__":
+    shutil.rmtree(STORE, ignore_errors=True)
+    with small_store.small_layout():
+        small_store.make(STORE)
+    durable.write_text(VALUES, json.dumps(store_values(STORE)) + "\n")
+    durable.write_json(PIXELS, pixel_hashes())

@@ -1,0 +1,46 @@
+"""Stores of every released format stay readable, and views keep their pixels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdpipe.store import open_store, summary, verify_files
+from tests.golden import make
+from tests.unit.store import small_store
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KDPIPE_CACHE", str(tmp_path / "cache"))
+
+
+def test_format_1_reads_as_it_was_written() -> None:
+    expected = json.loads(make.VALUES.read_text())
+    assert make.store_values(make.STORE) == expected
+    assert verify_files(make.STORE) == []
+    assert summary(make.STORE)["format"] == 1
+    assert summary(make.STORE)["digest"] == open_store(make.STORE).digest == expected["digest"]
+
+
+def test_format_1_fits_a_copy(tmp_path: Path) -> None:
+    """Nothing in a store depends on where it lies or on the times of its files."""
+    copy = Path(shutil.copytree(make.STORE, tmp_path / "other.zarr", copy_function=shutil.copyfile))
+    assert verify_files(copy) == []
+    assert open_store(copy).digest == open_store(make.STORE).digest
+
+
+def test_format_1_is_the_store_that_this_code_resumes() -> None:
+    """The same plan today finds the old store finished."""
+    with small_store.small_layout():
+        planned = small_store.make_plan().manifest()
+    found = open_store(make.STORE).manifest
+    assert found.fingerprint.differences(planned.fingerprint) == []
+    assert (found.splits, found.encoding) == (planned.splits, planned.encoding)
+
+
+def test_crop_flip_keeps_its_pixels() -> None:
+    assert make.pixel_hashes() == json.loads(make.PIXELS.read_text())
