@@ -28,7 +28,9 @@ test: check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
 
 bench: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/cifar10.py --help
+	@test -n "$(CIFAR10)" -a -n "$(WEIGHTS)" || { echo "usage: make bench CIFAR10=FOLDER WEIGHTS=FILE"; exit 1; }
+	$(BIN)/python benchmarks/cifar10.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/kill_resume.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -180,7 +180,7 @@ class TestRefusals:
 
     def test_a_directory_that_is_not_a_run(self, kdpipe: Kdpipe, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("keep me")
-        _refused(kdpipe(*STUDENT, "--out", tmp_path), "is not empty and holds no run.json")
+        _refused(kdpipe(*STUDENT, "--out", tmp_path), "is not a run: it holds thesis.txt")
         assert (tmp_path / "thesis.txt").read_text() == "keep me"
 
     def test_a_store_path_that_is_not_a_store(self, kdpipe: Kdpipe, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_layout(samples: int, row_bytes: int) -> None:
         assert len(shards) >= 4
     assert shards[0][0] == 0
     assert shards[-1][1] == samples
-    assert all(before[1] == after[0] for before, after in zip(shards, shards[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in pairwise(shards))
     assert all(0 < stop - start <= chosen.shard_rows for start, stop in shards)
 
 
@@ -69,7 +70,7 @@ def test_layout(samples: int, row_bytes: int) -> None:
     chunk_rows=st.integers(1, 6),
     stops=st.lists(st.integers(0, 6), max_size=3),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_interrupted_and_resumed_equals_uninterrupted(
     train: int, test: int, views: int, classes: int, shard_rows: int, chunk_rows: int, stops: list[int]
 ) -> None:
@@ -90,16 +91,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             store = open_store(resumed, split=split)
             assert np.array_equal(store.sample_ids, planned.sample_ids)
             for view in range(planned.planes):
-                logits = small_store.plane_logits(
-                    split, view, samples=len(planned.sample_ids), classes=classes
-                )
+                logits = small_store.plane_logits(split, view, samples=len(planned.sample_ids), classes=classes)
                 encoded = encoding.get("fp16").encode(torch.from_numpy(logits))
                 expected = encoded.codes.astype(np.float32) + encoded.row_max[:, None]
                 assert np.array_equal(store.plane(view), expected)
 
 
 @given(cut=st.integers(1, 400), shards=st.integers(1, small_store.SHARDS))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_a_ledger_cut_anywhere_resumes(cut: int, shards: int) -> None:
     with tempfile.TemporaryDirectory() as folder, small_store.small_layout():
         store = Path(folder, "a.zarr")
@@ -122,9 +121,7 @@ JSON = st.recursive(
         st.text(max_size=5),
         st.sampled_from(["sealed", "building", "fp16", "fp99", "../..", "train", "\ud800", "\0"]),
     ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
     max_leaves=6,
 )
 

@@ -23,6 +23,8 @@ from kdpipe.errors import RunError
 
 History = list[dict[str, float]]
 
+_FILES = ("model.safetensors", "checkpoint.pt", "run.json", "history.csv", "metrics.json")
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -49,8 +51,8 @@ class RunDirectory:
             RunError: the directory holds something else than a run, or a run with other settings is resumed.
         """
         written = self.path / "run.json"
-        if self.path.exists() and any(self.path.iterdir()) and not written.is_file():
-            raise RunError(f"{self.path} is not empty and holds no run.json: pass --out another directory.")
+        if not written.is_file():
+            self._refuse_strangers()
         if resume:
             if not self.checkpoint.is_file():
                 raise RunError(f"{self.path} holds no checkpoint.pt to resume from. Start it without --resume.")
@@ -64,9 +66,20 @@ class RunDirectory:
                     f"({_first_difference(before, record, differing[0])}). Start it without --resume."
                 )
         else:
-            for name in ("model.safetensors", "checkpoint.pt", "history.csv", "metrics.json"):
+            for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
         durable.write_json(written, record)
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a directory that was made by something else; hidden files, such as DVC's, are nobody's work."""
+        if self.path.is_file():
+            raise RunError(f"{self.path} is a file: pass --out a directory.")
+        present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        strangers = sorted(name for name in present if name not in _FILES and not name.startswith("."))
+        if strangers:
+            raise RunError(
+                f"{self.path} is not a run: it holds {strangers[0]}, and no run.json. Pass --out another directory."
+            )
 
     def record(self) -> dict[str, Any]:
         """Read ``run.json``.

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.errors import CorruptStoreError, StoreLockedError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StoreLockedError
 from kdpipe.store import build, open_store, verify_files
 from tests.unit.store import small_store
 from tests.unit.store.slow_build import slow_build
@@ -188,7 +188,7 @@ def test_a_file_that_does_not_belong_is_never_sealed_in(
     try:
         finish(store)
     except CorruptStoreError as error:
-        assert name in str(error)
+        assert name in str(error)  # noqa: PT017
     else:
         assert open_store(store).digest == open_store(sealed_once).digest
 
@@ -254,7 +254,7 @@ def test_a_lock_of_a_dead_process_does_not_hold(tmp_path: Path) -> None:
 
 def test_an_error_in_the_block_frees_the_lock_and_keeps_what_is_done(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    with pytest.raises(RuntimeError, match="no power"), build(store, make_plan()) as builder:
+    with pytest.raises(RuntimeError, match="no power"), build(store, make_plan()) as builder:  # noqa: PT012
         fill(builder, at_most=3)
         raise RuntimeError("no power")
     assert finish(store) == SHARDS - 3
@@ -265,7 +265,7 @@ def test_logits_of_another_shape_are_never_stored(tmp_path: Path, rows: int, cla
     with build(tmp_path / "a.zarr", make_plan()) as builder:
         shard = builder.shards("train", 0)[0]
         assert (shard.start, shard.stop) == (0, 8)
-        with pytest.raises(Exception, match="."):  # noqa: PT012
+        with pytest.raises((KdpipeError, ValueError)):  # noqa: PT012
             builder.submit(shard, torch.zeros(rows, classes))
             builder.drain()
         assert not builder.is_done(shard)
