@@ -18,14 +18,17 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def fsync_file(path: Path) -> None:
-    """Flush a file's content and then its directory entry."""
+def fsync_file(path: Path, *, up_to: Path | None = None) -> None:
+    """Flush a file's content and then its directory entry, and those of its parents up to ``up_to``."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     fsync_directory(path.parent)
+    if up_to is not None:
+        for parent in path.parents[1 : 1 + len(path.relative_to(up_to).parts) - 1]:
+            fsync_directory(parent)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from kdpipe.store import arrays, manifest
-from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Ledger
 
 
@@ -18,25 +19,18 @@ def summary(store: Path) -> dict[str, Any]:
     """
     found = manifest.read(store)
     finished = found.files.keys() if found.state == "sealed" else Ledger(store).read().keys()
-    shards_done = shards_total = 0
     splits = {}
     for name, split in found.splits.items():
-        shards = len(Layout(split.chunk_rows, split.shard_rows).shards(split.samples))
-        pairs = [
-            (arrays.code_path(name, view, shard), arrays.row_max_path(name, view, shard))
-            for view in range(split.planes)
-            for shard in range(shards)
-        ]
-        done = [pair for pair in pairs if finished >= set(pair)]
-        shards_total += len(pairs)
-        shards_done += len(done)
+        done = _shards(name, finished)
         label_bytes = sum((store / path).stat().st_size for pair in done for path in pair if (store / path).exists())
         splits[name] = {
             "samples": split.samples,
             "planes": split.planes,
             "chunk_rows": split.chunk_rows,
             "shard_rows": split.shard_rows,
-            "bytes_per_sample": label_bytes / (split.samples * split.planes) if len(done) == len(pairs) else None,
+            "shards_done": len(done),
+            "shards_total": split.shards,
+            "bytes_per_sample": label_bytes / (split.samples * split.planes) if len(done) == split.shards else None,
         }
     train = found.splits["train"]
     recipe = found.fingerprint.recipe
@@ -44,8 +38,8 @@ def summary(store: Path) -> dict[str, Any]:
         "path": str(store),
         "format": found.format,
         "state": found.state,
-        "shards_done": shards_done,
-        "shards_total": shards_total,
+        "shards_done": sum(int(split["shards_done"] or 0) for split in splits.values()),
+        "shards_total": sum(split.shards for split in found.splits.values()),
         "samples": train.samples,
         "classes": len(found.classes),
         "views": train.planes - 1,
@@ -62,3 +56,11 @@ def summary(store: Path) -> dict[str, Any]:
         "device": found.fingerprint.device,
         "about": found.about,
     }
+
+
+def _shards(split: str, finished: Collection[str]) -> list[tuple[str, str]]:
+    """Return the two files of each shard of a split that has both."""
+    pattern = re.compile(rf"{re.escape(split)}/codes/c/(\d+)/(\d+)/0")
+    places = [(int(place[1]), int(place[2])) for path in finished if (place := pattern.fullmatch(path))]
+    pairs = [(arrays.code_path(split, *place), arrays.row_max_path(split, *place)) for place in places]
+    return [pair for pair in pairs if pair[1] in finished]

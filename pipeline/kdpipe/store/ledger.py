@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,13 +35,14 @@ class Ledger:
         self.path = store.with_name(store.name + ".ledger")
 
     def read(self) -> dict[str, Entry]:
-        """Return the entries by path; a last line cut short by a kill is not an entry."""
+        """Return the entries by path; a line cut short by a kill or damaged is none, and costs its shard."""
         if not self.path.exists():
             return {}
         entries = {}
         for line in self.path.read_bytes().split(b"\n")[:-1]:
-            entry = Entry(**json.loads(line))
-            entries[entry.path] = entry
+            with suppress(ValueError, TypeError):
+                entry = Entry(**json.loads(line))
+                entries[entry.path] = entry
         return entries
 
     def rewrite(self, entries: list[Entry]) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe import durable
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
@@ -71,6 +71,18 @@ class Split(_Strict):
     planes: int = Field(gt=0, lt=2**20)
     chunk_rows: int = Field(gt=0)
     shard_rows: int = Field(gt=0)
+    probes: int = Field(ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _chunks_fill_shards(self) -> Self:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError("shard_rows must be a multiple of chunk_rows")
+        return self
+
+    @property
+    def shards(self) -> int:
+        """Number of shards in all planes."""
+        return self.planes * -(-self.samples // self.shard_rows)
 
 
 class File(_Strict):
@@ -103,6 +115,12 @@ class Manifest(_Strict):
     """Times, versions, host and measured figures; not part of the digest."""
     checksum: Digest | None = None
     """Digest over everything above, once sealed."""
+
+    @model_validator(mode="after")
+    def _has_train(self) -> Self:
+        if "train" not in self.splits:
+            raise ValueError("there is no split 'train'")
+        return self
 
     def content_digest(self) -> Digest:
         """Compute ``digest`` from the parts it covers."""
@@ -156,7 +174,7 @@ def read(store: Path) -> Manifest:
         raise CorruptStoreError(f"{root} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest of kdpipe.")
     content = root.read_bytes()
     try:
-        attributes = json.loads(content)["attributes"]
+        attributes = json.loads(content, parse_constant=_refuse)["attributes"]
         described = attributes["kdpipe"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise CorruptStoreError(f"{root} holds no manifest of kdpipe: damaged, or made by something else.") from None
@@ -166,13 +184,24 @@ def read(store: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise CorruptStoreError(f"{root}: manifest field '{place}': {first['msg']}.") from None
-    if _root(manifest) != content:
+    if not _canonical(manifest, content):
         raise CorruptStoreError(f"{root} is not in canonical form: it was edited or damaged.")
     if manifest.state == "sealed" and (
         manifest.checksum != manifest.own_checksum() or manifest.digest != manifest.content_digest()
     ):
         raise CorruptStoreError(f"{root} does not match its checksum: the manifest was edited or damaged.")
     return manifest
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _canonical(manifest: Manifest, content: bytes) -> bool:
+    try:
+        return _root(manifest) == content
+    except ValueError:  # a number too large for a float became infinite
+        return False
 
 
 def _root(manifest: Manifest) -> bytes:

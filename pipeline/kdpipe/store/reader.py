@@ -48,8 +48,8 @@ class LogitStore:
         self.split = split
         self._encoding = encoding.get(found.fingerprint.encoding)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
-        self._root = arrays.open_root(path)
         self._check_arrays()
+        self._root = arrays.open_root(path)
         self.labels: npt.NDArray[np.int32] = self._small("labels")
         """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
         self.sample_ids: npt.NDArray[np.uint8] = self._small("sample_id")
@@ -115,7 +115,10 @@ class LogitStore:
 
         ``indices`` are positions in the store, 0 to ``num_samples - 1``; see ``codes`` for errors.
         """
-        rows = np.asarray(indices, dtype=np.int64).reshape(-1)
+        rows = np.asarray(indices).reshape(-1)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise TypeError(f"positions must be integers, got {rows.dtype}")
+        rows = rows.astype(np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
             raise IndexError(f"positions must lie in 0..{self.num_samples - 1}")
         gathered: npt.NDArray[np.float32] = self.codes(view).logits(torch.from_numpy(rows)).numpy()
@@ -161,17 +164,10 @@ class LogitStore:
         return arrays.member(self._root, self.split, name)
 
     def _check_arrays(self) -> None:
-        probes = self._array("probe_row").shape[0]
-        expected = arrays.specs(
-            self.manifest.splits[self.split],
-            width=self.num_classes,
-            dtype=self._encoding.dtype,
-            probes=probes,
-        )
-        for name, spec in expected.items():
-            differing = arrays.differences(self._array(name), spec)
-            if differing:
-                raise CorruptStoreError(f"{self.path}: {self.split}/{name}: {differing}.")
+        expected = arrays.specs(self.manifest.splits[self.split], width=self.num_classes, dtype=self._encoding.dtype)
+        fault = arrays.check(self.path, self.split, expected)
+        if fault is not None:
+            raise CorruptStoreError(f"{self.path}: {fault}.")
 
 
 def open_store(path: str | Path, *, split: str = "train") -> LogitStore:

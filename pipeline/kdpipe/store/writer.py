@@ -6,11 +6,9 @@ first shard that is not; batches never straddle a shard, so it ends with the sam
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,78 +17,15 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import durable, encoding
-from kdpipe.errors import CorruptStoreError, DivergedError, StaleStoreError, StoreError
-from kdpipe.store import arrays, manifest
+from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
+from kdpipe.store import arrays, manifest, skeleton
 from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Entry, Ledger, lock
-from kdpipe.store.manifest import File, Fingerprint, Manifest, Split
+from kdpipe.store.manifest import File, Manifest
+from kdpipe.store.plan import Plan, Shard
 
 _QUEUE = 2
 """Shards that may wait to be encoded and written while the teacher goes on."""
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """What a split will hold, known before the teacher runs."""
-
-    sample_ids: npt.NDArray[np.uint8]
-    """``(n, 16)``"""
-    content_digests: npt.NDArray[np.uint8]
-    """``(n, 16)``"""
-    labels: npt.NDArray[np.int32]
-    """``(n,)``, -1 where there is none."""
-    planes: int
-    """The plain view and the augmented ones."""
-    probe_rows: npt.NDArray[np.int64]
-    """``(p,)``: the samples whose pixels are remembered."""
-    probe_hashes: npt.NDArray[np.uint64]
-    """``(planes, p)``: 64-bit hashes of their rendered pixels."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard that is still to be computed: rows ``start`` to ``stop`` of one view."""
-
-    split: str
-    view: int
-    number: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that is needed to start or to resume a store."""
-
-    fingerprint: Fingerprint
-    teacher_probe: tuple[float, ...]
-    dataset: str
-    classes: tuple[str, ...]
-    splits: dict[str, SplitPlan]
-
-    def manifest(self) -> Manifest:
-        """Return the manifest of the store while it is being built."""
-        chosen = encoding.get(self.fingerprint.encoding)
-        row_bytes = np.dtype(chosen.dtype).itemsize * len(self.classes)
-        splits = {}
-        for name, split in self.splits.items():
-            samples = len(split.sample_ids)
-            layout = Layout.choose(samples=samples, row_bytes=row_bytes)
-            splits[name] = Split(
-                samples=samples,
-                planes=split.planes,
-                chunk_rows=layout.chunk_rows,
-                shard_rows=layout.shard_rows,
-            )
-        return Manifest(
-            state="building",
-            fingerprint=self.fingerprint,
-            classes=self.classes,
-            encoding=chosen.describe(),
-            splits=splits,
-            dataset=self.dataset,
-            teacher_probe=self.teacher_probe,
-        )
 
 
 @contextmanager
@@ -109,9 +44,9 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
     """
     with lock(path):
         wanted = plan.manifest()
-        found = _existing(path, overwrite=overwrite)
+        found = skeleton.existing(path, overwrite=overwrite)
         if found is not None:
-            differing = _differences(found, wanted)
+            differing = skeleton.differences(found, wanted)
             if differing and not overwrite:
                 raise StaleStoreError(
                     f"{path} differs from what is asked for ({'; '.join(differing)}). "
@@ -120,7 +55,10 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
             if differing:
                 found = None
         if found is None:
-            _create(path, plan, wanted)
+            skeleton.create(path, plan, wanted)
+            found = wanted
+        elif found.state == "building":
+            skeleton.repair(path, plan, wanted)
             found = wanted
         builder = Builder(path, found)
         try:
@@ -161,13 +99,16 @@ class Builder:
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard is on disk and in the ledger."""
-        return self.sealed or all(path in self._done for path in _paths(shard))
+        return self.sealed or all(path in self._done for path in shard.paths)
 
     def submit(self, shard: Shard, logits: torch.Tensor) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
         Waits while too many shards are queued. An error of an earlier shard is raised here.
         """
+        expected = (shard.stop - shard.start, len(self.manifest.classes))
+        if tuple(logits.shape) != expected:
+            raise ModelError(f"the teacher gave logits of shape {tuple(logits.shape)} for a shard of {expected}.")
         while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
         self._writing.append(self._executor.submit(self._write, shard, logits))
@@ -202,7 +143,7 @@ class Builder:
             for split, cut in self.manifest.splits.items()
             for view in range(cut.planes)
             for shard in self.shards(split, view)
-            for path in _paths(shard)
+            for path in shard.paths
         }
         missing = sorted(expected - self._done.keys())
         if missing:
@@ -210,15 +151,18 @@ class Builder:
                 f"{self.path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}."
             )
         files = {}
+        allowed = expected | skeleton.side_files(self.manifest)
         for path in sorted(self.path.rglob("*")):
             name = path.relative_to(self.path).as_posix()
             if path.is_dir() or name == "zarr.json":
                 continue
+            if name not in allowed:
+                raise CorruptStoreError(f"{path} does not belong to the store: remove it, and run this again.")
             entry = self._done.get(name) or _entry(self.path, name)
             files[name] = File(size=entry.size, digest=entry.digest)
         planes = {
             f"{split}/{view}": manifest.digest_json(
-                [files[path].digest for shard in self.shards(split, view) for path in _paths(shard)]
+                [files[path].digest for shard in self.shards(split, view) for path in shard.paths]
             )
             for split, cut in self.manifest.splits.items()
             for view in range(cut.planes)
@@ -240,84 +184,16 @@ class Builder:
                 "this shard was written. Try --precision fp32, and check the weights."
             )
         encoded = self._encoding.encode(logits)
-        names = _paths(shard)
+        names = shard.paths
         for name in names:
             (self.path / name).unlink(missing_ok=True)
         for name, values in (("codes", encoded.codes), ("row_max", encoded.row_max)):
             arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = values
         for name in names:
-            durable.fsync_file(self.path / name)
+            durable.fsync_file(self.path / name, up_to=self.path)
         entries = [_entry(self.path, name) for name in names]
         self._ledger.append(entries)
         self._done.update({entry.path: entry for entry in entries})
-
-
-def _existing(path: Path, *, overwrite: bool) -> Manifest | None:
-    if not path.exists():
-        return None
-    try:
-        return manifest.read(path)
-    except StoreError:
-        is_group = (path / "zarr.json").is_file()
-        if overwrite and is_group:
-            return None
-        if path.is_dir() and not any(path.iterdir()):
-            return None
-        if is_group:
-            raise
-        raise StoreError(f"{path} exists and is not a logit store. Pass --out another path, or remove it.") from None
-
-
-def _differences(found: Manifest, wanted: Manifest) -> list[str]:
-    differing = found.fingerprint.differences(wanted.fingerprint)
-    if found.classes != wanted.classes:
-        differing.append("classes: the names or their order differ")
-    for name, split in wanted.splits.items():
-        planes = found.splits[name].planes if name in found.splits else 0
-        if planes != split.planes:
-            differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
-    probes = zip(found.teacher_probe, wanted.teacher_probe, strict=False)
-    if len(found.teacher_probe) != len(wanted.teacher_probe) or not all(
-        np.isclose(mine, asked, rtol=1e-2, atol=1e-2) for mine, asked in probes
-    ):
-        differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
-    return differing
-
-
-def _create(path: Path, plan: Plan, wanted: Manifest) -> None:
-    """Make the empty store beside ``path`` and move it there in one step."""
-    fresh = path.with_name(f".{path.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    manifest.write(fresh, wanted)
-    root = arrays.open_root(fresh, mode="r+")
-    dtype = str(wanted.encoding["dtype"])
-    for name, split in plan.splits.items():
-        group = root.create_group(name)
-        expected = arrays.specs(
-            wanted.splits[name], width=len(wanted.classes), dtype=dtype, probes=len(split.probe_rows)
-        )
-        arrays.create(group, expected)
-        for array, values in _side_arrays(split).items():
-            arrays.member(root, name, array)[...] = values
-    for file in fresh.rglob("*"):
-        if file.is_file():
-            durable.fsync_file(file)
-    Ledger(path).remove()
-    if path.exists():
-        shutil.rmtree(path)
-    fresh.rename(path)
-    durable.fsync_directory(path.parent)
-
-
-def _side_arrays(split: SplitPlan) -> dict[str, npt.NDArray[Any]]:
-    return {
-        "labels": split.labels,
-        "sample_id": split.sample_ids,
-        "content_digest": split.content_digests,
-        "probe_row": split.probe_rows,
-        "probe_hash": split.probe_hashes,
-    }
 
 
 def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
@@ -336,10 +212,3 @@ def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
 def _entry(store: Path, name: str) -> Entry:
     path = store / name
     return Entry(name, path.stat().st_size, manifest.digest_file(path))
-
-
-def _paths(shard: Shard) -> tuple[str, str]:
-    return (
-        arrays.code_path(shard.split, shard.view, shard.number),
-        arrays.row_max_path(shard.split, shard.view, shard.number),
-    )

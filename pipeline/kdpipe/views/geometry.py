@@ -37,5 +37,5 @@ class Geometry:
             mode = InterpolationMode(self.interpolation)
             images = functional.resize(images, target, interpolation=mode, antialias=True)
             height, width = images.shape[-2:]
-        top, left = (height - self.size) // 2, (width - self.size) // 2
+        top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return images[..., top : top + self.size, left : left + self.size]

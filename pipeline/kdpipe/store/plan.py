@@ -1,0 +1,97 @@
+"""What a store is going to hold, known before the teacher runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe import encoding
+from kdpipe.store import arrays
+from kdpipe.store.layout import Layout
+from kdpipe.store.manifest import Fingerprint, Manifest, Split
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What a split will hold, known before the teacher runs."""
+
+    sample_ids: npt.NDArray[np.uint8]
+    """``(n, 16)``"""
+    content_digests: npt.NDArray[np.uint8]
+    """``(n, 16)``"""
+    labels: npt.NDArray[np.int32]
+    """``(n,)``, -1 where there is none."""
+    planes: int
+    """The plain view and the augmented ones."""
+    probe_rows: npt.NDArray[np.int64]
+    """``(p,)``: the samples whose pixels are remembered."""
+    probe_hashes: npt.NDArray[np.uint64]
+    """``(planes, p)``: 64-bit hashes of their rendered pixels."""
+
+    def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that are known before the teacher runs, by name."""
+        return {
+            "labels": self.labels,
+            "sample_id": self.sample_ids,
+            "content_digest": self.content_digests,
+            "probe_row": self.probe_rows,
+            "probe_hash": self.probe_hashes,
+        }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that is still to be computed: rows ``start`` to ``stop`` of one view."""
+
+    split: str
+    view: int
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        """The shard's two files, relative to the store: codes and row maxima."""
+        return (
+            arrays.code_path(self.split, self.view, self.number),
+            arrays.row_max_path(self.split, self.view, self.number),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is needed to start or to resume a store."""
+
+    fingerprint: Fingerprint
+    teacher_probe: tuple[float, ...]
+    dataset: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitPlan]
+
+    def manifest(self) -> Manifest:
+        """Return the manifest of the store while it is being built."""
+        chosen = encoding.get(self.fingerprint.encoding)
+        row_bytes = np.dtype(chosen.dtype).itemsize * len(self.classes)
+        splits = {}
+        for name, split in self.splits.items():
+            samples = len(split.sample_ids)
+            layout = Layout.choose(samples=samples, row_bytes=row_bytes)
+            splits[name] = Split(
+                samples=samples,
+                planes=split.planes,
+                chunk_rows=layout.chunk_rows,
+                shard_rows=layout.shard_rows,
+                probes=len(split.probe_rows),
+            )
+        return Manifest(
+            state="building",
+            fingerprint=self.fingerprint,
+            classes=self.classes,
+            encoding=chosen.describe(),
+            splits=splits,
+            dataset=self.dataset,
+            teacher_probe=self.teacher_probe,
+        )

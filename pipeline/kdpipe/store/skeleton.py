@@ -1,0 +1,126 @@
+"""The empty store: made beside its place, moved there in one step, and repaired before a build goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from kdpipe import durable
+from kdpipe.errors import CorruptStoreError, StoreError
+from kdpipe.store import arrays, manifest
+from kdpipe.store.arrays import Spec
+from kdpipe.store.ledger import Ledger
+from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import Plan
+
+
+def existing(path: Path, *, overwrite: bool) -> Manifest | None:
+    """Return the manifest of the store at ``path``; ``None`` where there is nothing to keep.
+
+    With ``overwrite``, a damaged store of kdpipe is nothing to keep either.
+
+    Raises:
+        CorruptStoreError: the store is damaged.
+        StoreError: something else is at ``path``; it is never touched.
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    try:
+        return manifest.read(path)
+    except StoreError as error:
+        if not _is_ours(path):
+            raise StoreError(
+                f"{path} exists and is not a logit store. Pass --out another path, or remove it."
+            ) from None
+        if isinstance(error, CorruptStoreError) and not overwrite:
+            raise CorruptStoreError(f"{error} Rebuild it with --overwrite.") from None
+        return None
+
+
+def differences(found: Manifest, wanted: Manifest) -> list[str]:
+    """Say in which parts a store differs from the one that is asked for."""
+    differing = found.fingerprint.differences(wanted.fingerprint)
+    if found.classes != wanted.classes:
+        differing.append("classes: the names or their order differ")
+    for name, split in wanted.splits.items():
+        kept = found.splits.get(name)
+        planes = kept.planes if kept is not None else 0
+        if planes != split.planes:
+            differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
+        elif kept != split:
+            differing.append(f"{name}: its cut into chunks and shards is that of another version")
+    if found.encoding != wanted.encoding:
+        differing.append("encoding: its description differs")
+    same_length = len(found.teacher_probe) == len(wanted.teacher_probe)
+    if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
+        differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
+    return differing
+
+
+def create(path: Path, plan: Plan, wanted: Manifest) -> None:
+    """Put an empty store at ``path``; whatever store was there goes only once the new one is in place."""
+    old = _beside(path, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    fresh = _fresh(path, plan, wanted)
+    Ledger(path).remove()
+    if path.exists():
+        path.rename(old)
+    fresh.rename(path)
+    durable.fsync_directory(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
+    """Write everything but the shards again into a store whose build goes on, whatever a crash left of it."""
+    fresh = _fresh(path, plan, wanted)
+    for file in sorted(fresh.rglob("*")):
+        target = path / file.relative_to(fresh)
+        if file.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+            durable.fsync_directory(target.parent)
+    shutil.rmtree(fresh)
+    shutil.rmtree(_beside(path, "old"), ignore_errors=True)
+
+
+def side_files(found: Manifest) -> set[str]:
+    """Return every path that the store may hold besides its shards and the root ``zarr.json``."""
+    return {path for name in found.splits for path in arrays.side_files(name, _specs(found, name))}
+
+
+def _specs(found: Manifest, split: str) -> dict[str, Spec]:
+    return arrays.specs(found.splits[split], width=len(found.classes), dtype=str(found.encoding["dtype"]))
+
+
+def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
+    fresh = _beside(path, "new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    manifest.write(fresh, wanted)
+    root = arrays.open_root(fresh, mode="r+")
+    for name, split in plan.splits.items():
+        arrays.create(root.create_group(name), _specs(wanted, name))
+        for array, values in split.side_arrays().items():
+            arrays.member(root, name, array)[...] = values
+    for file in fresh.rglob("*"):
+        if file.is_file():
+            durable.fsync_file(file)
+    return fresh
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell a store of kdpipe, however damaged, from anything else."""
+    root = path / "zarr.json"
+    if not root.is_file():
+        return False
+    try:
+        return "kdpipe" in json.loads(root.read_bytes())["attributes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return all((path / name).exists() for name in ("train/codes", "train/row_max", "train/sample_id"))
