@@ -1,0 +1,93 @@
+"""What the documents promise: commands that exist, code that runs, paths that are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from kdpipe import dataset, models
+from kdpipe.views import Geometry, Renderer
+from stages.cli import STAGES, app
+from tests.conftest import ROOT, Built
+
+README = (ROOT / "README.md").read_text()
+FORMAT = (ROOT / "docs" / "FORMAT.md").read_text()
+
+
+def _python(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def _commands(text: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in re.findall(r"^    (kdpipe .*)$", text, flags=re.MULTILINE)]
+
+
+def _options(command: str) -> set[str]:
+    help_text = subprocess.run(
+        [sys.executable, "-m", "kdpipe", command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    return set(re.findall(r"--[a-z][a-z0-9-]*", help_text))
+
+
+def test_every_command_is_in_the_readme_s_table() -> None:
+    for command in app.registered_commands:
+        assert f"| `kdpipe {command.name or command.callback.__name__}` |" in README
+
+
+def test_every_flag_in_the_readme_and_in_examples_exists() -> None:
+    shown = _commands(README) + [shlex.split(example) for _, example in STAGES.values()]
+    assert len(shown) > 6
+    options = {command: _options(command) for command in {words[1] for words in shown}}
+    for words in shown:
+        assert {word for word in words if word.startswith("--")} <= options[words[1]], words
+
+
+def test_the_readme_s_python_runs(built: Built, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "logits.zarr").symlink_to(built.store)
+    for code in _python(README):
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_paths_named_in_the_documents_exist() -> None:
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+            assert (ROOT / target).exists(), target
+
+
+def test_a_stage_has_one_name_in_four_places() -> None:
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name in STAGES:
+        assert name in stages
+        assert name.replace("-", "_") in sections
+        assert (ROOT / "stages" / f"{name.replace('-', '_')}.py").is_file()
+    for stage in stages.values():
+        for path in stage["deps"]:
+            if path.startswith(("pipeline", "stages")):
+                assert (ROOT / path).exists(), path
+
+
+def test_the_documented_script_decodes_what_the_teacher_said(built: Built, tmp_path: Path) -> None:
+    script = tmp_path / "decode.py"
+    script.write_text("import sys\nsys.modules['kdpipe'] = None\n" + _python(FORMAT)[0])
+    subprocess.run([sys.executable, script, built.store, tmp_path / "logits.npz"], check=True)
+    decoded = np.load(tmp_path / "logits.npz")
+
+    train = dataset.load("digits", "train", 200)
+    teacher = models.load("resnet8", num_classes=10, weights=built.weights, fallback_statistics=train.statistics)
+    renderer = Renderer(train, "crop-flip", seed=0, geometry=Geometry.of(teacher.preset))
+    assert np.array_equal(decoded["train_sample_id"], train.sample_ids)
+    for view in range(3):
+        with torch.inference_mode():
+            said = teacher.module(teacher.preset.normalise(renderer(range(200), view))).numpy()
+        shifted = said - said.max(axis=1, keepdims=True)
+        half_step = np.spacing(np.abs(shifted).astype(np.float16)).astype(np.float32) / 2
+        assert (np.abs(decoded["train_logits"][view] - said) <= half_step + 1e-4).all()

@@ -1,0 +1,112 @@
+"""Flags over the params file over defaults, and every fault in one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdpipe.errors import ParamsError
+from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher, resolve
+from tests.conftest import ROOT
+
+
+def _file(folder: Path, **sections: object) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    file = _file(tmp_path, train_student={"temperature": 2, "epochs": 5, "student": "resnet8", "out": "x"})
+    params = resolve(TrainStudent, section="train_student", file=file, flags={"data": "digits", "epochs": "7"})
+    assert (params.temperature, params.epochs, params.batch_size) == (2.0, 7, 128)
+
+
+def test_unknown_keys_and_wrong_values_are_reported_together(tmp_path: Path) -> None:
+    file = _file(tmp_path, train_student={"temprature": 2, "epochs": 0, "student": "resnet8", "kd_weight": "much"})
+    with pytest.raises(ParamsError) as caught:
+        resolve(TrainStudent, section="train_student", file=file, flags={"data": "digits", "lr": "fast"})
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (
+        "train_student.temprature is unknown; did you mean 'temperature'?",
+        "train_student.epochs: Input should be greater than 0, got 0",
+        "train_student.kd_weight",
+        "--lr",
+        "--out is missing",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("train_teacher: {}\n", "has no section 'train_student'"),
+        ("- a\n- b\n", "has no section"),
+        ("train_student: [1\n", "is not valid YAML"),
+        ("train_student: text\n", "has no section 'train_student' of keys and values"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, content: str, part: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(ParamsError, match=part):
+        resolve(TrainStudent, section="train_student", file=path, flags={})
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="does not exist"):
+        resolve(TrainStudent, section="train_student", file=tmp_path / "none.yaml", flags={})
+
+
+def _student(**flags: object) -> TrainStudent:
+    required = {"data": "digits", "student": "resnet8", "out": "runs/a"}
+    return resolve(TrainStudent, section="train_student", file=None, flags=required | flags)
+
+
+def test_distill_follows_from_what_is_given() -> None:
+    assert _student().mode == "none"
+    assert _student(store="a.zarr").mode == "cache"
+    assert _student(teacher="resnet20").mode == "live"
+    assert _student(store="a.zarr", teacher="resnet20").mode == "cache"
+    assert _student(store="a.zarr", distill="none").mode == "none"
+    with pytest.raises(ParamsError, match="distill cache needs store"):
+        _student(distill="cache")
+    with pytest.raises(ParamsError, match="distill live needs teacher"):
+        _student(distill="live")
+
+
+def _cache(**flags: object) -> CacheTeacher:
+    required = {"data": "digits", "teacher": "resnet8", "out": "a.zarr"}
+    return resolve(CacheTeacher, section="cache_teacher", file=None, flags=required | flags)
+
+
+def test_the_recipe_decides_the_number_of_views() -> None:
+    assert _cache().augmented_views == 4
+    assert _cache(views="0").augmented_views == 0
+    assert _cache(recipe="none").augmented_views == 0
+    with pytest.raises(ParamsError, match="recipe none has the plain view only"):
+        _cache(recipe="none", views="2")
+    with pytest.raises(ParamsError, match=r"must end in \.zarr"):
+        _cache(out="logits")
+
+
+def test_channels_are_three_numbers() -> None:
+    assert _cache(mean="0.1,0.2,0.3").mean == (0.1, 0.2, 0.3)
+    with pytest.raises(ParamsError, match="--mean"):
+        _cache(mean="0.1,0.2")
+
+
+@pytest.mark.parametrize(
+    ("model", "section", "flags"),
+    [
+        (TrainTeacher, "train_teacher", {"out": "a"}),
+        (CacheTeacher, "cache_teacher", {"out": "a.zarr"}),
+        (TrainStudent, "train_student", {"out": "a", "student": "resnet8"}),
+        (Benchmark, "benchmark", {"out": "a", "run": ["b"]}),
+    ],
+)
+def test_the_repository_s_own_params_are_valid(model: type, section: str, flags: dict[str, object]) -> None:
+    resolve(model, section=section, file=ROOT / "params.yaml", flags={"data": "digits", **flags})
