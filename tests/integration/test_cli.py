@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -298,3 +299,34 @@ def make_folder(root: Path) -> Path:
             for index in range(4):
                 make_image(root / split / name / f"{index}.png", seed=8 * number + index + (split == "test") * 100)
     return root
+
+
+def test_views_are_added_to_a_sealed_store(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    grown = shutil.copytree(built.store, tmp_path / "grown.zarr")
+    before = open_store(grown)
+    shards = {path: path.read_bytes() for path in (grown / "train" / "codes" / "c").rglob("*") if path.is_file()}
+    command = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu")
+    assert kdpipe(*command, "--views", 5, "--out", grown).code == 0
+    assert kdpipe(*command, "--views", 5, "--out", tmp_path / "direct.zarr").code == 0
+    after = open_store(grown)
+    assert (before.num_views, after.num_views) == (2, 5)
+    assert all(path.read_bytes() == content for path, content in shards.items())
+    assert after.manifest.planes.items() >= before.manifest.planes.items()
+    assert after.digest == open_store(tmp_path / "direct.zarr").digest
+    assert kdpipe("verify", grown, "--data", "digits").code == 0
+    _refused(kdpipe(*command, "--views", 2, "--out", grown), "train views: the store has 5, asked for 2")
+
+
+@pytest.mark.skipif("KDPIPE_PHOTOS" not in os.environ, reason="KDPIPE_PHOTOS does not name a folder of photographs")
+def test_photographs_of_many_sizes(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    data = ("--data", f"folder:{os.environ['KDPIPE_PHOTOS']}", "--device", "cpu")
+    teacher = ("cache-teacher", *data, "--teacher", "torchvision:resnet18", "--views", 1, "--input-size", 64)
+    digests = []
+    for loading in ("memory", "stream"):
+        store = tmp_path / f"{loading}.zarr"
+        assert kdpipe(*teacher, "--loading", loading, "--out", store).code == 0
+        digests.append(open_store(store).digest)
+    assert digests[0] == digests[1]
+    assert kdpipe("verify", tmp_path / "stream.zarr", "--data", data[1]).code == 0
+    student = ("train-student", *data, "--student", "resnet8", "--input-size", 32, "--epochs", 1)
+    assert kdpipe(*student, "--store", tmp_path / "stream.zarr", "--out", tmp_path / "run").code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kdpipe import durable
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import arrays, manifest
 from kdpipe.store.arrays import Spec
-from kdpipe.store.ledger import Ledger
+from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
 
@@ -48,9 +49,9 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     for name, split in wanted.splits.items():
         kept = found.splits.get(name)
         planes = kept.planes if kept is not None else 0
-        if planes != split.planes:
+        if planes > split.planes or (planes < split.planes and found.state != "sealed"):
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
-        elif kept != split:
+        elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
     if found.encoding != wanted.encoding:
         differing.append("encoding: its description differs")
@@ -84,6 +85,14 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
             durable.fsync_directory(target.parent)
     shutil.rmtree(fresh)
     shutil.rmtree(_beside(path, "old"), ignore_errors=True)
+
+
+def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
+    """Open a sealed store for the views that it lacks; the planes that it has stay as they are."""
+    shards = {name for name in found.files if re.fullmatch(r"[^/]+/(codes|row_max)/c/.*", name)}
+    Ledger(path).rewrite([Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)])
+    manifest.write(path, wanted)
+    repair(path, plan, wanted)
 
 
 def side_files(found: Manifest) -> set[str]:

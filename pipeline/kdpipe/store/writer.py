@@ -30,7 +30,9 @@ _QUEUE = 2
 
 @contextmanager
 def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builder]:
-    """Start, resume or find finished the store at ``path``; yields its ``Builder`` under the writer lock.
+    """Start, resume, extend or find finished the store at ``path``; yields its ``Builder`` under the writer lock.
+
+    A sealed store of the same ingredients that lacks views is opened for them; the planes it has are kept.
 
     Args:
         path: the store's directory, ``NAME.zarr``.
@@ -59,6 +61,9 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
             found = wanted
         elif found.state == "building":
             skeleton.repair(path, plan, wanted)
+            found = wanted
+        elif found.splits != wanted.splits:
+            skeleton.reopen(path, plan, wanted, found=found)
             found = wanted
         builder = Builder(path, found)
         try:

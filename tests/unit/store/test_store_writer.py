@@ -55,7 +55,7 @@ DIFFERENT: dict[str, tuple[Plan, str]] = {
     "batch size": (make_plan(batch_size=8), "batch_size: the store has 4, asked for 8"),
     "device": (make_plan(device="cuda"), "device: the store has cpu, asked for cuda"),
     "classes": (other_classes(), "classes: the names or their order differ"),
-    "views": (make_plan(views=2), "train views: the store has 1, asked for 2"),
+    "views": (make_plan(views=0), "train views: the store has 1, asked for 0"),
     "teacher's code": (
         dataclasses.replace(make_plan(), teacher_probe=(0.25, -1.5, 3.5)),
         "its logits for the fixed probe input differ",
