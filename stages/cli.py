@@ -86,18 +86,15 @@ def _option(key: str, field: Any) -> inspect.Parameter:
         text += " Required."
     elif field.default is not None and field.default is not False:
         text += f" Default: {field.default}."
-    kind: Any
-    if field.annotation is bool:
-        kind = Annotated[bool | None, typer.Option(f"--{key.replace('_', '-')}", help=text)]
-        default: Any = None
-    elif get_origin(field.annotation) is tuple and get_args(field.annotation)[-1] is Ellipsis:
-        kind, default = Annotated[list[str] | None, typer.Option(help=text)], None
+    flag = f"--{key.replace('_', '-')}"
+    annotation = field.annotation
+    if annotation is bool:
+        kind: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)]
+    elif get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
+        kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar="PATH")]
     else:
-        kind, default = (
-            Annotated[str | None, typer.Option(help=text, metavar=_metavar(field.annotation))],
-            None,
-        )
-    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        kind = Annotated[str | None, typer.Option(flag, help=text, metavar=_metavar(annotation))]
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 def _metavar(annotation: Any) -> str:
@@ -182,10 +179,13 @@ def models_command(
     """
     from kdpipe import models
 
-    print(f"{'model':24} {'parameters':>12} {'MMACs':>10}   ({num_classes} classes, {size} x {size})")
+    rows = []
     for listed in models.names() if name is None else [name]:
         module = models.create(listed, num_classes)
-        print(f"{listed:24} {models.count_parameters(module):12,} {models.macs(module, size) / 1e6:10.1f}")
+        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6))
+    print(f"{'model':24} {'parameters':>12} {'MMACs':>10}   ({num_classes} classes, {size} x {size})")
+    for listed, parameters, millions in rows:
+        print(f"{listed:24} {parameters:12,} {millions:10.1f}")
     if name is None:
         print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
 

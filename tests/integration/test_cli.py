@@ -330,3 +330,32 @@ def test_photographs_of_many_sizes(kdpipe: Kdpipe, tmp_path: Path) -> None:
     assert kdpipe("verify", tmp_path / "stream.zarr", "--data", data[1]).code == 0
     student = ("train-student", *data, "--student", "resnet8", "--input-size", 32, "--epochs", 1)
     assert kdpipe(*student, "--store", tmp_path / "stream.zarr", "--out", tmp_path / "run").code == 0
+
+
+def test_a_teacher_that_is_not_finite_is_named_by_sample(
+    kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_teacher.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def __init__(self, classes):\n"
+        "        super().__init__()\n"
+        "        self.classes = torch.nn.Parameter(torch.zeros(classes))\n"
+        "    def forward(self, x):\n"
+        "        bright = (x.mean((1, 2, 3)) > 3).float()\n"
+        "        return self.classes + torch.log(1 - bright)[:, None].abs()\n"
+        "def build(classes): return Broken(classes)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    images = make_folder(tmp_path / "images")
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "white").save(images / "train" / "bee" / "2.png")
+    outcome = kdpipe(
+        *("cache-teacher", "--data", f"folder:{images}", "--teacher", "broken_teacher:build", "--views", 1),
+        *("--mean", "0,0,0", "--std", "0.3,0.3,0.3", "--out", tmp_path / "l.zarr"),
+    )
+    _refused(outcome, "train/bee/2.png", "not finite")
+    found = json.loads(kdpipe("inspect", tmp_path / "l.zarr", "--json").out)
+    assert found["state"] == "building"
+    assert not (tmp_path / "l.zarr" / "train" / "codes" / "c" / "0").exists()

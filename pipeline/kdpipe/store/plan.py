@@ -31,6 +31,9 @@ class SplitPlan:
     probe_hashes: npt.NDArray[np.uint64]
     """``(planes, p)``: 64-bit hashes of their rendered pixels."""
 
+    keys: tuple[str, ...] = ()
+    """The samples' keys, to name one in an error."""
+
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the arrays that are known before the teacher runs, by name."""
         return {

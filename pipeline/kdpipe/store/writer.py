@@ -65,7 +65,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         elif found.splits != wanted.splits:
             skeleton.reopen(path, plan, wanted, found=found)
             found = wanted
-        builder = Builder(path, found)
+        builder = Builder(path, found, keys={name: split.keys for name, split in plan.splits.items()})
         try:
             yield builder
         finally:
@@ -75,9 +75,10 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
 class Builder:
     """Takes the teacher's logits shard by shard and seals the store when all are there."""
 
-    def __init__(self, path: Path, found: Manifest) -> None:
-        """Wrap a store that exists and is locked by this process."""
+    def __init__(self, path: Path, found: Manifest, *, keys: dict[str, tuple[str, ...]]) -> None:
+        """Wrap a store that exists and is locked by this process; ``keys`` name the samples of each split."""
         self.path = path
+        self._keys = keys
         self.manifest = found
         self._encoding = encoding.get(found.fingerprint.encoding)
         self._ledger = Ledger(path)
@@ -184,9 +185,11 @@ class Builder:
         finite = torch.isfinite(logits).all(dim=1)
         if not finite.all():
             row = shard.start + int((~finite).nonzero()[0])
+            keys = self._keys[shard.split]
             raise DivergedError(
-                f"the teacher's logits of {shard.split} sample {row}, view {shard.view} are not finite; nothing of "
-                "this shard was written. Try --precision fp32, and check the weights."
+                f"the teacher's logits of {shard.split} sample {row}{f' ({keys[row]})' if keys else ''}, view "
+                f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
+                "the weights."
             )
         encoded = self._encoding.encode(logits)
         names = shard.paths

@@ -45,6 +45,7 @@ def plan(
             planes=planes,
             probe_rows=rows,
             probe_hashes=probe_hashes(renderer, rows, planes=planes),
+            keys=dataset.keys,
         )
     train = datasets["train"]
     return Plan(
