@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from commands import describe, kdpipe
 
 from stages.provenance import git_revision, versions
 
@@ -49,11 +49,6 @@ def main() -> None:
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
-
-
-def kdpipe(*arguments: object) -> None:
-    """Run a kdpipe command."""
-    subprocess.run([sys.executable, "-m", "kdpipe", *map(str, arguments)], check=True)
 
 
 def cache(options: argparse.Namespace) -> None:
@@ -106,13 +101,6 @@ def timings(options: argparse.Namespace) -> dict[str, Any]:
         "cache_over_none": median["cache"] / median["none"],
         "versions": versions(),
     }
-
-
-def describe(store: Path) -> dict[str, Any]:
-    """Return what ``kdpipe inspect --json`` says of a store."""
-    command = [sys.executable, "-m", "kdpipe", "inspect", str(store), "--json"]
-    described: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return described
 
 
 if __name__ == "__main__":

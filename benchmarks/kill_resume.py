@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from commands import describe
+
 RESULT = Path(__file__).parent / "results" / "kill_resume.json"
 
 
@@ -84,13 +86,6 @@ def start(options: argparse.Namespace, out: Path) -> subprocess.Popen[bytes]:
 def shards_done(store: Path) -> int:
     """Return the number of finished shards, 0 where the store is not there yet."""
     return int(describe(store)["shards_done"]) if store.exists() else 0
-
-
-def describe(store: Path) -> dict[str, Any]:
-    """Return what ``kdpipe inspect --json`` says of a store."""
-    command = [sys.executable, "-m", "kdpipe", "inspect", str(store), "--json"]
-    described: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    return described
 
 
 if __name__ == "__main__":

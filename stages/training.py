@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
-from kdpipe.student import Distillation, RunDirectory, Schedule, predict, train
-from kdpipe.student.accuracy import accuracy
+from kdpipe.student import Cost, Distillation, RunDirectory, Schedule, predict, train
+from kdpipe.student.accuracy import Accuracy, accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import TrainStudent, TrainTeacher
@@ -35,32 +37,18 @@ def fit(
     parsed = Recipe.parse(recipe)
     views = views if parsed.augments else 0
     renderer = Renderer(train_set, parsed, seed=recipe_seed, geometry=geometry, device=device)
+    seeds = {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed}
     record = {
         "format": 1,
         "stage": stage,
-        "model": model.name,
-        "distill": params.mode if isinstance(params, TrainStudent) else "none",
+        "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
         "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
-        "num_parameters": model.parameters,
-        "preset": model.preset.describe(),
-        "preset_source": model.preset_source,
-        "classes": list(train_set.classes),
         "recipe": {"name": str(parsed), "version": parsed.version, "seed": recipe_seed},
         "views": views,
-        "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed},
+        "seeds": seeds,
         "parameters": params.model_dump(mode="json"),
-        "lineage": {
-            "dataset": {
-                "spec": params.data,
-                "name": train_set.name,
-                "train": train_set.fingerprint,
-                "test": test_set.fingerprint,
-            },
-            **(lineage or {}),
-        },
         "device": str(device),
-        "versions": versions(),
-        "git_revision": git_revision(),
+        **_identity(model, train_set, test_set, spec=params.data, lineage=lineage or {}),
     }
     run.start(record, resume=params.resume)
     say(f"Training {model.name} ({model.parameters:,} parameters) on {len(train_set):,} samples, {device}.")
@@ -83,21 +71,46 @@ def fit(
         progress=progress,
         on_epoch=lambda row: say(_line(row, params.epochs)),
     )
-    tester = Renderer(test_set, "none", seed=0, geometry=geometry, device=device)
+    scores = _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device)
+    shown = "n/a (no labels)" if scores.top1 is None else f"{scores.top1:.2%}"
+    say(f"{run.path}: test top-1 {shown} after {params.epochs} epochs, {cost.seconds:.1f} s.")
+
+
+def _finish(
+    model: Model, test_set: Dataset, *, run: RunDirectory, cost: Cost, epochs: int, device: torch.device
+) -> Accuracy:
+    """Test the model once, and write its weights and metrics."""
+    tester = Renderer(test_set, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
     scores = accuracy(predict(model.module, tester, preset=model.preset, progress=progress), test_set.labels)
     models.save_weights(
-        run.weights, model.module, architecture=model.name, preset=model.preset, classes=train_set.classes
+        run.weights, model.module, architecture=model.name, preset=model.preset, classes=test_set.classes
     )
     run.write_metrics(
         {
             "test": {"top1": scores.top1, "top5": scores.top5, "loss": scores.loss},
-            "epochs": params.epochs,
+            "epochs": epochs,
             "seconds": cost.seconds,
             "images_per_second": cost.images_per_second,
         }
     )
-    shown = "n/a (no labels)" if scores.top1 is None else f"{scores.top1:.2%}"
-    say(f"{run.path}: test top-1 {shown} after {params.epochs} epochs, {cost.seconds:.1f} s.")
+    return scores
+
+
+def _identity(
+    model: Model, train_set: Dataset, test_set: Dataset, *, spec: str, lineage: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what ``run.json`` says of the model, the data and the software."""
+    fingerprints = {"train": train_set.fingerprint, "test": test_set.fingerprint}
+    return {
+        "model": model.name,
+        "num_parameters": model.parameters,
+        "preset": model.preset.describe(),
+        "preset_source": model.preset_source,
+        "classes": list(train_set.classes),
+        "lineage": {"dataset": {"spec": spec, "name": train_set.name, **fingerprints}, **lineage},
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
 
 
 def _line(row: dict[str, float], epochs: int) -> str:

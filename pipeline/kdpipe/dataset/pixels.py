@@ -54,13 +54,6 @@ class PixelBuffer:
         part = self.flat[self.starts[row] : self.starts[row + 1]]
         return torch.from_numpy(part.reshape(3, int(height), int(width)))
 
-    def stacked(self) -> torch.Tensor | None:
-        """Return all images as uint8 ``(n, 3, height, width)``, sharing the buffer; None if sizes differ."""
-        if (self.sizes != self.sizes[0]).any():
-            return None
-        height, width = self.sizes[0]
-        return torch.from_numpy(self.flat.reshape(len(self.sizes), 3, int(height), int(width)))
-
 
 def byte_starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return where each image of ``sizes`` ``(n, 2)`` begins, and at last the total number of bytes."""
