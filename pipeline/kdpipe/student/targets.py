@@ -13,7 +13,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Preset
 from kdpipe.store import LogitStore, Plane, changed_content, drifted_probes, join
-from kdpipe.views import Renderer
+from kdpipe.views import Recipe, Renderer
 
 
 class SoftTargets(Protocol):
@@ -87,6 +87,13 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
         DatasetError: samples are missing from the store, or their content has changed.
         StaleStoreError: the classes differ, or the replay probes render to other pixels.
     """
+    stored = store.manifest.fingerprint.recipe
+    if Recipe.parse(stored.name).version != stored.version:
+        raise StaleStoreError(
+            f"{store.path} was made with the recipe {stored.version}; this kdpipe draws "
+            f"{Recipe.parse(stored.name).version}, which gives other pixels. Use the kdpipe that "
+            f"kdpipe inspect {store.path} shows, or make a new store."
+        )
     rows = join(store, dataset)
     changed = changed_content(store, dataset, rows)
     if changed:

@@ -2,11 +2,10 @@
 
 from kdpipe.views.geometry import Geometry
 from kdpipe.views.philox import Draws, permutation, philox
-from kdpipe.views.recipe import MAX_SEED, OPERATIONS, Recipe
+from kdpipe.views.recipe import OPERATIONS, Recipe
 from kdpipe.views.render import Renderer, render
 
 __all__ = [
-    "MAX_SEED",
     "OPERATIONS",
     "Draws",
     "Geometry",

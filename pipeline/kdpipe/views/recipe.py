@@ -9,8 +9,6 @@ from kdpipe.errors import RecipeError, did_you_mean
 OPERATIONS: dict[str, int] = {"none": 1, "crop-flip": 1}
 """Each operation's version: it goes up when the operation's pixels change, so old stores are told apart."""
 
-MAX_SEED = 2**32 - 1
-
 
 @dataclass(frozen=True)
 class Recipe:
