@@ -44,6 +44,6 @@ def test_other_pixels_are_refused_unless_drift_is_allowed(
 ) -> None:
     monkeypatch.setattr(geometry.Geometry, "fit", lambda self, images: images.flip(-1))
     store = open_store(built.store)
-    with pytest.raises(StaleStoreError, match="of the 24 replay probes .* render to other pixels"):
+    with pytest.raises(StaleStoreError, match=r"of the 24 replay probes .* render to other pixels"):
         join_checked(store, digits)
     assert np.array_equal(join_checked(store, digits, allow_drift=True), np.arange(200))
