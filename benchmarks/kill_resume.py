@@ -48,10 +48,10 @@ def main() -> None:
     kills: list[dict[str, Any]] = []
     while len(kills) < options.kills:
         process = start(options, store)
-        delay = draw.uniform(0, seconds / 3)
+        delay = draw.uniform(0, 2 * seconds / options.kills)
         try:
             process.wait(delay)
-            break
+            sys.exit(f"finished after {len(kills)} kills only: give it more to do with --limit-train")
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
