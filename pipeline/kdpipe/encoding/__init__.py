@@ -1,22 +1,29 @@
-"""Logits to codes and back. ``get("fp16")`` returns an encoding by name."""
+"""Logits to codes and back, and what that costs.
+
+``get("sqrtp8@4")`` returns an encoding by name, ``from_description`` the one that a manifest describes,
+``choose`` the smallest that stays within a budget of KL; ``Fidelity`` measures what a whole store lost.
+"""
 
 from kdpipe.encoding.base import Encoded, Encoding
+from kdpipe.encoding.chooser import Choice, Measured, choose
 from kdpipe.encoding.dense import Dense
-from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.encoding.fidelity import Fidelity, kl
+from kdpipe.encoding.names import FORMS, from_description, get
+from kdpipe.encoding.sqrtp import SqrtP
+from kdpipe.encoding.topk import TopK
 
-__all__ = ["ENCODINGS", "Dense", "Encoded", "Encoding", "get"]
-
-ENCODINGS: dict[str, Encoding] = {"fp16": Dense(name="fp16", dtype="float16")}
-"""Every encoding by the name that flags and manifests use."""
-
-
-def get(name: str) -> Encoding:
-    """Return the encoding called ``name``.
-
-    Raises:
-        ParamsError: there is none; the message names the nearest.
-    """
-    if name not in ENCODINGS:
-        hint = did_you_mean(name, ENCODINGS) or "."
-        raise ParamsError(f"unknown encoding '{name}'{hint} Known: {', '.join(ENCODINGS)}.")
-    return ENCODINGS[name]
+__all__ = [
+    "FORMS",
+    "Choice",
+    "Dense",
+    "Encoded",
+    "Encoding",
+    "Fidelity",
+    "Measured",
+    "SqrtP",
+    "TopK",
+    "choose",
+    "from_description",
+    "get",
+    "kl",
+]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import JsonValue
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,44 @@ class Encoded:
 
 
 class Encoding(Protocol):
-    """Turns float32 logits ``(n, classes)`` into codes and back."""
+    """Turns float32 logits ``(n, classes)`` into codes and back. Decoding never changes a row's maximum."""
 
     @property
     def name(self) -> str:
-        """The name in flags and manifests."""
+        """The name in flags and manifests; ``get`` returns an equal encoding for it, but for its calibration."""
 
     @property
     def dtype(self) -> str:
         """NumPy name of the codes' dtype."""
 
+    @property
+    def max_temperature(self) -> float | None:
+        """The highest temperature that the codes are good for; ``None`` where any is."""
+
+    @property
+    def full(self) -> bool:
+        """Whether there is a code for every class."""
+
+    def width(self, classes: int) -> int:
+        """Return the number of codes per sample; raises ``ParamsError`` where there are too few classes."""
+
+    def calibrate(self, logits: torch.Tensor) -> Encoding:
+        """Fit what can be fitted to a pilot of finite float32 logits ``(n, classes)``."""
+
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``, on any device."""
 
-    def decode(self, codes: torch.Tensor, row_max: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:
         """Decode codes ``(n, width)`` and row maxima ``(n,)`` to float32 ``(n, classes)`` on their device."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return all that a stranger needs to decode, as plain JSON values."""
+    def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:
+        """Return which rows of codes ``(n, width)`` ``encode`` never writes, bool ``(n,)``; the rest can be decoded."""
+
+    def describe(self) -> dict[str, JsonValue]:
+        """Return all that a stranger needs to decode with NumPy, as plain JSON values."""
+
+
+def shift(logits: torch.Tensor, *, lowest: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return float32 ``(n, classes)`` minus each row's maximum, at least ``lowest``, and the maxima ``(n,)``."""
+    row_max = logits.amax(dim=1)
+    return (logits - row_max[:, None]).clamp_(min=lowest), row_max

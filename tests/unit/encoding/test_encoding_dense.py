@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kdpipe import encoding
-from kdpipe.encoding import ENCODINGS
-from kdpipe.errors import ParamsError
 
 FP16 = encoding.get("fp16")
 ROWS = hnp.arrays(
@@ -29,7 +25,7 @@ ROWS = hnp.arrays(
 
 def round_trip(logits: torch.Tensor) -> torch.Tensor:
     encoded = FP16.encode(logits)
-    return FP16.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max))
+    return FP16.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), logits.shape[1])
 
 
 @given(ROWS)
@@ -105,19 +101,31 @@ def test_shifting_beats_a_plain_cast_of_large_logits() -> None:
     assert kl(logits, round_trip(logits), temperature=1) < plain / 5
 
 
-def test_names() -> None:
-    for name, found in ENCODINGS.items():
-        assert found.name == name
-        assert encoding.get(name) is found
-        described = found.describe()
-        assert described["name"] == name
-        assert described["dtype"] == found.dtype
-        assert json.loads(json.dumps(described)) == described
+@pytest.mark.parametrize("bits", range(1, 10))
+def test_rounding_is_to_the_nearest_even(bits: int) -> None:
+    step = 2.0**-bits
+    quarters = torch.arange(1, 4 * 2**bits, dtype=torch.float32) * (-step / 4) - 1
+    logits = torch.cat([torch.zeros(1), quarters])[None]
+    codes = encoding.get(f"fp16r{bits}").encode(logits).codes[0, 1:].astype(np.float64)
+    below = quarters > -2
+    expected = np.rint(quarters.numpy().astype(np.float64) / step) * step
+    assert np.array_equal(codes[below], expected[below])
 
 
-@pytest.mark.parametrize("name", ["fp61", "FP16", "f16"])
-def test_an_unknown_name_suggests_the_nearest(name: str) -> None:
-    with pytest.raises(ParamsError, match=r"unknown encoding .*Known: fp16") as caught:
-        encoding.get(name)
-    if name != "FP16":
-        assert "did you mean 'fp16'?" in str(caught.value)
+def test_fewer_bits_leave_zeros() -> None:
+    logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+    for bits in range(1, 10):
+        words = encoding.get(f"fp16r{bits}").encode(logits).codes.view(np.uint16)
+        assert (words & ((1 << (10 - bits)) - 1) == 0).all()
+
+
+def test_rounding_down_does_not_leave_the_range() -> None:
+    logits = torch.tensor([[0.0, -65_504.0, -1e30]])
+    for bits in range(1, 10):
+        codes = encoding.get(f"fp16r{bits}").encode(logits).codes
+        assert codes[0, 1:].tolist() == [-(2 - 2.0**-bits) * 2**15] * 2
+
+
+def test_rows_that_no_encoder_writes_are_found() -> None:
+    codes = torch.tensor([[0, -1], [-1, 0], [-1, -1], [1, 0], [0, float("nan")], [0, -float("inf")]]).half()
+    assert FP16.invalid(codes, 2).tolist() == [False, False, True, True, True, True]

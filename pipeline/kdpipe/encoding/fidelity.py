@@ -1,0 +1,141 @@
+"""How far decoded logits are from the teacher's: KL per row, and figures of a whole store that add up exactly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+
+from kdpipe.errors import CorruptStoreError
+
+TEMPERATURES = (1, 2, 4)
+"""Temperatures of the figures in a manifest."""
+
+_UNIT = 2.0**60
+"""KL is added up as whole multiples of 1 / _UNIT: integers, so no order of adding changes the sum."""
+_PER_DECADE = 50
+_EDGES = 10.0 ** (np.arange(-16 * _PER_DECADE, 4 * _PER_DECADE + 1) / _PER_DECADE)
+"""Upper edges of the histogram's bins, from 1e-16 to 1e4; larger values are counted in the last."""
+
+
+def kl(reference: torch.Tensor, decoded: torch.Tensor, temperature: float) -> torch.Tensor:
+    r"""Return :math:`KL(p_T \| q_T) = \sum p_T (\log p_T - \log q_T)` of each row, float64 ``(n,)``.
+
+    ``reference`` and ``decoded`` are logits ``(n, classes)``; :math:`p_T = \mathrm{softmax}(z / T)`. It is not
+    multiplied by :math:`T^2` as the distillation loss is.
+    """
+    p = (reference.to(torch.float64) / temperature).log_softmax(dim=1)
+    q = (decoded.to(torch.float64) / temperature).log_softmax(dim=1)
+    return (p.exp() * (p - q)).sum(dim=1).clamp_(min=0)
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What encoding lost over some rows. Adding is exact: any grouping and order of rows gives equal figures."""
+
+    rows: int
+    agreeing: int
+    """Rows whose first largest class is the same."""
+    sums: tuple[int, ...]
+    """Sum of KL at each of ``TEMPERATURES``, in units of 2^-60."""
+    histograms: tuple[tuple[tuple[int, int], ...], ...]
+    """At each of ``TEMPERATURES``: ``(bin, rows)`` in rising order, for bins that are not empty."""
+
+    @classmethod
+    def none(cls) -> Fidelity:
+        """Return that of no rows, to start adding from."""
+        return cls(0, 0, (0,) * len(TEMPERATURES), ((),) * len(TEMPERATURES))
+
+    @classmethod
+    def of(cls, reference: torch.Tensor, decoded: torch.Tensor) -> Fidelity:
+        """Compare the teacher's float32 logits ``(n, classes)`` with the decoded ones."""
+        sums, histograms = [], []
+        for temperature in TEMPERATURES:
+            values = kl(reference, decoded, temperature).cpu().numpy()
+            sums.append(sum(map(int, np.rint(values * _UNIT).tolist())))
+            bins = np.minimum(np.searchsorted(_EDGES, values), len(_EDGES) - 1)
+            places, counts = np.unique(bins, return_counts=True)
+            histograms.append(tuple(zip(places.tolist(), counts.tolist(), strict=True)))
+        agreeing = int((reference.argmax(dim=1) == decoded.argmax(dim=1)).sum())
+        return cls(len(reference), agreeing, tuple(sums), tuple(histograms))
+
+    def __add__(self, other: Fidelity) -> Fidelity:
+        """Return that of both sets of rows."""
+        return Fidelity(
+            self.rows + other.rows,
+            self.agreeing + other.agreeing,
+            tuple(mine + its for mine, its in zip(self.sums, other.sums, strict=True)),
+            tuple(
+                tuple(sorted((Counter(dict(mine)) + Counter(dict(its))).items()))
+                for mine, its in zip(self.histograms, other.histograms, strict=True)
+            ),
+        )
+
+    def summary(self) -> dict[str, JsonValue]:
+        """Return the figures: mean and p99 of KL by temperature, and top-1 agreement.
+
+        The p99 is the upper edge of its bin, at most 4.8 % above the exact one and never below 1e-16.
+
+        Raises:
+            ValueError: there are no rows.
+        """
+        if not self.rows:
+            raise ValueError("there are no rows to sum up")
+        figures: dict[str, JsonValue] = {"rows": self.rows, "top1_agreement": self.agreeing / self.rows}
+        for temperature, total, histogram in zip(TEMPERATURES, self.sums, self.histograms, strict=True):
+            figures[f"kl_t{temperature}_mean"] = total / (self.rows * int(_UNIT))
+            figures[f"kl_t{temperature}_p99"] = _quantile(histogram, -(-99 * self.rows // 100))
+        return figures
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return all of it as plain JSON values; sums as decimal strings, since they outgrow 64 bits."""
+        return {
+            "rows": self.rows,
+            "agreeing": self.agreeing,
+            "sums": [str(total) for total in self.sums],
+            "histograms": [[[place, count] for place, count in histogram] for histogram in self.histograms],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Fidelity:
+        """Return what ``to_json`` was called on.
+
+        Raises:
+            CorruptStoreError: the value is not one that ``to_json`` returns.
+        """
+        try:
+            found = cls(
+                value["rows"],
+                value["agreeing"],
+                tuple(int(total) for total in value["sums"]),
+                tuple(tuple((place, count) for place, count in histogram) for histogram in value["histograms"]),
+            )
+            fits = found.to_json() == value and found._consistent()
+        except (KeyError, TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise CorruptStoreError("the fidelity figures are damaged.")
+        return found
+
+    def _consistent(self) -> bool:
+        numbers = [self.rows, self.agreeing, *(number for h in self.histograms for pair in h for number in pair)]
+        return (
+            all(type(number) is int and number >= 0 for number in numbers)
+            and self.agreeing <= self.rows
+            and len(self.sums) == len(self.histograms) == len(TEMPERATURES)
+            and min(self.sums) >= 0
+            and all(sum(count for _, count in h) == self.rows for h in self.histograms)
+            and all(place < len(_EDGES) and count for h in self.histograms for place, count in h)
+            and all(list(h) == sorted(dict(h).items()) for h in self.histograms)
+        )
+
+
+def _quantile(histogram: tuple[tuple[int, int], ...], rank: int) -> float:
+    """Return the upper edge of the bin that holds the value of this rank, counted from one."""
+    places, counts = np.array(histogram).T
+    return float(_EDGES[places[np.searchsorted(counts.cumsum(), rank)]])
