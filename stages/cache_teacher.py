@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
+from kdpipe.encoding import Encoding
 from kdpipe.errors import ModelError
 from kdpipe.store import Builder, build, summary
 from kdpipe.student.accuracy import accuracy
-from kdpipe.teacher import Forward, cache_plane, plan
+from kdpipe.teacher import Forward, cache_plane, pilot, plan
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import CacheTeacher
@@ -21,7 +22,7 @@ from stages.sources import load_model, load_split
 def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.out``."""
     recipe = Recipe.parse(params.recipe)
-    encoding.get(params.encoding)
+    asked = encoding.get(params.encoding)
     device = models.resolve_device(params.device)
     datasets = {split: load_split(params, split) for split in ("train", "test")}
     model = load_model(
@@ -34,13 +35,15 @@ def run(params: CacheTeacher) -> None:
     )
     if params.weights is None and not params.teacher.startswith("file:"):
         say(f"No --weights: unless {params.teacher} loads its own, this teacher knows nothing.")
+    asked.width(len(datasets["train"].classes))
+    forward = Forward(model, device=device, precision=params.precision)
     wanted = plan(
         model,
         datasets,
         recipe=recipe,
         seed=params.seed,
         views=params.augmented_views,
-        encoding=params.encoding,
+        encoding=_fitted(asked, params, forward=forward, train=datasets["train"]),
         precision=params.precision,
         batch_size=params.batch_size,
         device=device,
@@ -53,9 +56,28 @@ def run(params: CacheTeacher) -> None:
                 builder,
                 datasets,
                 params=params,
-                forward=Forward(model, device=device, precision=params.precision),
+                forward=forward,
             )
     _report(params)
+
+
+def _fitted(asked: Encoding, params: CacheTeacher, *, forward: Forward, train: Dataset) -> Encoding:
+    """Fit the encoding to a pilot of the teacher's logits, or choose it by one; without need, run nothing."""
+    if params.max_kl is None and "table" not in asked.describe():
+        return asked
+    geometry = Geometry.of(forward.model.preset)
+    renderer = Renderer(train, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
+    logits = pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
+    if params.max_kl is None:
+        return asked.calibrate(logits)
+    choice = encoding.choose(logits, max_kl=params.max_kl, temperatures=params.at_temperature)
+    headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
+    say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
+    for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):
+        figures = "".join(f"{kl:14.2e}" for kl in row.kl)
+        chosen = " <- chosen" if row.name == choice.encoding.name else ""
+        say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {'within' if row.within else 'not within'}{chosen}")
+    return choice.encoding
 
 
 def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: Forward) -> None:

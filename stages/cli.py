@@ -91,13 +91,15 @@ def _option(key: str, field: Any) -> inspect.Parameter:
     if annotation is bool:
         kind: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)]
     elif get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
-        kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar="PATH")]
+        kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar=_metavar(get_args(annotation)[0]))]
     else:
         kind = Annotated[str | None, typer.Option(flag, help=text, metavar=_metavar(annotation))]
     return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
 def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
     kind = kinds[0]
     if get_origin(kind) is Annotated:

@@ -94,7 +94,15 @@ class CacheTeacher(_Teacher, StageParams):
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
     )
     recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
-    encoding: str = Field("fp16", description="How logits are kept: fp16.")
+    encoding: str = Field(
+        "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0> or topk<k>."
+    )
+    max_kl: float | None = Field(
+        None, gt=0, description="Choose the smallest encoding whose mean KL on a pilot stays below this by 1.2."
+    )
+    at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 4.0), min_length=1, description="Temperature at which --max-kl must hold; repeat for several."
+    )
     batch_size: Positive = Field(256, description="Samples per forward pass.")
     seed: Seed = Field(0, description="Seed of the views' pixels.")
     input_size: Positive | None = Field(None, description="Side of the teacher's input in pixels.")

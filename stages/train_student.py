@@ -12,7 +12,15 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, open_store
-from kdpipe.student import CachedTargets, Distillation, LiveTargets, RunDirectory, join_checked, make
+from kdpipe.student import (
+    CachedTargets,
+    Distillation,
+    LiveTargets,
+    RunDirectory,
+    join_checked,
+    make,
+    refuse_unsupported,
+)
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer
 from stages.params import TrainStudent
@@ -39,6 +47,7 @@ def run(params: TrainStudent) -> None:
     distillation = None
     if params.mode == "cache":
         assert store is not None
+        refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
         rows = join_checked(store, train, allow_drift=params.allow_drift)
         distillation = _distillation(params, CachedTargets(store, rows))
     elif teacher is not None:

@@ -359,3 +359,54 @@ def test_a_teacher_that_is_not_finite_is_named_by_sample(
     found = json.loads(kdpipe("inspect", tmp_path / "l.zarr", "--json").out)
     assert found["state"] == "building"
     assert not (tmp_path / "l.zarr" / "train" / "codes" / "c" / "0").exists()
+
+
+def _cache(built: Built, out: Path, *extra: object) -> tuple[object, ...]:
+    return (
+        *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
+        *("--views", 2, "--out", out, *extra),
+    )
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16r5", "sqrtp8@4", "sqrtp6@8", "topk3"])
+def test_encodings_serve_the_losses_that_they_are_made_for(
+    built: Built, kdpipe: Kdpipe, tmp_path: Path, name: str
+) -> None:
+    store = tmp_path / "l.zarr"
+    assert kdpipe(*_cache(built, store, "--encoding", name)).code == 0
+    assert "nothing to do" in kdpipe(*_cache(built, store, "--encoding", name)).err
+    assert kdpipe("verify", store, "--data", "digits").code == 0
+    opened, reference = open_store(store), open_store(built.store)
+    assert opened.manifest.fingerprint.encoding == name
+    if name != "topk3":
+        assert np.abs(opened.plane(1) - reference.plane(1)).max() < 0.6
+    limit = opened.encoding.max_temperature
+    student = (*STUDENT, "--store", store, "--out", tmp_path / "run")
+    assert kdpipe(*student, "--temperature", limit or 20).code == 0
+    if limit is not None:
+        _refused(kdpipe(*student, "--temperature", 2 * limit), name, f"up to {limit:g}", "sqrtp8@")
+
+
+def test_a_budget_chooses_the_encoding(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    sizes = {}
+    for budget in (1e-2, 1e-6):
+        store = tmp_path / f"{budget}.zarr"
+        outcome = kdpipe(*_cache(built, store, "--max-kl", budget, "--at-temperature", 1, "--at-temperature", 4))
+        assert outcome.code == 0
+        assert outcome.err.count("<- chosen") == 1
+        opened, reference = open_store(store), open_store(built.store)
+        for temperature in (1.0, 4.0):
+            assert _mean_kl(reference.plane(1), opened.plane(1), temperature) <= budget
+        sizes[budget] = json.loads(kdpipe("inspect", store, "--json").out)["bytes_per_sample"]
+        assert "nothing to do" in kdpipe(*_cache(built, store, "--max-kl", budget)).err
+    assert sizes[1e-2] < sizes[1e-6]
+    _refused(kdpipe(*_cache(built, tmp_path / "a.zarr", "--max-kl", 1e-30)), "no encoding keeps the KL below")
+
+
+def _mean_kl(reference: np.ndarray, other: np.ndarray, temperature: float) -> float:
+    logs = []
+    for logits in (reference, other):
+        tempered = logits.astype(np.float64) / temperature
+        tempered -= tempered.max(axis=1, keepdims=True)
+        logs.append(tempered - np.log(np.exp(tempered).sum(axis=1, keepdims=True)))
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe import encoding
+from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
 from kdpipe.store.layout import Layout
 from kdpipe.store.manifest import Fingerprint, Manifest, Split
@@ -73,11 +74,13 @@ class Plan:
     dataset: str
     classes: tuple[str, ...]
     splits: dict[str, SplitPlan]
+    calibrated: Encoding | None = None
+    """The fingerprint's encoding, fitted to a pilot of logits; ``None`` where there is nothing to fit."""
 
     def manifest(self) -> Manifest:
         """Return the manifest of the store while it is being built."""
-        chosen = encoding.get(self.fingerprint.encoding)
-        row_bytes = np.dtype(chosen.dtype).itemsize * len(self.classes)
+        chosen = self.calibrated or encoding.get(self.fingerprint.encoding)
+        row_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
         splits = {}
         for name, split in self.splits.items():
             samples = len(split.sample_ids)

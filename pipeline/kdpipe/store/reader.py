@@ -32,10 +32,12 @@ class Plane:
     row_max: torch.Tensor
     """``(n,)`` float32."""
     encoding: Encoding
+    classes: int
+    """Number of classes, the length of a row of logits."""
 
     def logits(self, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device`` for int64 ``rows``."""
-        return self.encoding.decode(self.codes[rows].to(device), self.row_max[rows].to(device))
+        return self.encoding.decode(self.codes[rows].to(device), self.row_max[rows].to(device), self.classes)
 
 
 class LogitStore:
@@ -46,7 +48,9 @@ class LogitStore:
         self.path = path
         self.manifest = found
         self.split = split
-        self._encoding = encoding.get(found.fingerprint.encoding)
+        self._encoding = encoding.from_description(found.encoding)
+        if self._encoding.name != found.fingerprint.encoding:
+            raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
         self._planes: OrderedDict[int, Plane] = OrderedDict()
         self._check_arrays()
         self._root = arrays.open_root(path)
@@ -82,6 +86,11 @@ class LogitStore:
         return self.manifest.classes
 
     @property
+    def encoding(self) -> Encoding:
+        """How the logits are kept, and so what they are good for."""
+        return self._encoding
+
+    @property
     def digest(self) -> str:
         """The store's digest: equal for equal work."""
         assert self.manifest.digest is not None
@@ -107,7 +116,7 @@ class LogitStore:
     def plane(self, view: int) -> npt.NDArray[np.float32]:
         """Return all logits of a view as float32 ``(num_samples, num_classes)``; see ``codes`` for errors."""
         plane = self.codes(view)
-        logits: npt.NDArray[np.float32] = self._encoding.decode(plane.codes, plane.row_max).numpy()
+        logits: npt.NDArray[np.float32] = self._encoding.decode(plane.codes, plane.row_max, plane.classes).numpy()
         return logits
 
     def logits(self, indices: Any, view: int = 0) -> npt.NDArray[np.float32]:
@@ -126,15 +135,13 @@ class LogitStore:
 
     def _decode(self, view: int) -> Plane:
         codes, row_max = self._read("codes", view), self._read("row_max", view)
-        bad = ~np.isfinite(row_max)
-        if np.issubdtype(codes.dtype, np.floating):
-            bad |= ~np.isfinite(codes).all(axis=1)
+        bad = ~np.isfinite(row_max) | self._encoding.invalid(torch.from_numpy(codes), self.num_classes).numpy()
         if bad.any():
             raise CorruptStoreError(
                 f"{self.path}: view {view} of '{self.split}' has no valid values in row {int(bad.argmax())} "
                 f"({int(bad.sum())} rows in all). Run: kdpipe verify {self.path}"
             )
-        return Plane(torch.from_numpy(codes), torch.from_numpy(row_max), self._encoding)
+        return Plane(torch.from_numpy(codes), torch.from_numpy(row_max), self._encoding, self.num_classes)
 
     def _read(self, name: str, view: int) -> npt.NDArray[Any]:
         try:
@@ -164,7 +171,9 @@ class LogitStore:
         return arrays.member(self._root, self.split, name)
 
     def _check_arrays(self) -> None:
-        expected = arrays.specs(self.manifest.splits[self.split], width=self.num_classes, dtype=self._encoding.dtype)
+        expected = arrays.specs(
+            self.manifest.splits[self.split], width=self._encoding.width(self.num_classes), dtype=self._encoding.dtype
+        )
         fault = arrays.check(self.path, self.split, expected)
         if fault is not None:
             raise CorruptStoreError(f"{self.path}: {fault}.")

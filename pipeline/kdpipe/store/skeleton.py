@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe import durable
+from kdpipe import durable, encoding
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import arrays, manifest
 from kdpipe.store.arrays import Spec
@@ -53,8 +53,6 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
         elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
-    if found.encoding != wanted.encoding:
-        differing.append("encoding: its description differs")
     same_length = len(found.teacher_probe) == len(wanted.teacher_probe)
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
@@ -101,7 +99,8 @@ def side_files(found: Manifest) -> set[str]:
 
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
-    return arrays.specs(found.splits[split], width=len(found.classes), dtype=str(found.encoding["dtype"]))
+    chosen = encoding.from_description(found.encoding)
+    return arrays.specs(found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype)
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:

@@ -56,6 +56,8 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
                 )
             if differing:
                 found = None
+            else:
+                wanted = wanted.model_copy(update={"encoding": found.encoding})
         if found is None:
             skeleton.create(path, plan, wanted)
             found = wanted
@@ -80,7 +82,7 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
-        self._encoding = encoding.get(found.fingerprint.encoding)
+        self._encoding = encoding.from_description(found.encoding)
         self._ledger = Ledger(path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
         self._writing: list[Future[None]] = []
@@ -130,7 +132,7 @@ class Builder:
         codes, row_max = (
             torch.from_numpy(np.asarray(arrays.member(self._root, split, name)[view])) for name in ("codes", "row_max")
         )
-        logits: npt.NDArray[np.float32] = self._encoding.decode(codes, row_max).numpy()
+        logits: npt.NDArray[np.float32] = self._encoding.decode(codes, row_max, len(self.manifest.classes)).numpy()
         return logits
 
     def close(self) -> None:

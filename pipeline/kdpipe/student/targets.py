@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.errors import DatasetError, StaleStoreError
+from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Preset
 from kdpipe.store import LogitStore, Plane, changed_content, drifted_probes, join
 from kdpipe.views import Recipe, Renderer
@@ -68,6 +68,21 @@ class LiveTargets:
         """Run the teacher on the batch."""
         seen = pixels if self._renderer is None else self._renderer(indices, self._view)
         return self._forward(seen).clone()
+
+
+def refuse_unsupported(store: LogitStore, *, loss: str, temperature: float) -> None:
+    """Refuse a loss that needs what the store's encoding has lost.
+
+    Raises:
+        UnsupportedLossError: the temperature is above the one that the encoding is made for.
+    """
+    limit = store.encoding.max_temperature
+    if limit is not None and temperature > limit:
+        raise UnsupportedLossError(
+            f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}; the "
+            f"loss {loss} asks for {temperature:g}. Use --temperature {limit:g} or less, or a store with --encoding "
+            f"sqrtp8@{temperature:g} or fp16."
+        )
 
 
 class TeacherForward(Protocol):

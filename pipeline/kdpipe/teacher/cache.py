@@ -10,11 +10,15 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
+from kdpipe.encoding import Encoding
 from kdpipe.models import Model, probe
 from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, Teacher, probe_hashes, probe_rows
 from kdpipe.store import Recipe as StoredRecipe
 from kdpipe.teacher.forward import Forward
-from kdpipe.views import Geometry, Recipe, Renderer
+from kdpipe.views import Geometry, Recipe, Renderer, permutation
+
+_PILOT_ROWS = 2_048
+_PILOT_STREAM = 0x9107
 
 
 def plan(
@@ -24,7 +28,7 @@ def plan(
     recipe: Recipe,
     seed: int,
     views: int,
-    encoding: str,
+    encoding: Encoding,
     precision: str,
     batch_size: int,
     device: torch.device,
@@ -58,7 +62,7 @@ def plan(
             ),
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),
-            encoding=encoding,
+            encoding=encoding.name,
             precision=precision,
             batch_size=batch_size,
             device=device.type,
@@ -67,7 +71,25 @@ def plan(
         dataset=train.name,
         classes=train.classes,
         splits=splits,
+        calibrated=encoding,
     )
+
+
+def pilot(forward: Forward, renderer: Renderer, *, views: int, seed: int, batch_size: int) -> torch.Tensor:
+    """Return the teacher's logits for up to 2,048 random (sample, view) pairs, float32 ``(n, classes)`` on the CPU.
+
+    The samples are drawn by ``seed`` and dealt to the views 0 to ``views`` in turn, so the pilot spans classes and
+    views.
+    """
+    drawn = permutation(len(renderer.dataset), seed=seed, stream=_PILOT_STREAM)[:_PILOT_ROWS]
+    blocks = []
+    for view in range(views + 1):
+        rows = drawn[view :: views + 1]
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        blocks += [forward(pixels).cpu() for pixels in renderer.batches(batches, view)]
+    pooled = torch.cat(blocks)
+    shuffled = permutation(len(pooled), seed=seed, stream=_PILOT_STREAM + 1)
+    return pooled[torch.from_numpy(shuffled)].clone()
 
 
 def _portable(name: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.store import small_store
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def small_layout() -> Iterator[None]:
     with small_store.small_layout():
         yield
