@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from kdpipe.store import layout
 from tests.unit.store import small_store
 
 
 @pytest.fixture(autouse=True)
-def small_layout() -> Iterator[None]:
+def small_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     with small_store.small_layout():
-        yield
+        small = {name: getattr(layout, name) for name in ("SHARD_ROWS", "CHUNK_BYTES")}
+    for name, value in small.items():
+        monkeypatch.setattr(layout, name, value)
 
 
 @pytest.fixture(autouse=True)
