@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 
-from kdpipe import dataset, models
+from kdpipe import dataset, encoding, models
 from kdpipe.views import Geometry, Renderer
 from stages.cli import STAGES, app
 from tests.conftest import ROOT, Built
@@ -91,3 +94,16 @@ def test_the_documented_script_decodes_what_the_teacher_said(built: Built, tmp_p
         shifted = said - said.max(axis=1, keepdims=True)
         half_step = np.spacing(np.abs(shifted).astype(np.float16)).astype(np.float32) / 2
         assert (np.abs(decoded["train_logits"][view] - said) <= half_step + 1e-4).all()
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16r3", "sqrtp8@4", "sqrtp5@2", "topk4"])
+def test_the_documented_function_decodes_every_encoding(name: str) -> None:
+    scope: dict[str, Callable[..., np.ndarray]] = {}
+    exec(_python(FORMAT)[1], scope)
+    logits = 5 * torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
+    chosen = encoding.get(name).calibrate(logits)
+    encoded = chosen.encode(logits)
+    described = json.loads(json.dumps(chosen.describe()))
+    decoded = scope["shifted_logits"](described, encoded.codes, 12) + encoded.row_max[:, None]
+    ours = chosen.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 12)
+    assert np.array_equal(decoded, ours.numpy())
