@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 pytest.importorskip("dvc", reason="DVC is not installed: pip install 'kdpipe[dvc]'")
 
 STUDENTS = {
-    f"train-student@{student}-{way}" for student in ("resnet8", "ShuffleV2", "MobileNetV2") for way in ("cache", "none")
+    f"train-student@{student}-{way}" for student in ("resnet8", "resnet14", "MobileNetV2") for way in ("cache", "none")
 }
 
 
