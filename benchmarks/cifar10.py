@@ -72,7 +72,7 @@ def accuracies(options: argparse.Namespace) -> dict[str, Any]:
     """Train on everything, each way once, and return the test accuracy after the last epoch."""
     found: dict[str, Any] = {"epochs": options.epochs, "student": options.student, "teacher": options.teacher}
     store = describe(options.work / "logits.zarr")
-    found["store"] = {key: store[key] for key in ("samples", "views", "bytes", "bytes_per_sample", "digest")}
+    found["store"] = {key: store[key] for key in ("samples", "views", "bytes", "bytes_per_sample")}
     found["store"] |= {key: store["about"][key] for key in ("seconds", "teacher_test_top1")}
     for way in WAYS:
         out = options.work / way
