@@ -179,7 +179,7 @@ class LogitStore:
             raise CorruptStoreError(f"{self.path}: {fault}.")
 
 
-def open_store(path: str | Path, *, split: str = "train") -> LogitStore:
+def open_store(path: str | Path, split: str = "train") -> LogitStore:
     """Open one split of a sealed store, after comparing its files' names and sizes with the manifest.
 
     Raises:
