@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--limit-train", type=int, default=20_000)
+    parser.add_argument("--limit-train", type=int, default=10_000)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +48,7 @@ def main() -> None:
     kills: list[dict[str, Any]] = []
     while len(kills) < options.kills:
         process = start(options, store)
-        delay = draw.uniform(0, 2 * seconds / options.kills)
+        delay = draw.uniform(0, 1.2 * seconds / options.kills)
         try:
             process.wait(delay)
             sys.exit(f"finished after {len(kills)} kills only: give it more to do with --limit-train")
