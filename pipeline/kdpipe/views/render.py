@@ -1,8 +1,8 @@
 """The pixels of (recipe, seed, sample, view): one function, shared by the teacher and every student.
 
 Augmentation happens on uint8 source pixels, with parameters drawn by ``philox`` from the sample's id, so the
-result does not depend on position, subset, batch size, worker count or rank; a resize may differ by device. ``Geometry`` then fits
-the image to a model's input size.
+result does not depend on position, subset, batch size, worker count or rank. ``Geometry`` then fits the image to
+a model's input size; its resampling may differ in the last bit between devices.
 """
 
 from __future__ import annotations
