@@ -20,8 +20,14 @@ def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+def _one_as_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
+"""One name or several; in YAML a lone name needs no list."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -75,11 +81,8 @@ class TrainTeacher(_Training):
 
 
 class _Teacher(BaseModel):
-    """How to name a teacher."""
+    """How a teacher sees images and computes."""
 
-    weights: str | None = Field(
-        None, description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
-    )
     mean: Channels | None = Field(None, description="Mean that the teacher subtracts, R,G,B in 0..1.")
     std: Channels | None = Field(None, description="Standard deviation that the teacher divides by, R,G,B.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the teacher's pass.")
@@ -88,7 +91,14 @@ class _Teacher(BaseModel):
 class CacheTeacher(_Teacher, StageParams):
     """Run the teacher once over every view and keep its logits in a store."""
 
-    teacher: str = Field(description="Model name; kdpipe models lists them.")
+    teacher: Names = Field(
+        min_length=1, description="Model name; kdpipe models lists them. Repeat for several, with --average."
+    )
+    weights: Names = Field(
+        (),
+        description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
+    )
+    average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
     out: Path = Field(description="Store to write, NAME.zarr.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
@@ -120,6 +130,16 @@ class CacheTeacher(_Teacher, StageParams):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(self.teacher) > 1 and not self.average:
+            raise ValueError(
+                f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
+                "mean of their logits, or make a store for each"
+            )
+        if len(self.weights) not in (0, len(self.teacher)):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
+                "or none"
+            )
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
         if self.out.suffix != ".zarr":
@@ -137,6 +157,9 @@ class TrainStudent(_Teacher, _Training):
     )
     store: Path | None = Field(None, description="Store with the teacher's logits.")
     teacher: str | None = Field(None, description="Live teacher's model name.")
+    weights: str | None = Field(
+        None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
+    )
     loss: str = Field("kd", description="Distillation loss: kd.")
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
     kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
