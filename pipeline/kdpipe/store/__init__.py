@@ -2,7 +2,7 @@
 
 from kdpipe.store.inspect import summary
 from kdpipe.store.join import changed_content, drifted_probes, join, probe_hashes, probe_rows
-from kdpipe.store.manifest import Fingerprint, Manifest, Recipe, Teacher
+from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.reader import LogitStore, Plane, open_store
 from kdpipe.store.verify import verify_data, verify_files
@@ -10,11 +10,14 @@ from kdpipe.store.writer import Builder, build
 
 __all__ = [
     "Builder",
+    "Candidate",
+    "Choice",
     "Fingerprint",
     "LogitStore",
     "Manifest",
     "Plan",
     "Plane",
+    "Provenance",
     "Recipe",
     "Shard",
     "SplitPlan",

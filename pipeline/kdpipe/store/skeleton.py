@@ -53,6 +53,8 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
         elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
+    if found.features != wanted.features:
+        differing.append(f"features: the store has {found.features or 'none'}, asked for {wanted.features or 'none'}")
     same_length = len(found.teacher_probe) == len(wanted.teacher_probe)
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
@@ -87,8 +89,9 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
     """Open a sealed store for the views that it lacks; the planes that it has stay as they are."""
-    shards = {name for name in found.files if re.fullmatch(r"[^/]+/(codes|row_max)/c/.*", name)}
-    Ledger(path).rewrite([Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)])
+    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/({'|'.join(arrays.SHARDED)})/c/.*", name)}
+    entries = [Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)]
+    Ledger(path).rewrite(entries, choice=wanted.choice)
     manifest.write(path, wanted)
     repair(path, plan, wanted)
 
@@ -100,7 +103,9 @@ def side_files(found: Manifest) -> set[str]:
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
     chosen = encoding.from_description(found.encoding)
-    return arrays.specs(found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype)
+    return arrays.specs(
+        found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype, features=found.features
+    )
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
