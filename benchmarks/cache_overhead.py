@@ -73,11 +73,12 @@ class Loops:
     """The two ways to run one teacher over the views of one dataset."""
 
     def __init__(self, images: Dataset, forward: Forward, options: argparse.Namespace) -> None:
+        """Take what both ways share."""
         self.options = options
         self.forward = forward
         self.images = images
         self.renderer = Renderer(
-            images, "crop-flip", seed=0, geometry=Geometry.of(forward.model.preset), device=forward.device
+            images, "crop-flip", seed=0, geometry=Geometry.of(forward.preset), device=forward.device
         )
 
     def thrown_away(self) -> float:
@@ -129,15 +130,13 @@ class Loops:
         if "table" in chosen.describe():
             chosen = chosen.calibrate(self.forward(self.renderer(np.arange(min(512, len(self.images))), 0)).cpu())
         return plan(
-            self.forward.model,
+            self.forward,
             {"train": self.images},
             recipe=Recipe.parse("crop-flip"),
             seed=0,
             views=self.options.views,
             encoding=chosen,
-            precision="fp32",
             batch_size=self.options.batch_size,
-            device=self.forward.device,
         )
 
     def _store(self, name: str) -> Path:

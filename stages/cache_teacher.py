@@ -10,7 +10,7 @@ import torch
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
 from kdpipe.store import Builder, build
-from kdpipe.teacher import Forward, cache_plane, pilot, plan
+from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import CacheTeacher
@@ -23,30 +23,17 @@ def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.out``."""
     recipe = Recipe.parse(params.recipe)
     asked = encoding.get(params.encoding)
-    device = models.resolve_device(params.device)
     datasets = {split: load_split(params, split) for split in ("train", "test")}
-    model = load_model(
-        params.teacher,
-        datasets["train"],
-        weights=params.weights,
-        mean=params.mean,
-        std=params.std,
-        size=params.input_size,
-    )
-    if params.weights is None and not params.teacher.startswith("file:"):
-        say(f"No --weights: unless {params.teacher} loads its own, this teacher knows nothing.")
     asked.width(len(datasets["train"].classes))
-    forward = Forward(model, device=device, precision=params.precision)
+    forward = _teacher(params, datasets["train"])
     wanted = plan(
-        model,
+        forward,
         datasets,
         recipe=recipe,
         seed=params.seed,
         views=params.augmented_views,
         encoding=asked,
-        precision=params.precision,
         batch_size=params.batch_size,
-        device=device,
     )
     wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], params=params, forward=forward))
     with build(params.out, wanted, overwrite=params.overwrite) as builder:
@@ -62,20 +49,36 @@ def run(params: CacheTeacher) -> None:
     report(params)
 
 
-def _pilot(train: Dataset, *, params: CacheTeacher, forward: Forward) -> torch.Tensor:
-    geometry = Geometry.of(forward.model.preset)
+def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
+    """Load the teacher, or all of them as one that averages."""
+    device = models.resolve_device(params.device)
+    members = [
+        Forward(
+            load_model(name, train, weights=weights, mean=params.mean, std=params.std, size=params.input_size),
+            device=device,
+            precision=params.precision,
+        )
+        for name, weights in zip(params.teacher, params.weights or (None,) * len(params.teacher), strict=True)
+    ]
+    if not params.weights and not all(name.startswith("file:") for name in params.teacher):
+        say(f"No --weights: unless {', '.join(params.teacher)} loads its own, this teacher knows nothing.")
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _pilot(train: Dataset, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
+    geometry = Geometry.of(forward.preset)
     renderer = Renderer(train, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
     return pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
 
 
-def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: Forward) -> None:
+def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: FrozenTeacher) -> None:
     began = time.perf_counter()
-    geometry = Geometry.of(forward.model.preset)
+    geometry = Geometry.of(forward.preset)
     renderers = {
         split: Renderer(dataset, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
         for split, dataset in datasets.items()
     }
-    say(f"{forward.model.name} on {forward.device}: the plain test view first.")
+    say(f"{forward.identity.name} on {forward.device}: the plain test view first.")
     top1 = None
     for split in ("test", "train"):
         samples, planes = len(datasets[split]), builder.manifest.splits[split].planes

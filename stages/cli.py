@@ -84,7 +84,7 @@ def _option(key: str, field: Any) -> inspect.Parameter:
     text = field.description
     if field.is_required():
         text += " Required."
-    elif field.default is not None and field.default is not False:
+    elif field.default is not None and field.default is not False and field.default != ():
         text += f" Default: {field.default}."
     flag = f"--{key.replace('_', '-')}"
     annotation = field.annotation

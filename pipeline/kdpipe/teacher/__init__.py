@@ -1,6 +1,7 @@
 """The frozen teacher over the views: logits for a store, or for a student that wants them live."""
 
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.forward import PRECISIONS, Forward
+from kdpipe.teacher.ensemble import Ensemble
+from kdpipe.teacher.forward import PRECISIONS, Forward, FrozenTeacher
 
-__all__ = ["PRECISIONS", "Forward", "cache_plane", "pilot", "plan"]
+__all__ = ["PRECISIONS", "Ensemble", "Forward", "FrozenTeacher", "cache_plane", "pilot", "plan"]
