@@ -15,8 +15,8 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 """Autocast dtype by name; ``fp32`` runs without autocast."""
 
 
-class FrozenTeacher(Protocol):
-    """Whoever answers pixels with logits, one model or several, and what a store keeps of it."""
+class Source(Protocol):
+    """Where a store's logits come from, and what it says of that."""
 
     @property
     def identity(self) -> Teacher:
@@ -32,10 +32,14 @@ class FrozenTeacher(Protocol):
 
     @property
     def precision(self) -> str:
-        """A key of ``PRECISIONS``."""
+        """How it computes; of a model, a key of ``PRECISIONS``."""
 
     def probe(self) -> list[float]:
         """Return the first logits of one fixed synthetic image."""
+
+
+class FrozenTeacher(Source, Protocol):
+    """Whoever answers pixels with logits, one model or several."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
