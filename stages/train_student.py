@@ -13,10 +13,11 @@ from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, open_store
 from kdpipe.student import (
-    CachedTargets,
     Distillation,
     LiveTargets,
     RunDirectory,
+    SoftTargets,
+    cached,
     join_checked,
     make,
     refuse_unsupported,
@@ -39,7 +40,7 @@ class _Views:
 
 def run(params: TrainStudent) -> None:
     """Train ``params.student`` and leave its run directory at ``params.out``."""
-    store = None if params.store is None else open_store(params.store, split="train")
+    store = None if params.store is None else open_store(params.store, split="train", memory_limit=params.memory_bytes)
     views = _views(params, store)
     train, test = load_split(params, "train"), load_split(params, "test")
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
@@ -49,7 +50,7 @@ def run(params: TrainStudent) -> None:
         assert store is not None
         refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
         rows = join_checked(store, train, allow_drift=params.allow_drift)
-        distillation = _distillation(params, CachedTargets(store, rows))
+        distillation = _distillation(params, cached(store, rows))
     elif teacher is not None:
         if store is not None:
             _same_teacher(store, teacher)
@@ -126,7 +127,7 @@ def _live_targets(
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _distillation(params: TrainStudent, targets: CachedTargets | LiveTargets) -> Distillation:
+def _distillation(params: TrainStudent, targets: SoftTargets) -> Distillation:
     return Distillation(
         targets=targets,
         loss=make(params.loss, temperature=params.temperature),

@@ -4,7 +4,15 @@ from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, Distillation, Schedule, train
 from kdpipe.student.losses import LOSSES, make
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.targets import CachedTargets, LiveTargets, join_checked, refuse_unsupported
+from kdpipe.student.targets import (
+    CachedTargets,
+    LiveTargets,
+    SoftTargets,
+    WindowedTargets,
+    cached,
+    join_checked,
+    refuse_unsupported,
+)
 
 __all__ = [
     "LOSSES",
@@ -14,6 +22,9 @@ __all__ = [
     "LiveTargets",
     "RunDirectory",
     "Schedule",
+    "SoftTargets",
+    "WindowedTargets",
+    "cached",
     "join_checked",
     "make",
     "predict",
