@@ -121,7 +121,8 @@ class PlaneReader:
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk, decoded."""
-        return max(array.chunk_rows * array.row_bytes for array in (*self._labels, *self._features))
+        largest: int = max(array.chunk_rows * array.row_bytes for array in (*self._labels, *self._features))
+        return largest
 
     def read(self, view: int, start: int, stop: int) -> Plane:
         """Decode rows ``start`` to ``stop - 1`` of a view.
