@@ -151,6 +151,7 @@ def inspect_command(
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
 ) -> None:
     """Check every file of a store against its manifest, and its samples against a dataset.
 
@@ -158,10 +159,12 @@ def verify(
 
         kdpipe verify logits.zarr --data digits
     """
-    from kdpipe.store import verify_files
+    from kdpipe.store import verify_deep, verify_files
     from stages.console import progress
 
     faults = verify_files(store, progress=progress)
+    if deep and not faults:
+        faults = verify_deep(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
         from kdpipe.store import open_store, summary, verify_data
