@@ -11,13 +11,12 @@ from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store import LogitStore, join_checked, open_store
 from kdpipe.student import (
     CachedTargets,
     Distillation,
     LiveTargets,
     RunDirectory,
-    join_checked,
     make,
     refuse_unsupported,
 )

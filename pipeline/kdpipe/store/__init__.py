@@ -1,7 +1,7 @@
 """The logit store: codes in a Zarr v3 group that says what it is, and is complete and checked or refused."""
 
 from kdpipe.store.inspect import summary
-from kdpipe.store.join import changed_content, drifted_probes, join, probe_hashes, probe_rows
+from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
 from kdpipe.store.manifest import Fingerprint, Manifest, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.reader import LogitStore, Plane, open_store
@@ -23,6 +23,7 @@ __all__ = [
     "changed_content",
     "drifted_probes",
     "join",
+    "join_checked",
     "open_store",
     "probe_hashes",
     "probe_rows",

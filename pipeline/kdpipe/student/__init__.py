@@ -4,7 +4,7 @@ from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, Distillation, Schedule, train
 from kdpipe.student.losses import LOSSES, make
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.targets import CachedTargets, LiveTargets, join_checked, refuse_unsupported
+from kdpipe.student.targets import CachedTargets, LiveTargets, refuse_unsupported
 
 __all__ = [
     "LOSSES",
@@ -14,7 +14,6 @@ __all__ = [
     "LiveTargets",
     "RunDirectory",
     "Schedule",
-    "join_checked",
     "make",
     "predict",
     "refuse_unsupported",
