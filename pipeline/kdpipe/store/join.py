@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
@@ -23,21 +25,42 @@ def join(store: LogitStore, dataset: Dataset) -> npt.NDArray[np.int64]:
         StaleStoreError: the classes differ.
         DatasetError: the store lacks samples of the dataset; the message names the first.
     """
-    if dataset.classes != store.classes:
+    check_classes(store, dataset.classes, where=dataset.spec)
+    where = f"'{dataset.split}' samples of {dataset.spec}"
+    return locate(store, dataset.sample_ids, keys=dataset.keys, where=where)
+
+
+def check_classes(store: LogitStore, classes: Sequence[str], *, where: str) -> None:
+    """Refuse class names that are not the store's, in its order.
+
+    Raises:
+        StaleStoreError: the classes differ.
+    """
+    if tuple(classes) != store.classes:
         raise StaleStoreError(
-            f"{store.path} has the classes {_listed(store.classes)}; {dataset.spec} has {_listed(dataset.classes)}. "
+            f"{store.path} has the classes {_listed(store.classes)}; {where} has {_listed(tuple(classes))}. "
             "Use the dataset that the store was made from, or make a store for this one."
         )
+
+
+def locate(
+    store: LogitStore, sample_ids: npt.NDArray[np.uint8], *, keys: Sequence[str], where: str
+) -> npt.NDArray[np.int64]:
+    """Return the store's row of each of ``sample_ids`` ``(n, 16)``, int64 ``(n,)``; ``keys`` are their names.
+
+    Raises:
+        DatasetError: the store lacks some; the message names the first and says ``where`` they are.
+    """
     known = _keys(store.sample_ids)
-    wanted = _keys(dataset.sample_ids)
+    wanted = _keys(sample_ids)
     order = np.argsort(known)
     position = np.searchsorted(known[order], wanted).clip(max=len(known) - 1)
     rows: npt.NDArray[np.int64] = order[position]
     missing = np.flatnonzero(known[rows] != wanted)
     if missing.size:
         raise DatasetError(
-            f"{store.path} has no logits for {missing.size} of the {len(dataset)} '{dataset.split}' samples of "
-            f"{dataset.spec}, first {dataset.keys[missing[0]]}. The store was made from {store.manifest.dataset}; "
+            f"{store.path} has no logits for {missing.size} of the {len(wanted)} {where}, first "
+            f"{keys[missing[0]]}. The store was made from {store.manifest.dataset}; "
             "use that dataset, or make a store for this one."
         )
     return rows
