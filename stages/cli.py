@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from kdpipe.errors import KdpipeError
-from stages.params import Benchmark, CacheTeacher, StageParams, TrainStudent, TrainTeacher, resolve
+from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher, resolve
 
 app = typer.Typer(
     name="kdpipe",
@@ -38,6 +38,11 @@ STAGES: dict[str, tuple[type[StageParams], str]] = {
         CacheTeacher,
         "kdpipe cache-teacher --data digits --teacher resnet20 --weights runs/teacher/model.safetensors "
         "--out logits.zarr --views 4",
+    ),
+    "import-logits": (
+        ImportLogits,
+        "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy --teacher-name 'our ViT-B' "
+        "--out logits.zarr",
     ),
     "train-student": (
         TrainStudent,
@@ -84,7 +89,7 @@ def _option(key: str, field: Any) -> inspect.Parameter:
     text = field.description
     if field.is_required():
         text += " Required."
-    elif field.default is not None and field.default is not False:
+    elif field.default is not None and field.default is not False and field.default != ():
         text += f" Default: {field.default}."
     flag = f"--{key.replace('_', '-')}"
     annotation = field.annotation
@@ -129,13 +134,17 @@ def inspect_command(
         kdpipe inspect logits.zarr --json
     """
     from kdpipe.store import summary
+    from stages.storing import fidelity_lines
 
     found = summary(store)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     for key, value in _lines(found):
-        print(f"{key:32} {value}")
+        if not key.startswith(("budget.chosen_from", *(f"splits.{split}.fidelity" for split in found["splits"]))):
+            print(f"{key:32} {value}")
+    for line in fidelity_lines(found):
+        print(line)
 
 
 @app.command()
@@ -155,9 +164,9 @@ def verify(
     faults = verify_files(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
-        from kdpipe.store import open_store, verify_data
+        from kdpipe.store import open_store, summary, verify_data
 
-        for split in ("train", "test"):
+        for split in summary(store)["splits"]:
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress))
     for fault in faults:

@@ -20,8 +20,16 @@ def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+def _one_as_many(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
+"""One name or several; in YAML a lone name needs no list."""
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -75,25 +83,17 @@ class TrainTeacher(_Training):
 
 
 class _Teacher(BaseModel):
-    """How to name a teacher."""
+    """How a teacher sees images and computes."""
 
-    weights: str | None = Field(
-        None, description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
-    )
     mean: Channels | None = Field(None, description="Mean that the teacher subtracts, R,G,B in 0..1.")
     std: Channels | None = Field(None, description="Standard deviation that the teacher divides by, R,G,B.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the teacher's pass.")
 
 
-class CacheTeacher(_Teacher, StageParams):
-    """Run the teacher once over every view and keep its logits in a store."""
+class StoreParams(StageParams):
+    """What the stages that make a store share."""
 
-    teacher: str = Field(description="Model name; kdpipe models lists them.")
     out: Path = Field(description="Store to write, NAME.zarr.")
-    views: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
-    )
-    recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
     encoding: str = Field(
         "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0> or topk<k>."
     )
@@ -103,13 +103,41 @@ class CacheTeacher(_Teacher, StageParams):
     at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1.0, 4.0), min_length=1, description="Temperature at which --max-kl must hold; repeat for several."
     )
-    batch_size: Positive = Field(256, description="Samples per forward pass.")
     seed: Seed = Field(0, description="Seed of the views' pixels.")
     input_size: Positive | None = Field(None, description="Side of the teacher's input in pixels.")
     min_top1: Fraction | None = Field(
         None, description="Stop before the training views if the teacher's test accuracy is lower."
     )
     overwrite: bool = Field(False, description="Rebuild a store made from other ingredients instead of refusing.")
+    title: str | None = Field(None, description="The store's title, for those who will get it.")
+    license: str | None = Field(None, description="Licence of the logits, best as an SPDX identifier.")
+    allowed_use: str | None = Field(None, description="What the logits may be used for.")
+    contact: str | None = Field(None, description="Whom to ask about them.")
+    notes: str | None = Field(None, description="Whatever else people should know.")
+
+    @model_validator(mode="after")
+    def _is_a_store(self) -> Self:
+        if self.out.suffix != ".zarr":
+            raise ValueError(f"out must end in .zarr, got {self.out}")
+        return self
+
+
+class CacheTeacher(_Teacher, StoreParams):
+    """Run the teacher once over every view and keep its logits in a store."""
+
+    teacher: Names = Field(
+        min_length=1, description="Model name; kdpipe models lists them. Repeat for several, with --average."
+    )
+    weights: Names = Field(
+        (),
+        description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
+    )
+    average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
+    views: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
+    )
+    recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
+    batch_size: Positive = Field(256, description="Samples per forward pass.")
 
     @property
     def augmented_views(self) -> int:
@@ -120,14 +148,65 @@ class CacheTeacher(_Teacher, StageParams):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(self.teacher) > 1 and not self.average:
+            raise ValueError(
+                f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
+                "mean of their logits, or make a store for each"
+            )
+        if len(self.weights) not in (0, len(self.teacher)):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
+                "or none"
+            )
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
-        if self.out.suffix != ".zarr":
-            raise ValueError(f"out must end in .zarr, got {self.out}")
         return self
 
 
-class TrainStudent(_Teacher, _Training):
+class _Stores(BaseModel):
+    """Which stores hold the soft targets."""
+
+    store: Paths = Field((), description="Store with the teacher's logits; repeat to train on a mean of several.")
+    store_weight: Weights = Field((), description="Weight of each --store in the mean: equal if left out.")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The stores' weights, scaled to sum to 1."""
+        weights = self.store_weight or (1.0,) * len(self.store)
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @model_validator(mode="after")
+    def _weighted(self) -> Self:
+        if len(self.store_weight) not in (0, len(self.store)):
+            raise ValueError(
+                f"{len(self.store_weight)} store-weights for {len(self.store)} stores: give one for each in the same "
+                "order, or none"
+            )
+        return self
+
+
+class ImportLogits(StoreParams):
+    """Make a store of logits that someone already has, from any teacher in any framework."""
+
+    logits: Path = Field(
+        description="Training logits, .npy: (samples, classes) in the dataset's order; with views "
+        "(1 + views, samples, classes), the plain view first."
+    )
+    test_logits: Path | None = Field(None, description="Test logits, .npy: (samples, classes).")
+    teacher_name: str = Field(min_length=1, description="Who gave them.")
+    recipe: str = Field("none", description="View recipe that the augmented views were rendered by, if there are any.")
+    views: int = Field(0, ge=0, description="Augmented views beside the plain one.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.recipe == "none") != (self.views == 0):
+            raise ValueError(
+                "recipe and views go together: give both for augmented views, or neither for the plain one"
+            )
+        return self
+
+
+class TrainStudent(_Stores, _Teacher, _Training):
     """Train one student, with soft targets from a store, from a live teacher, or without any."""
 
     student: str = Field(description="Model name; kdpipe models lists them.")
@@ -135,8 +214,10 @@ class TrainStudent(_Teacher, _Training):
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
     )
-    store: Path | None = Field(None, description="Store with the teacher's logits.")
     teacher: str | None = Field(None, description="Live teacher's model name.")
+    weights: str | None = Field(
+        None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
+    )
     loss: str = Field("kd", description="Distillation loss: kd.")
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
     kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
@@ -148,13 +229,13 @@ class TrainStudent(_Teacher, _Training):
         """Where soft targets come from, with the default resolved."""
         if self.distill is not None:
             return self.distill
-        if self.store is not None:
+        if self.store:
             return "cache"
         return "live" if self.teacher is not None else "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.mode == "cache" and self.store is None:
+        if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
@@ -163,12 +244,12 @@ class TrainStudent(_Teacher, _Training):
         return self
 
 
-class Benchmark(StageParams):
+class Benchmark(_Stores, StageParams):
     """Compare trained students: accuracy, agreement with the teacher, size and latency."""
 
     run: tuple[Path, ...] = Field(min_length=1, description="Run directory of a student; repeat for each.")
     out: Path = Field(description="Directory to write the report to.")
-    store: Path | None = Field(None, description="Store with the teacher's test logits; default: the runs' own.")
+    store: Paths = Field((), description="Store with the teacher's test logits; default: the runs' own.")
     latency_repeats: Annotated[int, Field(ge=5)] = Field(50, description="Timed forward passes per batch size.")
     threads: Positive | None = Field(None, description="Threads of the latency measurement; default: torch's.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pydantic import JsonValue
 
 from kdpipe.errors import CorruptStoreError
 
-TEMPERATURES = (1, 2, 4)
-"""Temperatures of the figures in a manifest."""
+TEMPERATURES = (1.0, 2.0, 4.0)
+"""Temperatures that a store is always measured at."""
+
+_BLOCK_ROWS = 4096
 
 _UNIT = 2.0**60
 """KL is added up as whole multiples of 1 / _UNIT: integers, so no order of adding changes the sum."""
@@ -38,35 +41,49 @@ def kl(reference: torch.Tensor, decoded: torch.Tensor, temperature: float) -> to
 class Fidelity:
     """What encoding lost over some rows. Adding is exact: any grouping and order of rows gives equal figures."""
 
+    temperatures: tuple[float, ...]
     rows: int
     agreeing: int
     """Rows whose first largest class is the same."""
     sums: tuple[int, ...]
-    """Sum of KL at each of ``TEMPERATURES``, in units of 2^-60."""
+    """Sum of KL at each temperature, in units of 2^-60."""
     histograms: tuple[tuple[tuple[int, int], ...], ...]
-    """At each of ``TEMPERATURES``: ``(bin, rows)`` in rising order, for bins that are not empty."""
+    """At each temperature: ``(bin, rows)`` in rising order, for bins that are not empty."""
 
     @classmethod
-    def none(cls) -> Fidelity:
+    def none(cls, temperatures: tuple[float, ...] = TEMPERATURES) -> Fidelity:
         """Return that of no rows, to start adding from."""
-        return cls(0, 0, (0,) * len(TEMPERATURES), ((),) * len(TEMPERATURES))
+        return cls(temperatures, 0, 0, (0,) * len(temperatures), ((),) * len(temperatures))
 
     @classmethod
-    def of(cls, reference: torch.Tensor, decoded: torch.Tensor) -> Fidelity:
-        """Compare the teacher's float32 logits ``(n, classes)`` with the decoded ones."""
+    def of(
+        cls, reference: torch.Tensor, decoded: torch.Tensor, temperatures: tuple[float, ...] = TEMPERATURES
+    ) -> Fidelity:
+        """Compare the teacher's float32 logits ``(n, classes)`` with the decoded ones, in float64 blocks of rows."""
+        total = cls.none(temperatures)
+        for start in range(0, len(reference), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            total += cls._of_block(reference[block], decoded[block], temperatures)
+        return total
+
+    @classmethod
+    def _of_block(cls, reference: torch.Tensor, decoded: torch.Tensor, temperatures: tuple[float, ...]) -> Fidelity:
         sums, histograms = [], []
-        for temperature in TEMPERATURES:
+        for temperature in temperatures:
             values = kl(reference, decoded, temperature).cpu().numpy()
             sums.append(sum(map(int, np.rint(values * _UNIT).tolist())))
             bins = np.minimum(np.searchsorted(_EDGES, values), len(_EDGES) - 1)
             places, counts = np.unique(bins, return_counts=True)
             histograms.append(tuple(zip(places.tolist(), counts.tolist(), strict=True)))
         agreeing = int((reference.argmax(dim=1) == decoded.argmax(dim=1)).sum())
-        return cls(len(reference), agreeing, tuple(sums), tuple(histograms))
+        return cls(temperatures, len(reference), agreeing, tuple(sums), tuple(histograms))
 
     def __add__(self, other: Fidelity) -> Fidelity:
-        """Return that of both sets of rows."""
+        """Return that of both sets of rows; raises ``ValueError`` where they were measured at other temperatures."""
+        if self.temperatures != other.temperatures:
+            raise ValueError(f"measured at temperatures {self.temperatures} and {other.temperatures}")
         return Fidelity(
+            self.temperatures,
             self.rows + other.rows,
             self.agreeing + other.agreeing,
             tuple(mine + its for mine, its in zip(self.sums, other.sums, strict=True)),
@@ -75,6 +92,12 @@ class Fidelity:
                 for mine, its in zip(self.histograms, other.histograms, strict=True)
             ),
         )
+
+    def mean(self, temperature: float) -> float:
+        """Return the mean KL at one of the temperatures; raises ``ValueError`` where there are no rows."""
+        if not self.rows:
+            raise ValueError("there are no rows to sum up")
+        return self.sums[self.temperatures.index(temperature)] / (self.rows * int(_UNIT))
 
     def summary(self) -> dict[str, JsonValue]:
         """Return the figures: mean and p99 of KL by temperature, and top-1 agreement.
@@ -87,18 +110,19 @@ class Fidelity:
         if not self.rows:
             raise ValueError("there are no rows to sum up")
         figures: dict[str, JsonValue] = {"rows": self.rows, "top1_agreement": self.agreeing / self.rows}
-        for temperature, total, histogram in zip(TEMPERATURES, self.sums, self.histograms, strict=True):
-            figures[f"kl_t{temperature}_mean"] = total / (self.rows * int(_UNIT))
-            figures[f"kl_t{temperature}_p99"] = _quantile(histogram, -(-99 * self.rows // 100))
+        for temperature, histogram in zip(self.temperatures, self.histograms, strict=True):
+            figures[f"kl_t{temperature:g}_mean"] = self.mean(temperature)
+            figures[f"kl_t{temperature:g}_p99"] = _quantile(histogram, -(-99 * self.rows // 100))
         return figures
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return all of it as plain JSON values; sums as decimal strings, since they outgrow 64 bits."""
+        """Return all of it as plain JSON values: sums in decimal, since they outgrow 64 bits; bins as ``bin:rows``."""
         return {
+            "temperatures": list(self.temperatures),
             "rows": self.rows,
             "agreeing": self.agreeing,
             "sums": [str(total) for total in self.sums],
-            "histograms": [[[place, count] for place, count in histogram] for histogram in self.histograms],
+            "histograms": [" ".join(f"{place}:{count}" for place, count in each) for each in self.histograms],
         }
 
     @classmethod
@@ -110,13 +134,14 @@ class Fidelity:
         """
         try:
             found = cls(
+                tuple(value["temperatures"]),
                 value["rows"],
                 value["agreeing"],
                 tuple(int(total) for total in value["sums"]),
-                tuple(tuple((place, count) for place, count in histogram) for histogram in value["histograms"]),
+                tuple(tuple(_bin(pair) for pair in each.split()) for each in value["histograms"]),
             )
             fits = found.to_json() == value and found._consistent()
-        except (KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             fits = False
         if not fits:
             raise CorruptStoreError("the fidelity figures are damaged.")
@@ -125,14 +150,20 @@ class Fidelity:
     def _consistent(self) -> bool:
         numbers = [self.rows, self.agreeing, *(number for h in self.histograms for pair in h for number in pair)]
         return (
-            all(type(number) is int and number >= 0 for number in numbers)
+            all(type(value) is float and 0 < value < math.inf for value in self.temperatures)
+            and all(type(number) is int and number >= 0 for number in numbers)
             and self.agreeing <= self.rows
-            and len(self.sums) == len(self.histograms) == len(TEMPERATURES)
-            and min(self.sums) >= 0
+            and len(self.sums) == len(self.histograms) == len(self.temperatures)
+            and all(total >= 0 for total in self.sums)
             and all(sum(count for _, count in h) == self.rows for h in self.histograms)
             and all(place < len(_EDGES) and count for h in self.histograms for place, count in h)
             and all(list(h) == sorted(dict(h).items()) for h in self.histograms)
         )
+
+
+def _bin(pair: str) -> tuple[int, int]:
+    place, count = pair.split(":")
+    return int(place), int(count)
 
 
 def _quantile(histogram: tuple[tuple[int, int], ...], rank: int) -> float:

@@ -3,20 +3,24 @@
 from kdpipe.store.attached import AttachedDataset
 from kdpipe.store.inspect import summary
 from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
-from kdpipe.store.manifest import Fingerprint, Manifest, Recipe, Teacher
+from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.reader import LogitStore, Plane, open_store
+from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_files
 from kdpipe.store.writer import Builder, build
 
 __all__ = [
     "AttachedDataset",
     "Builder",
+    "Candidate",
+    "Choice",
     "Fingerprint",
     "LogitStore",
     "Manifest",
     "Plan",
     "Plane",
+    "Provenance",
     "Recipe",
     "Shard",
     "SplitPlan",
@@ -29,6 +33,7 @@ __all__ = [
     "open_store",
     "probe_hashes",
     "probe_rows",
+    "settled",
     "summary",
     "verify_data",
     "verify_files",

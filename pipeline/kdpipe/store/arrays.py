@@ -20,6 +20,9 @@ _SIDE_ROWS = 1_048_576
 
 _MAX_METADATA_BYTES = 65_536
 
+SHARDED = ("codes", "row_max", "features")
+"""The arrays that are written shard by shard; the others are known before the teacher runs."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -33,12 +36,12 @@ class Spec:
     fill: float | int
 
 
-def specs(split: Split, *, width: int, dtype: str) -> dict[str, Spec]:
-    """Return the arrays of a split by name; ``width`` is the number of codes per sample."""
+def specs(split: Split, *, width: int, dtype: str, features: int | None = None) -> dict[str, Spec]:
+    """Return the arrays of a split by name; ``width`` is the number of codes per sample, ``features`` of features."""
     samples, planes, probes = split.samples, split.planes, split.probes
     side = min(samples, _SIDE_ROWS)
     code_fill: float | int = float("nan") if dtype.startswith("float") else 0
-    return {
+    found = {
         "codes": Spec(
             (planes, samples, width),
             (1, split.chunk_rows, width),
@@ -54,6 +57,16 @@ def specs(split: Split, *, width: int, dtype: str) -> dict[str, Spec]:
         "probe_row": Spec((probes,), (probes,), None, "int64", ("probe",), -1),
         "probe_hash": Spec((planes, probes), (planes, probes), None, "uint64", ("view", "probe"), 0),
     }
+    if features is not None:
+        found["features"] = Spec(
+            (planes, samples, features),
+            (1, split.chunk_rows, features),
+            (1, split.shard_rows, features),
+            "float16",
+            ("view", "sample", "feature"),
+            float("nan"),
+        )
+    return found
 
 
 def create(group: zarr.Group, expected: dict[str, Spec]) -> None:
@@ -139,7 +152,7 @@ def side_files(split: str, expected: dict[str, Spec]) -> set[str]:
     paths = {f"{split}/zarr.json"}
     for name, spec in expected.items():
         paths.add(f"{split}/{name}/zarr.json")
-        if name not in ("codes", "row_max"):
+        if name not in SHARDED:
             grid = [range(-(-length // chunk)) for length, chunk in zip(spec.shape, spec.chunks, strict=True)]
             paths |= {f"{split}/{name}/c/{'/'.join(map(str, place))}" for place in product(*grid)}
     return paths
@@ -160,11 +173,6 @@ def member(root: zarr.Group, split: str, name: str) -> zarr.Array[Any]:
     return node
 
 
-def code_path(split: str, view: int, shard: int) -> str:
-    """Return the path of a shard of codes, relative to the store."""
-    return f"{split}/codes/c/{view}/{shard}/0"
-
-
-def row_max_path(split: str, view: int, shard: int) -> str:
-    """Return the path of a shard's row maxima, relative to the store."""
-    return f"{split}/row_max/c/{view}/{shard}"
+def shard_path(split: str, name: str, *, view: int, shard: int) -> str:
+    """Return the path of a shard of one of the arrays, relative to the store."""
+    return f"{split}/{name}/c/{view}/{shard}" + ("" if name == "row_max" else "/0")

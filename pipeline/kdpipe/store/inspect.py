@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kdpipe.encoding import Fidelity
 from kdpipe.store import arrays, manifest
+from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Ledger
+from kdpipe.store.manifest import Manifest
 
 
 def summary(store: Path) -> dict[str, Any]:
     """Describe a sealed or unsealed store; ``samples``, ``classes`` and ``views`` are those of ``train``.
 
+    Bytes per sample are those of one row of a plane: its codes and its maximum, without features.
+
     Raises:
         StoreError: there is no store, or its manifest is damaged.
     """
     found = manifest.read(store)
-    finished = found.files.keys() if found.state == "sealed" else Ledger(store).read().keys()
-    splits = {}
-    for name, split in found.splits.items():
-        done = _shards(name, finished)
-        label_bytes = sum((store / path).stat().st_size for pair in done for path in pair if (store / path).exists())
-        splits[name] = {
-            "samples": split.samples,
-            "planes": split.planes,
-            "chunk_rows": split.chunk_rows,
-            "shard_rows": split.shard_rows,
-            "shards_done": len(done),
-            "shards_total": split.shards,
-            "bytes_per_sample": label_bytes / (split.samples * split.planes) if len(done) == split.shards else None,
-        }
+    entries = found.files if found.state == "sealed" else Ledger(store).read()
+    sizes = {name: entry.size for name, entry in entries.items()}
+    splits = {name: _split(found, name, sizes) for name in found.splits}
     train = found.splits["train"]
-    recipe = found.fingerprint.recipe
     return {
         "path": str(store),
         "format": found.format,
         "state": found.state,
-        "shards_done": sum(int(split["shards_done"] or 0) for split in splits.values()),
+        "shards_done": sum(split["shards_done"] for split in splits.values()),
         "shards_total": sum(split.shards for split in found.splits.values()),
         "samples": train.samples,
         "classes": len(found.classes),
         "views": train.planes - 1,
         "encoding": found.fingerprint.encoding,
+        "features": found.features,
         "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
         "bytes_per_sample": splits["train"]["bytes_per_sample"],
+        "fp32_bytes_per_sample": 4 * len(found.classes),
         "digest": found.digest,
+        "provenance": found.provenance.model_dump(exclude_none=True),
         "teacher": found.fingerprint.teacher.model_dump(),
         "dataset": {"name": found.dataset, "fingerprint": found.fingerprint.dataset},
-        "recipe": recipe.model_dump(),
+        "recipe": found.fingerprint.recipe.model_dump(),
         "splits": splits,
+        "budget": _budget(found),
         "batch_size": found.fingerprint.batch_size,
         "precision": found.fingerprint.precision,
         "device": found.fingerprint.device,
@@ -58,9 +54,40 @@ def summary(store: Path) -> dict[str, Any]:
     }
 
 
-def _shards(split: str, finished: Collection[str]) -> list[tuple[str, str]]:
-    """Return the two files of each shard of a split that has both."""
-    pattern = re.compile(rf"{re.escape(split)}/codes/c/(\d+)/(\d+)/0")
-    places = [(int(place[1]), int(place[2])) for path in finished if (place := pattern.fullmatch(path))]
-    pairs = [(arrays.code_path(split, *place), arrays.row_max_path(split, *place)) for place in places]
-    return [pair for pair in pairs if pair[1] in finished]
+def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Describe one split; ``sizes`` are those of the finished files by path."""
+    split = found.splits[name]
+    shards = range(len(Layout(split.chunk_rows, split.shard_rows).shards(split.samples)))
+    done, label_bytes = 0, 0
+    for view in range(split.planes):
+        for shard in shards:
+            paths = [arrays.shard_path(name, array, view=view, shard=shard) for array in ("codes", "row_max")]
+            if all(path in sizes for path in paths):
+                done += 1
+                label_bytes += sum(sizes[path] for path in paths)
+    measured = found.fidelity.get(name)
+    return {
+        "samples": split.samples,
+        "planes": split.planes,
+        "chunk_rows": split.chunk_rows,
+        "shard_rows": split.shard_rows,
+        "shards_done": done,
+        "shards_total": split.shards,
+        "bytes_per_sample": label_bytes / (split.samples * split.planes) if done == split.shards else None,
+        "fidelity": None if measured is None else Fidelity.from_json(measured).summary(),
+    }
+
+
+def _budget(found: Manifest) -> dict[str, Any] | None:
+    """Compare the budget that the encoding was chosen by with what it lost over all training rows."""
+    if found.choice is None:
+        return None
+    measured = found.fidelity.get("train")
+    lost = [] if measured is None else [Fidelity.from_json(measured).mean(t) for t in found.choice.temperatures]
+    return {
+        "max_kl": found.choice.max_kl,
+        "temperatures": list(found.choice.temperatures),
+        "kl": lost,
+        "exceeded": max(lost) > found.choice.max_kl if lost else None,
+        "chosen_from": [candidate.model_dump() for candidate in found.choice.table],
+    }

@@ -11,11 +11,14 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kdpipe import durable
-from kdpipe.errors import StoreLockedError
+from kdpipe.encoding import Fidelity
+from kdpipe.errors import CorruptStoreError, StoreLockedError
+from kdpipe.store.manifest import Choice
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Entry:
     path: str
     size: int
     digest: str
+    fidelity: Fidelity | None = None
+    """What encoding lost in a shard of codes; other files have none."""
 
 
 class Ledger:
@@ -40,14 +45,17 @@ class Ledger:
             return {}
         entries = {}
         for line in self.path.read_bytes().split(b"\n")[:-1]:
-            with suppress(ValueError, TypeError):
-                entry = Entry(**json.loads(line))
-                entries[entry.path] = entry
+            with suppress(ValueError, KeyError, TypeError, CorruptStoreError):
+                described = json.loads(line)
+                if "fidelity" in described:
+                    described["fidelity"] = Fidelity.from_json(described["fidelity"])
+                entries[described["path"]] = Entry(**described)
         return entries
 
-    def rewrite(self, entries: list[Entry]) -> None:
-        """Replace the ledger's content, which also drops a last line that was cut short."""
-        durable.write_text(self.path, "".join(_line(entry) for entry in entries))
+    def rewrite(self, entries: list[Entry], *, choice: Choice | None) -> None:
+        """Replace the ledger's content, which also drops a last line that was cut short; ``choice`` comes first."""
+        chosen = "" if choice is None else json.dumps({"choice": choice.model_dump(mode="json")}) + "\n"
+        durable.write_text(self.path, chosen + "".join(_line(entry) for entry in entries))
 
     def append(self, entries: list[Entry]) -> None:
         """Add entries and flush them to disk."""
@@ -62,7 +70,10 @@ class Ledger:
 
 
 def _line(entry: Entry) -> str:
-    return json.dumps(asdict(entry)) + "\n"
+    described: dict[str, Any] = {"path": entry.path, "size": entry.size, "digest": entry.digest}
+    if entry.fidelity is not None:
+        described["fidelity"] = entry.fidelity.to_json()
+    return json.dumps(described) + "\n"
 
 
 @contextmanager

@@ -14,9 +14,14 @@ from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe import durable
+from kdpipe.encoding.fidelity import TEMPERATURES
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
 
 MAX_MANIFEST_BYTES = 64 * 1024**2
+
+_DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "files", "planes")
+"""What a store's digest covers: what was computed and from what, not when, where or how well."""
+_ABSENT_WHEN_EMPTY = ("features", "provenance", "choice", "fidelity")
 
 Digest = str
 """BLAKE3, 32 hexadecimal digits (128 bits)."""
@@ -85,6 +90,38 @@ class Split(_Strict):
         return self.planes * -(-self.samples // self.shard_rows)
 
 
+class Provenance(_Strict):
+    """What people need to know before they use a store that others made; in their own words."""
+
+    title: str | None = None
+    license: str | None = None
+    allowed_use: str | None = None
+    contact: str | None = None
+    notes: str | None = None
+
+    def updated(self, newer: Provenance) -> Provenance:
+        """Return this with what ``newer`` says in its place."""
+        return self.model_copy(update=newer.model_dump(exclude_none=True))
+
+
+class Candidate(_Strict):
+    """An encoding as it was measured on the pilot."""
+
+    name: str
+    bytes_per_sample: float
+    kl: tuple[float, ...] = Field(strict=False)
+    """Mean KL at each of the budget's temperatures."""
+    within: bool
+
+
+class Choice(_Strict):
+    """The budget that the encoding was chosen by, and the table that it was chosen from."""
+
+    max_kl: float
+    temperatures: tuple[float, ...] = Field(strict=False)
+    table: tuple[Candidate, ...] = Field(strict=False)
+
+
 class File(_Strict):
     """One file of the store, by its path relative to the store."""
 
@@ -105,10 +142,17 @@ class Manifest(_Strict):
     """The dataset's name, for people; its identity is in the fingerprint."""
     teacher_probe: tuple[float, ...] = Field(strict=False)
     """The teacher's first logits for a fixed input."""
+    features: int | None = Field(None, gt=0, lt=2**20)
+    """Length of the penultimate features kept beside the logits."""
+    provenance: Provenance = Provenance()
+    choice: Choice | None = None
+    """How the encoding was chosen, where it was."""
+    fidelity: dict[str, dict[str, JsonValue]] = {}
+    """What encoding lost over all of each sealed split; see ``kdpipe.encoding.Fidelity``."""
     files: dict[str, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: dict[str, Digest] = {}
-    """Digest of each plane's files, by ``split/view``, once sealed."""
+    """Digest of each plane's files, by ``split/view``, once sealed; kept while views are added."""
     digest: Digest | None = None
     """Digest over fingerprint, decoding and files: equal work, equal digest."""
     about: dict[str, JsonValue] = {}
@@ -122,15 +166,33 @@ class Manifest(_Strict):
             raise ValueError("there is no split 'train'")
         return self
 
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Temperatures that the store's fidelity is measured at: the usual ones and those of its budget."""
+        budget = () if self.choice is None else self.choice.temperatures
+        return tuple(sorted({*TEMPERATURES, *budget}))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it as plain JSON values; entries that may be absent are, where they say nothing."""
+        whole = self.model_dump(mode="json")
+        whole["provenance"] = self.provenance.model_dump(exclude_none=True)
+        for key in _ABSENT_WHEN_EMPTY:
+            if not whole[key]:
+                del whole[key]
+        return whole
+
     def content_digest(self) -> Digest:
         """Compute ``digest`` from the parts it covers."""
-        covered = ("format", "fingerprint", "classes", "encoding", "splits", "files", "planes")
-        whole = self.model_dump(mode="json")
-        return digest_json({key: whole[key] for key in covered})
+        return digest_json({key: value for key, value in self.to_json().items() if key in _DIGESTED})
 
     def own_checksum(self) -> Digest:
         """Compute ``checksum`` from all other fields."""
-        return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
+        return digest_json({key: value for key, value in self.to_json().items() if key != "checksum"})
+
+    def sealed(self) -> Manifest:
+        """Return it with its digest and checksum, as what a sealed store says."""
+        digested = self.model_copy(update={"state": "sealed", "digest": self.content_digest()})
+        return digested.model_copy(update={"checksum": digested.own_checksum()})
 
 
 def digest_json(value: Any) -> Digest:
@@ -208,7 +270,7 @@ def _root(manifest: Manifest) -> bytes:
     node = {
         "zarr_format": 3,
         "node_type": "group",
-        "attributes": {"kdpipe": manifest.model_dump(mode="json")},
+        "attributes": {"kdpipe": manifest.to_json()},
     }
     return (json.dumps(node, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from kdpipe import encoding
 from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
 from kdpipe.store.layout import Layout
-from kdpipe.store.manifest import Fingerprint, Manifest, Split
+from kdpipe.store.manifest import Choice, Fingerprint, Manifest, Provenance, Split
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Shard:
     number: int
     start: int
     stop: int
+    features: bool = False
+    """Whether features are kept beside the logits."""
 
     @property
-    def paths(self) -> tuple[str, str]:
-        """The shard's two files, relative to the store: codes and row maxima."""
-        return (
-            arrays.code_path(self.split, self.view, self.number),
-            arrays.row_max_path(self.split, self.view, self.number),
-        )
+    def paths(self) -> tuple[str, ...]:
+        """The shard's files, relative to the store: codes, row maxima, and features where there are any."""
+        names = arrays.SHARDED if self.features else ("codes", "row_max")
+        return tuple(arrays.shard_path(self.split, name, view=self.view, shard=self.number) for name in names)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,22 @@ class Plan:
     splits: dict[str, SplitPlan]
     calibrated: Encoding | None = None
     """The fingerprint's encoding, fitted to a pilot of logits; ``None`` where there is nothing to fit."""
+    choice: Choice | None = None
+    """How the encoding was chosen, where it was."""
+    features: int | None = None
+    """Length of the features to keep, ``None`` to keep none."""
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
+        """Return the plan of the same store with another encoding, and how that was chosen."""
+        fingerprint = self.fingerprint.model_copy(update={"encoding": fitted.name})
+        return replace(self, fingerprint=fingerprint, calibrated=fitted, choice=choice)
 
     def manifest(self) -> Manifest:
         """Return the manifest of the store while it is being built."""
         chosen = self.calibrated or encoding.get(self.fingerprint.encoding)
-        row_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
+        code_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
+        row_bytes = max(code_bytes, 2 * (self.features or 0))
         splits = {}
         for name, split in self.splits.items():
             samples = len(split.sample_ids)
@@ -100,4 +111,7 @@ class Plan:
             splits=splits,
             dataset=self.dataset,
             teacher_probe=self.teacher_probe,
+            features=self.features,
+            provenance=self.provenance,
+            choice=self.choice,
         )

@@ -213,7 +213,10 @@ class LogitStore:
 
     def _check_arrays(self) -> None:
         expected = arrays.specs(
-            self.manifest.splits[self.split], width=self._encoding.width(self.num_classes), dtype=self._encoding.dtype
+            self.manifest.splits[self.split],
+            width=self._encoding.width(self.num_classes),
+            dtype=self._encoding.dtype,
+            features=self.manifest.features,
         )
         fault = arrays.check(self.path, self.split, expected)
         if fault is not None:

@@ -41,6 +41,25 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
         return None
 
 
+def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...]) -> Plan | None:
+    """Return ``plan`` with the encoding that the store at ``path`` was begun with, where the same was asked of it.
+
+    That is the same teacher, data, views and budget of KL, or without a budget the same encoding; else ``None``. A
+    resumed build thus measures no pilot again, and cannot come to another choice.
+    """
+    try:
+        found = manifest.read(path)
+    except StoreError:
+        return None
+    budget = (None, ()) if found.choice is None else (found.choice.max_kl, found.choice.temperatures)
+    if budget != (max_kl, () if max_kl is None else temperatures):
+        return None
+    name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
+    if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
+        return None
+    return plan.encoded_by(encoding.from_description(found.encoding), found.choice)
+
+
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
     """Say in which parts a store differs from the one that is asked for."""
     differing = found.fingerprint.differences(wanted.fingerprint)
@@ -53,6 +72,8 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
         elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
+    if found.features != wanted.features:
+        differing.append(f"features: the store has {found.features or 'none'}, asked for {wanted.features or 'none'}")
     same_length = len(found.teacher_probe) == len(wanted.teacher_probe)
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
@@ -87,8 +108,9 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
     """Open a sealed store for the views that it lacks; the planes that it has stay as they are."""
-    shards = {name for name in found.files if re.fullmatch(r"[^/]+/(codes|row_max)/c/.*", name)}
-    Ledger(path).rewrite([Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)])
+    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/({'|'.join(arrays.SHARDED)})/c/.*", name)}
+    entries = [Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)]
+    Ledger(path).rewrite(entries, choice=wanted.choice)
     manifest.write(path, wanted)
     repair(path, plan, wanted)
 
@@ -100,7 +122,9 @@ def side_files(found: Manifest) -> set[str]:
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
     chosen = encoding.from_description(found.encoding)
-    return arrays.specs(found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype)
+    return arrays.specs(
+        found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype, features=found.features
+    )
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:

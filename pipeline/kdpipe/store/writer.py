@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import durable, encoding
+from kdpipe.encoding import Encoded, Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton
 from kdpipe.store.layout import Layout
@@ -57,7 +59,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
             if differing:
                 found = None
             else:
-                wanted = wanted.model_copy(update={"encoding": found.encoding})
+                wanted = _carried_over(found, wanted)
         if found is None:
             skeleton.create(path, plan, wanted)
             found = wanted
@@ -67,6 +69,9 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         elif found.splits != wanted.splits:
             skeleton.reopen(path, plan, wanted, found=found)
             found = wanted
+        elif found.provenance != wanted.provenance:
+            found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
+            manifest.write(path, found)
         builder = Builder(path, found, keys={name: split.keys for name, split in plan.splits.items()})
         try:
             yield builder
@@ -91,7 +96,7 @@ class Builder:
             self._ledger.remove()
         else:
             self._done = _confirmed(path, self._ledger)
-            self._ledger.rewrite(list(self._done.values()))
+            self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             self._root = arrays.open_root(path, mode="r+")
 
     @property
@@ -103,23 +108,30 @@ class Builder:
         """Return every shard of a plane, done or not."""
         cut = self.manifest.splits[split]
         bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
-        return [Shard(split, view, number, start, stop) for number, (start, stop) in enumerate(bounds)]
+        features = self.manifest.features is not None
+        return [Shard(split, view, number, start, stop, features) for number, (start, stop) in enumerate(bounds)]
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard is on disk and in the ledger."""
         return self.sealed or all(path in self._done for path in shard.paths)
 
-    def submit(self, shard: Shard, logits: torch.Tensor) -> None:
+    def submit(self, shard: Shard, logits: torch.Tensor, features: torch.Tensor | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
-        Waits while too many shards are queued. An error of an earlier shard is raised here.
+        A store with features takes them beside the logits, ``(stop - start, dim)``. Waits while too many shards are
+        queued. An error of an earlier shard is raised here.
         """
-        expected = (shard.stop - shard.start, len(self.manifest.classes))
-        if tuple(logits.shape) != expected:
-            raise ModelError(f"the teacher gave logits of shape {tuple(logits.shape)} for a shard of {expected}.")
+        rows, dim = shard.stop - shard.start, self.manifest.features
+        for what, block, expected in (
+            ("logits", logits, (rows, len(self.manifest.classes))),
+            ("features", features, None if dim is None else (rows, dim)),
+        ):
+            found = None if block is None else tuple(block.shape)
+            if found != expected:
+                raise ModelError(f"the teacher gave {what} of shape {found} for a shard of {expected}.")
         while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
-        self._writing.append(self._executor.submit(self._write, shard, logits))
+        self._writing.append(self._executor.submit(self._write, shard, logits, features))
 
     def drain(self) -> None:
         """Wait until everything that was submitted is on disk; raise the first error."""
@@ -175,44 +187,94 @@ class Builder:
             for split, cut in self.manifest.splits.items()
             for view in range(cut.planes)
         }
-        sealed = self.manifest.model_copy(update={"state": "sealed", "files": files, "planes": planes, "about": about})
-        sealed = sealed.model_copy(update={"digest": sealed.content_digest()})
-        sealed = sealed.model_copy(update={"checksum": sealed.own_checksum()})
+        measured = {split: total.to_json() for split, total in self.fidelity().items()}
+        parts = {"files": files, "planes": planes, "about": about, "fidelity": measured}
+        sealed = self.manifest.model_copy(update=parts).sealed()
         manifest.write(self.path, sealed)
         self._ledger.remove()
         self.manifest = sealed
         return sealed
 
-    def _write(self, shard: Shard, logits: torch.Tensor) -> None:
-        finite = torch.isfinite(logits).all(dim=1)
-        if not finite.all():
-            row = shard.start + int((~finite).nonzero()[0])
-            keys = self._keys[shard.split]
-            raise DivergedError(
-                f"the teacher's logits of {shard.split} sample {row}{f' ({keys[row]})' if keys else ''}, view "
-                f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
-                "the weights."
-            )
+    def fidelity(self) -> dict[str, Fidelity]:
+        """Return what encoding lost over the shards that are done, by split.
+
+        Planes that were sealed before count as they were measured then, also where a damaged shard of theirs had to be
+        computed again. A split of such planes without figures has none.
+        """
+        temperatures = self.manifest.temperatures
+        totals = {split: Fidelity.from_json(value) for split, value in self.manifest.fidelity.items()}
+        for split, cut in self.manifest.splits.items():
+            views = [view for view in range(cut.planes) if f"{split}/{view}" not in self.manifest.planes]
+            if len(views) < cut.planes and split not in totals:
+                continue
+            total = totals.get(split, Fidelity.none(temperatures))
+            for shard in (shard for view in views for shard in self.shards(split, view)):
+                entry = self._done.get(shard.paths[0])
+                if entry is not None and entry.fidelity is not None:
+                    total += entry.fidelity
+            totals[split] = total
+        return totals
+
+    def _write(self, shard: Shard, logits: torch.Tensor, features: torch.Tensor | None) -> None:
+        self._refuse_not_finite(shard, "logits", logits)
         encoded = self._encoding.encode(logits)
-        names = shard.paths
-        for name in names:
+        values = {"codes": encoded.codes, "row_max": encoded.row_max}
+        if features is not None:
+            kept = features.to(torch.float16)
+            self._refuse_not_finite(shard, "features, kept in float16,", kept)
+            values["features"] = kept.cpu().numpy()
+        for name in shard.paths:
             (self.path / name).unlink(missing_ok=True)
-        for name, values in (("codes", encoded.codes), ("row_max", encoded.row_max)):
-            arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = values
-        for name in names:
+        for name, block in values.items():
+            arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = block
+        for name in shard.paths:
             durable.fsync_file(self.path / name, up_to=self.path)
-        entries = [_entry(self.path, name) for name in names]
-        self._ledger.append(entries)
-        self._done.update({entry.path: entry for entry in entries})
+        entries = {name: _entry(self.path, name) for name in shard.paths}
+        codes = shard.paths[0]
+        entries[codes] = replace(entries[codes], fidelity=self._lost(logits, encoded))
+        self._ledger.append(list(entries.values()))
+        self._done.update(entries)
+
+    def _lost(self, logits: torch.Tensor, encoded: Encoded) -> Fidelity:
+        codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
+        decoded = self._encoding.decode(codes, row_max, logits.shape[1])
+        return Fidelity.of(logits, decoded, self.manifest.temperatures)
+
+    def _refuse_not_finite(self, shard: Shard, what: str, values: torch.Tensor) -> None:
+        finite = torch.isfinite(values).all(dim=1)
+        if finite.all():
+            return
+        row = shard.start + int((~finite).nonzero()[0])
+        keys = self._keys[shard.split]
+        raise DivergedError(
+            f"the teacher's {what} of {shard.split} sample {row}{f' ({keys[row]})' if keys else ''}, view "
+            f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
+            "the weights."
+        )
+
+
+def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
+    """Return what a store is to become, with what it keeps of itself when its build goes on."""
+    return wanted.model_copy(
+        update={
+            "encoding": found.encoding,
+            "choice": found.choice,
+            "fidelity": found.fidelity,
+            "planes": found.planes,
+            "provenance": found.provenance.updated(wanted.provenance),
+        }
+    )
 
 
 def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
     """Return the ledger's entries whose files are as recorded; delete shard files that have none."""
     confirmed = {
-        name: entry for name, entry in ledger.read().items() if (path / name).is_file() and _entry(path, name) == entry
+        name: entry
+        for name, entry in ledger.read().items()
+        if (path / name).is_file() and _entry(path, name) == replace(entry, fidelity=None)
     }
     for folder in path.glob("*/*/c"):
-        if folder.parent.name in ("codes", "row_max"):
+        if folder.parent.name in arrays.SHARDED:
             for file in folder.rglob("*"):
                 if file.is_file() and file.relative_to(path).as_posix() not in confirmed:
                     file.unlink()

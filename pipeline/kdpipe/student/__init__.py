@@ -3,8 +3,9 @@
 from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, Distillation, Schedule, train
 from kdpipe.student.losses import LOSSES, make
+from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.targets import CachedTargets, LiveTargets, refuse_unsupported
+from kdpipe.student.targets import CachedTargets, LiveTargets, SoftTargets, refuse_unsupported
 
 __all__ = [
     "LOSSES",
@@ -12,10 +13,13 @@ __all__ = [
     "Cost",
     "Distillation",
     "LiveTargets",
+    "MixedTargets",
     "RunDirectory",
     "Schedule",
+    "SoftTargets",
     "make",
     "predict",
+    "refuse_mixture",
     "refuse_unsupported",
     "train",
 ]

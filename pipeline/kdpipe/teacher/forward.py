@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Protocol
+
 import torch
 
 from kdpipe.errors import ModelError
-from kdpipe.models import Model
+from kdpipe.models import Model, Preset, probe
+from kdpipe.store import Teacher
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Autocast dtype by name; ``fp32`` runs without autocast."""
+
+
+class Source(Protocol):
+    """Where a store's logits come from, and what it says of that."""
+
+    @property
+    def identity(self) -> Teacher:
+        """Name, digest, preset and parameters, as a store's fingerprint has them."""
+
+    @property
+    def preset(self) -> Preset:
+        """The evaluation view whose geometry the pixels must have."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+
+    @property
+    def precision(self) -> str:
+        """How it computes; of a model, a key of ``PRECISIONS``."""
+
+    def probe(self) -> list[float]:
+        """Return the first logits of one fixed synthetic image."""
+
+
+class FrozenTeacher(Source, Protocol):
+    """Whoever answers pixels with logits, one model or several."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
 
 
 class Forward:
@@ -18,11 +52,31 @@ class Forward:
         """Move the model to ``device`` and freeze it."""
         self.model = model
         self.device = device
+        self.precision = precision
         self._dtype = PRECISIONS[precision]
         self._module = model.module.to(device).requires_grad_(False)
         if device.type == "cuda" and precision == "fp32":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
+
+    @property
+    def identity(self) -> Teacher:
+        """Who a store says that it was written by."""
+        return Teacher(
+            name=_portable(self.model.name),
+            digest=self.model.digest,
+            preset=self.model.preset.describe(),
+            parameters=self.model.parameters,
+        )
+
+    @property
+    def preset(self) -> Preset:
+        """The model's evaluation view."""
+        return self.model.preset
+
+    def probe(self) -> list[float]:
+        """Return the first logits of one fixed synthetic image, to 4 significant digits."""
+        return probe(self.model)
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -33,3 +87,9 @@ class Forward:
         if logits.ndim != 2:
             raise ModelError(f"{self.model.name} answers with shape {tuple(logits.shape)}, expected (n, classes).")
         return logits.float()
+
+
+def _portable(name: str) -> str:
+    """Leave the folder out of ``file:FOLDER/NAME.pt2``: the same program elsewhere is the same teacher."""
+    scheme, _, path = name.partition(":")
+    return f"{scheme}:{Path(path).name}" if scheme == "file" else name

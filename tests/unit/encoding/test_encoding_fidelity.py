@@ -71,6 +71,24 @@ def test_blocks_in_any_order_add_up_to_the_same_bytes() -> None:
     assert Fidelity.from_json(json.loads(json.dumps(whole.to_json()))) == whole
 
 
+def test_other_temperatures() -> None:
+    reference, decoded = blocks()[0]
+    figures = Fidelity.of(reference, decoded, (1.5, 8.0))
+    assert set(figures.summary()) >= {"kl_t1.5_mean", "kl_t8_p99"}
+    assert figures.mean(8.0) == pytest.approx(float(kl(reference, decoded, 8).mean()), rel=1e-12)
+    with pytest.raises(ValueError, match="temperatures"):
+        figures + Fidelity.of(reference, decoded)
+
+
+def test_more_rows_than_a_block() -> None:
+    """Blocks are a matter of memory; the figures are those of all rows at once."""
+    reference = torch.randn(5000, 3, generator=torch.Generator().manual_seed(1))
+    decoded = reference + 0.1 * torch.randn(5000, 3, generator=torch.Generator().manual_seed(2))
+    figures = Fidelity.of(reference, decoded)
+    assert figures.rows == 5000
+    assert figures.mean(2.0) == pytest.approx(float(kl(reference, decoded, 2).mean()), rel=1e-9)
+
+
 def test_equal_and_hopeless_logits() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]])
     same = Fidelity.of(logits, logits).summary()
@@ -101,20 +119,27 @@ def test_no_rows_have_no_figures() -> None:
         {"sums": ["x", "0", "0"]},
         {"sums": [0, 0, 0]},
         {"sums": None},
-        {"histograms": [[[0, 2]], [[0, 2]], [[0, 1]]]},
-        {"histograms": [[[0, 2]], [[0, 2]], [[10**6, 2]]]},
-        {"histograms": [[[0, 2]], [[0, 2]], [[-1, 2]]]},
-        {"histograms": [[[0, 2]], [[0, 2]], [[3, 1], [2, 1]]]},
-        {"histograms": [[[0, 2]], [[0, 2]], [[2, 1], [2, 1]]]},
-        {"histograms": [[[0, 2]], [[0, 2]]]},
-        {"histograms": [[[0, 2]], [[0, 2]], [[0, 2, 1]]]},
+        {"sums": ["0", "0", "0", "0"]},
+        {"histograms": ["0:2", "0:2", "0:1"]},
+        {"histograms": ["0:2", "0:2", "1000000:2"]},
+        {"histograms": ["0:2", "0:2", "-1:2"]},
+        {"histograms": ["0:2", "0:2", "3:1 2:1"]},
+        {"histograms": ["0:2", "0:2", "2:1 2:1"]},
+        {"histograms": ["0:2", "0:2"]},
+        {"histograms": ["0:2", "0:2", "0:2:1"]},
+        {"histograms": ["0:2", "0:2", "0:2 "]},
+        {"histograms": ["0:2", "0:2", [0, 2]]},
+        {"temperatures": [1.0, 2.0]},
+        {"temperatures": [1.0, 2.0, 0.0]},
+        {"temperatures": [1.0, 2.0, "4"]},
+        {"temperatures": 3},
         {"extra": 1},
     ],
 )
 def test_damaged_figures_are_refused(change: dict[str, Any]) -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 2.0]])
     good = Fidelity.of(logits, logits).to_json()
-    assert good["histograms"] == [[[0, 2]]] * 3
+    assert good["histograms"] == ["0:2"] * 3
     with pytest.raises(CorruptStoreError, match="fidelity"):
         Fidelity.from_json({**good, **change})
     with pytest.raises(CorruptStoreError):
