@@ -11,7 +11,7 @@ from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store import LogitStore, join_checked, open_store
 from kdpipe.student import (
     Distillation,
     LiveTargets,
@@ -19,7 +19,6 @@ from kdpipe.student import (
     RunDirectory,
     SoftTargets,
     cached,
-    join_checked,
     make,
     refuse_mixture,
     refuse_unsupported,

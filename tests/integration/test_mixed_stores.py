@@ -14,8 +14,8 @@ import torch
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
-from kdpipe.store import LogitStore
-from kdpipe.student import CachedTargets, MixedTargets, join_checked, refuse_mixture
+from kdpipe.store import LogitStore, join_checked
+from kdpipe.student import CachedTargets, MixedTargets, refuse_mixture
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, run_command
 

@@ -1,8 +1,9 @@
 """The logit store: codes in a Zarr v3 group that says what it is, and is complete and checked or refused."""
 
+from kdpipe.store.attached import AttachedDataset
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
-from kdpipe.store.join import changed_content, drifted_probes, join, probe_hashes, probe_rows
+from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
 from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
@@ -13,6 +14,7 @@ from kdpipe.store.writer import Builder, build
 
 __all__ = [
     "MEMORY_LIMIT",
+    "AttachedDataset",
     "Builder",
     "Candidate",
     "Choice",
@@ -31,6 +33,7 @@ __all__ = [
     "changed_content",
     "drifted_probes",
     "join",
+    "join_checked",
     "open_store",
     "probe_hashes",
     "probe_rows",

@@ -11,7 +11,6 @@ from kdpipe.student.targets import (
     SoftTargets,
     WindowedTargets,
     cached,
-    join_checked,
     refuse_unsupported,
 )
 
@@ -27,7 +26,6 @@ __all__ = [
     "SoftTargets",
     "WindowedTargets",
     "cached",
-    "join_checked",
     "make",
     "predict",
     "refuse_mixture",

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.dataset import Dataset
-from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Preset
-from kdpipe.store import LogitStore, Plane, Pool, changed_content, drifted_probes, join, windows
-from kdpipe.views import Recipe, Renderer
+from kdpipe.errors import UnsupportedLossError
+from kdpipe.store import LogitStore, Plane, Pool, windows
+from kdpipe.views import Renderer
 
 
 class SoftTargets(Protocol):
@@ -131,38 +129,3 @@ class TeacherForward(Protocol):
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Run the teacher."""
-
-
-def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
-    """Join a dataset to a store by sample id, and make sure the student will see what the teacher saw.
-
-    Returns the store's row of each sample, int64 ``(len(dataset),)``. ``allow_drift`` lets pixels that render
-    differently pass.
-
-    Raises:
-        DatasetError: samples are missing from the store, or their content has changed.
-        StaleStoreError: the classes differ, or the replay probes render to other pixels.
-    """
-    stored = store.manifest.fingerprint.recipe
-    if Recipe.parse(stored.name).version != stored.version:
-        raise StaleStoreError(
-            f"{store.path} was made with the recipe {stored.version}; this kdpipe draws "
-            f"{Recipe.parse(stored.name).version}, which gives other pixels. Use the kdpipe that "
-            f"kdpipe inspect {store.path} shows, or make a new store."
-        )
-    rows = join(store, dataset)
-    changed = changed_content(store, dataset, rows)
-    if changed:
-        raise DatasetError(
-            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made, first {changed[0]}. "
-            "Restore them, or make a new store."
-        )
-    preset = Preset.parse(dict(store.manifest.fingerprint.teacher.preset))
-    drifted = 0 if allow_drift else drifted_probes(store, dataset, rows, preset=preset)
-    if drifted:
-        raise StaleStoreError(
-            f"{drifted} of the {store.probe_hashes.size} replay probes of {store.path} render to other pixels here: "
-            "another image decoder, resize kernel or version of a library. Install the versions that "
-            f"kdpipe inspect {store.path} shows, or pass --allow-drift."
-        )
-    return rows
