@@ -173,7 +173,7 @@ def models_command(
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 32,
 ) -> None:
-    """List the models that can teach or learn, with parameters and multiply-accumulates.
+    """List the models that can teach or learn, with parameters, multiply-accumulates and penultimate features.
 
     Example:
 
@@ -184,10 +184,12 @@ def models_command(
     rows = []
     for listed in models.names() if name is None else [name]:
         module = models.create(listed, num_classes)
-        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6))
-    print(f"{'model':24} {'parameters':>12} {'MMACs':>10}   ({num_classes} classes, {size} x {size})")
-    for listed, parameters, millions in rows:
-        print(f"{listed:24} {parameters:12,} {millions:10.1f}")
+        penultimate = models.find_penultimate(module, size)
+        features = "none" if penultimate is None else f"{penultimate.dim:,}"
+        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6, features))
+    print(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
+    for listed, parameters, millions, features in rows:
+        print(f"{listed:24} {parameters:12,} {millions:10.1f} {features:>10}")
     if name is None:
         print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
 

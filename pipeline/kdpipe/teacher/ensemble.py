@@ -61,6 +61,14 @@ class Ensemble:
         """Return the first averaged logits of one fixed synthetic image, to 4 significant digits."""
         return probe(*(member.model for member in self.members))
 
+    @property
+    def feature_dim(self) -> None:
+        """There is no mean of features: each member's have a space of their own."""
+
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the mean logits, and no features."""
+        return self(pixels), None
+
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the mean of the members' float32 logits ``(n, classes)``, for uint8 ``(n, 3, H, W)`` pixels."""
