@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+import torch
+
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
-from kdpipe.encoding import Encoding
-from kdpipe.errors import ModelError
-from kdpipe.store import Builder, build, summary
-from kdpipe.student.accuracy import accuracy
+from kdpipe.store import Builder, build
 from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import CacheTeacher
 from stages.provenance import versions
 from stages.sources import load_model, load_split
+from stages.storing import check_test_top1, report, settle
 
 
 def run(params: CacheTeacher) -> None:
@@ -32,9 +32,10 @@ def run(params: CacheTeacher) -> None:
         recipe=recipe,
         seed=params.seed,
         views=params.augmented_views,
-        encoding=_fitted(asked, params, forward=forward, train=datasets["train"]),
+        encoding=asked,
         batch_size=params.batch_size,
     )
+    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], params=params, forward=forward))
     with build(params.out, wanted, overwrite=params.overwrite) as builder:
         if builder.sealed:
             say(f"{params.out} is sealed and holds exactly this: nothing to do.")
@@ -45,7 +46,7 @@ def run(params: CacheTeacher) -> None:
                 params=params,
                 forward=forward,
             )
-    _report(params)
+    report(params)
 
 
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
@@ -65,23 +66,10 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def _fitted(asked: Encoding, params: CacheTeacher, *, forward: FrozenTeacher, train: Dataset) -> Encoding:
-    """Fit the encoding to a pilot of the teacher's logits, or choose it by one; without need, run nothing."""
-    if params.max_kl is None and "table" not in asked.describe():
-        return asked
+def _pilot(train: Dataset, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
     geometry = Geometry.of(forward.preset)
     renderer = Renderer(train, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
-    logits = pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
-    if params.max_kl is None:
-        return asked.calibrate(logits)
-    choice = encoding.choose(logits, max_kl=params.max_kl, temperatures=params.at_temperature)
-    headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
-    say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
-    for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):
-        figures = "".join(f"{kl:14.2e}" for kl in row.kl)
-        chosen = " <- chosen" if row.name == choice.encoding.name else ""
-        say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {'within' if row.within else 'not within'}{chosen}")
-    return choice.encoding
+    return pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
 
 
 def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: FrozenTeacher) -> None:
@@ -108,7 +96,7 @@ def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeache
                 )
             builder.drain()
         if split == "test":
-            top1 = _test_top1(builder, datasets["test"], params=params)
+            top1 = check_test_top1(builder, datasets["test"], min_top1=params.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {
@@ -119,26 +107,3 @@ def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeache
         }
     )
     say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
-
-
-def _test_top1(builder: Builder, test: Dataset, *, params: CacheTeacher) -> float | None:
-    scores = accuracy(builder.plane("test", 0), test.labels)
-    if scores.top1 is None:
-        say("The test split has no labels: the teacher's accuracy is unknown.")
-        return None
-    say(f"Teacher's test top-1: {scores.top1:.2%}, top-5: {scores.top5:.2%} ({len(test):,} samples).")
-    if params.min_top1 is not None and scores.top1 < params.min_top1:
-        raise ModelError(
-            f"the teacher's test top-1 is {scores.top1:.2%}, below --min-top1 {params.min_top1:.2%}. Check --weights, "
-            "--mean/--std and the order of the classes; the training views were not begun."
-        )
-    return scores.top1
-
-
-def _report(params: CacheTeacher) -> None:
-    found = summary(params.out)
-    say(
-        f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
-        f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
-        f"Next: kdpipe train-student --data {params.data} --store {params.out} --student NAME --out DIR"
-    )

@@ -129,13 +129,17 @@ def inspect_command(
         kdpipe inspect logits.zarr --json
     """
     from kdpipe.store import summary
+    from stages.storing import fidelity_lines
 
     found = summary(store)
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
     for key, value in _lines(found):
-        print(f"{key:32} {value}")
+        if not key.startswith(("budget.chosen_from", *(f"splits.{split}.fidelity" for split in found["splits"]))):
+            print(f"{key:32} {value}")
+    for line in fidelity_lines(found):
+        print(line)
 
 
 @app.command()

@@ -90,7 +90,39 @@ class _Teacher(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the teacher's pass.")
 
 
-class CacheTeacher(_Teacher, StageParams):
+class StoreParams(StageParams):
+    """What the stages that make a store share."""
+
+    out: Path = Field(description="Store to write, NAME.zarr.")
+    encoding: str = Field(
+        "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0> or topk<k>."
+    )
+    max_kl: float | None = Field(
+        None, gt=0, description="Choose the smallest encoding whose mean KL on a pilot stays below this by 1.2."
+    )
+    at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 4.0), min_length=1, description="Temperature at which --max-kl must hold; repeat for several."
+    )
+    seed: Seed = Field(0, description="Seed of the views' pixels.")
+    input_size: Positive | None = Field(None, description="Side of the teacher's input in pixels.")
+    min_top1: Fraction | None = Field(
+        None, description="Stop before the training views if the teacher's test accuracy is lower."
+    )
+    overwrite: bool = Field(False, description="Rebuild a store made from other ingredients instead of refusing.")
+    title: str | None = Field(None, description="The store's title, for those who will get it.")
+    license: str | None = Field(None, description="Licence of the logits, best as an SPDX identifier.")
+    allowed_use: str | None = Field(None, description="What the logits may be used for.")
+    contact: str | None = Field(None, description="Whom to ask about them.")
+    notes: str | None = Field(None, description="Whatever else people should know.")
+
+    @model_validator(mode="after")
+    def _is_a_store(self) -> Self:
+        if self.out.suffix != ".zarr":
+            raise ValueError(f"out must end in .zarr, got {self.out}")
+        return self
+
+
+class CacheTeacher(_Teacher, StoreParams):
     """Run the teacher once over every view and keep its logits in a store."""
 
     teacher: Names = Field(
@@ -102,27 +134,11 @@ class CacheTeacher(_Teacher, StageParams):
     )
     features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
     average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
-    out: Path = Field(description="Store to write, NAME.zarr.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
     )
     recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
-    encoding: str = Field(
-        "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0> or topk<k>."
-    )
-    max_kl: float | None = Field(
-        None, gt=0, description="Choose the smallest encoding whose mean KL on a pilot stays below this by 1.2."
-    )
-    at_temperature: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1.0, 4.0), min_length=1, description="Temperature at which --max-kl must hold; repeat for several."
-    )
     batch_size: Positive = Field(256, description="Samples per forward pass.")
-    seed: Seed = Field(0, description="Seed of the views' pixels.")
-    input_size: Positive | None = Field(None, description="Side of the teacher's input in pixels.")
-    min_top1: Fraction | None = Field(
-        None, description="Stop before the training views if the teacher's test accuracy is lower."
-    )
-    overwrite: bool = Field(False, description="Rebuild a store made from other ingredients instead of refusing.")
 
     @property
     def augmented_views(self) -> int:
@@ -147,8 +163,6 @@ class CacheTeacher(_Teacher, StageParams):
             )
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
-        if self.out.suffix != ".zarr":
-            raise ValueError(f"out must end in .zarr, got {self.out}")
         return self
 
 

@@ -26,6 +26,16 @@ class Outcome:
         return self.err.strip().splitlines()[-1]
 
 
+def refused(outcome: Outcome, *parts: str) -> None:
+    """Assert that a command ended with one line for the user that has all these parts."""
+    assert outcome.code == 1
+    lines = outcome.err.strip().splitlines()
+    assert len([line for line in lines if line.startswith("kdpipe: ")]) == 1
+    assert "Traceback" not in outcome.err
+    for part in parts:
+        assert part in lines[-1]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("KDPIPE_CACHE")

@@ -5,6 +5,7 @@ from kdpipe.store.join import changed_content, drifted_probes, join, probe_hashe
 from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.reader import LogitStore, Plane, open_store
+from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_files
 from kdpipe.store.writer import Builder, build
 
@@ -29,6 +30,7 @@ __all__ = [
     "open_store",
     "probe_hashes",
     "probe_rows",
+    "settled",
     "summary",
     "verify_data",
     "verify_files",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,11 @@ class Plan:
     features: int | None = None
     """Length of the features to keep, ``None`` to keep none."""
     provenance: Provenance = field(default_factory=Provenance)
+
+    def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
+        """Return the plan of the same store with another encoding, and how that was chosen."""
+        fingerprint = self.fingerprint.model_copy(update={"encoding": fitted.name})
+        return replace(self, fingerprint=fingerprint, calibrated=fitted, choice=choice)
 
     def manifest(self) -> Manifest:
         """Return the manifest of the store while it is being built."""

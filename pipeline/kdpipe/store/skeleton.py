@@ -41,6 +41,25 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
         return None
 
 
+def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...]) -> Plan | None:
+    """Return ``plan`` with the encoding that the store at ``path`` was begun with, where the same was asked of it.
+
+    That is the same teacher, data, views and budget of KL, or without a budget the same encoding; else ``None``. A
+    resumed build thus measures no pilot again, and cannot come to another choice.
+    """
+    try:
+        found = manifest.read(path)
+    except StoreError:
+        return None
+    budget = (None, ()) if found.choice is None else (found.choice.max_kl, found.choice.temperatures)
+    if budget != (max_kl, () if max_kl is None else temperatures):
+        return None
+    name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
+    if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
+        return None
+    return plan.encoded_by(encoding.from_description(found.encoding), found.choice)
+
+
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
     """Say in which parts a store differs from the one that is asked for."""
     differing = found.fingerprint.differences(wanted.fingerprint)

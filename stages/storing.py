@@ -1,0 +1,105 @@
+"""What the stages that make a store share: the encoding, the check of the test split, the closing report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from kdpipe import encoding
+from kdpipe.dataset import Dataset
+from kdpipe.errors import ModelError
+from kdpipe.store import Builder, Candidate, Choice, Plan, Provenance, settled, summary
+from kdpipe.student.accuracy import accuracy
+from stages.console import say
+from stages.params import StoreParams
+
+
+def settle(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+    """Settle how the store that is ``wanted`` keeps its logits, and what it says of itself.
+
+    ``pilot`` gives logits to fit or to choose the encoding by; it is not called without need.
+    """
+    return replace(_encoded(wanted, params, pilot=pilot), provenance=told(params))
+
+
+def told(params: StoreParams) -> Provenance:
+    """Return what the flags say to those who will get the store."""
+    return Provenance(**{key: getattr(params, key) for key in Provenance.model_fields})
+
+
+def _encoded(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+    asked = encoding.get(params.encoding)
+    if params.max_kl is None and "table" not in asked.describe():
+        return wanted
+    known = settled(params.out, wanted, max_kl=params.max_kl, temperatures=params.at_temperature)
+    if known is not None:
+        return known
+    if params.max_kl is None:
+        return wanted.encoded_by(asked.calibrate(pilot()), None)
+    logits = pilot()
+    choice = encoding.choose(logits, max_kl=params.max_kl, temperatures=params.at_temperature)
+    headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
+    say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
+    for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):
+        figures = "".join(f"{kl:14.2e}" for kl in row.kl)
+        chosen = " <- chosen" if row.name == choice.encoding.name else ""
+        say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {'within' if row.within else 'not within'}{chosen}")
+    table = tuple(Candidate(**asdict(row)) for row in choice.table)
+    return wanted.encoded_by(
+        choice.encoding, Choice(max_kl=params.max_kl, temperatures=choice.temperatures, table=table)
+    )
+
+
+def check_test_top1(builder: Builder, test: Dataset, *, min_top1: float | None) -> float | None:
+    """Say how well the test plane that was just cached answers, and stop if that is below ``min_top1``."""
+    scores = accuracy(builder.plane("test", 0), test.labels)
+    if scores.top1 is None:
+        say("The test split has no labels: the teacher's accuracy is unknown.")
+        return None
+    say(f"Teacher's test top-1: {scores.top1:.2%}, top-5: {scores.top5:.2%} ({len(test):,} samples).")
+    if min_top1 is not None and scores.top1 < min_top1:
+        raise ModelError(
+            f"the teacher's test top-1 is {scores.top1:.2%}, below --min-top1 {min_top1:.2%}. Check --weights, "
+            "--mean/--std and the order of the classes; the training views were not begun."
+        )
+    return scores.top1
+
+
+def report(params: StoreParams) -> None:
+    """Say what the finished store holds and lost, and what to do with it."""
+    found = summary(params.out)
+    for line in fidelity_lines(found):
+        say(line)
+    say(
+        f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
+        f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
+        f"Next: kdpipe train-student --data {params.data} --store {params.out} --student NAME --out DIR"
+    )
+
+
+def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
+    """Say in a line per split what encoding lost, and warn where that is more than the budget allows.
+
+    ``found`` is what ``kdpipe.store.summary`` returns.
+    """
+    lines = []
+    for name, split in found["splits"].items():
+        figures = split["fidelity"] or {"rows": 0}
+        means = {key[4:-5]: value for key, value in figures.items() if key.endswith("_mean")}
+        if means:
+            losses = ", ".join(f"{mean:.1e} (p99 {figures[f'kl_t{t}_p99']:.1e}) at T={t}" for t, mean in means.items())
+            lines.append(
+                f"{found['encoding']} over {figures['rows']:,} {name} rows: mean KL {losses}; "
+                f"top-1 agreement {figures['top1_agreement']:.3%}."
+            )
+    budget = found["budget"]
+    if budget is not None and budget["exceeded"]:
+        lost = ", ".join(f"{kl:.2e} at T={t:g}" for t, kl in zip(budget["temperatures"], budget["kl"], strict=True))
+        lines.append(
+            f"Warning: the mean KL over all training rows, {lost}, exceeds the budget of {budget['max_kl']:g}. The "
+            "pilot was not typical: make a store with a lower --max-kl."
+        )
+    return lines

@@ -1,0 +1,99 @@
+"""Stores as users make them: encodings, budgets, what they say of themselves, logits from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdpipe import open_store
+from tests.conftest import LIMITS, Built, Outcome, refused
+
+Kdpipe = Callable[..., Outcome]
+
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+
+
+def _cache(built: Built, out: Path, *extra: object) -> tuple[object, ...]:
+    return (
+        *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
+        *("--views", 2, "--out", out, *extra),
+    )
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16r5", "sqrtp8@4", "sqrtp6@8", "topk3"])
+def test_encodings_serve_the_losses_that_they_are_made_for(
+    built: Built, kdpipe: Kdpipe, tmp_path: Path, name: str
+) -> None:
+    store = tmp_path / "l.zarr"
+    assert kdpipe(*_cache(built, store, "--encoding", name)).code == 0
+    assert "nothing to do" in kdpipe(*_cache(built, store, "--encoding", name)).err
+    assert kdpipe("verify", store, "--data", "digits").code == 0
+    opened, reference = open_store(store), open_store(built.store)
+    assert opened.manifest.fingerprint.encoding == name
+    if name != "topk3":
+        assert np.abs(opened.plane(1) - reference.plane(1)).max() < 0.6
+    limit = opened.encoding.max_temperature
+    student = (*STUDENT, "--store", store, "--out", tmp_path / "run")
+    assert kdpipe(*student, "--temperature", limit or 20).code == 0
+    if limit is not None:
+        refused(kdpipe(*student, "--temperature", 2 * limit), name, f"up to {limit:g}", "sqrtp8@")
+
+
+def test_a_budget_chooses_the_encoding(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    sizes = {}
+    for budget in (1e-2, 1e-6):
+        store = tmp_path / f"{budget}.zarr"
+        outcome = kdpipe(*_cache(built, store, "--max-kl", budget, "--at-temperature", 1, "--at-temperature", 4))
+        assert outcome.code == 0
+        assert outcome.err.count("<- chosen") == 1
+        opened, reference = open_store(store), open_store(built.store)
+        for temperature in (1.0, 4.0):
+            assert _mean_kl(reference.plane(1), opened.plane(1), temperature) <= budget
+        sizes[budget] = json.loads(kdpipe("inspect", store, "--json").out)["bytes_per_sample"]
+        again = kdpipe(*_cache(built, store, "--max-kl", budget)).err
+        assert "nothing to do" in again
+        assert "pilot" not in again
+        found = json.loads(kdpipe("inspect", store, "--json").out)
+        assert found["budget"]["exceeded"] is False
+        assert found["encoding"] in [row["name"] for row in found["budget"]["chosen_from"]]
+    assert sizes[1e-2] < sizes[1e-6]
+    refused(kdpipe(*_cache(built, tmp_path / "a.zarr", "--max-kl", 1e-30)), "no encoding keeps the KL below")
+
+
+def test_inspect_says_what_encoding_lost(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    store = tmp_path / "l.zarr"
+    assert kdpipe(*_cache(built, store, "--encoding", "fp16r2")).code == 0
+    opened, reference = open_store(store, split="test"), open_store(built.store, split="test")
+    found = json.loads(kdpipe("inspect", store, "--json").out)["splits"]["test"]["fidelity"]
+    assert found["rows"] == 60
+    for temperature in (1, 2, 4):
+        expected = _mean_kl(reference.plane(0), opened.plane(0), temperature)
+        assert found[f"kl_t{temperature}_mean"] == pytest.approx(expected, rel=0.05)
+    assert "60 test rows: mean KL" in kdpipe("inspect", store).out
+
+
+def test_people_are_told_what_they_may_do_with_a_store(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    store = tmp_path / "l.zarr"
+    told = ("--title", "Digits", "--license", "CC-BY-4.0", "--allowed-use", "research", "--contact", "a@b.example")
+    assert kdpipe(*_cache(built, store, *told)).code == 0
+    digest = open_store(store).digest
+    assert digest == open_store(built.store).digest
+    assert kdpipe(*_cache(built, store, "--notes", "two views")).code == 0
+    shown = kdpipe("inspect", store).out
+    for text in (*told[1::2], "two views"):
+        assert text in shown
+    assert open_store(store).digest == digest
+    assert kdpipe("verify", store).code == 0
+
+
+def _mean_kl(reference: np.ndarray, other: np.ndarray, temperature: float) -> float:
+    logs = []
+    for logits in (reference, other):
+        tempered = logits.astype(np.float64) / temperature
+        tempered -= tempered.max(axis=1, keepdims=True)
+        logs.append(tempered - np.log(np.exp(tempered).sum(axis=1, keepdims=True)))
+    return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
