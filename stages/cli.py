@@ -17,7 +17,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from kdpipe.errors import KdpipeError
+from kdpipe.errors import KdpipeError, ParamsError
 from stages.params import Benchmark, CacheTeacher, StageParams, TrainStudent, TrainTeacher, resolve
 
 app = typer.Typer(
@@ -146,6 +146,12 @@ def inspect_command(
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Also recompute random rows with this model; repeat for an average.")
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="The teacher's weights; repeat for each.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Check every file of a store against its manifest, and its samples against a dataset.
 
@@ -156,6 +162,8 @@ def verify(
     from kdpipe.store import verify_files
     from stages.console import progress
 
+    if teacher and data is None:
+        raise ParamsError("verify --teacher needs --data, the images that the teacher is shown.")
     faults = verify_files(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
@@ -164,6 +172,10 @@ def verify(
         for split in ("train", "test"):
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress))
+    if teacher and data is not None and not faults:
+        from stages.recomputing import recomputed
+
+        faults += recomputed(store, data, teachers=teacher, weights=weights or [], rows=rows, device=device)
     for fault in faults:
         print(f"{store}: {fault}", file=sys.stderr)
     if faults:

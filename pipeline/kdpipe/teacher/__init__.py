@@ -3,5 +3,16 @@
 from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.ensemble import Ensemble
 from kdpipe.teacher.forward import PRECISIONS, Forward, FrozenTeacher
+from kdpipe.teacher.recompute import Difference, recompute
 
-__all__ = ["PRECISIONS", "Ensemble", "Forward", "FrozenTeacher", "cache_plane", "pilot", "plan"]
+__all__ = [
+    "PRECISIONS",
+    "Difference",
+    "Ensemble",
+    "Forward",
+    "FrozenTeacher",
+    "cache_plane",
+    "pilot",
+    "plan",
+    "recompute",
+]
