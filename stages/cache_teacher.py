@@ -16,7 +16,7 @@ from stages.console import progress, say
 from stages.params import CacheTeacher
 from stages.provenance import versions
 from stages.sources import load_model, load_split
-from stages.storing import check_test_top1, report, settle
+from stages.storing import check_top1, report, settle
 
 
 def run(params: CacheTeacher) -> None:
@@ -96,7 +96,7 @@ def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeache
                 )
             builder.drain()
         if split == "test":
-            top1 = check_test_top1(builder, datasets["test"], min_top1=params.min_top1)
+            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {

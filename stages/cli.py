@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
-from stages.params import Benchmark, CacheTeacher, StageParams, TrainStudent, TrainTeacher, resolve
+from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher, resolve
 
 app = typer.Typer(
     name="kdpipe",
@@ -38,6 +38,11 @@ STAGES: dict[str, tuple[type[StageParams], str]] = {
         CacheTeacher,
         "kdpipe cache-teacher --data digits --teacher resnet20 --weights runs/teacher/model.safetensors "
         "--out logits.zarr --views 4",
+    ),
+    "import-logits": (
+        ImportLogits,
+        "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy --teacher-name 'our ViT-B' "
+        "--out logits.zarr",
     ),
     "train-student": (
         TrainStudent,
@@ -167,9 +172,9 @@ def verify(
     faults = verify_files(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
-        from kdpipe.store import open_store, verify_data
+        from kdpipe.store import open_store, summary, verify_data
 
-        for split in ("train", "test"):
+        for split in summary(store)["splits"]:
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress))
     if teacher and data is not None and not faults:

@@ -188,6 +188,27 @@ class _Stores(BaseModel):
         return self
 
 
+class ImportLogits(StoreParams):
+    """Make a store of logits that someone already has, from any teacher in any framework."""
+
+    logits: Path = Field(
+        description="Training logits, .npy: (samples, classes) in the dataset's order; with views "
+        "(1 + views, samples, classes), the plain view first."
+    )
+    test_logits: Path | None = Field(None, description="Test logits, .npy: (samples, classes).")
+    teacher_name: str = Field(min_length=1, description="Who gave them.")
+    recipe: str = Field("none", description="View recipe that the augmented views were rendered by, if there are any.")
+    views: int = Field(0, ge=0, description="Augmented views beside the plain one.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.recipe == "none") != (self.views == 0):
+            raise ValueError(
+                "recipe and views go together: give both for augmented views, or neither for the plain one"
+            )
+        return self
+
+
 class TrainStudent(_Stores, _Teacher, _Training):
     """Train one student, with soft targets from a store, from a live teacher, or without any."""
 

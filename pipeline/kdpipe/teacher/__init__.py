@@ -3,6 +3,7 @@
 from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.ensemble import Ensemble
 from kdpipe.teacher.forward import PRECISIONS, Forward, FrozenTeacher
+from kdpipe.teacher.imported import Imported, copy_plane
 from kdpipe.teacher.recompute import Difference, recompute
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Ensemble",
     "Forward",
     "FrozenTeacher",
+    "Imported",
     "cache_plane",
+    "copy_plane",
     "pilot",
     "plan",
     "recompute",

@@ -12,7 +12,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding import Encoding
 from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, probe_hashes, probe_rows
 from kdpipe.store import Recipe as StoredRecipe
-from kdpipe.teacher.forward import FrozenTeacher
+from kdpipe.teacher.forward import FrozenTeacher, Source
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 
 _PILOT_ROWS = 2_048
@@ -20,7 +20,7 @@ _PILOT_STREAM = 0x9107
 
 
 def plan(
-    forward: FrozenTeacher,
+    source: Source,
     datasets: dict[str, Dataset],
     *,
     recipe: Recipe,
@@ -29,14 +29,14 @@ def plan(
     encoding: Encoding,
     batch_size: int,
 ) -> Plan:
-    """Say what the store of this teacher on these datasets must hold.
+    """Say what the store of this source's logits for these datasets must hold.
 
     ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
     """
     splits = {}
     for name, dataset in datasets.items():
         planes = 1 + views if name == "train" else 1
-        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(forward.preset))
+        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(source.preset))
         rows = probe_rows(dataset)
         splits[name] = SplitPlan(
             sample_ids=dataset.sample_ids,
@@ -50,20 +50,20 @@ def plan(
     train = datasets["train"]
     return Plan(
         fingerprint=Fingerprint(
-            teacher=forward.identity,
+            teacher=source.identity,
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),
             encoding=encoding.name,
-            precision=forward.precision,
+            precision=source.precision,
             batch_size=batch_size,
-            device=forward.device.type,
+            device=source.device.type,
         ),
-        teacher_probe=tuple(forward.probe()),
+        teacher_probe=tuple(source.probe()),
         dataset=train.name,
         classes=train.classes,
         splits=splits,
         calibrated=encoding,
-        features=forward.feature_dim,
+        features=source.feature_dim,
     )
 
 

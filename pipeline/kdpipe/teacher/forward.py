@@ -15,8 +15,8 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 """Autocast dtype by name; ``fp32`` runs without autocast."""
 
 
-class FrozenTeacher(Protocol):
-    """Whoever answers pixels with logits, one model or several, and what a store keeps of it."""
+class Source(Protocol):
+    """Where a store's logits come from, and what it says of that."""
 
     @property
     def identity(self) -> Teacher:
@@ -32,14 +32,18 @@ class FrozenTeacher(Protocol):
 
     @property
     def precision(self) -> str:
-        """A key of ``PRECISIONS``."""
+        """How it computes; of a model, a key of ``PRECISIONS``."""
 
     @property
     def feature_dim(self) -> int | None:
-        """Length of the features that ``answer`` gives beside the logits; ``None`` where it gives none."""
+        """Length of the features that come with the logits; ``None`` where none do."""
 
     def probe(self) -> list[float]:
         """Return the first logits of one fixed synthetic image."""
+
+
+class FrozenTeacher(Source, Protocol):
+    """Whoever answers pixels with logits, one model or several."""
 
     def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return float32 logits and features ``(n, feature_dim)``, for uint8 ``(n, 3, H, W)`` rendered pixels."""
