@@ -132,6 +132,7 @@ class CacheTeacher(_Teacher, StoreParams):
         (),
         description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
     )
+    features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
     average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
@@ -153,6 +154,8 @@ class CacheTeacher(_Teacher, StoreParams):
                 f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
                 "mean of their logits, or make a store for each"
             )
+        if len(self.teacher) > 1 and self.features:
+            raise ValueError("features of several teachers have no mean: leave out --features or --average")
         if len(self.weights) not in (0, len(self.teacher)):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
