@@ -55,7 +55,8 @@ class Ledger:
     def rewrite(self, entries: list[Entry], *, choice: Choice | None) -> None:
         """Replace the ledger's content, which also drops a last line that was cut short; ``choice`` comes first."""
         chosen = "" if choice is None else json.dumps({"choice": choice.model_dump(mode="json")}) + "\n"
-        durable.write_text(self.path, chosen + "".join(_line(entry) for entry in entries))
+        lines = chosen + "".join(_line(entry) for entry in entries)
+        durable.write_text(self.path, lines, temporary=self.path.with_name(f".{self.path.name}"))
 
     def append(self, entries: list[Entry]) -> None:
         """Add entries and flush them to disk."""

@@ -47,6 +47,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         StoreLockedError: another process is writing it.
     """
     with lock(path):
+        skeleton.clear(path)
         wanted = plan.manifest()
         found = skeleton.existing(path, overwrite=overwrite)
         if found is not None:
