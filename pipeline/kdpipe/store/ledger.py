@@ -102,13 +102,14 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode() or "unknown"
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
             store = path.with_suffix("")
             raise StoreLockedError(
                 f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
             ) from None
         # The previous holder may have unlinked the file between our open and our lock.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         os.close(descriptor)
