@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import zarr
 
 from kdpipe import encoding
 from kdpipe.encoding import Encoding
-from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
 from kdpipe.store import arrays, manifest
 from kdpipe.store.layout import Layout
 from kdpipe.store.manifest import Manifest
@@ -102,6 +103,7 @@ class LogitStore:
         Raises:
             StoreError: there is no such view.
             CorruptStoreError: a chunk fails its checksum or holds values that are not finite.
+            StaleStoreError: the store was replaced by another since it was opened.
         """
         planes = self.num_views + 1
         if not 0 <= view < planes:
@@ -135,6 +137,8 @@ class LogitStore:
 
     def _decode(self, view: int) -> Plane:
         codes, row_max = self._read("codes", view), self._read("row_max", view)
+        if manifest.read(self.path).fingerprint != self.manifest.fingerprint:
+            raise StaleStoreError(f"{self.path} was replaced by another store since it was opened. Open it again.")
         bad = ~np.isfinite(row_max) | self._encoding.invalid(torch.from_numpy(codes), self.num_classes).numpy()
         if bad.any():
             raise CorruptStoreError(
@@ -217,11 +221,8 @@ def open_store(path: str | Path, split: str = "train") -> LogitStore:
 
 def missing_or_resized(store: Path, found: Manifest) -> list[str]:
     """Compare names and sizes of a sealed store's files with its manifest; one line for each fault."""
-    present = {
-        path.relative_to(store).as_posix(): path.stat().st_size
-        for path in store.rglob("*")
-        if path.is_file() and path != store / "zarr.json"
-    }
+    present = file_sizes(store)
+    present.pop("zarr.json", None)
     faults = [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())]
     faults += [f"{name} does not belong to the store" for name in sorted(present.keys() - found.files.keys())]
     faults += [
@@ -230,3 +231,13 @@ def missing_or_resized(store: Path, found: Manifest) -> list[str]:
         if name in present and present[name] != file.size
     ]
     return faults
+
+
+def file_sizes(store: Path) -> dict[str, int]:
+    """Return the bytes of every file by its path in the store, without those that a writer takes away meanwhile."""
+    sizes = {}
+    for path in store.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                sizes[path.relative_to(store).as_posix()] = path.stat().st_size
+    return sizes
