@@ -11,6 +11,7 @@ from kdpipe.store import arrays, manifest
 from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.reader import file_sizes
 
 
 def summary(store: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def summary(store: Path) -> dict[str, Any]:
         "views": train.planes - 1,
         "encoding": found.fingerprint.encoding,
         "features": found.features,
-        "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        "bytes": sum(file_sizes(store).values()),
         "bytes_per_sample": splits["train"]["bytes_per_sample"],
         "fp32_bytes_per_sample": 4 * len(found.classes),
         "digest": found.digest,
