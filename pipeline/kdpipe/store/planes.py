@@ -230,7 +230,7 @@ class PlaneReader:
 def _consecutive(start: int, stop: int, array: _Array) -> list[_Piece]:
     size = array.chunk_rows
     pieces = []
-    for chunk in range(start // size, -(-stop // size)):
+    for chunk in range(start // size, -(-stop // size) if start < stop else 0):
         first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
         source, target = slice(first - chunk * size, last - chunk * size), slice(first - start, last - start)
         pieces.append(_Piece(chunk, source, target))

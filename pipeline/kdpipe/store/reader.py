@@ -54,10 +54,11 @@ class LogitStore:
             features=found.features,
         )
         self._check_arrays()
-        self.labels: npt.NDArray[np.int32] = self._side("labels")
-        """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
+        # The ids first: they are never absent, so a claim of many samples needs a file of them.
         self.sample_ids: npt.NDArray[np.uint8] = self._side("sample_id")
         """``(n, 16)`` uint8."""
+        self.labels: npt.NDArray[np.int32] = self._side("labels")
+        """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
         self.content_digests: npt.NDArray[np.uint8] = self._side("content_digest")
         """``(n, 16)`` uint8: BLAKE3-128 of each sample's file or pixels."""
         self.probe_rows: npt.NDArray[np.int64] = self._side("probe_row")
