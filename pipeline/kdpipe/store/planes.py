@@ -36,12 +36,17 @@ class Plane:
     classes: int
     """Number of classes, the length of a row of logits."""
 
-    def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return float32 ``(len(rows), classes)`` on ``device`` for int64 ``rows`` on the CPU, or a slice."""
+    def take(self, rows: torch.Tensor | slice) -> Plane:
+        """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
         chosen = rows if isinstance(rows, slice) else rows.numpy()
-        # NumPy gathers rows about ten times as fast as torch's indexing.
-        codes, row_max = (torch.from_numpy(kept.numpy()[chosen]).to(device) for kept in (self.codes, self.row_max))
-        return self.encoding.decode(codes, row_max, self.classes)
+        # NumPy gathers rows several times as fast as torch's indexing.
+        codes, row_max = (torch.from_numpy(kept.numpy()[chosen]) for kept in (self.codes, self.row_max))
+        return Plane(codes, row_max, self.encoding, self.classes)
+
+    def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
+        taken = self.take(rows)
+        return self.encoding.decode(taken.codes.to(device), taken.row_max.to(device), self.classes)
 
 
 class _Piece(NamedTuple):

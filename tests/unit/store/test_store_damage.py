@@ -293,7 +293,7 @@ def test_summary_of_a_store_that_promises_too_much(sealed: Path, edit: str) -> N
         elif edit == "no splits":
             manifest["splits"] = {}
         else:
-            manifest["splits"]["test"].update(samples=150_000, shard_rows=1, chunk_rows=1)
+            manifest["splits"]["test"].update(samples=2**39, shard_rows=1, chunk_rows=1)
 
     signed(sealed, change)
     tracemalloc.start()
