@@ -4,8 +4,8 @@
 
 The same student trains on the same views in the same order with the same loss. One way takes its soft targets from
 the store (planes decoded, rows gathered and decoded, the next plane prefetched); the other is handed a tensor that
-is in memory already. A third way has no distillation loss at all. Times are of whole short trainings, the first plane and
-the checkpoints included. Writes benchmarks/results/student_epoch.json.
+is in memory already. A third way has no distillation loss at all. Times are of whole short trainings, the first
+plane and the checkpoints included. Writes benchmarks/results/student_epoch.json.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Unread:
 
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """There is nothing to prepare."""
+
+    def order(self, *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Return as many rows as there are samples."""

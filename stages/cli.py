@@ -151,6 +151,7 @@ def inspect_command(
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
     teacher: Annotated[
         list[str] | None, typer.Option(help="Also recompute random rows with this model; repeat for an average.")
     ] = None,
@@ -158,18 +159,20 @@ def verify(
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
     device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
-    """Check every file of a store against its manifest, and its samples against a dataset.
+    """Check every file of a store against its manifest, its samples against a dataset, its logits against a teacher.
 
     Example:
 
-        kdpipe verify logits.zarr --data digits
+        kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
-    from kdpipe.store import verify_files
+    from kdpipe.store import verify_deep, verify_files
     from stages.console import progress
 
     if teacher and data is None:
         raise ParamsError("verify --teacher needs --data, the images that the teacher is shown.")
     faults = verify_files(store, progress=progress)
+    if deep and not faults:
+        faults = verify_deep(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
         from kdpipe.store import open_store, summary, verify_data

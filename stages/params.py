@@ -225,7 +225,18 @@ class TrainStudent(_Stores, _Teacher, _Training):
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
     kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
     ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    memory_limit: float = Field(
+        8.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="GiB that the store's logits may take; where they need more, the shuffle is coarser.",
+    )
     allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes."""
+        return int(self.memory_limit * 1024**3)
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:
