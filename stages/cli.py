@@ -18,7 +18,8 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
-from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher, resolve
+from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher
+from stages.resolution import resolve
 
 app = typer.Typer(
     name="kdpipe",
