@@ -45,14 +45,14 @@ def run(params: Benchmark) -> None:
     runs = {str(path.name): RunDirectory(path) for path in params.run}
     if len(runs) < len(params.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
-    store = _store(params, runs)
-    teacher = None if store is None else store.logits(join(store, test))
+    stores = _stores(params, runs)
+    teacher = _mean_logits(stores, test)
     with _threads(params.threads):
         students = [
             _measure(name, directory, test, teacher=teacher, params=params, device=device)
             for name, directory in runs.items()
         ]
-    teaching = _teacher_result(store, teacher, test)
+    teaching = _teacher_result(stores, teacher, test)
     result = BenchmarkResult(
         dataset=params.data,
         samples=len(test),
@@ -60,7 +60,7 @@ def run(params: Benchmark) -> None:
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teaching,
-        store=None if store is None else StoreIdentity(path=str(store.path), digest=store.digest),
+        stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
     )
     written = report.write(
         result, params.out, histories={name: directory.history() for name, directory in runs.items()}
@@ -70,27 +70,47 @@ def run(params: Benchmark) -> None:
     say(f"Report: {written['report.html']}")
 
 
-def _store(params: Benchmark, runs: dict[str, RunDirectory]) -> LogitStore | None:
-    """Open the given store's test split, or the one store that the runs name."""
-    if params.store is not None:
-        return open_store(params.store, split="test")
-    named = {
-        (lineage["path"], lineage["digest"])
-        for directory in runs.values()
-        if (lineage := directory.record()["lineage"].get("store")) is not None
-    }
+def _stores(params: Benchmark, runs: dict[str, RunDirectory]) -> list[tuple[LogitStore, float]]:
+    """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
+    if params.store:
+        return [
+            (open_store(path, split="test"), share) for path, share in zip(params.store, params.shares, strict=True)
+        ]
+    lineages = [directory.record()["lineage"].get("stores") for directory in runs.values()]
+    named = [stores for stores in lineages if stores]
     if not named:
+        return []
+    if len({tuple((store["digest"], store["weight"]) for store in stores) for stores in named}) > 1:
+        raise RunError(
+            "the runs were trained from different stores, or weighed them differently; name what to compare with by "
+            "--store and --store-weight."
+        )
+    absent = [store["path"] for store in named[0] if not Path(store["path"]).exists()]
+    if absent:
+        say(f"{absent[0]}, the runs' store, is not here: no comparison with the teacher. Pass --store to give it.")
+        return []
+    opened = []
+    for known in named[0]:
+        if "test" not in open_store(known["path"]).manifest.splits:
+            say(f"{known['path']}, the runs' store, has no test split: no comparison with the teacher.")
+            return []
+        store = open_store(known["path"], split="test")
+        if store.digest != known["digest"]:
+            raise RunError(
+                f"{store.path} is no longer the store that the runs were trained from; pass the right one by --store."
+            )
+        opened.append((store, known["weight"]))
+    return opened
+
+
+def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.NDArray[np.float32] | None:
+    """Return what the stores say of the plain test view, float32 ``(n, classes)``: the mean by their shares."""
+    if not stores:
         return None
-    if len({digest for _, digest in named}) > 1:
-        raise RunError("the runs were trained from different stores; name the one to compare with by --store.")
-    path, digest = sorted(named)[0]
-    if not Path(path).exists():
-        say(f"{path}, the runs' store, is not here: no comparison with the teacher. Pass --store to give it.")
-        return None
-    store = open_store(path, split="test")
-    if store.digest != digest:
-        raise RunError(f"{path} is no longer the store that the runs were trained from; pass the right one by --store.")
-    return store
+    mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
+    for store, share in stores:
+        mean += np.float32(share) * store.logits(join(store, test))
+    return mean
 
 
 def _measure(
@@ -152,12 +172,14 @@ def _load(directory: RunDirectory, record: dict[str, Any]) -> Model:
 
 
 def _teacher_result(
-    store: LogitStore | None, logits: npt.NDArray[np.float32] | None, test: Dataset
+    stores: list[tuple[LogitStore, float]], logits: npt.NDArray[np.float32] | None, test: Dataset
 ) -> TeacherResult | None:
-    if store is None or logits is None:
+    if logits is None:
         return None
     scores = accuracy(logits, test.labels)
-    return TeacherResult(name=store.manifest.fingerprint.teacher.name, top1=scores.top1, top5=scores.top5)
+    names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
+    name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
+    return TeacherResult(name=name, top1=scores.top1, top5=scores.top5)
 
 
 @contextmanager

@@ -10,43 +10,30 @@ import torch
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
 from kdpipe.store import Builder, build
-from kdpipe.teacher import Forward, cache_plane, pilot, plan
+from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import CacheTeacher
 from stages.provenance import versions
 from stages.sources import load_model, load_split
-from stages.storing import check_test_top1, report, settle
+from stages.storing import check_top1, report, settle
 
 
 def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.out``."""
     recipe = Recipe.parse(params.recipe)
     asked = encoding.get(params.encoding)
-    device = models.resolve_device(params.device)
     datasets = {split: load_split(params, split) for split in ("train", "test")}
-    model = load_model(
-        params.teacher,
-        datasets["train"],
-        weights=params.weights,
-        mean=params.mean,
-        std=params.std,
-        size=params.input_size,
-    )
-    if params.weights is None and not params.teacher.startswith("file:"):
-        say(f"No --weights: unless {params.teacher} loads its own, this teacher knows nothing.")
     asked.width(len(datasets["train"].classes))
-    forward = Forward(model, device=device, precision=params.precision)
+    forward = _teacher(params, datasets["train"])
     wanted = plan(
-        model,
+        forward,
         datasets,
         recipe=recipe,
         seed=params.seed,
         views=params.augmented_views,
         encoding=asked,
-        precision=params.precision,
         batch_size=params.batch_size,
-        device=device,
     )
     wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], params=params, forward=forward))
     with build(params.out, wanted, overwrite=params.overwrite) as builder:
@@ -62,20 +49,37 @@ def run(params: CacheTeacher) -> None:
     report(params)
 
 
-def _pilot(train: Dataset, *, params: CacheTeacher, forward: Forward) -> torch.Tensor:
-    geometry = Geometry.of(forward.model.preset)
+def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
+    """Load the teacher, or all of them as one that averages."""
+    device = models.resolve_device(params.device)
+    members = [
+        Forward(
+            load_model(name, train, weights=weights, mean=params.mean, std=params.std, size=params.input_size),
+            device=device,
+            precision=params.precision,
+            features=params.features,
+        )
+        for name, weights in zip(params.teacher, params.weights or (None,) * len(params.teacher), strict=True)
+    ]
+    if not params.weights and not all(name.startswith("file:") for name in params.teacher):
+        say(f"No --weights: unless {', '.join(params.teacher)} loads its own, this teacher knows nothing.")
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def _pilot(train: Dataset, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
+    geometry = Geometry.of(forward.preset)
     renderer = Renderer(train, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
     return pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
 
 
-def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: Forward) -> None:
+def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: FrozenTeacher) -> None:
     began = time.perf_counter()
-    geometry = Geometry.of(forward.model.preset)
+    geometry = Geometry.of(forward.preset)
     renderers = {
         split: Renderer(dataset, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
         for split, dataset in datasets.items()
     }
-    say(f"{forward.model.name} on {forward.device}: the plain test view first.")
+    say(f"{forward.identity.name} on {forward.device}: the plain test view first.")
     top1 = None
     for split in ("test", "train"):
         samples, planes = len(datasets[split]), builder.manifest.splits[split].planes
@@ -92,7 +96,7 @@ def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeache
                 )
             builder.drain()
         if split == "test":
-            top1 = check_test_top1(builder, datasets["test"], min_top1=params.min_top1)
+            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {

@@ -1,27 +1,27 @@
-"""The parameters of each stage: one frozen model each, from which flags, params.yaml and help all come.
-
-A flag wins over the stage's section of the params file, and the file over the default. Unknown keys and all
-wrong values are reported together.
-"""
+"""The parameters of each stage: one frozen model each, from which flags, params.yaml and help all come."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from kdpipe.errors import ParamsError, did_you_mean
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
 
 
+def _one_as_many(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
+"""One name or several; in YAML a lone name needs no list."""
+Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -75,11 +75,8 @@ class TrainTeacher(_Training):
 
 
 class _Teacher(BaseModel):
-    """How to name a teacher."""
+    """How a teacher sees images and computes."""
 
-    weights: str | None = Field(
-        None, description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
-    )
     mean: Channels | None = Field(None, description="Mean that the teacher subtracts, R,G,B in 0..1.")
     std: Channels | None = Field(None, description="Standard deviation that the teacher divides by, R,G,B.")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Arithmetic of the teacher's pass.")
@@ -120,7 +117,15 @@ class StoreParams(StageParams):
 class CacheTeacher(_Teacher, StoreParams):
     """Run the teacher once over every view and keep its logits in a store."""
 
-    teacher: str = Field(description="Model name; kdpipe models lists them.")
+    teacher: Names = Field(
+        min_length=1, description="Model name; kdpipe models lists them. Repeat for several, with --average."
+    )
+    weights: Names = Field(
+        (),
+        description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
+    )
+    features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
+    average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
     )
@@ -136,12 +141,67 @@ class CacheTeacher(_Teacher, StoreParams):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if len(self.teacher) > 1 and not self.average:
+            raise ValueError(
+                f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
+                "mean of their logits, or make a store for each"
+            )
+        if len(self.teacher) > 1 and self.features:
+            raise ValueError("features of several teachers have no mean: leave out --features or --average")
+        if len(self.weights) not in (0, len(self.teacher)):
+            raise ValueError(
+                f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
+                "or none"
+            )
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
         return self
 
 
-class TrainStudent(_Teacher, _Training):
+class _Stores(BaseModel):
+    """Which stores hold the soft targets."""
+
+    store: Paths = Field((), description="Store with the teacher's logits; repeat to train on a mean of several.")
+    store_weight: Weights = Field((), description="Weight of each --store in the mean: equal if left out.")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The stores' weights, scaled to sum to 1."""
+        weights = self.store_weight or (1.0,) * len(self.store)
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @model_validator(mode="after")
+    def _weighted(self) -> Self:
+        if len(self.store_weight) not in (0, len(self.store)):
+            raise ValueError(
+                f"{len(self.store_weight)} store-weights for {len(self.store)} stores: give one for each in the same "
+                "order, or none"
+            )
+        return self
+
+
+class ImportLogits(StoreParams):
+    """Make a store of logits that someone already has, from any teacher in any framework."""
+
+    logits: Path = Field(
+        description="Training logits, .npy: (samples, classes) in the dataset's order; with views "
+        "(1 + views, samples, classes), the plain view first."
+    )
+    test_logits: Path | None = Field(None, description="Test logits, .npy: (samples, classes).")
+    teacher_name: str = Field(min_length=1, description="Who gave them.")
+    recipe: str = Field("none", description="View recipe that the augmented views were rendered by, if there are any.")
+    views: int = Field(0, ge=0, description="Augmented views beside the plain one.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.recipe == "none") != (self.views == 0):
+            raise ValueError(
+                "recipe and views go together: give both for augmented views, or neither for the plain one"
+            )
+        return self
+
+
+class TrainStudent(_Stores, _Teacher, _Training):
     """Train one student, with soft targets from a store, from a live teacher, or without any."""
 
     student: str = Field(description="Model name; kdpipe models lists them.")
@@ -149,26 +209,39 @@ class TrainStudent(_Teacher, _Training):
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
     )
-    store: Path | None = Field(None, description="Store with the teacher's logits.")
     teacher: str | None = Field(None, description="Live teacher's model name.")
+    weights: str | None = Field(
+        None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
+    )
     loss: str = Field("kd", description="Distillation loss: kd.")
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
     kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
     ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    memory_limit: float = Field(
+        8.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="GiB that the store's logits may take; where they need more, the shuffle is coarser.",
+    )
     allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes."""
+        return int(self.memory_limit * 1024**3)
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:
         """Where soft targets come from, with the default resolved."""
         if self.distill is not None:
             return self.distill
-        if self.store is not None:
+        if self.store:
             return "cache"
         return "live" if self.teacher is not None else "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.mode == "cache" and self.store is None:
+        if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
@@ -177,70 +250,11 @@ class TrainStudent(_Teacher, _Training):
         return self
 
 
-class Benchmark(StageParams):
+class Benchmark(_Stores, StageParams):
     """Compare trained students: accuracy, agreement with the teacher, size and latency."""
 
     run: tuple[Path, ...] = Field(min_length=1, description="Run directory of a student; repeat for each.")
     out: Path = Field(description="Directory to write the report to.")
-    store: Path | None = Field(None, description="Store with the teacher's test logits; default: the runs' own.")
+    store: Paths = Field((), description="Store with the teacher's test logits; default: the runs' own.")
     latency_repeats: Annotated[int, Field(ge=5)] = Field(50, description="Timed forward passes per batch size.")
     threads: Positive | None = Field(None, description="Threads of the latency measurement; default: torch's.")
-
-
-P = TypeVar("P", bound=StageParams)
-
-
-def resolve(model: type[P], *, section: str, file: Path | None, flags: Mapping[str, Any]) -> P:
-    """Merge flags over the params file's section over the defaults.
-
-    Raises:
-        ParamsError: one line with every unknown key and every wrong value.
-    """
-    values = _section(file, section) if file is not None else {}
-    problems = [
-        f"{file}: {section}.{key} is unknown{did_you_mean(key, model.model_fields)}"
-        for key in values
-        if key not in model.model_fields
-    ]
-    known = {key: value for key, value in values.items() if key in model.model_fields}
-    try:
-        resolved = model.model_validate({**known, **flags})
-    except ValidationError as error:
-        for fault in error.errors():
-            problems.append(_describe(fault["loc"], fault["msg"], fault["input"], flags, file, section))
-        resolved = None
-    if problems or resolved is None:
-        raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
-    return resolved
-
-
-def _describe(
-    place: Sequence[int | str],
-    message: str,
-    value: Any,
-    flags: Mapping[str, Any],
-    file: Path | None,
-    section: str,
-) -> str:
-    if not place:
-        return message.removeprefix("Value error, ")
-    key = str(place[0])
-    flag = "--" + key.replace("_", "-")
-    name = flag if key in flags or file is None else f"{file}: {section}.{key}"
-    if message == "Field required":
-        return f"{flag} is missing: give it, or put {key} into a --params file"
-    return f"{name}: {message.removeprefix('Value error, ')}, got {value!r}"
-
-
-def _section(file: Path, section: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{file} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParamsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get(section), dict):
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ParamsError(f"{file} has no section '{section}' of keys and values; found: {found}.")
-    values: dict[str, Any] = content[section]
-    return values

@@ -11,8 +11,8 @@ import torch
 from kdpipe import encoding
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
-from kdpipe.store import Builder, Candidate, Choice, Plan, Provenance, settled, summary
-from kdpipe.student.accuracy import accuracy
+from kdpipe.store import Candidate, Choice, Plan, Provenance, settled, summary
+from kdpipe.student.accuracy import Logits, accuracy
 from stages.console import say
 from stages.params import StoreParams
 
@@ -53,17 +53,17 @@ def _encoded(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Ten
     )
 
 
-def check_test_top1(builder: Builder, test: Dataset, *, min_top1: float | None) -> float | None:
-    """Say how well the test plane that was just cached answers, and stop if that is below ``min_top1``."""
-    scores = accuracy(builder.plane("test", 0), test.labels)
+def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> float | None:
+    """Say how well plain-view logits ``(n, classes)`` answer, and stop if that is below ``min_top1``."""
+    scores = accuracy(logits, dataset.labels)
     if scores.top1 is None:
-        say("The test split has no labels: the teacher's accuracy is unknown.")
+        say(f"The {dataset.split} split has no labels: the teacher's accuracy is unknown.")
         return None
-    say(f"Teacher's test top-1: {scores.top1:.2%}, top-5: {scores.top5:.2%} ({len(test):,} samples).")
+    say(f"Teacher's {dataset.split} top-1: {scores.top1:.2%}, top-5: {scores.top5:.2%} ({len(dataset):,} samples).")
     if min_top1 is not None and scores.top1 < min_top1:
         raise ModelError(
-            f"the teacher's test top-1 is {scores.top1:.2%}, below --min-top1 {min_top1:.2%}. Check --weights, "
-            "--mean/--std and the order of the classes; the training views were not begun."
+            f"the teacher's {dataset.split} top-1 is {scores.top1:.2%}, below --min-top1 {min_top1:.2%}. Check its "
+            "weights or logits, --mean/--std and the order of the classes; no more views were begun."
         )
     return scores.top1
 

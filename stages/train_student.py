@@ -11,14 +11,16 @@ from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store import LogitStore, join_checked, open_store
 from kdpipe.student import (
-    CachedTargets,
     Distillation,
     LiveTargets,
+    MixedTargets,
     RunDirectory,
-    join_checked,
+    SoftTargets,
+    cached,
     make,
+    refuse_mixture,
     refuse_unsupported,
 )
 from kdpipe.teacher import Forward
@@ -39,19 +41,17 @@ class _Views:
 
 def run(params: TrainStudent) -> None:
     """Train ``params.student`` and leave its run directory at ``params.out``."""
-    store = None if params.store is None else open_store(params.store, split="train")
-    views = _views(params, store)
+    memory = params.memory_bytes // max(1, len(params.store))
+    stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
+    views = _views(params, stores)
     train, test = load_split(params, "train"), load_split(params, "test")
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
     teacher = _live_teacher(params, train) if params.mode == "live" else None
     distillation = None
     if params.mode == "cache":
-        assert store is not None
-        refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
-        rows = join_checked(store, train, allow_drift=params.allow_drift)
-        distillation = _distillation(params, CachedTargets(store, rows))
+        distillation = _distillation(params, _cached_targets(params, stores, train))
     elif teacher is not None:
-        if store is not None:
+        for store in stores:
             _same_teacher(store, teacher)
             join_checked(store, train, allow_drift=params.allow_drift)
         distillation = _distillation(params, _live_targets(teacher, model, train, views=views, params=params))
@@ -68,18 +68,20 @@ def run(params: TrainStudent) -> None:
         views=views.views,
         run=RunDirectory(params.out),
         distillation=distillation,
-        lineage=_lineage(store, teacher),
+        lineage=_lineage(stores, params.shares, teacher),
     )
 
 
-def _views(params: TrainStudent, store: LogitStore | None) -> _Views:
-    """Take recipe, seed and number of views from the store where there is one, else from the flags.
+def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
+    """Take recipe, seed and number of views from the stores where there are any, else from the flags.
 
     Raises:
-        StaleStoreError: a flag contradicts the store.
+        StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
-    if store is None:
+    if not stores:
         return _Views(params.recipe or "crop-flip", params.recipe_seed or 0, params.views)
+    refuse_mixture(stores)
+    store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
     asked: dict[str, tuple[Any, Any]] = {
         "recipe": (params.recipe, stored.name),
@@ -101,16 +103,25 @@ def _views(params: TrainStudent, store: LogitStore | None) -> _Views:
     return _Views(stored.name, stored.seed, default if params.views is None else params.views)
 
 
+def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Dataset) -> SoftTargets:
+    """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
+    parts = []
+    for store in stores:
+        refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
+        parts.append(cached(store, join_checked(store, train, allow_drift=params.allow_drift)))
+    return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
+
+
 def _live_teacher(params: TrainStudent, train: Dataset) -> Model:
     assert params.teacher is not None
     return load_model(params.teacher, train, weights=params.weights, mean=params.mean, std=params.std)
 
 
 def _same_teacher(store: LogitStore, teacher: Model) -> None:
-    cached = store.manifest.fingerprint.teacher
-    if cached.digest != teacher.digest:
+    writer = store.manifest.fingerprint.teacher
+    if writer.digest != teacher.digest:
         raise StaleStoreError(
-            f"{store.path} was written by {cached.name}@{cached.digest[:8]}, the live teacher is "
+            f"{store.path} was written by {writer.name}@{writer.digest[:8]}, the live teacher is "
             f"{teacher.name}@{teacher.digest[:8]}. Pass the same --teacher and --weights, or leave --store out."
         )
 
@@ -126,7 +137,7 @@ def _live_targets(
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _distillation(params: TrainStudent, targets: CachedTargets | LiveTargets) -> Distillation:
+def _distillation(params: TrainStudent, targets: SoftTargets) -> Distillation:
     return Distillation(
         targets=targets,
         loss=make(params.loss, temperature=params.temperature),
@@ -135,12 +146,13 @@ def _distillation(params: TrainStudent, targets: CachedTargets | LiveTargets) ->
     )
 
 
-def _lineage(store: LogitStore | None, teacher: Model | None) -> dict[str, Any]:
-    lineage: dict[str, Any] = {"store": None, "teacher": None}
-    if store is not None:
-        cached = store.manifest.fingerprint.teacher
-        lineage["store"] = {"path": str(store.path), "digest": store.digest}
-        lineage["teacher"] = {"name": cached.name, "digest": cached.digest}
-    if teacher is not None:
-        lineage["teacher"] = {"name": teacher.name, "digest": teacher.digest}
-    return lineage
+def _lineage(stores: list[LogitStore], shares: tuple[float, ...], teacher: Model | None) -> dict[str, Any]:
+    """Return the stores with their shares of the mean, and the teachers: a live one, or those of the stores."""
+    cached = [store.manifest.fingerprint.teacher for store in stores]
+    return {
+        "stores": [
+            {"path": str(store.path), "digest": store.digest, "weight": share}
+            for store, share in zip(stores, shares, strict=True)
+        ],
+        "teachers": [{"name": said.name, "digest": said.digest} for said in (cached if teacher is None else [teacher])],
+    }

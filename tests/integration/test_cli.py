@@ -38,8 +38,9 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
     record = json.loads((tmp_path / "kd" / "run.json").read_text())
     assert record["distill"] == "cache"
     assert record["views"] == 2
-    assert record["lineage"]["store"]["digest"] == open_store(built.store).digest
-    assert record["lineage"]["teacher"]["name"] == "resnet8"
+    digest = open_store(built.store).digest
+    assert record["lineage"]["stores"] == [{"path": str(built.store), "digest": digest, "weight": 1.0}]
+    assert [teacher["name"] for teacher in record["lineage"]["teachers"]] == ["resnet8"]
 
     runs = [part for name in ("kd", "live", "none") for part in ("--run", tmp_path / name)]
     compared = kdpipe(

@@ -97,3 +97,84 @@ def _mean_kl(reference: np.ndarray, other: np.ndarray, temperature: float) -> fl
         tempered -= tempered.max(axis=1, keepdims=True)
         logs.append(tempered - np.log(np.exp(tempered).sum(axis=1, keepdims=True)))
     return float((np.exp(logs[0]) * (logs[0] - logs[1])).sum(axis=1).mean())
+
+
+class TestImport:
+    """``kdpipe import-logits``: logits from elsewhere become an ordinary store."""
+
+    @pytest.fixture
+    def files(self, built: Built, tmp_path: Path) -> dict[str, Path]:
+        """Save what the built store holds as somebody else would hand it over."""
+        train, test = open_store(built.store), open_store(built.store, split="test")
+        arrays = {
+            "train": train.plane(0),
+            "views": np.stack([train.plane(view) for view in range(3)]),
+            "test": test.plane(0).astype(np.float64),
+        }
+        for name, values in arrays.items():
+            np.save(tmp_path / f"{name}.npy", values)
+        return {name: tmp_path / f"{name}.npy" for name in arrays}
+
+    COMMAND = ("import-logits", *LIMITS, "--teacher-name", "their ViT", "--encoding", "fp32")
+
+    def test_plain_view(self, built: Built, kdpipe: Kdpipe, files: dict[str, Path], tmp_path: Path) -> None:
+        store = tmp_path / "l.zarr"
+        command = (*self.COMMAND, "--logits", files["train"], "--test-logits", files["test"], "--out", store)
+        assert kdpipe(*command, "--title", "Theirs").code == 0
+        for split in ("train", "test"):
+            opened, reference = open_store(store, split=split), open_store(built.store, split=split)
+            np.testing.assert_allclose(opened.plane(0), reference.plane(0), atol=1e-5)
+            assert (opened.sample_ids == reference.sample_ids).all()
+        assert opened.manifest.fingerprint.teacher.name == "their ViT"
+        assert kdpipe("verify", store, "--data", "digits").code == 0
+        assert "nothing to do" in kdpipe(*command).err
+        run = tmp_path / "run"
+        assert kdpipe(*STUDENT, "--store", store, "--out", run).code == 0
+        assert json.loads((run / "run.json").read_text())["recipe"]["name"] == "none"
+        compared = kdpipe("benchmark", *LIMITS[:2], "--limit-test", 60, "--run", run, "--out", tmp_path / "r")
+        assert "their ViT" in compared.out
+
+    def test_views_of_a_recipe(self, built: Built, kdpipe: Kdpipe, files: dict[str, Path], tmp_path: Path) -> None:
+        store = tmp_path / "l.zarr"
+        views = ("--recipe", "crop-flip", "--views", 2)
+        assert kdpipe(*self.COMMAND, "--logits", files["views"], *views, "--out", store).code == 0
+        opened, reference = open_store(store), open_store(built.store)
+        for view in range(3):
+            np.testing.assert_allclose(opened.plane(view), reference.plane(view), atol=1e-5)
+        assert (opened.probe_hashes == reference.probe_hashes).all()
+        assert kdpipe("verify", store, "--data", "digits").code == 0
+        run = tmp_path / "run"
+        assert kdpipe(*STUDENT, "--store", store, "--out", run).code == 0
+        compared = kdpipe("benchmark", *LIMITS[:2], "--limit-test", 60, "--run", run, "--out", tmp_path / "r")
+        assert compared.code == 0
+        assert "no test split" in compared.err
+
+    def test_a_budget(self, kdpipe: Kdpipe, files: dict[str, Path], tmp_path: Path) -> None:
+        budget = (*self.COMMAND[:-2], "--max-kl", 1e-3, "--out", tmp_path / "l.zarr")
+        assert kdpipe(*budget, "--logits", files["train"]).err.count("<- chosen") == 1
+        assert json.loads(kdpipe("inspect", tmp_path / "l.zarr", "--json").out)["budget"]["exceeded"] is False
+
+    def test_what_cannot_be_right_is_refused(self, kdpipe: Kdpipe, files: dict[str, Path], tmp_path: Path) -> None:
+        def refuse(values: object, *parts: str, flags: tuple[object, ...] = ()) -> None:
+            np.save(tmp_path / "bad.npy", values)
+            out = tmp_path / "bad.zarr"
+            refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "bad.npy", "--out", out, *flags), *parts)
+            assert not (out / "train" / "codes" / "c").exists()
+
+        train = np.load(files["train"])
+        refuse(train[:-1], "(199, 10)", "expected (200, 10)")
+        refuse(train[:, :9], "(200, 9)", "expected (200, 10)")
+        refuse(np.load(files["views"]), "(3, 200, 10)")
+        refuse(train, "expected (3, 200, 10)", flags=("--recipe", "crop-flip", "--views", 2))
+        refuse(train, "go together", flags=("--views", 2))
+        refuse(train.astype(int), "int64")
+        refuse(np.array([{"a": 1}], dtype=object), "bad.npy", "numpy.save")
+        probabilities = np.exp(train - train.max(1, keepdims=True))
+        refuse(probabilities / probabilities.sum(1, keepdims=True), "probabilities")
+        broken = train.copy()
+        broken[7, 3] = np.nan
+        refuse(broken, "sample 7", "NaN")
+        refuse(train[:, ::-1].copy(), "below --min-top1", flags=("--min-top1", 0.5))
+        (tmp_path / "text.npy").write_text("no array")
+        refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "text.npy", "--out", tmp_path / "b.zarr"), "text.npy")
+        refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "none.npy", "--out", tmp_path / "b.zarr"), "none.npy")

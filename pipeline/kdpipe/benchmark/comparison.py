@@ -67,10 +67,12 @@ class TeacherResult:
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """Which store the students learnt from."""
+    """One of the stores that the students learnt from."""
 
     path: str
     digest: str
+    weight: float = 1.0
+    """Its share of the mean of all stores' logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ class BenchmarkResult:
     created: str
     """When the benchmark ran, as an ISO 8601 time."""
     teacher: TeacherResult | None = None
-    store: StoreIdentity | None = None
+    stores: tuple[StoreIdentity, ...] = ()
+    """The stores whose mean is the teacher; empty where the students had none."""
 
     def __post_init__(self) -> None:
         """Refuse results that cannot be told apart by name."""

@@ -15,6 +15,7 @@ from torch import nn
 from kdpipe.errors import ModelError, did_you_mean
 from kdpipe.models import registry
 from kdpipe.models.cost import count_parameters, device_of
+from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.preprocessing import (
     Known,
     Triple,
@@ -53,6 +54,11 @@ class Model:
     def parameters(self) -> int:
         """The number of parameters."""
         return count_parameters(self.module)
+
+    @property
+    def penultimate(self) -> Penultimate | None:
+        """Where its penultimate features are, found by running it; ``None`` where it has none."""
+        return find_penultimate(self.module, self.preset.size)
 
 
 @dataclass(frozen=True)
@@ -205,20 +211,20 @@ def identify(name: str, module: nn.Module) -> str:
     return digest.hexdigest(length=16)
 
 
-def probe(model: Model, num: int = 8) -> list[float]:
+def probe(*models: Model, num: int = 8) -> list[float]:
     """Return the first ``num`` logits of one fixed synthetic image, to 4 significant digits.
 
     The image is uint8 at the preset's size, from a closed formula; it tells two opaque models apart whatever
-    their files look like. Runs on the module's device.
+    their files look like. Several models of one size are averaged. Runs on each module's device.
     """
-    side = torch.arange(model.preset.size, dtype=torch.int64)
+    side = torch.arange(models[0].preset.size, dtype=torch.int64)
     y, x, channel = (
         side.view(1, -1, 1),
         side.view(1, 1, -1),
         torch.arange(3, dtype=torch.int64).view(-1, 1, 1),
     )
-    pixels = ((x * x + 3 * y * y + 7 * x * y + 11 * x + 5 * y + 85 * channel) % 256).to(torch.uint8)
-    device = device_of(model.module)
+    pixels = ((x * x + 3 * y * y + 7 * x * y + 11 * x + 5 * y + 85 * channel) % 256).to(torch.uint8).unsqueeze(0)
     with torch.no_grad():
-        logits = model.module(model.preset.normalise(pixels.unsqueeze(0).to(device)))
-    return [float(f"{value:.4g}") for value in logits[0, :num].float().cpu().tolist()]
+        said = [model.module(model.preset.normalise(pixels.to(device_of(model.module))))[0] for model in models]
+    logits = torch.stack([each.float().cpu() for each in said]).mean(dim=0)
+    return [float(f"{value:.4g}") for value in logits[:num].tolist()]

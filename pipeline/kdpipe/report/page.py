@@ -209,8 +209,9 @@ def _lineage(result: BenchmarkResult) -> list[tuple[str, str]]:
     pairs = [("dataset", f"{result.dataset}, {_count(result.samples, 'test sample')}")]
     if result.teacher is not None:
         pairs.append(("teacher", result.teacher.name))
-    if result.store is not None:
-        pairs += [("store", result.store.path), ("store digest", result.store.digest)]
+    for store in result.stores:
+        share = "" if len(result.stores) == 1 else f", {store.weight:.3g} of the mean"
+        pairs += [("store", store.path + share), ("store digest", store.digest)]
     pairs += [(f"run {student.name}", student.path.as_posix()) for student in result.students]
     return [*pairs, ("benchmarked", result.created)]
 

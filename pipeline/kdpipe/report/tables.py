@@ -25,14 +25,13 @@ def batch_sizes(result: BenchmarkResult) -> list[int]:
 def metrics(result: BenchmarkResult) -> dict[str, Any]:
     """Return the benchmark as nested JSON values; a figure that is undefined or not finite is None."""
     teacher = result.teacher
-    store = result.store
     return {
         "recommended": recommend(result).name,
         "teacher": teacher and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
         "students": {student.name: _student_metrics(student) for student in result.students},
         "dataset": result.dataset,
         "samples": result.samples,
-        "store": store and {"path": store.path, "digest": store.digest},
+        "stores": [{"path": store.path, "digest": store.digest, "weight": store.weight} for store in result.stores],
         "machine": dict(result.machine),
     }
 

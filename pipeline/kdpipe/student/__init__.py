@@ -3,8 +3,16 @@
 from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, Distillation, Schedule, train
 from kdpipe.student.losses import LOSSES, make
+from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.targets import CachedTargets, LiveTargets, join_checked, refuse_unsupported
+from kdpipe.student.targets import (
+    CachedTargets,
+    LiveTargets,
+    SoftTargets,
+    WindowedTargets,
+    cached,
+    refuse_unsupported,
+)
 
 __all__ = [
     "LOSSES",
@@ -12,11 +20,15 @@ __all__ = [
     "Cost",
     "Distillation",
     "LiveTargets",
+    "MixedTargets",
     "RunDirectory",
     "Schedule",
-    "join_checked",
+    "SoftTargets",
+    "WindowedTargets",
+    "cached",
     "make",
     "predict",
+    "refuse_mixture",
     "refuse_unsupported",
     "train",
 ]

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.dataset import Dataset
-from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Preset
-from kdpipe.store import LogitStore, Plane, changed_content, drifted_probes, join
-from kdpipe.views import Recipe, Renderer
+from kdpipe.errors import UnsupportedLossError
+from kdpipe.store import LogitStore, Plane, Pool, windows
+from kdpipe.views import Renderer
 
 
 class SoftTargets(Protocol):
@@ -22,15 +20,18 @@ class SoftTargets(Protocol):
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the view of the coming epoch and of the one after it."""
 
+    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return the order in which the epoch that was announced must ask for samples; ``None`` where any will do."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
 
 
 class CachedTargets:
-    """Soft targets from a store; the next epoch's plane is decoded while this one trains."""
+    """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
 
     def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
-        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; ``cached`` chooses by the store's size."""
         self._store = store
         self._rows = torch.from_numpy(rows)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-plane")
@@ -45,10 +46,45 @@ class CachedTargets:
         if next_view is not None and next_view != view:
             self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
 
+    def order(self, *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Gather and decode the rows of a batch."""
         assert self._plane is not None
         return self._plane.logits(self._rows[torch.from_numpy(indices)], pixels.device)
+
+
+class WindowedTargets:
+    """Soft targets from a store whose planes do not fit in memory, in the order of ``blocks.windows``."""
+
+    def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        self._store, self._rows = store, rows
+        self._view = 0
+        self._pool: Pool | None = None
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
+        """Remember the view."""
+        self._view = view
+
+    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Draw the epoch's windows and begin to decode them."""
+        if self._pool is not None:
+            self._pool.close()
+        parts = windows(self._store, self._rows, data_seed=data_seed, epoch=epoch)
+        self._pool = Pool(self._store, self._rows, parts, view=self._view)
+        return np.concatenate(parts)
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Decode the next rows of the windows, which must be those of the batch."""
+        assert self._pool is not None
+        return self._pool.logits(indices, pixels.device)
+
+
+def cached(store: LogitStore, rows: npt.NDArray[np.int64]) -> CachedTargets | WindowedTargets:
+    """Return soft targets from ``store`` for a dataset whose sample ``i`` is its row ``rows[i]``, as memory allows."""
+    return CachedTargets(store, rows) if store.fits else WindowedTargets(store, rows)
 
 
 class LiveTargets:
@@ -63,6 +99,9 @@ class LiveTargets:
     def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
         """Remember the view."""
         self._view = view
+
+    def order(self, *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Run the teacher on the batch."""
@@ -90,38 +129,3 @@ class TeacherForward(Protocol):
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Run the teacher."""
-
-
-def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
-    """Join a dataset to a store by sample id, and make sure the student will see what the teacher saw.
-
-    Returns the store's row of each sample, int64 ``(len(dataset),)``. ``allow_drift`` lets pixels that render
-    differently pass.
-
-    Raises:
-        DatasetError: samples are missing from the store, or their content has changed.
-        StaleStoreError: the classes differ, or the replay probes render to other pixels.
-    """
-    stored = store.manifest.fingerprint.recipe
-    if Recipe.parse(stored.name).version != stored.version:
-        raise StaleStoreError(
-            f"{store.path} was made with the recipe {stored.version}; this kdpipe draws "
-            f"{Recipe.parse(stored.name).version}, which gives other pixels. Use the kdpipe that "
-            f"kdpipe inspect {store.path} shows, or make a new store."
-        )
-    rows = join(store, dataset)
-    changed = changed_content(store, dataset, rows)
-    if changed:
-        raise DatasetError(
-            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made, first {changed[0]}. "
-            "Restore them, or make a new store."
-        )
-    preset = Preset.parse(dict(store.manifest.fingerprint.teacher.preset))
-    drifted = 0 if allow_drift else drifted_probes(store, dataset, rows, preset=preset)
-    if drifted:
-        raise StaleStoreError(
-            f"{drifted} of the {store.probe_hashes.size} replay probes of {store.path} render to other pixels here: "
-            "another image decoder, resize kernel or version of a library. Install the versions that "
-            f"kdpipe inspect {store.path} shows, or pass --allow-drift."
-        )
-    return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,9 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding import Encoding
-from kdpipe.models import Model, probe
-from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, Teacher, probe_hashes, probe_rows
+from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, probe_hashes, probe_rows
 from kdpipe.store import Recipe as StoredRecipe
-from kdpipe.teacher.forward import Forward
+from kdpipe.teacher.forward import FrozenTeacher, Source
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 
 _PILOT_ROWS = 2_048
@@ -22,25 +20,23 @@ _PILOT_STREAM = 0x9107
 
 
 def plan(
-    model: Model,
+    source: Source,
     datasets: dict[str, Dataset],
     *,
     recipe: Recipe,
     seed: int,
     views: int,
     encoding: Encoding,
-    precision: str,
     batch_size: int,
-    device: torch.device,
 ) -> Plan:
-    """Say what the store of this teacher on these datasets must hold.
+    """Say what the store of this source's logits for these datasets must hold.
 
     ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
     """
     splits = {}
     for name, dataset in datasets.items():
         planes = 1 + views if name == "train" else 1
-        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(model.preset))
+        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(source.preset))
         rows = probe_rows(dataset)
         splits[name] = SplitPlan(
             sample_ids=dataset.sample_ids,
@@ -54,28 +50,24 @@ def plan(
     train = datasets["train"]
     return Plan(
         fingerprint=Fingerprint(
-            teacher=Teacher(
-                name=_portable(model.name),
-                digest=model.digest,
-                preset=model.preset.describe(),
-                parameters=model.parameters,
-            ),
+            teacher=source.identity,
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),
             encoding=encoding.name,
-            precision=precision,
+            precision=source.precision,
             batch_size=batch_size,
-            device=device.type,
+            device=source.device.type,
         ),
-        teacher_probe=tuple(probe(model)),
+        teacher_probe=tuple(source.probe()),
         dataset=train.name,
         classes=train.classes,
         splits=splits,
         calibrated=encoding,
+        features=source.feature_dim,
     )
 
 
-def pilot(forward: Forward, renderer: Renderer, *, views: int, seed: int, batch_size: int) -> torch.Tensor:
+def pilot(forward: FrozenTeacher, renderer: Renderer, *, views: int, seed: int, batch_size: int) -> torch.Tensor:
     """Return the teacher's logits for up to 2,048 random (sample, view) pairs, float32 ``(n, classes)`` on the CPU.
 
     The samples are drawn by ``seed`` and dealt to the views 0 to ``views`` in turn, so the pilot spans classes and
@@ -92,18 +84,12 @@ def pilot(forward: Forward, renderer: Renderer, *, views: int, seed: int, batch_
     return pooled[torch.from_numpy(shuffled)].clone()
 
 
-def _portable(name: str) -> str:
-    """Leave the folder out of ``file:FOLDER/NAME.pt2``: the same program elsewhere is the same teacher."""
-    scheme, _, path = name.partition(":")
-    return f"{scheme}:{Path(path).name}" if scheme == "file" else name
-
-
 def cache_plane(
     builder: Builder,
     split: str,
     view: int,
     *,
-    forward: Forward,
+    forward: FrozenTeacher,
     renderer: Renderer,
     batch_size: int,
     advance: Callable[[int], None],
@@ -122,11 +108,13 @@ def cache_plane(
     batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
     rendered = renderer.batches(batches, view)
     for shard in missing:
-        blocks = []
+        logits, features = [], []
         for _ in _cut(shard.start, shard.stop, batch_size):
-            blocks.append(forward(next(rendered)))
-            advance(len(blocks[-1]))
-        builder.submit(shard, torch.cat(blocks))
+            said, seen = forward.answer(next(rendered))
+            logits.append(said)
+            features += [] if seen is None else [seen]
+            advance(len(said))
+        builder.submit(shard, torch.cat(logits), torch.cat(features) if features else None)
 
 
 def _cut(start: int, stop: int, size: int) -> list[npt.NDArray[np.int64]]:

@@ -66,7 +66,7 @@ def result() -> BenchmarkResult:
         machine={"processor": "Some <CPU>", "memory_bytes": 16_000_000_000, "gpu": None},
         created="2025-05-01T12:00:00+00:00",
         teacher=TeacherResult("resnet56", 0.9, 0.999),
-        store=StoreIdentity("data/logits.zarr", "b3f0" * 8),
+        stores=(StoreIdentity("data/logits.zarr", "b3f0" * 8, 0.7), StoreIdentity("data/more.zarr", "c4e1" * 8, 0.3)),
     )
 
 
@@ -81,7 +81,7 @@ def bare() -> BenchmarkResult:
         machine={EVIL: EVIL},
         created=EVIL,
         teacher=TeacherResult(EVIL, None, None),
-        store=StoreIdentity(EVIL, EVIL),
+        stores=(StoreIdentity(EVIL, EVIL),),
     )
 
 
@@ -125,7 +125,10 @@ def test_metrics_are_strict_json(result: BenchmarkResult, tmp_path: Path) -> Non
     read = json.loads(text, parse_constant=_refuse_constant)
     assert read["recommended"] == "far"
     assert read["teacher"] == {"name": "resnet56", "top1": 0.9, "top5": 0.999}
-    assert read["store"]["digest"] == "b3f0" * 8
+    assert read["stores"] == [
+        {"path": "data/logits.zarr", "digest": "b3f0" * 8, "weight": 0.7},
+        {"path": "data/more.zarr", "digest": "c4e1" * 8, "weight": 0.3},
+    ]
     distilled = read["students"]["distilled"]
     assert distilled["gap_recovered"] == pytest.approx(0.5)
     assert distilled["latency_ms"]["batch1"] == {"p50": 1.0, "p95": 1.5, "p99": 2.0}

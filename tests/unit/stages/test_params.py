@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from kdpipe.errors import ParamsError
-from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher, resolve
+from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
+from stages.resolution import resolve
 from tests.conftest import ROOT
 
 
@@ -91,6 +92,33 @@ def test_the_recipe_decides_the_number_of_views() -> None:
         _cache(recipe="none", views="2")
     with pytest.raises(ParamsError, match=r"must end in \.zarr"):
         _cache(out="logits")
+
+
+def test_one_teacher_or_several_that_are_averaged(tmp_path: Path) -> None:
+    file = _file(tmp_path, cache_teacher={"teacher": "resnet8", "weights": "a.pt", "out": "a.zarr"})
+    alone = resolve(CacheTeacher, section="cache_teacher", file=file, flags={"data": "digits"})
+    assert (alone.teacher, alone.weights, alone.average) == (("resnet8",), ("a.pt",), False)
+    both = _cache(teacher=["resnet8", "resnet14"], average=True, weights=["a.pt", "b.pt"])
+    assert (both.teacher, both.weights) == (("resnet8", "resnet14"), ("a.pt", "b.pt"))
+    assert _cache(teacher=["resnet8", "resnet14"], average=True).weights == ()
+    with pytest.raises(ParamsError, match=r"2 teachers \(resnet8, resnet14\) for one store: give --average"):
+        _cache(teacher=["resnet8", "resnet14"])
+    with pytest.raises(ParamsError, match="1 weights for 2 teachers"):
+        _cache(teacher=["resnet8", "resnet14"], average=True, weights=["a.pt"])
+    with pytest.raises(ParamsError, match="2 weights for 1 teachers"):
+        _cache(weights=["a.pt", "b.pt"])
+
+
+def test_stores_are_weighed_equally_or_as_told(tmp_path: Path) -> None:
+    assert _student().shares == ()
+    assert _student(store="a.zarr").shares == (1.0,)
+    assert _student(store=["a.zarr", "b.zarr"]).shares == (0.5, 0.5)
+    assert _student(store=["a.zarr", "b.zarr"], store_weight=["3", "1"]).shares == (0.75, 0.25)
+    for weights, part in ((["1"], "1 store-weights for 2 stores"), (["1", "0"], "greater than 0"), (["1", "x"], "'x'")):
+        with pytest.raises(ParamsError, match=part):
+            _student(store=["a.zarr", "b.zarr"], store_weight=weights)
+    file = _file(tmp_path, benchmark={"store": "a.zarr", "store_weight": 2, "run": "b", "out": "c"})
+    assert resolve(Benchmark, section="benchmark", file=file, flags={"data": "digits", "run": ["b"]}).shares == (1.0,)
 
 
 def test_channels_are_three_numbers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdpipe.dataset import Dataset
 from kdpipe.models import Preset
-from kdpipe.store import Builder, Fingerprint, Manifest, Plan, Recipe, Shard, SplitPlan, Teacher, build, layout
+from kdpipe.store import (
+    Builder,
+    Fingerprint,
+    Manifest,
+    Plan,
+    Recipe,
+    Shard,
+    SplitPlan,
+    Teacher,
+    build,
+    layout,
+    probe_hashes,
+    probe_rows,
+)
+from kdpipe.views import Geometry, Renderer
 
 CLASSES = 5
 TRAIN, TEST, VIEWS = 20, 6, 1
@@ -75,6 +91,32 @@ def make_plan(
             "train": split_plan("train", samples=train, planes=1 + views),
             "test": split_plan("test", samples=test, planes=1),
         },
+    )
+
+
+def plan_of(dataset: Dataset, *, preset: Preset, views: int) -> Plan:
+    """Return the plan of a store for a dataset's split; its logits are random all the same."""
+    template = make_plan()
+    teacher = template.fingerprint.teacher.model_copy(update={"preset": preset.describe()})
+    recipe = template.fingerprint.recipe
+    rows = probe_rows(dataset)
+    renderer = Renderer(dataset, recipe.name, seed=recipe.seed, geometry=Geometry.of(preset))
+    split = SplitPlan(
+        sample_ids=dataset.sample_ids,
+        content_digests=dataset.content_digests,
+        labels=dataset.labels,
+        planes=1 + views,
+        probe_rows=rows,
+        probe_hashes=probe_hashes(renderer, rows, planes=1 + views),
+    )
+    return dataclasses.replace(
+        template,
+        fingerprint=template.fingerprint.model_copy(
+            update={"teacher": teacher, "dataset": {dataset.split: dataset.fingerprint}}
+        ),
+        dataset=dataset.name,
+        classes=dataset.classes,
+        splits={dataset.split: split},
     )
 
 

@@ -14,18 +14,15 @@ from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Preset
 from kdpipe.store import (
     LogitStore,
-    Plan,
-    SplitPlan,
     changed_content,
     drifted_probes,
     join,
     open_store,
-    probe_hashes,
     probe_rows,
     verify_data,
 )
-from kdpipe.views import Geometry, Renderer
-from tests.unit.store.small_store import make, make_plan
+from kdpipe.views import Geometry
+from tests.unit.store.small_store import make, plan_of
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIEWS = 2
@@ -49,33 +46,8 @@ def dataset(folder: Path) -> Dataset:
 
 @pytest.fixture
 def store(dataset: Dataset, tmp_path: Path) -> LogitStore:
-    make(tmp_path / "insects.zarr", plan_of(dataset))
+    make(tmp_path / "insects.zarr", plan_of(dataset, preset=PRESET, views=VIEWS))
     return open_store(tmp_path / "insects.zarr")
-
-
-def plan_of(dataset: Dataset) -> Plan:
-    template = make_plan()
-    teacher = template.fingerprint.teacher.model_copy(update={"preset": PRESET.describe()})
-    recipe = template.fingerprint.recipe
-    rows = probe_rows(dataset)
-    renderer = Renderer(dataset, recipe.name, seed=recipe.seed, geometry=Geometry.of(PRESET))
-    split = SplitPlan(
-        sample_ids=dataset.sample_ids,
-        content_digests=dataset.content_digests,
-        labels=dataset.labels,
-        planes=1 + VIEWS,
-        probe_rows=rows,
-        probe_hashes=probe_hashes(renderer, rows, planes=1 + VIEWS),
-    )
-    return dataclasses.replace(
-        template,
-        fingerprint=template.fingerprint.model_copy(
-            update={"teacher": teacher, "dataset": {"train": dataset.fingerprint}}
-        ),
-        dataset=dataset.name,
-        classes=dataset.classes,
-        splits={"train": split},
-    )
 
 
 def repaint(folder: Path, name: str) -> None:

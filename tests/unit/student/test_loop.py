@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from kdpipe import dataset, models, open_store
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
+from kdpipe.store import join_checked
 from kdpipe.student import (
     CachedTargets,
     Distillation,
     LiveTargets,
     RunDirectory,
     Schedule,
-    join_checked,
     make,
     predict,
     train,

@@ -9,7 +9,8 @@ import torch
 from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
-from kdpipe.student import CachedTargets, join_checked
+from kdpipe.store import join_checked
+from kdpipe.student import CachedTargets
 from kdpipe.views import geometry, recipe
 from tests.conftest import Built
 

@@ -1,0 +1,159 @@
+"""What caching costs beyond the teacher: cache-teacher's steady state against a loop that throws its logits away.
+
+    python benchmarks/cache_overhead.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
+
+Both render the same views of the same images and run the same teacher on the same batches. One encodes, measures
+what that lost, writes, flushes and enters every shard; its time ends when the last is on disk. Start-up and sealing
+are left out. Also counts the bytes that the process wrote per byte stored. Writes
+benchmarks/results/cache_overhead.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timing import interleaved, machine, ratio
+
+from kdpipe import dataset, encoding, models
+from kdpipe.dataset import Dataset
+from kdpipe.store import Plan, build
+from kdpipe.teacher import Forward, cache_plane, plan
+from kdpipe.views import Geometry, Recipe, Renderer
+from stages.sources import load_model
+
+RESULT = Path(__file__).parent / "results" / "cache_overhead.json"
+
+
+def main() -> None:
+    """Measure both loops in interleaved rounds for each encoding, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="images as kdpipe takes them")
+    parser.add_argument("--teacher", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--views", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--encoding", action="append", help="default: fp16 and sqrtp8@4")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--work", type=Path, default=Path("runs/cache_overhead"))
+    options = parser.parse_args()
+
+    images = dataset.load(options.data, "train", options.samples)
+    model = load_model(options.teacher, images, weights=options.weights)
+    loops = Loops(images, Forward(model, device=models.resolve_device(options.device)), options)
+    names = options.encoding or ["fp16", "sqrtp8@4"]
+    loops.thrown_away()
+    seconds = interleaved(
+        {"thrown away": loops.thrown_away, **{name: lambda name=name: loops.cached(name) for name in names}},
+        rounds=options.rounds,
+    )
+    rows = len(images) * (1 + options.views)
+    result = {
+        "command": "python benchmarks/cache_overhead.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors",
+        "machine": machine(),
+        "rows": rows,
+        "seconds": seconds,
+        "rows_per_second_thrown_away": rows / float(np.median(seconds["thrown away"])),
+        "cached_over_thrown_away": {name: ratio(seconds[name], seconds["thrown away"]) for name in names},
+        "bytes_written_over_stored": {name: loops.written(name) for name in names},
+    }
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+class Loops:
+    """The two ways to run one teacher over the views of one dataset."""
+
+    def __init__(self, images: Dataset, forward: Forward, options: argparse.Namespace) -> None:
+        """Take what both ways share."""
+        self.options = options
+        self.forward = forward
+        self.images = images
+        self.renderer = Renderer(
+            images, "crop-flip", seed=0, geometry=Geometry.of(forward.preset), device=forward.device
+        )
+
+    def thrown_away(self) -> float:
+        """Render and run the teacher; return the seconds it took."""
+        rows = np.arange(len(self.images))
+        batches = [rows[start : start + self.options.batch_size] for start in rows[:: self.options.batch_size].tolist()]
+        began = time.perf_counter()
+        for view in range(1 + self.options.views):
+            for pixels in self.renderer.batches(batches, view):
+                self.forward(pixels)
+        self._finish()
+        return time.perf_counter() - began
+
+    def cached(self, name: str) -> float:
+        """Cache into a fresh store; return the seconds from the first batch until the last shard is on disk."""
+        with build(self._store(name), self._plan(name)) as builder:
+            began = time.perf_counter()
+            for view in range(1 + self.options.views):
+                cache_plane(
+                    *(builder, "train", view),
+                    forward=self.forward,
+                    renderer=self.renderer,
+                    batch_size=self.options.batch_size,
+                    advance=lambda _done: None,
+                )
+            builder.drain()
+            return time.perf_counter() - began
+
+    def written(self, name: str) -> dict[str, Any]:
+        """Build and seal a store; return what the process wrote (write calls, from Linux's /proc) and what it kept."""
+        store, wanted = self._store(name), self._plan(name)
+        before = _bytes_written()
+        with build(store, wanted) as builder:
+            for view in range(1 + self.options.views):
+                cache_plane(
+                    *(builder, "train", view),
+                    forward=self.forward,
+                    renderer=self.renderer,
+                    batch_size=self.options.batch_size,
+                    advance=lambda _done: None,
+                )
+            builder.seal({})
+        wrote = _bytes_written() - before
+        kept = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+        return {"written": wrote, "stored": kept, "ratio": wrote / kept}
+
+    def _plan(self, name: str) -> Plan:
+        chosen = encoding.get(name)
+        if "table" in chosen.describe():
+            chosen = chosen.calibrate(self.forward(self.renderer(np.arange(min(512, len(self.images))), 0)).cpu())
+        return plan(
+            self.forward,
+            {"train": self.images},
+            recipe=Recipe.parse("crop-flip"),
+            seed=0,
+            views=self.options.views,
+            encoding=chosen,
+            batch_size=self.options.batch_size,
+        )
+
+    def _store(self, name: str) -> Path:
+        path: Path = self.options.work / f"{name}.zarr"
+        shutil.rmtree(path, ignore_errors=True)
+        path.with_name(path.name + ".ledger").unlink(missing_ok=True)
+        return path
+
+    def _finish(self) -> None:
+        if self.forward.device.type == "cuda":
+            torch.cuda.synchronize(self.forward.device)
+
+
+def _bytes_written() -> int:
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["wchar"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""A store joined to a dataset that someone else's trainer reads: ``(image, label, soft_target)``.
+
+The soft target is the teacher's float32 logits ``(classes,)``. Which image it belongs to is the point: see ``attach``.
+"""
+
+from __future__ import annotations
+
+import operator
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.dataset import Dataset, sample_id
+from kdpipe.errors import DatasetError, StoreError
+from kdpipe.models import Preset
+from kdpipe.store.join import check_classes, join_checked, locate
+from kdpipe.store.reader import LogitStore
+from kdpipe.store.shared import Origin, SharedTargets
+from kdpipe.views import Geometry, Renderer
+
+Transform = Callable[[Any], Any]
+
+
+class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
+    """A map-style dataset whose items end with their soft target; made by ``LogitStore.attach``.
+
+    Works in the workers of a ``DataLoader``, forked or spawned, persistent or not: they share one decoded view.
+    """
+
+    def __init__(
+        self, items: Items, targets: SharedTargets, *, views: Sequence[int], transform: Transform | None
+    ) -> None:
+        """Pair ``items`` with ``targets``, which show one of ``views`` in each epoch."""
+        self._items = items
+        self._targets = targets
+        self._views = views
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._items)
+
+    @property
+    def view(self) -> int:
+        """The view that the soft targets are of."""
+        return self._targets.view
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the view of epoch ``epoch`` (from 0): ``1 + epoch mod V``, or the only one there is.
+
+        Call it before the epoch's first batch is asked for, as with ``DistributedSampler``, and in the process that
+        attached the store; workers follow, persistent ones too. A dataset that has a ``set_epoch`` is told as well.
+        """
+        self._targets.show(self._views[epoch % len(self._views)])
+        self._items.set_epoch(epoch)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return one item, or a list of items for a slice.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if isinstance(index, slice):
+            return self.__getitems__(range(*index.indices(len(self))))
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
+        """Return several items; the soft targets are gathered and decoded at once."""
+        samples = [self._sample(index) for index in indices]
+        view, soft_targets = self._targets.take(samples)
+        items = self._items.read(samples, view)
+        if self._transform is not None:
+            items = [(self._transform(image), *rest) for image, *rest in items]
+        return [(*item, target) for item, target in zip(items, soft_targets, strict=True)]
+
+    def _sample(self, index: int) -> int:
+        found = operator.index(index)
+        if not -len(self) <= found < len(self):
+            raise IndexError(f"there is no sample {found}, only 0 to {len(self) - 1}")
+        return found % len(self)
+
+
+def attach(
+    store: LogitStore,
+    dataset: Any,
+    *,
+    keys: Sequence[str] | None = None,
+    by_index: bool = False,
+    view: int | None = None,
+    transform: Transform | None = None,
+    allow_drift: bool = False,
+) -> AttachedDataset:
+    """Join ``dataset`` to ``store``; see ``LogitStore.attach``."""
+    if isinstance(dataset, Dataset):
+        if keys is not None or by_index:
+            raise TypeError("a kdpipe dataset is joined by its own sample ids: leave keys and by_index out")
+        rows = join_checked(store, dataset, allow_drift=allow_drift)
+        items: Items = _Rendered(dataset, store)
+        views: Sequence[int] = range(1, store.num_views + 1) or (0,)
+    else:
+        rows = _rows(store, dataset, keys=keys, by_index=by_index)
+        items = _Given(dataset)
+        views = (0,)
+    if view is not None:
+        views = (view,)
+    targets = SharedTargets(Origin.of(store, rows), view=views[0], slots=min(2, len(views)))
+    return AttachedDataset(items, targets, views=views, transform=transform)
+
+
+class Items(Protocol):
+    """Where images and labels come from."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch."""
+
+    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:
+        """Return ``(image, label, ...)`` of some samples, in the pixels of ``view`` if that is for kdpipe to say."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """The caller's own items, in the caller's own pixels."""
+
+    dataset: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:  # noqa: ARG002
+        if hasattr(self.dataset, "__getitems__"):
+            items = list(self.dataset.__getitems__(samples))
+        else:
+            items = [self.dataset[sample] for sample in samples]
+        for sample, item in zip(samples, items, strict=True):
+            if not isinstance(item, tuple | list) or len(item) < 2:
+                raise DatasetError(
+                    f"{_name(self.dataset)}[{sample}] is a {type(item).__name__}, expected a tuple (image, label); "
+                    "wrap the dataset in one that returns that."
+                )
+        return [tuple(item) for item in items]
+
+
+class _Rendered:
+    """The pixels of a view as the teacher saw them: uint8 ``(3, height, width)`` at the teacher's input size."""
+
+    def __init__(self, dataset: Dataset, store: LogitStore) -> None:
+        self._dataset = dataset
+        self._recipe = store.manifest.fingerprint.recipe
+        self._geometry = Geometry.of(Preset.parse(dict(store.manifest.fingerprint.teacher.preset)))
+        self._start()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: views are a matter of the soft targets."""
+
+    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:
+        labels = self._dataset.labels[samples].tolist()
+        return list(zip(self._renderer(samples, view), labels, strict=True))
+
+    def _start(self) -> None:
+        self._renderer = Renderer(self._dataset, self._recipe.name, seed=self._recipe.seed, geometry=self._geometry)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the renderer out, which holds the pixels."""
+        return {name: value for name, value in self.__dict__.items() if name != "_renderer"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a dataset says of its samples; ``None`` for what it does not say."""
+
+    classes: tuple[str, ...] | None
+    paths: Sequence[str] | None
+    """Relative to the split's folder, with forward slashes."""
+    labels: npt.NDArray[Any] | None
+
+
+def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_index: bool) -> npt.NDArray[np.int64]:
+    """Return the store's row of each sample of someone else's dataset, int64 ``(len(dataset),)``."""
+    name = _name(dataset)
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DatasetError(f"{name} is not a map-style dataset, expected one with a length and items by index.")
+    if keys is not None and by_index:
+        raise TypeError("samples are joined by keys or by_index, not by both")
+    known = _known(dataset)
+    if known.classes is not None:
+        check_classes(store, known.classes, where=name)
+    if by_index:
+        _check_order(store, len(dataset), known.labels, name=name)
+        return np.arange(len(dataset))
+    if keys is None:
+        if known.paths is None:
+            raise DatasetError(
+                f"{name} does not say which files it is made of. Give the samples' keys, such as "
+                f"keys=['{store.split}/cat/1.jpg', ...], or by_index=True if it is in the order of {store.path}."
+            )
+        keys = [f"{store.split}/{path}" for path in known.paths]
+    if len(keys) != len(dataset):
+        raise DatasetError(f"there are {len(keys)} keys for the {len(dataset)} samples of {name}; give each its own.")
+    ids = np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
+    return locate(store, ids, keys=keys, where=f"samples of {name}")
+
+
+def _check_order(store: LogitStore, samples: int, labels: npt.NDArray[Any] | None, *, name: str) -> None:
+    """Refuse a dataset that cannot be the store's in the same order."""
+    if samples != store.num_samples:
+        raise StoreError(
+            f"{name} has {samples} samples, {store.path} has {store.num_samples} of '{store.split}': they cannot be "
+            "joined by index. Give the samples' keys."
+        )
+    if labels is None:
+        return
+    differing = np.flatnonzero((labels != store.labels) & (labels >= 0) & (store.labels >= 0))
+    if differing.size:
+        first = int(differing[0])
+        raise StoreError(
+            f"{name} has the label {labels[first]} at index {first}, {store.path} has {store.labels[first]} "
+            f"({differing.size} differ): another order, or corrected labels. Give the samples' keys."
+        )
+
+
+def _known(dataset: Any) -> _Known:
+    """Ask a dataset in the words of torchvision (``classes``, ``samples``, ``root``, ``targets``) and timm."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        whole = _known(dataset.dataset)
+        paths = whole.paths and [whole.paths[index] for index in dataset.indices]
+        labels = None if whole.labels is None else whole.labels[np.asarray(dataset.indices)]
+        return _Known(whole.classes, paths, labels)
+    reader = getattr(dataset, "reader", dataset)
+    names = getattr(dataset, "classes", None)
+    if names is None and isinstance(places := getattr(reader, "class_to_idx", None), dict):
+        names = sorted(places, key=lambda name: int(places[name]))
+    classes = tuple(map(_class_name, names)) if isinstance(names, list | tuple) else None
+    labels = np.asarray(getattr(dataset, "targets", ()))
+    countable = labels.dtype.kind in "iu" and labels.shape == (len(dataset),)
+    return _Known(classes, _paths(reader), labels if countable else None)
+
+
+def _paths(dataset: Any) -> list[str] | None:
+    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
+    if not isinstance(samples, list | tuple) or not isinstance(root, str | Path):
+        return None
+    try:
+        return [unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix()) for path, *_ in samples]
+    except (TypeError, ValueError):
+        return None
+
+
+def _class_name(name: Any) -> str:
+    """Return a class name as ``kdpipe.dataset`` writes it."""
+    return unicodedata.normalize("NFC", name) if isinstance(name, str) else ", ".join(map(str, name))
+
+
+def _name(dataset: Any) -> str:
+    return type(dataset).__name__

@@ -1,0 +1,140 @@
+"""Soft targets for data-loading workers: decoded by one process, in memory that all of them share.
+
+A worker that was forked after its parent has decoded Zarr may deadlock in Zarr, and a plane per worker costs too
+much memory. So workers only gather: the parent decodes a view into shared memory and says that it is there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.context import get_spawning_popen
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import LogitStore, open_store
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Some samples of a sealed store, by where they are; the store is opened anew for each view, and then let go."""
+
+    path: Path
+    split: str
+    digest: str
+    rows: npt.NDArray[np.int64]
+    """The store's row of each sample, ``(n,)``."""
+
+    @classmethod
+    def of(cls, store: LogitStore, rows: npt.NDArray[np.int64]) -> Origin:
+        """Remember where the samples at ``rows`` of an open store are."""
+        return cls(store.path.absolute(), store.split, store.digest, rows)
+
+    def read(self, view: int) -> Plane:
+        """Decode a view.
+
+        Raises:
+            StaleStoreError: there is another store at the path by now.
+            StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.codes``.
+        """
+        store = open_store(self.path, self.split)
+        if store.digest != self.digest:
+            raise StaleStoreError(
+                f"{self.path} has been made anew: its digest is {store.digest}, and was {self.digest} when the dataset "
+                "was attached. Attach it again."
+            )
+        return store.codes(view)
+
+
+class SharedTargets:
+    """The soft targets of ``n`` samples, one view at a time.
+
+    With two slots, ``show`` fills the one that is not in use and then points at it: what a worker gathers meanwhile
+    still belongs to one view. Pickled for a process that is being spawned, the memory is shared; any other copy
+    decodes its own.
+    """
+
+    def __init__(self, origin: Origin, *, view: int, slots: int) -> None:
+        """Decode ``view`` into the first of ``slots``; see ``Origin.read`` for errors.
+
+        Raises:
+            StoreError: there is not enough shared memory.
+        """
+        self._origin = origin
+        self._owner = os.getpid()
+        plane = origin.read(view)
+        try:
+            self._slots = tuple(_shared_like(plane, len(origin.rows)) for _ in range(slots))
+        except RuntimeError as error:
+            raise StoreError(
+                f"{origin.path}: no shared memory for {slots} views of {len(origin.rows)} samples ({error}). "
+                "Enlarge /dev/shm (in Docker: --shm-size or --ipc=host)."
+            ) from error
+        self._held = _share(torch.full((slots,), -1))
+        self._shown = _share(torch.zeros((), dtype=torch.int64))
+        self._fill(0, view, plane)
+
+    @property
+    def view(self) -> int:
+        """The view that is shown."""
+        return int(self._held[self._shown])
+
+    def show(self, view: int) -> None:
+        """Decode ``view`` unless a slot holds it, and show it to all processes that share the memory.
+
+        Raises:
+            StoreError: this is a fork of the process that attached the store; or see ``Origin.read``.
+        """
+        if view == self.view:
+            return
+        if os.getpid() != self._owner:
+            raise StoreError(
+                f"{self._origin.path}: the view was changed in a forked process, where reading Zarr can deadlock. "
+                "Change it in the process that attached the store, or attach it after the fork."
+            )
+        slot = (int(self._shown) + 1) % len(self._slots)
+        if int(self._held[slot]) != view:
+            self._fill(slot, view, self._origin.read(view))
+        self._shown.fill_(slot)
+
+    def take(self, samples: list[int]) -> tuple[int, torch.Tensor]:
+        """Return the view that is shown and its logits of some samples, float32 ``(len(samples), classes)``."""
+        slot = int(self._shown)
+        return int(self._held[slot]), self._slots[slot].logits(torch.tensor(samples, dtype=torch.int64))
+
+    def _fill(self, slot: int, view: int, plane: Plane) -> None:
+        rows = torch.from_numpy(self._origin.rows)
+        torch.index_select(plane.codes, 0, rows, out=self._slots[slot].codes)
+        torch.index_select(plane.row_max, 0, rows, out=self._slots[slot].row_max)
+        self._held[slot] = view
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Share the memory with a process that is being spawned; a copy elsewhere reads the store."""
+        if get_spawning_popen() is None:
+            return partial(SharedTargets, view=self.view, slots=len(self._slots)), (self._origin,)
+        return super().__reduce_ex__(protocol)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Arrive in a spawned process, which may read Zarr itself."""
+        self.__dict__.update(state, _owner=os.getpid())
+
+
+def _shared_like(plane: Plane, samples: int) -> Plane:
+    return Plane(
+        codes=_share(plane.codes.new_empty((samples, plane.codes.shape[1]))),
+        row_max=_share(plane.row_max.new_empty((samples,))),
+        encoding=plane.encoding,
+        classes=plane.classes,
+    )
+
+
+def _share(tensor: torch.Tensor) -> torch.Tensor:
+    shared: torch.Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    return shared

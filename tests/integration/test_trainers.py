@@ -1,0 +1,60 @@
+"""A store in other people's training loops: the examples run, and docs/TRAINERS.md shows what they do."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import indent
+
+import pytest
+
+from tests.conftest import ROOT, Built
+
+EXAMPLES = {"plain_pytorch": "torch", "timm_loop": "timm", "lightning_loop": "pytorch_lightning"}
+"""Each example, and the package that it needs."""
+
+
+def test_every_example_is_documented_and_run() -> None:
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
+    document = (ROOT / "docs" / "TRAINERS.md").read_text()
+    for name in EXAMPLES:
+        assert f"    python examples/{name}.py " in document
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_distils(built: Built, name: str, tmp_path: Path) -> None:
+    if find_spec(EXAMPLES[name]) is None:
+        pytest.skip(f"needs {EXAMPLES[name]}, which pip install -e '.[dev]' brings")
+    ended = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py", built.store, "digits", "3"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "pipeline"), os.environ.get("PYTHONPATH", "")])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    epochs = re.findall(r"^epoch (\d): view (\d), loss ([0-9.]+)$", ended.stdout, flags=re.MULTILINE)
+    assert [(int(epoch), int(view)) for epoch, view, _ in epochs] == [(0, 1), (1, 2), (2, 1)]
+    losses = [float(loss) for _, _, loss in epochs]
+    assert losses[2] < losses[0]
+    assert re.search(r"^test: top-1 0\.\d+, ", ended.stdout, flags=re.MULTILINE)
+
+
+def test_the_document_shows_the_examples_lines() -> None:
+    document = (ROOT / "docs" / "TRAINERS.md").read_text()
+    blocks = re.findall(r"```python\n# (examples/\w+\.py)\n(.*?)```", document, flags=re.DOTALL)
+    assert {path for path, _ in blocks} == {f"examples/{name}.py" for name in EXAMPLES}
+    for path, block in blocks:
+        script = _without_empty_lines((ROOT / path).read_text())
+        shown = [indent(_without_empty_lines(block), " " * depth) for depth in (0, 4)]
+        assert any(lines in script for lines in shown), f"{path} does not have the lines\n{block}"
+
+
+def _without_empty_lines(text: str) -> str:
+    return re.sub(r"\n{2,}", "\n", text)

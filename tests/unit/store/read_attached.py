@@ -1,0 +1,38 @@
+"""Read an attached dataset through a ``DataLoader``: a program, so that a deadlock ends with a timeout.
+
+python read_attached.py STORE SPEC OUT EPOCHS WORKERS METHOD PERSISTENT
+"""
+
+import sys
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from kdpipe import open_store
+from kdpipe.dataset import load
+
+
+def main() -> None:
+    path, spec, out, epochs, workers, method, persistent = sys.argv[1:]
+    store = open_store(path)
+    store.plane(0)  # the trap: from here on, a fork must not read Zarr
+    attached = store.attach(load(spec, "train"))
+    loader = DataLoader(
+        attached,
+        batch_size=4,
+        shuffle=True,
+        num_workers=int(workers),
+        multiprocessing_context=method,
+        persistent_workers=persistent == "persistent",
+    )
+    read = {}
+    for epoch in range(int(epochs)):
+        attached.set_epoch(epoch)
+        images, labels, soft_targets = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        read |= {f"images {epoch}": images, f"labels {epoch}": labels, f"soft {epoch}": soft_targets}
+    np.savez(out, **{name: value.numpy() for name, value in read.items()})
+
+
+if __name__ == "__main__":
+    main()
