@@ -57,6 +57,7 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
             load_model(name, train, weights=weights, mean=params.mean, std=params.std, size=params.input_size),
             device=device,
             precision=params.precision,
+            features=params.features,
         )
         for name, weights in zip(params.teacher, params.weights or (None,) * len(params.teacher), strict=True)
     ]

@@ -17,8 +17,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from kdpipe.errors import KdpipeError
-from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher, resolve
+from kdpipe.errors import KdpipeError, ParamsError
+from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher
+from stages.resolution import resolve
 
 app = typer.Typer(
     name="kdpipe",
@@ -151,6 +152,13 @@ def inspect_command(
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Also recompute random rows with this model; repeat for an average.")
+    ] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="The teacher's weights; repeat for each.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
+    device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
     """Check every file of a store against its manifest, and its samples against a dataset.
 
@@ -158,10 +166,14 @@ def verify(
 
         kdpipe verify logits.zarr --data digits
     """
-    from kdpipe.store import verify_files
+    from kdpipe.store import verify_deep, verify_files
     from stages.console import progress
 
+    if teacher and data is None:
+        raise ParamsError("verify --teacher needs --data, the images that the teacher is shown.")
     faults = verify_files(store, progress=progress)
+    if deep and not faults:
+        faults = verify_deep(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
         from kdpipe.store import open_store, summary, verify_data
@@ -169,6 +181,10 @@ def verify(
         for split in summary(store)["splits"]:
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress))
+    if teacher and data is not None and not faults:
+        from stages.recomputing import recomputed
+
+        faults += recomputed(store, data, teachers=teacher, weights=weights or [], rows=rows, device=device)
     for fault in faults:
         print(f"{store}: {fault}", file=sys.stderr)
     if faults:
@@ -182,7 +198,7 @@ def models_command(
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 32,
 ) -> None:
-    """List the models that can teach or learn, with parameters and multiply-accumulates.
+    """List the models that can teach or learn, with parameters, multiply-accumulates and penultimate features.
 
     Example:
 
@@ -193,10 +209,12 @@ def models_command(
     rows = []
     for listed in models.names() if name is None else [name]:
         module = models.create(listed, num_classes)
-        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6))
-    print(f"{'model':24} {'parameters':>12} {'MMACs':>10}   ({num_classes} classes, {size} x {size})")
-    for listed, parameters, millions in rows:
-        print(f"{listed:24} {parameters:12,} {millions:10.1f}")
+        penultimate = models.find_penultimate(module, size)
+        features = "none" if penultimate is None else f"{penultimate.dim:,}"
+        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6, features))
+    print(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
+    for listed, parameters, millions, features in rows:
+        print(f"{listed:24} {parameters:12,} {millions:10.1f} {features:>10}")
     if name is None:
         print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
 

@@ -1,19 +1,11 @@
-"""The parameters of each stage: one frozen model each, from which flags, params.yaml and help all come.
-
-A flag wins over the stage's section of the params file, and the file over the default. Unknown keys and all
-wrong values are reported together.
-"""
+"""The parameters of each stage: one frozen model each, from which flags, params.yaml and help all come."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-
-from kdpipe.errors import ParamsError, did_you_mean
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _split_numbers(value: Any) -> Any:
@@ -132,6 +124,7 @@ class CacheTeacher(_Teacher, StoreParams):
         (),
         description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
     )
+    features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
     average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
@@ -153,6 +146,8 @@ class CacheTeacher(_Teacher, StoreParams):
                 f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
                 "mean of their logits, or make a store for each"
             )
+        if len(self.teacher) > 1 and self.features:
+            raise ValueError("features of several teachers have no mean: leave out --features or --average")
         if len(self.weights) not in (0, len(self.teacher)):
             raise ValueError(
                 f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
@@ -222,7 +217,18 @@ class TrainStudent(_Stores, _Teacher, _Training):
     temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
     kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
     ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    memory_limit: float = Field(
+        8.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="GiB that the store's logits may take; where they need more, the shuffle is coarser.",
+    )
     allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes."""
+        return int(self.memory_limit * 1024**3)
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:
@@ -252,62 +258,3 @@ class Benchmark(_Stores, StageParams):
     store: Paths = Field((), description="Store with the teacher's test logits; default: the runs' own.")
     latency_repeats: Annotated[int, Field(ge=5)] = Field(50, description="Timed forward passes per batch size.")
     threads: Positive | None = Field(None, description="Threads of the latency measurement; default: torch's.")
-
-
-P = TypeVar("P", bound=StageParams)
-
-
-def resolve(model: type[P], *, section: str, file: Path | None, flags: Mapping[str, Any]) -> P:
-    """Merge flags over the params file's section over the defaults.
-
-    Raises:
-        ParamsError: one line with every unknown key and every wrong value.
-    """
-    values = _section(file, section) if file is not None else {}
-    problems = [
-        f"{file}: {section}.{key} is unknown{did_you_mean(key, model.model_fields)}"
-        for key in values
-        if key not in model.model_fields
-    ]
-    known = {key: value for key, value in values.items() if key in model.model_fields}
-    try:
-        resolved = model.model_validate({**known, **flags})
-    except ValidationError as error:
-        for fault in error.errors():
-            problems.append(_describe(fault["loc"], fault["msg"], fault["input"], flags, file, section))
-        resolved = None
-    if problems or resolved is None:
-        raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
-    return resolved
-
-
-def _describe(
-    place: Sequence[int | str],
-    message: str,
-    value: Any,
-    flags: Mapping[str, Any],
-    file: Path | None,
-    section: str,
-) -> str:
-    if not place:
-        return message.removeprefix("Value error, ")
-    key = str(place[0])
-    flag = "--" + key.replace("_", "-")
-    name = flag if key in flags or file is None else f"{file}: {section}.{key}"
-    if message == "Field required":
-        return f"{flag} is missing: give it, or put {key} into a --params file"
-    return f"{name}: {message.removeprefix('Value error, ')}, got {value!r}"
-
-
-def _section(file: Path, section: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{file} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParamsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get(section), dict):
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ParamsError(f"{file} has no section '{section}' of keys and values; found: {found}.")
-    values: dict[str, Any] = content[section]
-    return values

@@ -13,12 +13,12 @@ from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, join_checked, open_store
 from kdpipe.student import (
-    CachedTargets,
     Distillation,
     LiveTargets,
     MixedTargets,
     RunDirectory,
     SoftTargets,
+    cached,
     make,
     refuse_mixture,
     refuse_unsupported,
@@ -41,7 +41,8 @@ class _Views:
 
 def run(params: TrainStudent) -> None:
     """Train ``params.student`` and leave its run directory at ``params.out``."""
-    stores = [open_store(path, split="train") for path in params.store]
+    memory = params.memory_bytes // max(1, len(params.store))
+    stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     views = _views(params, stores)
     train, test = load_split(params, "train"), load_split(params, "test")
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
@@ -107,7 +108,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     parts = []
     for store in stores:
         refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
-        parts.append(CachedTargets(store, join_checked(store, train, allow_drift=params.allow_drift)))
+        parts.append(cached(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
 
@@ -117,10 +118,10 @@ def _live_teacher(params: TrainStudent, train: Dataset) -> Model:
 
 
 def _same_teacher(store: LogitStore, teacher: Model) -> None:
-    cached = store.manifest.fingerprint.teacher
-    if cached.digest != teacher.digest:
+    writer = store.manifest.fingerprint.teacher
+    if writer.digest != teacher.digest:
         raise StaleStoreError(
-            f"{store.path} was written by {cached.name}@{cached.digest[:8]}, the live teacher is "
+            f"{store.path} was written by {writer.name}@{writer.digest[:8]}, the live teacher is "
             f"{teacher.name}@{teacher.digest[:8]}. Pass the same --teacher and --weights, or leave --store out."
         )
 

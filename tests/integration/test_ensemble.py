@@ -92,7 +92,7 @@ def test_another_normalisation_of_a_member_is_another_teacher(
     other.write_bytes(changed)
     refused = kdpipe(*command)
     assert refused.code == 1
-    assert "teacher.digest" in refused.last_line
+    assert "teacher.preset.members" in refused.last_line
 
 
 def test_members_must_be_shown_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ logits = model.module(model.preset.normalise(pixels))
 
 from kdpipe.models.cost import count_parameters, macs
 from kdpipe.models.device import resolve_device
+from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.loading import Model, load, probe
 from kdpipe.models.preset import Preset
 from kdpipe.models.registry import create, names
@@ -13,9 +14,11 @@ from kdpipe.models.weights import save_weights
 
 __all__ = [
     "Model",
+    "Penultimate",
     "Preset",
     "count_parameters",
     "create",
+    "find_penultimate",
     "load",
     "macs",
     "names",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,19 +22,25 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode for a while; every part's mode is as before afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def macs(module: nn.Module, size: int) -> int:
     """Return the multiply-accumulates of one ``(1, 3, size, size)`` image.
 
     Convolutions, linear layers and attention count; normalisation, activations and pooling do not, as in the
     published tables. Works for programs of torch.export too. The module's modes are as before afterwards.
     """
-    modes = [(part, part.training) for part in module.modules()]
     image = torch.zeros(1, 3, size, size, device=device_of(module))
-    try:
-        module.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(image)
-    finally:
-        for part, training in modes:
-            part.training = training
+    with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(image)
     return int(counter.get_total_flops()) // 2

@@ -15,6 +15,7 @@ from torch import nn
 from kdpipe.errors import ModelError, did_you_mean
 from kdpipe.models import registry
 from kdpipe.models.cost import count_parameters, device_of
+from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.preprocessing import (
     Known,
     Triple,
@@ -53,6 +54,11 @@ class Model:
     def parameters(self) -> int:
         """The number of parameters."""
         return count_parameters(self.module)
+
+    @property
+    def penultimate(self) -> Penultimate | None:
+        """Where its penultimate features are, found by running it; ``None`` where it has none."""
+        return find_penultimate(self.module, self.preset.size)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """The logit store: codes in a Zarr v3 group that says what it is, and is complete and checked or refused."""
 
 from kdpipe.store.attached import AttachedDataset
+from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
 from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
 from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
 from kdpipe.store.plan import Plan, Shard, SplitPlan
-from kdpipe.store.reader import LogitStore, Plane, open_store
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
 from kdpipe.store.skeleton import settled
-from kdpipe.store.verify import verify_data, verify_files
+from kdpipe.store.verify import verify_data, verify_deep, verify_files
 from kdpipe.store.writer import Builder, build
 
 __all__ = [
+    "MEMORY_LIMIT",
     "AttachedDataset",
     "Builder",
     "Candidate",
@@ -20,6 +23,7 @@ __all__ = [
     "Manifest",
     "Plan",
     "Plane",
+    "Pool",
     "Provenance",
     "Recipe",
     "Shard",
@@ -36,5 +40,7 @@ __all__ = [
     "settled",
     "summary",
     "verify_data",
+    "verify_deep",
     "verify_files",
+    "windows",
 ]

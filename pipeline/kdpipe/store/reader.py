@@ -1,73 +1,68 @@
-"""Reading a store: opened once and checked, decoded a whole plane at a time, gathered from memory."""
+"""Reading a store: opened once and checked, decoded a whole plane at a time, gathered from memory.
+
+What is read may take ``memory_limit`` bytes: two planes, the one in use and the one being prefetched. Of a store
+whose planes are larger, ranges and single rows are still there, and ``blocks`` trains on it.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import zarr
 
 from kdpipe import encoding
 from kdpipe.encoding import Encoding
 from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
-from kdpipe.store import arrays, manifest
-from kdpipe.store.layout import Layout
+from kdpipe.store import arrays, manifest, shards, side
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.planes import Plane, PlaneReader
+
+MEMORY_LIMIT = 8 * 1024**3
+"""Default of ``open_store``: 8 GiB hold two planes of 1.28 million samples and 1,000 classes in fp16."""
 
 if TYPE_CHECKING:
     from kdpipe.store.attached import AttachedDataset
 
 _PLANES_KEPT = 2
-"""Planes held in memory: the one in use and the one being prefetched."""
-
-
-@dataclass(frozen=True)
-class Plane:
-    """All samples of one view, still encoded, in main memory; rows are gathered and decoded on demand."""
-
-    codes: torch.Tensor
-    """``(n, width)`` of the encoding's dtype."""
-    row_max: torch.Tensor
-    """``(n,)`` float32."""
-    encoding: Encoding
-    classes: int
-    """Number of classes, the length of a row of logits."""
-
-    def logits(self, rows: torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return float32 ``(len(rows), classes)`` on ``device`` for int64 ``rows``."""
-        return self.encoding.decode(self.codes[rows].to(device), self.row_max[rows].to(device), self.classes)
 
 
 class LogitStore:
     """One split of a sealed store."""
 
-    def __init__(self, path: Path, found: Manifest, split: str) -> None:
+    def __init__(self, path: Path, found: Manifest, split: str, *, memory_limit: int) -> None:
         """Open a split; use ``open_store``, which checks the store first."""
         self.path = path
         self.manifest = found
         self.split = split
+        self.memory_limit = memory_limit
+        """Bytes that planes may take in memory."""
         self._encoding = encoding.from_description(found.encoding)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
+        self._reader = PlaneReader(path, found, split, self._encoding)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
+        self._specs = arrays.specs(
+            found.splits[split],
+            width=self._encoding.width(self.num_classes),
+            dtype=self._encoding.dtype,
+            features=found.features,
+        )
         self._check_arrays()
-        self._root = arrays.open_root(path)
-        self.labels: npt.NDArray[np.int32] = self._small("labels")
+        self.labels: npt.NDArray[np.int32] = self._side("labels")
         """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
-        self.sample_ids: npt.NDArray[np.uint8] = self._small("sample_id")
+        self.sample_ids: npt.NDArray[np.uint8] = self._side("sample_id")
         """``(n, 16)`` uint8."""
-        self.content_digests: npt.NDArray[np.uint8] = self._small("content_digest")
+        self.content_digests: npt.NDArray[np.uint8] = self._side("content_digest")
         """``(n, 16)`` uint8: BLAKE3-128 of each sample's file or pixels."""
-        self.probe_rows: npt.NDArray[np.int64] = self._small("probe_row")
+        self.probe_rows: npt.NDArray[np.int64] = self._side("probe_row")
         """``(p,)`` int64: the samples whose rendered pixels were hashed."""
-        self.probe_hashes: npt.NDArray[np.uint64] = self._small("probe_hash")
-        """``(num_views, p)`` uint64."""
+        self.probe_hashes: npt.NDArray[np.uint64] = self._side("probe_hash")
+        """``(num_views + 1, p)`` uint64."""
 
     @property
     def num_samples(self) -> int:
@@ -100,25 +95,64 @@ class LogitStore:
         assert self.manifest.digest is not None
         return self.manifest.digest
 
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes that a plane takes in memory, still encoded."""
+        return self.num_samples * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that one sample of one view takes in memory, still encoded."""
+        return self._reader.row_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether two planes stay within the memory limit."""
+        return _PLANES_KEPT * self.plane_bytes <= self.memory_limit
+
+    @property
+    def chunk_rows(self) -> int:
+        """Samples that are decoded as a unit."""
+        return self.manifest.splits[self.split].chunk_rows
+
     def codes(self, view: int) -> Plane:
         """Read a view's codes into memory, in parallel over its chunks; the last two views read are kept.
 
         Raises:
-            StoreError: there is no such view.
-            CorruptStoreError: a chunk fails its checksum or holds values that are not finite.
+            StoreError: there is no such view, or a plane is larger than the memory limit.
+            CorruptStoreError: a file is not the one of the manifest, or holds values that no encoder writes.
         """
-        planes = self.num_views + 1
-        if not 0 <= view < planes:
-            raise StoreError(f"{self.path} has views 0 to {planes - 1} of '{self.split}', not {view}.")
+        self._check_view(view)
+        self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
         if view not in self._planes:
-            plane = self._decode(view)
-            while len(self._planes) >= _PLANES_KEPT:
+            allowed = min(_PLANES_KEPT, self.memory_limit // self.plane_bytes)
+            while len(self._planes) >= allowed:
                 self._planes.popitem(last=False)
-            self._planes[view] = plane
+            self._planes[view] = self._reader.read(view, 0, self.num_samples)
         return self._planes[view]
+
+    def rows(self, view: int, start: int, stop: int) -> Plane:
+        """Read rows ``start`` to ``stop - 1`` of a view, of which nothing is kept; see ``codes`` for errors.
+
+        Only the chunks that hold them are decoded; their files are compared with their digests once.
+        """
+        self._check_view(view)
+        if not 0 <= start <= stop <= self.num_samples:
+            raise IndexError(f"rows {start} to {stop} do not lie in 0..{self.num_samples}")
+        self._check_memory((stop - start) * self.row_bytes, f"{stop - start:,} rows of '{self.split}'")
+        return self._reader.read(view, start, stop)
+
+    def gather(self, view: int, indices: npt.NDArray[np.int64]) -> Plane:
+        """Read some samples of a view, any and in any order; like ``rows`` otherwise."""
+        self._check_view(view)
+        self._check_indices(indices)
+        self._check_memory(len(indices) * self.row_bytes, f"{len(indices):,} rows of '{self.split}'")
+        return self._reader.gather(view, indices)
 
     def plane(self, view: int) -> npt.NDArray[np.float32]:
         """Return all logits of a view as float32 ``(num_samples, num_classes)``; see ``codes`` for errors."""
+        decoded = self.num_samples * self.num_classes * 4
+        self._check_memory(self.plane_bytes + decoded, f"a decoded plane of '{self.split}'")
         plane = self.codes(view)
         logits: npt.NDArray[np.float32] = self._encoding.decode(plane.codes, plane.row_max, plane.classes).numpy()
         return logits
@@ -126,15 +160,20 @@ class LogitStore:
     def logits(self, indices: Any, view: int = 0) -> npt.NDArray[np.float32]:
         """Return the logits of some samples as float32 ``(len(indices), num_classes)``.
 
-        ``indices`` are positions in the store, 0 to ``num_samples - 1``; see ``codes`` for errors.
+        ``indices`` are positions in the store, 0 to ``num_samples - 1``. Where planes do not fit the memory limit,
+        each call decodes the chunks that it needs, which is slow for scattered samples. See ``codes`` for errors.
         """
         rows = np.asarray(indices).reshape(-1)
         if rows.size and rows.dtype.kind not in "iu":
             raise TypeError(f"positions must be integers, got {rows.dtype}")
         rows = rows.astype(np.int64)
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
-            raise IndexError(f"positions must lie in 0..{self.num_samples - 1}")
-        gathered: npt.NDArray[np.float32] = self.codes(view).logits(torch.from_numpy(rows)).numpy()
+        self._check_indices(rows)
+        plane = (
+            self.codes(view).logits(torch.from_numpy(rows))
+            if self.fits
+            else self.gather(view, rows).logits(slice(None))
+        )
+        gathered: npt.NDArray[np.float32] = plane.numpy()
         return gathered
 
     def attach(
@@ -174,63 +213,65 @@ class LogitStore:
             allow_drift=allow_drift,
         )
 
-    def _decode(self, view: int) -> Plane:
-        codes, row_max = self._read("codes", view), self._read("row_max", view)
-        bad = ~np.isfinite(row_max) | self._encoding.invalid(torch.from_numpy(codes), self.num_classes).numpy()
-        if bad.any():
-            raise CorruptStoreError(
-                f"{self.path}: view {view} of '{self.split}' has no valid values in row {int(bad.argmax())} "
-                f"({int(bad.sum())} rows in all). Run: kdpipe verify {self.path}"
+    def faults(self, view: int) -> Iterator[str]:
+        """Decode all of a view and yield one line for each chunk or file that is damaged; takes one shard's memory."""
+        self._check_view(view)
+        return self._reader.faults(view)
+
+    def _check_view(self, view: int) -> None:
+        if not 0 <= view <= self.num_views:
+            raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
+
+    def _check_indices(self, rows: npt.NDArray[np.int64]) -> None:
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
+            raise IndexError(f"positions must lie in 0..{self.num_samples - 1}")
+
+    def _check_memory(self, wanted: int, what: str) -> None:
+        if wanted > self.memory_limit:
+            raise StoreError(
+                f"{self.path}: {what} takes {wanted:,} bytes of memory, the limit is {self.memory_limit:,}. Raise "
+                "memory_limit (--memory-limit), or read fewer rows at a time with rows() or logits()."
             )
-        return Plane(torch.from_numpy(codes), torch.from_numpy(row_max), self._encoding, self.num_classes)
 
-    def _read(self, name: str, view: int) -> npt.NDArray[Any]:
-        try:
-            return np.ascontiguousarray(self._array(name)[view])
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise CorruptStoreError(
-                f"{self.path}: {name} of view {view} of '{self.split}', {self._damaged_rows(name, view)}: damaged "
-                f"({error}). Run: kdpipe verify {self.path}"
-            ) from error
-
-    def _damaged_rows(self, name: str, view: int) -> str:
-        cut = self.manifest.splits[self.split]
-        for start, stop in Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples):
-            try:
-                self._array(name)[view, start:stop]
-            except (ValueError, RuntimeError, KeyError, OSError):
-                return f"rows {start} to {stop - 1}"
-        return "all rows"
-
-    def _small(self, name: str) -> npt.NDArray[Any]:
-        try:
-            return np.asarray(self._array(name)[...])
-        except (ValueError, RuntimeError, KeyError, OSError) as error:
-            raise CorruptStoreError(f"{self.path}: {self.split}/{name} is damaged ({error}).") from error
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        return arrays.member(self._root, self.split, name)
+    def _side(self, name: str) -> npt.NDArray[Any]:
+        return side.read(self.path, self.manifest, self.split, name, self._specs[name])
 
     def _check_arrays(self) -> None:
-        expected = arrays.specs(
-            self.manifest.splits[self.split],
-            width=self._encoding.width(self.num_classes),
-            dtype=self._encoding.dtype,
-            features=self.manifest.features,
-        )
-        fault = arrays.check(self.path, self.split, expected)
+        """Make sure that all sizes make sense and are allowed, and that the metadata says the same."""
+        cut = self.manifest.splits[self.split]
+        if (
+            cut.chunk_rows > cut.samples
+            or cut.shard_rows > 2 * cut.samples
+            or self._reader.chunk_bytes > shards.MAX_CHUNK_BYTES
+        ):
+            raise CorruptStoreError(
+                f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
+                f"{cut.shard_rows} rows, which nothing that kdpipe writes has."
+            )
+        listed = sum(name.startswith(f"{self.split}/codes/c/") for name in self.manifest.files)
+        if listed != cut.shards:
+            raise CorruptStoreError(
+                f"{self.path} lists {listed} shards of '{self.split}', expected {cut.shards}: its manifest was edited."
+            )
+        side.check_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
+        fault = arrays.check(self.path, self.split, self._specs)
         if fault is not None:
             raise CorruptStoreError(f"{self.path}: {fault}.")
 
 
-def open_store(path: str | Path, split: str = "train") -> LogitStore:
+def open_store(path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT) -> LogitStore:
     """Open one split of a sealed store, after comparing its files' names and sizes with the manifest.
+
+    Args:
+        path: the store's directory, ``NAME.zarr``.
+        split: ``train`` or ``test``.
+        memory_limit: bytes that planes may take; two at most are held. A buffer per thread comes on top.
 
     Raises:
         StoreNotFoundError: there is no store at ``path``.
         UnsealedStoreError: it is still being built, or its build was interrupted.
         CorruptStoreError: files are missing, extra or of another size, or metadata is damaged.
-        StoreError: there is no such split.
+        StoreError: there is no such split, or it claims more memory than the limit.
     """
     store = Path(path)
     found = manifest.read(store)
@@ -253,7 +294,7 @@ def open_store(path: str | Path, split: str = "train") -> LogitStore:
     ]
     if metadata_faults:
         raise CorruptStoreError(f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {store}")
-    return LogitStore(store, found, split)
+    return LogitStore(store, found, split, memory_limit=memory_limit)
 
 
 def missing_or_resized(store: Path, found: Manifest) -> list[str]:

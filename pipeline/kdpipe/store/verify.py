@@ -12,7 +12,7 @@ from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
 from kdpipe.store.join import changed_content, drifted_probes, join
-from kdpipe.store.reader import LogitStore, missing_or_resized
+from kdpipe.store.reader import LogitStore, missing_or_resized, open_store
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
@@ -35,6 +35,24 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
         ):
             if digest != found.files[name].digest:
                 faults.append(f"{name} does not match its digest")
+            done(1)
+    return faults
+
+
+def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
+    """Decode every chunk of every split: checksums, digests, finite row maxima, codes that an encoder can write.
+
+    Returns one line for each fault. It takes the memory of a shard and of the side arrays.
+
+    Raises:
+        StoreError: the store cannot be opened.
+    """
+    splits = [open_store(store, split=split) for split in manifest.read(store).splits]
+    views = [(opened, view) for opened in splits for view in range(opened.num_views + 1)]
+    faults: list[str] = []
+    with progress("decoding", total=len(views), unit="views") as done:
+        for opened, view in views:
+            faults += opened.faults(view)
             done(1)
     return faults
 

@@ -5,7 +5,14 @@ from kdpipe.student.loop import Cost, Distillation, Schedule, train
 from kdpipe.student.losses import LOSSES, make
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.targets import CachedTargets, LiveTargets, SoftTargets, refuse_unsupported
+from kdpipe.student.targets import (
+    CachedTargets,
+    LiveTargets,
+    SoftTargets,
+    WindowedTargets,
+    cached,
+    refuse_unsupported,
+)
 
 __all__ = [
     "LOSSES",
@@ -17,6 +24,8 @@ __all__ = [
     "RunDirectory",
     "Schedule",
     "SoftTargets",
+    "WindowedTargets",
+    "cached",
     "make",
     "predict",
     "refuse_mixture",

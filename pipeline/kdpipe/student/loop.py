@@ -22,7 +22,7 @@ from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.student.losses import DistillationLoss
 from kdpipe.student.runs import History, RunDirectory
-from kdpipe.student.schedule import epoch_batches, learning_rate, sgd, view_of_epoch
+from kdpipe.student.schedule import batches_of, epoch_batches, learning_rate, sgd, view_of_epoch
 from kdpipe.student.targets import SoftTargets
 from kdpipe.views import Renderer
 
@@ -101,7 +101,7 @@ def train(
                 renderer,
                 optimiser,
                 preset=preset,
-                batches=_batches(samples, schedule, epoch=epoch),
+                batches=_batches(samples, schedule, epoch=epoch, distillation=distillation),
                 view=view,
                 rates=[_rate(schedule, epoch * steps + step, steps) for step in range(steps)],
                 distillation=distillation,
@@ -170,8 +170,15 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return total / (labels >= 0).sum().clamp(min=1)
 
 
-def _batches(samples: int, schedule: Schedule, *, epoch: int) -> list[npt.NDArray[np.int64]]:
-    return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=schedule.data_seed, epoch=epoch)
+def _batches(
+    samples: int, schedule: Schedule, *, epoch: int, distillation: Distillation | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Return the epoch's batches: in the order that its soft targets need, or else all samples shuffled."""
+    seed = schedule.data_seed
+    order = None if distillation is None else distillation.targets.order(data_seed=seed, epoch=epoch)
+    if order is not None:
+        return batches_of(order, batch_size=schedule.batch_size)
+    return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=seed, epoch=epoch)
 
 
 def _rate(schedule: Schedule, step: int, steps: int) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.errors import StaleStoreError
+from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.store import LogitStore
 from kdpipe.student.targets import SoftTargets
 
@@ -24,6 +24,21 @@ class MixedTargets:
         """Announce the views to every part; each decodes its next plane while this one trains."""
         for part, _ in self._parts:
             part.start_epoch(view, next_view)
+
+    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return the order that the one part needs whose planes do not fit in memory; ``None`` where all fit.
+
+        Raises:
+            StoreError: two parts need an order of their own.
+        """
+        orders = [part.order(data_seed=data_seed, epoch=epoch) for part, _ in self._parts]
+        needed = [order for order in orders if order is not None]
+        if len(needed) > 1:
+            raise StoreError(
+                f"{len(needed)} of the {len(orders)} stores do not fit in memory; each can only be read in an order "
+                "of its own. Raise --memory-limit, or mix the teachers by cache-teacher --average."
+            )
+        return needed[0] if needed else None
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the mean, float32 ``(n, classes)`` on the device of ``pixels``."""

@@ -26,9 +26,14 @@ def view_of_epoch(epoch: int, views: int | None) -> int:
 
 
 def epoch_batches(samples: int, *, batch_size: int, data_seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """Return the shuffled batches of an epoch; the last one may be smaller, but never a single sample."""
+    """Return the batches of an epoch, all samples shuffled."""
     order = permutation(samples, seed=data_seed, stream=(_ORDER_STREAM + epoch) % 2**32)
-    batches = [order[start : start + batch_size] for start in range(0, samples, batch_size)]
+    return batches_of(order, batch_size=batch_size)
+
+
+def batches_of(order: npt.NDArray[np.int64], *, batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """Cut an order of samples into batches; the last one may be smaller, but never a single sample."""
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation needs two
         batches[-2:] = [np.concatenate(batches[-2:])]
     return batches

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.store import LogitStore, Plane
+from kdpipe.store import LogitStore, Plane, Pool, windows
 from kdpipe.views import Renderer
 
 
@@ -20,15 +20,18 @@ class SoftTargets(Protocol):
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the view of the coming epoch and of the one after it."""
 
+    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return the order in which the epoch that was announced must ask for samples; ``None`` where any will do."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
 
 
 class CachedTargets:
-    """Soft targets from a store; the next epoch's plane is decoded while this one trains."""
+    """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
 
     def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
-        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; ``cached`` chooses by the store's size."""
         self._store = store
         self._rows = torch.from_numpy(rows)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-plane")
@@ -43,10 +46,45 @@ class CachedTargets:
         if next_view is not None and next_view != view:
             self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
 
+    def order(self, *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Gather and decode the rows of a batch."""
         assert self._plane is not None
         return self._plane.logits(self._rows[torch.from_numpy(indices)], pixels.device)
+
+
+class WindowedTargets:
+    """Soft targets from a store whose planes do not fit in memory, in the order of ``blocks.windows``."""
+
+    def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        self._store, self._rows = store, rows
+        self._view = 0
+        self._pool: Pool | None = None
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
+        """Remember the view."""
+        self._view = view
+
+    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Draw the epoch's windows and begin to decode them."""
+        if self._pool is not None:
+            self._pool.close()
+        parts = windows(self._store, self._rows, data_seed=data_seed, epoch=epoch)
+        self._pool = Pool(self._store, self._rows, parts, view=self._view)
+        return np.concatenate(parts)
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Decode the next rows of the windows, which must be those of the batch."""
+        assert self._pool is not None
+        return self._pool.logits(indices, pixels.device)
+
+
+def cached(store: LogitStore, rows: npt.NDArray[np.int64]) -> CachedTargets | WindowedTargets:
+    """Return soft targets from ``store`` for a dataset whose sample ``i`` is its row ``rows[i]``, as memory allows."""
+    return CachedTargets(store, rows) if store.fits else WindowedTargets(store, rows)
 
 
 class LiveTargets:
@@ -61,6 +99,9 @@ class LiveTargets:
     def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
         """Remember the view."""
         self._view = view
+
+    def order(self, *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Run the teacher on the batch."""

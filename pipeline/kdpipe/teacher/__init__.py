@@ -4,9 +4,11 @@ from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.ensemble import Ensemble
 from kdpipe.teacher.forward import PRECISIONS, Forward, FrozenTeacher
 from kdpipe.teacher.imported import Imported, copy_plane
+from kdpipe.teacher.recompute import Difference, recompute
 
 __all__ = [
     "PRECISIONS",
+    "Difference",
     "Ensemble",
     "Forward",
     "FrozenTeacher",
@@ -15,4 +17,5 @@ __all__ = [
     "copy_plane",
     "pilot",
     "plan",
+    "recompute",
 ]

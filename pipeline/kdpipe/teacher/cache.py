@@ -63,6 +63,7 @@ def plan(
         classes=train.classes,
         splits=splits,
         calibrated=encoding,
+        features=source.feature_dim,
     )
 
 
@@ -107,11 +108,13 @@ def cache_plane(
     batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
     rendered = renderer.batches(batches, view)
     for shard in missing:
-        blocks = []
+        logits, features = [], []
         for _ in _cut(shard.start, shard.stop, batch_size):
-            blocks.append(forward(next(rendered)))
-            advance(len(blocks[-1]))
-        builder.submit(shard, torch.cat(blocks))
+            said, seen = forward.answer(next(rendered))
+            logits.append(said)
+            features += [] if seen is None else [seen]
+            advance(len(said))
+        builder.submit(shard, torch.cat(logits), torch.cat(features) if features else None)
 
 
 def _cut(start: int, stop: int, size: int) -> list[npt.NDArray[np.int64]]:

@@ -40,15 +40,15 @@ class Ensemble:
 
     @property
     def identity(self) -> Teacher:
-        """``average(NAME, NAME, ...)``; the preset is the first member's, whose geometry all of them share.
+        """``average(NAME, NAME, ...)``; the digest covers the members' digests in order.
 
-        The digest covers each member's own digest and preset, in order.
+        The preset is the first member's, whose geometry all of them share, and has all of them under ``members``.
         """
         parts = [member.identity for member in self.members]
         return Teacher(
             name=f"average({', '.join(part.name for part in parts)})",
-            digest=digest_json({"average": [[part.digest, part.preset] for part in parts]}),
-            preset=parts[0].preset,
+            digest=digest_json({"average": [part.digest for part in parts]}),
+            preset={**parts[0].preset, "members": [part.preset for part in parts]},
             parameters=sum(part.parameters for part in parts),
         )
 
@@ -60,6 +60,14 @@ class Ensemble:
     def probe(self) -> list[float]:
         """Return the first averaged logits of one fixed synthetic image, to 4 significant digits."""
         return probe(*(member.model for member in self.members))
+
+    @property
+    def feature_dim(self) -> None:
+        """There is no mean of features: each member's have a space of their own."""
+
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the mean logits, and no features."""
+        return self(pixels), None
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:

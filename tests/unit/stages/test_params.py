@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from kdpipe.errors import ParamsError
-from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher, resolve
+from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
+from stages.resolution import resolve
 from tests.conftest import ROOT
 
 

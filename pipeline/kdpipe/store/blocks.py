@@ -1,0 +1,106 @@
+"""Shuffled training on planes that do not fit in memory: whole chunks in random order, samples shuffled in windows.
+
+A window is as many randomly chosen chunks as half the memory limit holds. Its samples are shuffled fully, and the next
+window is decoded while it is used. ``docs/DECISIONS.md`` says how far that is from a full shuffle.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.errors import StoreError
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import LogitStore
+from kdpipe.views import permutation
+
+Indices = npt.NDArray[np.int64]
+
+_BLOCK_STREAM, _SAMPLE_STREAM = 0xB10C_0000, 0x5A3F_0000
+
+
+def windows(store: LogitStore, rows: Indices, *, data_seed: int, epoch: int) -> list[Indices]:
+    """Return the samples of each window of an epoch in their order; together they are every sample once.
+
+    The same arguments, chunks and memory limit give the same windows on any machine.
+
+    Args:
+        store: whose chunks and memory limit decide what a window is.
+        rows: the store's row of each sample of the consumer's dataset, int64 ``(n,)``.
+        data_seed: seed of the order, as everywhere.
+        epoch: from 0; each has its own order.
+
+    Raises:
+        StoreError: half the memory limit does not hold one chunk.
+    """
+    chunk_bytes = store.chunk_rows * store.row_bytes
+    held = store.memory_limit // 2 // chunk_bytes
+    if not held:
+        raise StoreError(
+            f"{store.path}: two chunks of '{store.split}' take {2 * chunk_bytes:,} bytes of memory, the limit is "
+            f"{store.memory_limit:,}. Raise memory_limit (--memory-limit)."
+        )
+    chunks, chunk = np.unique(rows // store.chunk_rows, return_inverse=True)
+    shuffled = permutation(len(chunks), seed=data_seed, stream=(_BLOCK_STREAM + epoch) % 2**32)
+    window = np.empty(len(chunks), dtype=np.int64)
+    for number, members in enumerate(np.array_split(shuffled, -(-len(chunks) // held))):
+        window[members] = number
+    order = permutation(len(rows), seed=data_seed, stream=(_SAMPLE_STREAM + epoch) % 2**32)
+    window_in_order = window[chunk[order]]
+    order = order[np.argsort(window_in_order, kind="stable")]
+    return np.split(order, np.cumsum(np.bincount(window_in_order))[:-1])
+
+
+class Pool:
+    """Gives the logits of an epoch's samples in the order of its windows, two of which are in memory at most."""
+
+    def __init__(self, store: LogitStore, rows: Indices, parts: list[Indices], *, view: int) -> None:
+        """Begin to decode the first of the windows ``parts``; ``rows`` are as for ``windows``."""
+        self._store, self._rows, self._parts, self._view = store, rows, parts, view
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-window")
+        self._number, self._used = 0, 0
+        self._current: Plane | None = None
+        self._coming: Future[Plane] = self._submit(0)
+
+    def logits(self, indices: Indices, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return float32 ``(len(indices), classes)``; ``indices`` must be the next samples of the windows.
+
+        Raises:
+            CorruptStoreError: a chunk of the window is damaged.
+            ValueError: other samples come next.
+        """
+        found = []
+        given = 0
+        while given < len(indices):
+            plane, part = self._plane(), self._parts[self._number]
+            taken = min(len(indices) - given, len(part) - self._used)
+            here = slice(self._used, self._used + taken)
+            if not np.array_equal(part[here], indices[given : given + taken]):
+                raise ValueError("samples were asked for in another order than that of the windows")
+            found.append(plane.logits(here, device))
+            given += taken
+            self._used += taken
+        return torch.cat(found)
+
+    def close(self) -> None:
+        """Drop what is in memory, and what is being decoded."""
+        self._executor.shutdown(cancel_futures=True)
+        self._current = None
+
+    def _plane(self) -> Plane:
+        """Return the window in use; where it is used up, free it, take the next one and begin with the one after."""
+        if self._current is not None and self._used == len(self._parts[self._number]):
+            self._current, self._number, self._used = None, self._number + 1, 0
+        if self._current is None:
+            if self._number == len(self._parts):
+                raise ValueError("all samples of the epoch have been given")
+            self._current = self._coming.result()
+            if self._number + 1 < len(self._parts):
+                self._coming = self._submit(self._number + 1)
+        return self._current
+
+    def _submit(self, number: int) -> Future[Plane]:
+        return self._executor.submit(self._store.gather, self._view, self._rows[self._parts[number]])

@@ -1,0 +1,78 @@
+"""What `kdpipe verify --teacher` does: recompute some rows of a store with the teacher that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from kdpipe import dataset, models
+from kdpipe.dataset import Dataset
+from kdpipe.errors import ParamsError
+from kdpipe.models import Preset
+from kdpipe.store import Manifest, open_store
+from kdpipe.store.manifest import read
+from kdpipe.teacher import PRECISIONS, Ensemble, Forward, FrozenTeacher, recompute
+from stages.console import progress, say
+from stages.sources import load_model
+
+_SEED = 0
+
+
+def recomputed(
+    path: Path, data: str, *, teachers: Sequence[str], weights: Sequence[str], rows: int, device: str
+) -> list[str]:
+    """Compare ``rows`` random rows with what the teachers say now; return one line for each fault.
+
+    The teacher's normalisation, size and precision are those that the store records.
+
+    Raises:
+        ParamsError: the numbers of teachers and weights differ.
+        KdpipeError: the store, the dataset or a teacher cannot be loaded.
+    """
+    if len(weights) not in (0, len(teachers)):
+        raise ParamsError(
+            f"{len(weights)} --weights for {len(teachers)} --teacher: give one for each in the same order."
+        )
+    found = read(path)
+    if found.fingerprint.precision not in PRECISIONS:
+        return ["its logits were not computed by a model of kdpipe: there is no teacher to recompute them with"]
+    stated = found.fingerprint.teacher
+    presets = cast(list[dict[str, Any]], stated.preset.get("members", [stated.preset]))
+    if len(teachers) != len(presets):
+        return [f"it was written by {stated.name}, {len(presets)} teachers; --teacher names {len(teachers)}"]
+    datasets = {split: dataset.load(data, split, progress=progress) for split in found.splits}
+    forward = _load(found, datasets["train"], teachers=teachers, weights=weights, presets=presets, device=device)
+    given = forward.identity
+    if given.digest != stated.digest:
+        return [f"it was written by {stated.name}@{stated.digest[:8]}, not by {given.name}@{given.digest[:8]}"]
+    stores = {split: open_store(path, split=split) for split in found.splits}
+    difference = recompute(stores, datasets, forward, rows=rows, seed=_SEED)
+    measured = (
+        f"{difference.rows} recomputed rows: logits differ by {difference.mean:.2e} on average and "
+        f"{difference.largest:.2e} at most, mean KL {difference.kl:.2e}"
+    )
+    if difference.explained:
+        say(f"{measured}; {found.fingerprint.encoding} explains that.")
+        return []
+    return [
+        f"{measured}; {found.fingerprint.encoding} leaves {difference.unexplained:.2e} of their spread unexplained, "
+        f"{difference.tolerance:g} is tolerated: the teacher's code, the images or the store have changed"
+    ]
+
+
+def _load(
+    found: Manifest,
+    train: Dataset,
+    *,
+    teachers: Sequence[str],
+    weights: Sequence[str],
+    presets: Sequence[dict[str, Any]],
+    device: str,
+) -> FrozenTeacher:
+    members = []
+    for name, file, described in zip(teachers, weights or (None,) * len(teachers), presets, strict=True):
+        preset = Preset.parse(described)
+        model = load_model(name, train, weights=file, mean=preset.mean, std=preset.std, size=preset.size)
+        members.append(Forward(model, device=models.resolve_device(device), precision=found.fingerprint.precision))
+    return members[0] if len(members) == 1 else Ensemble(members)
