@@ -18,10 +18,10 @@ from kdpipe.student import (
     MixedTargets,
     RunDirectory,
     SoftTargets,
-    cached,
     make,
     refuse_mixture,
     refuse_unsupported,
+    soft_targets,
 )
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer
@@ -108,7 +108,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     parts = []
     for store in stores:
         refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
-        parts.append(cached(store, join_checked(store, train, allow_drift=params.allow_drift)))
+        parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
 

@@ -31,13 +31,14 @@ def fsync_file(path: Path, *, up_to: Path | None = None) -> None:
             fsync_directory(parent)
 
 
-def replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace(path: Path, write: Callable[[Path], object], *, temporary: Path | None = None) -> None:
     """Let ``write`` fill a temporary file, then put it at ``path`` in one step.
 
-    On an error or a kill, ``path`` keeps what it held before.
+    On an error or a kill, ``path`` keeps what it held before; a kill leaves the temporary file, which is beside
+    ``path`` and this process's own where ``temporary`` names no other on the same file system.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         fsync_file(temporary)
@@ -47,14 +48,14 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically."""
-    replace(path, lambda temporary: temporary.write_bytes(content))
+def write_bytes(path: Path, content: bytes, *, temporary: Path | None = None) -> None:
+    """Write ``content`` to ``path`` atomically; see ``replace`` for ``temporary``."""
+    replace(path, lambda file: file.write_bytes(content), temporary=temporary)
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write ``content`` to ``path`` as UTF-8, atomically."""
-    write_bytes(path, content.encode())
+def write_text(path: Path, content: str, *, temporary: Path | None = None) -> None:
+    """Write ``content`` to ``path`` as UTF-8, atomically; see ``replace`` for ``temporary``."""
+    write_bytes(path, content.encode(), temporary=temporary)
 
 
 def write_json(path: Path, value: Any) -> None:

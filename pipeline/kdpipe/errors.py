@@ -58,6 +58,10 @@ class StoreLockedError(StoreError):
     """Another process is writing this store."""
 
 
+class UnwritableStoreError(StoreError, OSError):
+    """The disk refuses the store: it is full, or the place is read-only."""
+
+
 class UnsupportedLossError(KdpipeError):
     """The loss needs something that the store or the data does not have."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,14 +19,22 @@ from tests.conftest import LIMITS, ROOT, Built
 VIEWS = 12
 
 
-def _start(built: Built, out: Path) -> subprocess.Popen[str]:
+def _command(built: Built, out: Path) -> list[str]:
     command = (
         *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--out", out),
         *("--views", VIEWS, "--batch-size", 20, "--device", "cpu"),
     )
+    return [sys.executable, "-m", "kdpipe", *map(str, command)]
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def _start(built: Built, out: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "kdpipe", *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        _command(built, out),
+        env=_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -113,3 +122,78 @@ def test_two_writers_at_once(built: Built, uninterrupted: Path, tmp_path: Path) 
         assert second.returncode == 1
         assert f"being written by process {first.pid}" in errors
     assert open_store(out).digest == open_store(uninterrupted).digest
+
+
+def _shards_in(store: Path) -> list[str]:
+    """Return the files that the ledger beside ``store`` lists."""
+    lines = store.with_name(store.name + ".ledger").read_text().splitlines()
+    return [json.loads(line)["path"] for line in lines]
+
+
+_FULL_THEN_ROOM = """
+{fill}
+"$@" 2> {out}/first.err; echo $? > {out}/first.code
+cp -a {disk}/logits.zarr {disk}/logits.zarr.ledger {out}
+{free}
+"$@" 2> {out}/second.err; echo $? > {out}/second.code
+mkdir {out}/second && cp -a {disk}/. {out}/second
+"""
+
+
+def _full_disk(built: Built, whole: Path, folder: Path) -> Path:
+    """Fill a disk half-way through a build, make room and build again, in one mount namespace; return what came out.
+
+    Where no file system may be mounted, a limit on the size of files stands for the full disk.
+    """
+    disk, out = folder / "disk", folder / "out"
+    disk.mkdir()
+    out.mkdir()
+    pages = {path: -(-path.stat().st_size // 4096) for path in whole.rglob("*") if path.is_file()}
+    shards = sum(size for path, size in pages.items() if {"codes", "row_max"} & set(path.parts) and "c" in path.parts)
+    room = 4096 * (sum(pages.values()) - shards // 2)
+    mount = f"mount -t tmpfs -o size=16m tmpfs {disk} && head -c $((16777216 - {room})) /dev/zero > {disk}/ballast"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True).returncode == 0:
+        shell, fill, free = ["unshare", "-rm", "sh", "-c"], mount, f"rm {disk}/ballast"
+    else:
+        shell, fill, free = ["sh", "-c"], "ulimit -S -f 12", "ulimit -S -f unlimited"
+    script = _FULL_THEN_ROOM.format(disk=disk, out=out, fill=fill, free=free)
+    subprocess.run(
+        [*shell, script, "sh", *_command(built, disk / "logits.zarr")], cwd=ROOT, env=_environment(), check=True
+    )
+    return out
+
+
+def test_the_disk_is_full_until_there_is_room(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+    out = _full_disk(built, uninterrupted, tmp_path)
+    assert (out / "first.code").read_text() == "1\n"
+    errors = (out / "first.err").read_text()
+    assert "Traceback" not in errors
+    assert "logits.zarr cannot be written, its disk is full (" in errors.splitlines()[-1]
+    assert f"Make room in {tmp_path / 'disk'} and run this again" in errors.splitlines()[-1]
+    kept = _shards_in(out / "logits.zarr")
+    assert kept
+    assert (out / "second.code").read_text() == "0\n"
+    store = out / "second" / "logits.zarr"
+    assert all((store / name).stat().st_mtime_ns == (out / "logits.zarr" / name).stat().st_mtime_ns for name in kept)
+    assert open_store(store).digest == open_store(uninterrupted).digest
+    assert _content(store) == _content(uninterrupted)
+    assert [path.name for path in store.parent.iterdir()] == ["logits.zarr"]
+
+
+def test_a_read_only_directory(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "shared" / "logits.zarr")
+    (tmp_path / "shared").chmod(0o555)
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    try:
+        command = [*drop, *_command(built, tmp_path / "shared" / "new.zarr")]
+        done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"kdpipe: {tmp_path / 'shared' / 'new.zarr'} cannot be written (")
+        assert f"Make {tmp_path / 'shared'} writable, or pass --out another path." in last
+        look = [*drop, sys.executable, "-m", "kdpipe", "verify", str(tmp_path / "shared" / "logits.zarr")]
+        assert subprocess.run(look, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
+    finally:
+        (tmp_path / "shared").chmod(0o755)
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["logits.zarr"]

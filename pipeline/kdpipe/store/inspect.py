@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from kdpipe.encoding import Fidelity
 from kdpipe.store import arrays, manifest
-from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.reader import file_sizes
 
 
 def summary(store: Path) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def summary(store: Path) -> dict[str, Any]:
         "views": train.planes - 1,
         "encoding": found.fingerprint.encoding,
         "features": found.features,
-        "bytes": sum(path.stat().st_size for path in store.rglob("*") if path.is_file()),
+        "bytes": sum(file_sizes(store).values()),
         "bytes_per_sample": splits["train"]["bytes_per_sample"],
         "fp32_bytes_per_sample": 4 * len(found.classes),
         "digest": found.digest,
@@ -57,14 +58,14 @@ def summary(store: Path) -> dict[str, Any]:
 def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Describe one split; ``sizes`` are those of the finished files by path."""
     split = found.splits[name]
-    shards = range(len(Layout(split.chunk_rows, split.shard_rows).shards(split.samples)))
+    pattern = re.compile(rf"{re.escape(name)}/codes/c/(\d+)/(\d+)/0")
     done, label_bytes = 0, 0
-    for view in range(split.planes):
-        for shard in shards:
-            paths = [arrays.shard_path(name, array, view=view, shard=shard) for array in ("codes", "row_max")]
-            if all(path in sizes for path in paths):
-                done += 1
-                label_bytes += sum(sizes[path] for path in paths)
+    for path in sizes:  # not over the shards that the split claims: there may be any number of them
+        place = pattern.fullmatch(path)
+        row_max = place and arrays.shard_path(name, "row_max", view=int(place[1]), shard=int(place[2]))
+        if row_max is not None and row_max in sizes:
+            done += 1
+            label_bytes += sizes[path] + sizes[row_max]
     measured = found.fidelity.get(name)
     return {
         "samples": split.samples,

@@ -55,7 +55,8 @@ class Ledger:
     def rewrite(self, entries: list[Entry], *, choice: Choice | None) -> None:
         """Replace the ledger's content, which also drops a last line that was cut short; ``choice`` comes first."""
         chosen = "" if choice is None else json.dumps({"choice": choice.model_dump(mode="json")}) + "\n"
-        durable.write_text(self.path, chosen + "".join(_line(entry) for entry in entries))
+        lines = chosen + "".join(_line(entry) for entry in entries)
+        durable.write_text(self.path, lines, temporary=self.path.with_name(f".{self.path.name}"))
 
     def append(self, entries: list[Entry]) -> None:
         """Add entries and flush them to disk."""
@@ -101,13 +102,14 @@ def _acquire(path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode() or "unknown"
+            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
             os.close(descriptor)
             store = path.with_suffix("")
             raise StoreLockedError(
                 f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
             ) from None
         # The previous holder may have unlinked the file between our open and our lock.
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                return descriptor
         os.close(descriptor)

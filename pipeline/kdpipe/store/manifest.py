@@ -216,8 +216,11 @@ def digest_file(path: Path) -> Digest:
 
 
 def write(store: Path, manifest: Manifest) -> None:
-    """Put ``manifest`` into the store's root ``zarr.json``, atomically."""
-    durable.write_bytes(store / "zarr.json", _root(manifest))
+    """Put ``manifest`` into the store's root ``zarr.json``, atomically.
+
+    The temporary file lies beside the store, so that a kill leaves no stranger in it.
+    """
+    durable.write_bytes(store / "zarr.json", document(manifest), temporary=store.with_name(f".{store.name}.manifest"))
 
 
 def read(store: Path) -> Manifest:
@@ -261,12 +264,13 @@ def _refuse(constant: str) -> None:
 
 def _canonical(manifest: Manifest, content: bytes) -> bool:
     try:
-        return _root(manifest) == content
+        return document(manifest) == content
     except ValueError:  # a number too large for a float became infinite
         return False
 
 
-def _root(manifest: Manifest) -> bytes:
+def document(manifest: Manifest) -> bytes:
+    """Return the content of the root ``zarr.json``."""
     node = {
         "zarr_format": 3,
         "node_type": "group",

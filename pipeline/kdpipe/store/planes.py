@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding import Encoding
-from kdpipe.errors import CorruptStoreError
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
 
@@ -36,12 +36,17 @@ class Plane:
     classes: int
     """Number of classes, the length of a row of logits."""
 
-    def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return float32 ``(len(rows), classes)`` on ``device`` for int64 ``rows`` on the CPU, or a slice."""
+    def take(self, rows: torch.Tensor | slice) -> Plane:
+        """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
         chosen = rows if isinstance(rows, slice) else rows.numpy()
-        # NumPy gathers rows about ten times as fast as torch's indexing.
-        codes, row_max = (torch.from_numpy(kept.numpy()[chosen]).to(device) for kept in (self.codes, self.row_max))
-        return self.encoding.decode(codes, row_max, self.classes)
+        # NumPy gathers rows several times as fast as torch's indexing.
+        codes, row_max = (torch.from_numpy(kept.numpy()[chosen]) for kept in (self.codes, self.row_max))
+        return Plane(codes, row_max, self.encoding, self.classes)
+
+    def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
+        taken = self.take(rows)
+        return self.encoding.decode(taken.codes.to(device), taken.row_max.to(device), self.classes)
 
 
 class _Piece(NamedTuple):
@@ -99,7 +104,7 @@ class PlaneReader:
         """Read from a store whose metadata was checked; nothing is opened yet."""
         cut = found.splits[split]
         self._store, self._split, self._samples = store, split, cut.samples
-        self._files = found.files
+        self._found = found
         self._encoding = encoding
         self._classes = len(found.classes)
         per_shard = cut.shard_rows // cut.chunk_rows
@@ -109,7 +114,8 @@ class PlaneReader:
         )
         kept = found.features
         self._features = () if kept is None else (_Array("features", "float16", (kept,), cut.chunk_rows, per_shard),)
-        self._trusted: set[str] = set()
+        self._trusted: set[tuple[str, int, int]] = set()
+        """Files by name, inode and time of change, whose digest was found right."""
         # Blosc's own threads would compete with ours.
         numcodecs.blosc.use_threads = False
 
@@ -129,6 +135,7 @@ class PlaneReader:
 
         Raises:
             CorruptStoreError: a file differs from its digest, or a chunk from its checksum, or values are invalid.
+            StaleStoreError: the store was replaced by another since it was opened.
         """
         return self._plane(view, stop - start, lambda array: _consecutive(start, stop, array))
 
@@ -149,9 +156,19 @@ class PlaneReader:
         outs = [np.empty((rows, *array.row), array.dtype) for array in self._labels]
         jobs = [self._jobs(view, array, cut(array), out) for array, out in zip(self._labels, outs, strict=True)]
         for fault in self._fill(view, list(chain(*jobs))):
+            self._refuse_replaced()
             raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {self._store}")
         codes, row_max = map(torch.from_numpy, outs)
         return Plane(codes, row_max, self._encoding, self._classes)
+
+    def _refuse_replaced(self) -> None:
+        """Tell a store that another took the place of from a damaged one."""
+        try:
+            now = manifest.read(self._store)
+        except StoreError:
+            return
+        if now.fingerprint != self._found.fingerprint:
+            raise StaleStoreError(f"{self._store} was replaced by another store since it was opened. Open it again.")
 
     def _jobs(self, view: int, array: _Array, pieces: list[_Piece], out: npt.NDArray[Any]) -> list[_Job]:
         return [_Job(array, piece, out, array.path(self._split, view, piece.chunk)) for piece in pieces]
@@ -161,8 +178,10 @@ class PlaneReader:
         pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kdpipe-decode")
         try:
             decoded = [pool.submit(self._decode, job) for job in jobs]
-            unknown = {job.file for job in jobs} - self._trusted
-            digested = {file: pool.submit(self._differs, file) for file in sorted(unknown)}
+            stamps = {file: self._stamp(file) for file in sorted({job.file for job in jobs})}
+            digested = {
+                file: pool.submit(self._differs, file) for file, stamp in stamps.items() if stamp not in self._trusted
+            }
             for job, done in zip(jobs, decoded, strict=True):
                 fault = done.result() or self._invalid(job)
                 if fault is not None:
@@ -172,7 +191,7 @@ class PlaneReader:
                 if differs.result():
                     yield f"{file} does not match its digest"
                 else:
-                    self._trusted.add(file)
+                    self._trusted.add(stamps[file])
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -184,9 +203,17 @@ class PlaneReader:
             return f"damaged ({error})"
         return None
 
+    def _stamp(self, file: str) -> tuple[str, int, int]:
+        try:
+            status = (self._store / file).stat()
+        except OSError:
+            return file, -1, -1
+        return file, status.st_ino, status.st_ctime_ns
+
     def _differs(self, file: str) -> bool:
         try:
-            return file not in self._files or manifest.digest_file(self._store / file) != self._files[file].digest
+            listed = self._found.files.get(file)
+            return listed is None or manifest.digest_file(self._store / file) != listed.digest
         except OSError:
             return True
 
@@ -208,7 +235,7 @@ class PlaneReader:
 def _consecutive(start: int, stop: int, array: _Array) -> list[_Piece]:
     size = array.chunk_rows
     pieces = []
-    for chunk in range(start // size, -(-stop // size)):
+    for chunk in range(start // size, -(-stop // size) if start < stop else 0):
         first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
         source, target = slice(first - chunk * size, last - chunk * size), slice(first - start, last - start)
         pieces.append(_Piece(chunk, source, target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,11 @@ class LogitStore:
             features=found.features,
         )
         self._check_arrays()
-        self.labels: npt.NDArray[np.int32] = self._side("labels")
-        """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
+        # The ids first: they are never absent, so a claim of many samples needs a file of them.
         self.sample_ids: npt.NDArray[np.uint8] = self._side("sample_id")
         """``(n, 16)`` uint8."""
+        self.labels: npt.NDArray[np.int32] = self._side("labels")
+        """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
         self.content_digests: npt.NDArray[np.uint8] = self._side("content_digest")
         """``(n, 16)`` uint8: BLAKE3-128 of each sample's file or pixels."""
         self.probe_rows: npt.NDArray[np.int64] = self._side("probe_row")
@@ -121,6 +123,7 @@ class LogitStore:
         Raises:
             StoreError: there is no such view, or a plane is larger than the memory limit.
             CorruptStoreError: a file is not the one of the manifest, or holds values that no encoder writes.
+            StaleStoreError: the store was replaced by another since it was opened.
         """
         self._check_view(view)
         self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
@@ -299,11 +302,8 @@ def open_store(path: str | Path, split: str = "train", *, memory_limit: int = ME
 
 def missing_or_resized(store: Path, found: Manifest) -> list[str]:
     """Compare names and sizes of a sealed store's files with its manifest; one line for each fault."""
-    present = {
-        path.relative_to(store).as_posix(): path.stat().st_size
-        for path in store.rglob("*")
-        if path.is_file() and path != store / "zarr.json"
-    }
+    present = file_sizes(store)
+    present.pop("zarr.json", None)
     faults = [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())]
     faults += [f"{name} does not belong to the store" for name in sorted(present.keys() - found.files.keys())]
     faults += [
@@ -312,3 +312,13 @@ def missing_or_resized(store: Path, found: Manifest) -> list[str]:
         if name in present and present[name] != file.size
     ]
     return faults
+
+
+def file_sizes(store: Path) -> dict[str, int]:
+    """Return the bytes of every file by its path in the store, without those that a writer takes away meanwhile."""
+    sizes = {}
+    for path in store.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                sizes[path.relative_to(store).as_posix()] = path.stat().st_size
+    return sizes

@@ -35,23 +35,24 @@ def check_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit:
 
 
 def read(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
-    """Return a side array. A chunk without a file is one of the fill value, if the manifest does not list it either.
+    """Return a side array. A chunk that the manifest does not list is one of the fill value, but in ``sample_id``.
 
     Raises:
         CorruptStoreError: a file is damaged, or is not the one of the manifest.
     """
     rows = spec.chunks[0]
-    out = np.full(spec.shape, spec.fill, spec.dtype)
+    out = np.empty(spec.shape, spec.dtype)
     for number, start in enumerate(range(0, spec.shape[0], rows or 1)):
         file = "/".join(map(str, (split, name, "c", number, *[0] * (len(spec.shape) - 1))))
-        if file not in found.files:
+        if file not in found.files and name != "sample_id":
+            out[start : start + rows] = spec.fill
             continue
         chunk = np.empty(spec.chunks, spec.dtype)
         try:
             shards.read_file(store / file, chunk)
         except (ValueError, RuntimeError, OSError) as error:
             raise CorruptStoreError(f"{store}: {file} is damaged ({error}). Run: kdpipe verify {store}") from error
-        if manifest.digest_file(store / file) != found.files[file].digest:
+        if file not in found.files or manifest.digest_file(store / file) != found.files[file].digest:
             raise CorruptStoreError(f"{store}: {file} does not match its digest. Run: kdpipe verify {store}")
         out[start : start + rows] = chunk[: spec.shape[0] - start]
     return out

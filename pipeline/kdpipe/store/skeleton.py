@@ -17,6 +17,19 @@ from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
 
+_BESIDE = ("new", "old", "manifest", "ledger")
+"""Endings of the hidden files and directories beside a store that a kill may leave: ``.NAME.zarr.new`` and so on."""
+
+
+def clear(path: Path) -> None:
+    """Remove what a killed build left beside the store at ``path``."""
+    for ending in _BESIDE:
+        left = _beside(path, ending)
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
+
 
 def existing(path: Path, *, overwrite: bool) -> Manifest | None:
     """Return the manifest of the store at ``path``; ``None`` where there is nothing to keep.
@@ -82,9 +95,7 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
 
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:
     """Put an empty store at ``path``; whatever store was there goes only once the new one is in place."""
-    old = _beside(path, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    fresh = _fresh(path, plan, wanted)
+    fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
     Ledger(path).remove()
     if path.exists():
         path.rename(old)
@@ -103,7 +114,6 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
             file.replace(target)
             durable.fsync_directory(target.parent)
     shutil.rmtree(fresh)
-    shutil.rmtree(_beside(path, "old"), ignore_errors=True)
 
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
@@ -129,9 +139,8 @@ def _specs(found: Manifest, split: str) -> dict[str, Spec]:
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
     fresh = _beside(path, "new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    manifest.write(fresh, wanted)
+    fresh.mkdir()
+    (fresh / "zarr.json").write_bytes(manifest.document(wanted))
     root = arrays.open_root(fresh, mode="r+")
     for name, split in plan.splits.items():
         arrays.create(root.create_group(name), _specs(wanted, name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kdpipe import durable, encoding
 from kdpipe.encoding import Encoded, Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton
+from kdpipe.store.disk import writing
 from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Entry, Ledger, lock
 from kdpipe.store.manifest import File, Manifest
@@ -45,38 +46,14 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         StaleStoreError: the store at ``path`` differs from the plan, with the parts that do.
         StoreError: something else is at ``path``.
         StoreLockedError: another process is writing it.
+        UnwritableStoreError: the disk is full or read-only; also raised by the builder's methods.
     """
-    with lock(path):
-        wanted = plan.manifest()
-        found = skeleton.existing(path, overwrite=overwrite)
-        if found is not None:
-            differing = skeleton.differences(found, wanted)
-            if differing and not overwrite:
-                raise StaleStoreError(
-                    f"{path} differs from what is asked for ({'; '.join(differing)}). "
-                    "Rebuild it with --overwrite, or pass --out another path."
-                )
-            if differing:
-                found = None
-            else:
-                wanted = _carried_over(found, wanted)
-        if found is None:
-            skeleton.create(path, plan, wanted)
-            found = wanted
-        elif found.state == "building":
-            skeleton.repair(path, plan, wanted)
-            found = wanted
-        elif found.splits != wanted.splits:
-            skeleton.reopen(path, plan, wanted, found=found)
-            found = wanted
-        elif found.provenance != wanted.provenance:
-            found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
-            manifest.write(path, found)
-        builder = Builder(path, found, keys={name: split.keys for name, split in plan.splits.items()})
-        try:
-            yield builder
-        finally:
-            builder.close()
+    with ExitStack() as held:
+        with writing(path):
+            held.enter_context(lock(path))
+            builder = _open(path, plan, overwrite=overwrite)
+        held.callback(builder.close)
+        yield builder
 
 
 class Builder:
@@ -190,8 +167,9 @@ class Builder:
         measured = {split: total.to_json() for split, total in self.fidelity().items()}
         parts = {"files": files, "planes": planes, "about": about, "fidelity": measured}
         sealed = self.manifest.model_copy(update=parts).sealed()
-        manifest.write(self.path, sealed)
-        self._ledger.remove()
+        with writing(self.path):
+            manifest.write(self.path, sealed)
+            self._ledger.remove()
         self.manifest = sealed
         return sealed
 
@@ -223,16 +201,18 @@ class Builder:
             kept = features.to(torch.float16)
             self._refuse_not_finite(shard, "features, kept in float16,", kept)
             values["features"] = kept.cpu().numpy()
-        for name in shard.paths:
-            (self.path / name).unlink(missing_ok=True)
-        for name, block in values.items():
-            arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = block
-        for name in shard.paths:
-            durable.fsync_file(self.path / name, up_to=self.path)
-        entries = {name: _entry(self.path, name) for name in shard.paths}
-        codes = shard.paths[0]
-        entries[codes] = replace(entries[codes], fidelity=self._lost(logits, encoded))
-        self._ledger.append(list(entries.values()))
+        lost = self._lost(logits, encoded)
+        with writing(self.path):
+            for name in shard.paths:
+                (self.path / name).unlink(missing_ok=True)
+            for name, block in values.items():
+                arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = block
+            for name in shard.paths:
+                durable.fsync_file(self.path / name, up_to=self.path)
+            entries = {name: _entry(self.path, name) for name in shard.paths}
+            codes = shard.paths[0]
+            entries[codes] = replace(entries[codes], fidelity=lost)
+            self._ledger.append(list(entries.values()))
         self._done.update(entries)
 
     def _lost(self, logits: torch.Tensor, encoded: Encoded) -> Fidelity:
@@ -251,6 +231,37 @@ class Builder:
             f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
             "the weights."
         )
+
+
+def _open(path: Path, plan: Plan, *, overwrite: bool) -> Builder:
+    """Bring the store at ``path`` into the state that the build goes on from; the caller holds the lock."""
+    skeleton.clear(path)
+    wanted = plan.manifest()
+    found = skeleton.existing(path, overwrite=overwrite)
+    if found is not None:
+        differing = skeleton.differences(found, wanted)
+        if differing and not overwrite:
+            raise StaleStoreError(
+                f"{path} differs from what is asked for ({'; '.join(differing)}). "
+                "Rebuild it with --overwrite, or pass --out another path."
+            )
+        if differing:
+            found = None
+        else:
+            wanted = _carried_over(found, wanted)
+    if found is None:
+        skeleton.create(path, plan, wanted)
+        found = wanted
+    elif found.state == "building":
+        skeleton.repair(path, plan, wanted)
+        found = wanted
+    elif found.splits != wanted.splits:
+        skeleton.reopen(path, plan, wanted, found=found)
+        found = wanted
+    elif found.provenance != wanted.provenance:
+        found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
+        manifest.write(path, found)
+    return Builder(path, found, keys={name: split.keys for name, split in plan.splits.items()})
 
 
 def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:

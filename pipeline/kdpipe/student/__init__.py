@@ -10,8 +10,8 @@ from kdpipe.student.targets import (
     LiveTargets,
     SoftTargets,
     WindowedTargets,
-    cached,
     refuse_unsupported,
+    soft_targets,
 )
 
 __all__ = [
@@ -25,10 +25,10 @@ __all__ = [
     "Schedule",
     "SoftTargets",
     "WindowedTargets",
-    "cached",
     "make",
     "predict",
     "refuse_mixture",
     "refuse_unsupported",
+    "soft_targets",
     "train",
 ]

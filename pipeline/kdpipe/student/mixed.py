@@ -35,8 +35,8 @@ class MixedTargets:
         needed = [order for order in orders if order is not None]
         if len(needed) > 1:
             raise StoreError(
-                f"{len(needed)} of the {len(orders)} stores do not fit in memory; each can only be read in an order "
-                "of its own. Raise --memory-limit, or mix the teachers by cache-teacher --average."
+                f"the planes of {len(needed)} of the {len(orders)} stores do not fit in memory; only one may be "
+                "read in parts. Raise --memory-limit, which they share, or cache them with a smaller --encoding."
             )
         return needed[0] if needed else None
 

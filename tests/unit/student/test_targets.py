@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import StaleStoreError
-from kdpipe.store import join_checked
-from kdpipe.student import CachedTargets
+from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.store import join_checked, layout
+from kdpipe.student import CachedTargets, MixedTargets, WindowedTargets, soft_targets
 from kdpipe.views import geometry, recipe
-from tests.conftest import Built
+from tests.conftest import LIMITS, Built, run_command
 
 
 @pytest.fixture
@@ -30,6 +32,66 @@ def test_soft_targets_follow_the_sample_and_the_view(built: Built, digits: Datas
         given = targets.logits(np.array([7, 3, 49]), torch.empty(3, 3, 32, 32))
         rows = [position[bytes(shuffled.sample_ids[index])] for index in (7, 3, 49)]
         assert np.array_equal(given.numpy(), store.plane(view)[rows])
+
+
+@pytest.fixture
+def cut(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same store in chunks of 10 samples, 240 bytes each."""
+    monkeypatch.setattr(layout, "CHUNK_BYTES", 200)
+    path = tmp_path / "cut.zarr"
+    made = run_command(
+        *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
+        *("--out", path, "--views", 2, "--device", "cpu"),
+    )
+    assert made.code == 0
+    assert open_store(path).chunk_rows == 10
+    return path
+
+
+def test_planes_that_do_not_fit_are_read_in_windows(cut: Path, digits: Dataset) -> None:
+    shuffled = digits.subset(np.random.default_rng(0).permutation(200)[:70])
+    store = open_store(cut, memory_limit=5 * 2 * 240)
+    rows = join_checked(store, shuffled)
+    targets = soft_targets(store, rows)
+    assert isinstance(targets, WindowedTargets)
+    assert isinstance(soft_targets(open_store(cut), rows), CachedTargets)
+    for epoch, view in enumerate((1, 2, 1)):
+        targets.start_epoch(view, None)
+        order = targets.order(data_seed=5, epoch=epoch)
+        assert sorted(order) == list(range(70))
+        for start in range(0, 70, 16):
+            batch = order[start : start + 16]
+            given = targets.logits(batch, torch.empty(len(batch), 3, 32, 32))
+            assert np.array_equal(given.numpy(), open_store(cut).plane(view)[rows[batch]])
+
+
+def test_only_one_of_several_stores_may_be_read_in_windows(cut: Path, digits: Dataset) -> None:
+    tight, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
+    rows = join_checked(whole, digits)
+    mixed = MixedTargets([soft_targets(whole, rows), soft_targets(tight, rows)], (0.5, 0.5))
+    mixed.start_epoch(1, 2)
+    order = mixed.order(data_seed=0, epoch=0)
+    assert order is not None
+    given = mixed.logits(order[:9], torch.empty(9, 3, 32, 32))
+    assert np.allclose(given.numpy(), whole.plane(1)[rows[order[:9]]])
+    both = MixedTargets([soft_targets(tight, rows), soft_targets(tight, rows)], (0.5, 0.5))
+    with pytest.raises(StoreError, match=r"planes of 2 of the 2 stores do not fit.*--memory-limit"):
+        both.order(data_seed=0, epoch=0)
+
+
+def test_a_student_trains_on_planes_that_do_not_fit(cut: Path, tmp_path: Path) -> None:
+    """Twice the same run: the windows are part of the seeds."""
+
+    def trained(out: str, *flags: object) -> Path:
+        command = ("train-student", *LIMITS, "--store", cut, "--student", "resnet8", "--device", "cpu")
+        limit = 5 * 2 * 240 / 1024**3
+        assert run_command(None, *command, "--memory-limit", f"{limit:.10f}", "--out", tmp_path / out, *flags).code == 0
+        return tmp_path / out / "history.csv"
+
+    def losses(path: Path) -> list[list[str]]:
+        return [line.split(",")[:6] for line in path.read_text().splitlines()]
+
+    assert losses(trained("once", "--epochs", 2)) == losses(trained("twice", "--epochs", 2))
 
 
 def test_another_version_of_the_recipe_is_refused(
