@@ -30,13 +30,16 @@ import torch
 from published_formats import FORMATS, Format
 
 from kdpipe.encoding import Encoding, get, kl
-from kdpipe.encoding.chooser import CANDIDATES, compressed_bytes
+from kdpipe.encoding.chooser import CANDIDATES, stored_bytes
 from stages.provenance import git_revision, versions
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURES = (1.0, 4.0)
 PILOT = 2_048
-LOW = tuple(f"sqrtp{bits}@{temperature}" for bits in (2, 3) for temperature in (1, 2, 4, 8, 16))
+MORE = (
+    *(f"sqrtp{bits}@{temperature}" for bits in (2, 3) for temperature in (1, 2, 4, 8, 16)),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in (1.4, 2.8, 5.6, 11)),
+)
 TOPK = tuple(f"topk{k}" for k in (1, 2, 3, 5, 10, 20, 50, 100))
 BUDGET = 1e-3
 """KL at which sizes are compared with raw float32."""
@@ -63,7 +66,7 @@ def main() -> None:
     for name, logits in sets.items():
         pilot, held_out = logits.values[:PILOT], logits.values[PILOT:]
         classes = held_out.shape[1]
-        names = dict.fromkeys((*CANDIDATES, *LOW, *(each for each in TOPK if int(each[4:]) < classes)))
+        names = dict.fromkeys((*CANDIDATES, *MORE, *(each for each in TOPK if int(each[4:]) < classes)))
         rows = [ours(get(each).calibrate(pilot), held_out) for each in names]
         rows += [theirs(each, held_out) for each in FORMATS if each.k < classes]
         table += [{"logits": name, **row} for row in rows]
@@ -98,7 +101,7 @@ def ours(encoding: Encoding, logits: torch.Tensor) -> Row:
     encoded = encoding.encode(logits)
     codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
     decoded = encoding.decode(codes, row_max, logits.shape[1])
-    size = (compressed_bytes(encoded.codes) + compressed_bytes(encoded.row_max[:, None])) / len(logits)
+    size = stored_bytes(encoded, encoding.compression) / len(logits)
     return {
         "family": re.match(r"fp\d*|[a-z]+", encoding.name)[0],
         "name": encoding.name,
