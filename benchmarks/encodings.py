@@ -108,6 +108,7 @@ def ours(encoding: Encoding, logits: torch.Tensor) -> Row:
         "bytes": size,
         "bytes_packed": size,
         **losses(logits, decoded),
+        "max_temperature": encoding.max_temperature,
         "encode_rows_per_second": rate(lambda: encoding.encode(logits), len(logits)),
         "decode_rows_per_second": rate(lambda: encoding.decode(codes, row_max, logits.shape[1]), len(logits)),
     }
@@ -142,12 +143,11 @@ def rate(work: Callable[[], object], rows: int) -> float:
 
 
 def against_published(rows: list[Row]) -> list[Row]:
-    """Compare each published format with the best of ours that is no larger, ``topk`` left out."""
-    mine = [row for row in rows if "source" not in row and row["family"] != "topk"]
+    """Compare each published format with the best of ours that is no larger and serves the temperature."""
     found = []
     for row, size, t in product((row for row in rows if "source" in row), ("bytes", "bytes_packed"), TEMPERATURES):
         key = f"kl_t{t:g}"
-        fitting = [each for each in mine if each["bytes"] <= row[size]]
+        fitting = [each for each in rows if each["bytes"] <= row[size] and _serves(each, t)]
         best = min(fitting, key=lambda each: each[key], default={"name": None, "bytes": None, key: math.inf})
         lower = best[key] < row[key]
         found.append(
@@ -162,13 +162,17 @@ def against_raw(rows: list[Row], classes: int) -> list[Row]:
     """Return the smallest of ours whose KL stays within ``BUDGET``, against four bytes a class."""
     found = []
     for temperatures in ((1.0,), TEMPERATURES):
-        within = [row for row in rows if "source" not in row and all(row[f"kl_t{t:g}"] <= BUDGET for t in temperatures)]
+        within = [row for row in rows if all(row[f"kl_t{t:g}"] <= BUDGET and _serves(row, t) for t in temperatures)]
         best = min(within, key=lambda row: row["bytes"])
         found.append(
             {"logits": best["logits"], "within": BUDGET, "temperatures": temperatures, "name": best["name"]}
             | {"bytes": best["bytes"], "times_smaller_than_fp32": 4 * classes / best["bytes"]}
         )
     return found
+
+
+def _serves(row: Row, temperature: float) -> bool:
+    return "source" not in row and temperature <= (row["max_temperature"] or math.inf)
 
 
 def draw(table: list[Row], names: list[str]) -> None:

@@ -78,7 +78,7 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_the_forms(name: str, sug
         ("fp32", None, True, {10: 10, 1000: 1000}),
         ("fp16r3", None, True, {10: 10}),
         ("sqrtp6@2.5", 2.5, True, {10: 10}),
-        ("tailp6@2.5", 2.5, True, {10: 11}),
+        ("tailp6@2.5", 5.0, True, {10: 11}),
         ("topk5", 1.0, False, {6: 11, 65_536: 11, 65_537: 16}),
     ],
 )
