@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import Encoded, shift
+from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
 
 _FLOAT32_MANTISSA = 23
 _SIGN, _LARGEST = -0x8000, 0x7BFF
@@ -36,6 +36,11 @@ class Dense:
     def name(self) -> str:
         """``fp32``, ``fp16`` or ``fp16r<bits>``."""
         return f"fp{self.dtype.removeprefix('float')}" + ("" if self.mantissa is None else f"r{self.mantissa}")
+
+    @property
+    def compression(self) -> Compression:
+        """The fast one."""
+        return LZ4
 
     @property
     def max_temperature(self) -> None:
