@@ -1,9 +1,9 @@
 """A store's data files, decoded without Zarr: nothing in them is believed before it is checked.
 
-The format is fixed. A chunk is a Blosc buffer (lz4 or zstd, or stored where that is smaller) and its crc32c, 4 bytes. A
-shard is a file of chunks and, at its end, the index: the ``(offset, size)`` of each chunk as uint64 pairs, both 2^64 - 1
-where there is none, and the index's own crc32c. All numbers are little-endian. Faults are ``ValueError``; the caller
-knows which rows they cost.
+The format is fixed. A chunk is a Blosc buffer (lz4 or zstd, or stored where that is smaller) and its crc32c, 4 bytes.
+A shard is a file of chunks and, at its end, the index: the ``(offset, size)`` of each chunk as uint64 pairs, both
+2^64 - 1 where there is none, and the index's own crc32c. All numbers are little-endian. Faults are ``ValueError``;
+the caller knows which rows they cost.
 """
 
 from __future__ import annotations
