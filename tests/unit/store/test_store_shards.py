@@ -123,7 +123,6 @@ FORGED: dict[str, Callable[[], bytes]] = {
     "a huge block": lambda: header(chunk(VALUES), at=8, value=2**31 - 1),
     "no block": lambda: header(chunk(VALUES), at=8, value=0),
     "another item size": lambda: chunk(VALUES.view(np.uint8)),
-    "zstd": lambda: chunk(np.zeros_like(VALUES), cname=b"zstd"),
     "zlib": lambda: chunk(np.zeros_like(VALUES), cname=b"zlib"),
     "blosclz": lambda: chunk(np.zeros_like(VALUES), cname=b"blosclz"),
     "another version": lambda: header(chunk(VALUES), at=0, value=3, size="<B"),
