@@ -25,6 +25,7 @@ Rows = npt.NDArray[np.int64]
 
 _MOST_THREADS = 16
 """Each takes the memory of two chunks."""
+_SPAN_BYTES = 128 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ class PlaneReader:
         return self._plane(view, len(rows), lambda array: _scattered(rows, array))
 
     def faults(self, view: int) -> Iterator[str]:
-        """Decode all of a view, shard by shard, and yield one line for each chunk or file that is damaged."""
-        shard_rows = self._labels[1].chunk_rows
-        for start in range(0, self._samples, shard_rows):
-            stop = min(start + shard_rows, self._samples)
-            for array in (*self._labels, *self._features):
+        """Decode all of a view, about 128 MiB at a time, and yield one line for each chunk or file that is damaged."""
+        for array in (*self._labels, *self._features):
+            span = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
+            for start in range(0, self._samples, span):
+                stop = min(start + span, self._samples)
                 out = np.empty((stop - start, *array.row), array.dtype)
                 yield from self._fill(view, self._jobs(view, array, _consecutive(start, stop, array), out))
 
