@@ -120,7 +120,7 @@ class SqrtP:
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Rows without the largest code, or with one beyond the table."""
-        return codes.amax(dim=1).ne(2**self.bits - 1)
+        return torch.from_numpy(codes.cpu().numpy().max(axis=1) != 2**self.bits - 1)
 
     def describe(self) -> dict[str, JsonValue]:
         """Return the table and how to use it."""

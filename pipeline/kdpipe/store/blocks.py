@@ -43,12 +43,17 @@ def windows(store: LogitStore, rows: Indices, *, data_seed: int, epoch: int) -> 
             f"{store.path}: two chunks of '{store.split}' take {2 * chunk_bytes:,} bytes of memory, the limit is "
             f"{store.memory_limit:,}. Raise memory_limit (--memory-limit)."
         )
-    chunks, chunk = np.unique(rows // store.chunk_rows, return_inverse=True)
+    return draw(rows // store.chunk_rows, held=held, data_seed=data_seed, epoch=epoch)
+
+
+def draw(chunk: Indices, *, held: int, data_seed: int, epoch: int) -> list[Indices]:
+    """Return windows of at most ``held`` chunks each, of samples that lie in the chunks ``chunk``, int64 ``(n,)``."""
+    chunks, chunk = np.unique(chunk, return_inverse=True)
     shuffled = permutation(len(chunks), seed=data_seed, stream=(_BLOCK_STREAM + epoch) % 2**32)
     window = np.empty(len(chunks), dtype=np.int64)
     for number, members in enumerate(np.array_split(shuffled, -(-len(chunks) // held))):
         window[members] = number
-    order = permutation(len(rows), seed=data_seed, stream=(_SAMPLE_STREAM + epoch) % 2**32)
+    order = permutation(len(chunk), seed=data_seed, stream=(_SAMPLE_STREAM + epoch) % 2**32)
     window_in_order = window[chunk[order]]
     order = order[np.argsort(window_in_order, kind="stable")]
     return np.split(order, np.cumsum(np.bincount(window_in_order))[:-1])

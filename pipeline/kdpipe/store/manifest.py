@@ -208,10 +208,10 @@ def digest_bytes(content: bytes) -> Digest:
 
 def digest_file(path: Path) -> Digest:
     """Return the 128-bit BLAKE3 digest of a file's content as hexadecimal digits."""
-    hasher = blake3()
-    with path.open("rb") as stream:
-        while block := stream.read(4 * 1024**2):
-            hasher.update(block)
+    hasher, buffer = blake3(), memoryview(bytearray(1024**2))
+    with path.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            hasher.update(buffer[:size])
     return hasher.hexdigest(length=16)
 
 

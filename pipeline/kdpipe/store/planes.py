@@ -23,6 +23,10 @@ from kdpipe.store.manifest import Manifest
 
 Rows = npt.NDArray[np.int64]
 
+_MOST_THREADS = 16
+"""Each takes the memory of two chunks."""
+_SPAN_BYTES = 128 * 1024**2
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -144,11 +148,11 @@ class PlaneReader:
         return self._plane(view, len(rows), lambda array: _scattered(rows, array))
 
     def faults(self, view: int) -> Iterator[str]:
-        """Decode all of a view, shard by shard, and yield one line for each chunk or file that is damaged."""
-        shard_rows = self._labels[1].chunk_rows
-        for start in range(0, self._samples, shard_rows):
-            stop = min(start + shard_rows, self._samples)
-            for array in (*self._labels, *self._features):
+        """Decode all of a view, about 128 MiB at a time, and yield one line for each chunk or file that is damaged."""
+        for array in (*self._labels, *self._features):
+            span = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
+            for start in range(0, self._samples, span):
+                stop = min(start + span, self._samples)
                 out = np.empty((stop - start, *array.row), array.dtype)
                 yield from self._fill(view, self._jobs(view, array, _consecutive(start, stop, array), out))
 
@@ -175,7 +179,7 @@ class PlaneReader:
 
     def _fill(self, view: int, jobs: list[_Job]) -> Iterator[str]:
         """Decode in parallel; yield what is wrong with a chunk, or else with its file."""
-        pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="kdpipe-decode")
+        pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="kdpipe-decode")
         try:
             decoded = [pool.submit(self._decode, job) for job in jobs]
             stamps = {file: self._stamp(file) for file in sorted({job.file for job in jobs})}
@@ -183,7 +187,7 @@ class PlaneReader:
                 file: pool.submit(self._differs, file) for file, stamp in stamps.items() if stamp not in self._trusted
             }
             for job, done in zip(jobs, decoded, strict=True):
-                fault = done.result() or self._invalid(job)
+                fault = done.result()
                 if fault is not None:
                     digested.pop(job.file, None)
                     yield f"{self._place(job, view)}: {fault}"
@@ -196,12 +200,12 @@ class PlaneReader:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, job: _Job) -> str | None:
-        """Decode a chunk; return what is wrong with it."""
+        """Decode a chunk and look at its values; return what is wrong with it."""
         try:
             job.array.load(self._store / job.file, job.piece, job.out)
         except (ValueError, RuntimeError, OSError) as error:
             return f"damaged ({error})"
-        return None
+        return self._invalid(job)
 
     def _stamp(self, file: str) -> tuple[str, int, int]:
         try:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from kdpipe.store.attached import AttachedDataset
 
 _PLANES_KEPT = 2
+_SHARD_ROWS, _SHARD_BYTES = 65_536, 128 * 1024**2
+"""The largest shards of format 1; one of a single row may be larger."""
 
 
 class LogitStore:
@@ -242,21 +244,23 @@ class LogitStore:
     def _check_arrays(self) -> None:
         """Make sure that all sizes make sense and are allowed, and that the metadata says the same."""
         cut = self.manifest.splits[self.split]
+        shard_bytes = cut.shard_rows * self._specs["codes"].shape[2] * np.dtype(self._encoding.dtype).itemsize
         if (
             cut.chunk_rows > cut.samples
-            or cut.shard_rows > 2 * cut.samples
+            or cut.shard_rows > _SHARD_ROWS
+            or (shard_bytes > _SHARD_BYTES and cut.shard_rows > 1)
             or self._reader.chunk_bytes > shards.MAX_CHUNK_BYTES
         ):
             raise CorruptStoreError(
                 f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
                 f"{cut.shard_rows} rows, which nothing that kdpipe writes has."
             )
+        side.check_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
         listed = sum(name.startswith(f"{self.split}/codes/c/") for name in self.manifest.files)
         if listed != cut.shards:
             raise CorruptStoreError(
                 f"{self.path} lists {listed} shards of '{self.split}', expected {cut.shards}: its manifest was edited."
             )
-        side.check_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
         fault = arrays.check(self.path, self.split, self._specs)
         if fault is not None:
             raise CorruptStoreError(f"{self.path}: {fault}.")

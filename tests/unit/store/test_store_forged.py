@@ -77,7 +77,8 @@ GIGANTIC: dict[str, dict[str, int]] = {
     "few samples in a huge shard": {"samples": 20, "chunk_rows": 4, "shard_rows": HUGE},
     "many shards": {"samples": HUGE, "chunk_rows": 4, "shard_rows": 8},
     "many planes": {"samples": 20, "chunk_rows": 4, "shard_rows": 8, "planes": 2**20 - 1},
-    "as many as the limit allows": {"samples": 2**27, "chunk_rows": 4, "shard_rows": 2**27},
+    "more than the limit allows": {"samples": 2**28, "chunk_rows": 4, "shard_rows": 65_536},
+    "as many as the limit allows": {"samples": 2**27, "chunk_rows": 4, "shard_rows": 65_536},
     "a million samples": {"samples": 1_000_000, "chunk_rows": 4, "shard_rows": 1_000_000},
 }
 
@@ -124,7 +125,7 @@ def test_gigantic_claims_take_little_memory(sealed_once: Path, tmp_path: Path) -
 
 def test_side_arrays_count_against_the_limit(sealed: Path) -> None:
     keep_one_shard(sealed)
-    enlarge(sealed, samples=2**28, chunk_rows=4, shard_rows=2**28)
+    enlarge(sealed, samples=2**28, chunk_rows=4, shard_rows=65_536)
     with pytest.raises(StoreError, match=r"would take 9,663,676,488 bytes of memory, the limit is 8,589,934,592"):
         open_store(sealed)
 
@@ -253,7 +254,7 @@ def test_verify_deep_finds_each_damaged_chunk_once(sealed: Path) -> None:
         (sealed / name).write_bytes(content)
     assert [fault.split(":")[0] for fault in verify_deep(sealed)] == [
         "codes of view 0 of 'train', rows 0 to 3",
-        "row_max of view 1 of 'train', rows 8 to 15",
         "codes of view 1 of 'train', rows 16 to 19",
+        "row_max of view 1 of 'train', rows 8 to 15",
     ]
     assert len(verify_files(sealed)) == 3
