@@ -85,7 +85,8 @@ class TopK:
         values, index = shifted.topk(self.k, dim=1)
         others = shifted.scatter_(1, index, -math.inf)
         rest = others.logsumexp(dim=1, keepdim=True) - math.log(classes - self.k)
-        kept = torch.cat([values, torch.minimum(rest, values[:, -1:])], dim=1).to(torch.float16)
+        # Of equal classes the rest is zero: minus zero keeps the row's words from being those of a hole.
+        kept = torch.cat([values, -torch.minimum(rest, values[:, -1:]).abs()], dim=1).to(torch.float16)
         words = [index, index >> 16] if wide else [index]
         codes = torch.cat([*(word.to(torch.int16) for word in words), kept.view(torch.int16)], dim=1)
         return Encoded(codes.cpu().numpy().view(np.uint16), row_max.cpu().numpy())

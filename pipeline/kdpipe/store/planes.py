@@ -117,7 +117,9 @@ class PlaneReader:
             _Array("row_max", "float32", (), cut.shard_rows, None),
         )
         kept = found.features
-        self._features = () if kept is None else (_Array("features", "float16", (kept,), cut.chunk_rows, per_shard),)
+        self._features: tuple[_Array, ...] = (
+            () if kept is None else (_Array("features", "float16", (kept,), cut.chunk_rows, per_shard),)
+        )
         self._trusted: set[tuple[str, int, int]] = set()
         """Files by name, inode and time of change, whose digest was found right."""
         # Blosc's own threads would compete with ours.
@@ -147,6 +149,13 @@ class PlaneReader:
         """Decode the chunks that hold ``rows``, and return those rows in their order; see ``read`` for errors."""
         return self._plane(view, len(rows), lambda array: _scattered(rows, array))
 
+    def features(self, view: int, rows: Rows) -> npt.NDArray[np.float16]:
+        """Return the features of ``rows`` in their order, float16 ``(n, dim)``; see ``read`` for errors."""
+        (array,) = self._features
+        out = np.empty((len(rows), *array.row), np.float16)
+        self._fill_or_raise(view, self._jobs(view, array, _scattered(rows, array), out))
+        return out
+
     def faults(self, view: int) -> Iterator[str]:
         """Decode all of a view, about 128 MiB at a time, and yield one line for each chunk or file that is damaged."""
         for array in (*self._labels, *self._features):
@@ -159,11 +168,14 @@ class PlaneReader:
     def _plane(self, view: int, rows: int, cut: Callable[[_Array], list[_Piece]]) -> Plane:
         outs = [np.empty((rows, *array.row), array.dtype) for array in self._labels]
         jobs = [self._jobs(view, array, cut(array), out) for array, out in zip(self._labels, outs, strict=True)]
-        for fault in self._fill(view, list(chain(*jobs))):
-            self._refuse_replaced()
-            raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {self._store}")
+        self._fill_or_raise(view, list(chain(*jobs)))
         codes, row_max = map(torch.from_numpy, outs)
         return Plane(codes, row_max, self._encoding, self._classes)
+
+    def _fill_or_raise(self, view: int, jobs: list[_Job]) -> None:
+        for fault in self._fill(view, jobs):
+            self._refuse_replaced()
+            raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {self._store}")
 
     def _refuse_replaced(self) -> None:
         """Tell a store that another took the place of from a damaged one."""

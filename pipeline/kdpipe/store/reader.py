@@ -164,10 +164,7 @@ class LogitStore:
         ``indices`` are positions in the store, 0 to ``num_samples - 1``. Where planes do not fit the memory limit,
         each call decodes the chunks that it needs, which is slow for scattered samples. See ``codes`` for errors.
         """
-        rows = np.asarray(indices).reshape(-1)
-        if rows.size and rows.dtype.kind not in "iu":
-            raise TypeError(f"positions must be integers, got {rows.dtype}")
-        rows = rows.astype(np.int64)
+        rows = _positions(indices)
         self._check_indices(rows)
         plane = (
             self.codes(view).logits(torch.from_numpy(rows))
@@ -176,6 +173,24 @@ class LogitStore:
         )
         gathered: npt.NDArray[np.float32] = plane.numpy()
         return gathered
+
+    def features(self, indices: Any, view: int = 0) -> npt.NDArray[np.float16]:
+        """Return what the teacher's last layer was given for some samples, float16 ``(len(indices), dim)``.
+
+        Nothing is kept: each call decodes the chunks that it needs. ``indices`` are as for ``logits``.
+
+        Raises:
+            StoreError: the store has no features, or no such view, or they take more than the memory limit.
+            CorruptStoreError: as for ``codes``.
+        """
+        dim = self.manifest.features
+        if dim is None:
+            raise StoreError(f"{self.path} keeps no features. Make it with: kdpipe cache-teacher --features")
+        rows = _positions(indices)
+        self._check_view(view)
+        self._check_indices(rows)
+        self._check_memory(2 * dim * len(rows), f"the features of {len(rows):,} rows of '{self.split}'")
+        return self._reader.features(view, rows)
 
     def attach(
         self,
@@ -260,3 +275,10 @@ class LogitStore:
         fault = arrays.check(self.path, self.split, self._specs)
         if fault is not None:
             raise CorruptStoreError(f"{self.path}: {fault}.")
+
+
+def _positions(indices: Any) -> npt.NDArray[np.int64]:
+    rows = np.asarray(indices).reshape(-1)
+    if rows.size and rows.dtype.kind not in "iu":
+        raise TypeError(f"positions must be integers, got {rows.dtype}")
+    return rows.astype(np.int64)

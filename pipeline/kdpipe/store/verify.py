@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kdpipe.dataset import Dataset
-from kdpipe.errors import UnsealedStoreError
+from kdpipe.errors import StoreError, UnsealedStoreError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
 from kdpipe.store.join import changed_content, drifted_probes, join
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import missing_or_resized, open_store
 from kdpipe.store.reader import LogitStore
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
-    """Check every file's name, size and digest; return one line for each fault.
+    """Check every file's name, size and digest, and the shapes and ids; return one line for each fault.
 
     Raises:
         StoreError: the manifest itself cannot be read, or the store is not sealed.
@@ -37,7 +38,18 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
             if digest != found.files[name].digest:
                 faults.append(f"{name} does not match its digest")
             done(1)
-    return faults
+    return faults or _refusals(store, found)
+
+
+def _refusals(store: Path, found: Manifest) -> list[str]:
+    """Open every split, which checks shapes, chunking, codecs and the side arrays; return what it is refused for."""
+    refusals = []
+    for split in found.splits:
+        try:
+            open_store(store, split=split)
+        except StoreError as error:
+            refusals.append(str(error).removeprefix(f"{store}: "))
+    return refusals
 
 
 def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:

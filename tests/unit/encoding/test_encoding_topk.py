@@ -97,3 +97,12 @@ def test_rows_that_no_encoder_writes_are_found() -> None:
     ]
     codes = torch.from_numpy(np.array([good, *bad], np.uint16))
     assert TopK(2).invalid(codes, 5).tolist() == [False, *[True] * len(bad)]
+
+
+def test_no_row_looks_like_a_hole() -> None:
+    for classes in (2, 3):
+        encoded = TopK(1).encode(torch.full((4, classes), 2.5))
+        assert (encoded.codes != 0).any(axis=1).all()
+        codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
+        assert not TopK(1).invalid(codes, classes).any()
+        assert (TopK(1).decode(codes, row_max, classes) == 2.5).all()

@@ -12,8 +12,8 @@ import pytest
 import torch
 import zarr
 
-from kdpipe.errors import DivergedError, ModelError, StaleStoreError
-from kdpipe.store import Candidate, Choice, Plan, Provenance, build, open_store, summary
+from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError, StoreError
+from kdpipe.store import Candidate, Choice, Plan, Provenance, build, open_store, summary, verify_files
 from kdpipe.store.ledger import Ledger
 from tests.unit.store import small_store
 from tests.unit.store.small_store import contents, fill, make, make_plan, shard_logits
@@ -170,7 +170,23 @@ class TestFeatures:
         for view in range(2):
             expected = self.features("train", view, small_store.TRAIN).half().numpy()
             np.testing.assert_array_equal(array[view], expected)
+            rows = [7, 0, 19, 7]
+            np.testing.assert_array_equal(open_store(store).features(rows, view), expected[rows])
         assert summary(store)["features"] == self.DIM
+
+    def test_damaged_or_absent_are_errors(self, store: Path, tmp_path: Path) -> None:
+        path = store / "train/features/c/1/2/0"
+        content = bytearray(path.read_bytes())
+        content[3] ^= 1
+        path.write_bytes(content)
+        opened = open_store(store)
+        with pytest.raises(CorruptStoreError, match="features of view 1 of 'train', rows 16 to 17"):
+            opened.features([0, 17], view=1)
+        opened.features([0, 15], view=1)
+        assert verify_files(store) == ["train/features/c/1/2/0 does not match its digest"]
+        make(tmp_path / "plain.zarr")
+        with pytest.raises(StoreError, match="--features"):
+            open_store(tmp_path / "plain.zarr").features([0])
 
     def test_resume_to_the_same_bytes(self, store: Path, tmp_path: Path) -> None:
         self.make(tmp_path / "b.zarr", at_most=3)
