@@ -160,11 +160,11 @@ def verify(
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
     device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
-    """Check every file of a store against its manifest, and its samples against a dataset.
+    """Check every file of a store against its manifest, its samples against a dataset, its logits against a teacher.
 
     Example:
 
-        kdpipe verify logits.zarr --data digits
+        kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
     from kdpipe.store import verify_deep, verify_files
     from stages.console import progress

@@ -87,7 +87,7 @@ class StoreParams(StageParams):
 
     out: Path = Field(description="Store to write, NAME.zarr.")
     encoding: str = Field(
-        "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0> or topk<k>."
+        "fp16", description="How logits are kept: fp32, fp16, fp16r<1-9>, sqrtp<2-8>@<T0>, tailp<2-8>@<T> or topk<k>."
     )
     max_kl: float | None = Field(
         None, gt=0, description="Choose the smallest encoding whose mean KL on a pilot stays below this by 1.2."

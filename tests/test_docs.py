@@ -69,8 +69,9 @@ def test_a_stage_has_one_name_in_four_places() -> None:
     sections = yaml.safe_load((ROOT / "params.yaml").read_text())
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for name in STAGES:
-        assert name in stages
-        assert name.replace("-", "_") in sections
+        if name != "import-logits":  # the pipeline has a teacher to run
+            assert name in stages
+            assert name.replace("-", "_") in sections
         assert (ROOT / "stages" / f"{name.replace('-', '_')}.py").is_file()
     for stage in stages.values():
         for path in stage["deps"]:
@@ -96,7 +97,7 @@ def test_the_documented_script_decodes_what_the_teacher_said(built: Built, tmp_p
         assert (np.abs(decoded["train_logits"][view] - said) <= half_step + 1e-4).all()
 
 
-@pytest.mark.parametrize("name", ["fp32", "fp16r3", "sqrtp8@4", "sqrtp5@2", "topk4"])
+@pytest.mark.parametrize("name", ["fp32", "fp16r3", "sqrtp8@4", "sqrtp5@2", "tailp4@2", "tailp8@0.5", "topk4"])
 def test_the_documented_function_decodes_every_encoding(name: str) -> None:
     scope: dict[str, Callable[..., np.ndarray]] = {}
     exec(_python(FORMAT)[1], scope)

@@ -194,7 +194,7 @@ def test_readers_while_the_store_is_replaced(sealed: Path, shards: int | None) -
     reader.rows(1, 0, reader.num_samples)
     with build(sealed, make_plan(recipe=OTHER), overwrite=True) as builder:
         for shard in all_shards(builder)[:shards]:
-            builder.submit(shard, 1 + shard_logits(builder, shard))
+            builder.submit(shard, -shard_logits(builder, shard))
         builder.drain()
     for view in (0, 1):
         with pytest.raises(StaleStoreError, match="was replaced by another store since it was opened"):

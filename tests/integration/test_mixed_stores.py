@@ -13,7 +13,7 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import StaleStoreError
+from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.store import LogitStore, join_checked
 from kdpipe.student import CachedTargets, MixedTargets, refuse_mixture
 from kdpipe.views import Geometry, Renderer
@@ -161,3 +161,26 @@ def test_other_classes_are_refused(built: Built) -> None:
     second.manifest = second.manifest.model_copy(update={"classes": second.classes[::-1]})
     with pytest.raises(StaleStoreError, match=r"classes 0, 1, .*, the second 9, 8, "):
         refuse_mixture([first, second])
+
+
+class _Ordered:
+    """Targets that must be asked for in some order."""
+
+    def __init__(self, order: np.ndarray | None) -> None:
+        self._order = order
+
+    def start_epoch(self, view: int, next_view: int | None) -> None: ...
+
+    def order(self, *, data_seed: int, epoch: int) -> np.ndarray | None:
+        return self._order
+
+    def logits(self, indices: np.ndarray, pixels: torch.Tensor) -> torch.Tensor: ...
+
+
+def test_one_part_may_set_the_order_of_the_samples_two_may_not() -> None:
+    order = np.array([2, 0, 1])
+    mixed = MixedTargets([_Ordered(None), _Ordered(order)], (0.5, 0.5))
+    assert mixed.order(data_seed=0, epoch=0) is order
+    assert MixedTargets([_Ordered(None), _Ordered(None)], (0.5, 0.5)).order(data_seed=0, epoch=0) is None
+    with pytest.raises(StoreError, match="2 of the 3 stores do not fit in memory"):
+        MixedTargets([_Ordered(order), _Ordered(None), _Ordered(order)], (0.4, 0.3, 0.3)).order(data_seed=0, epoch=0)

@@ -142,3 +142,13 @@ def test_what_cannot_be_recomputed_is_said(built: Built, kdpipe: Kdpipe, tmp_pat
     outcome = kdpipe("verify", damaged, *VERIFY, built.weights)
     assert outcome.code == 1
     assert "train/codes/c/1/0/0 has 0 bytes" in outcome.err
+
+
+def test_imported_logits_have_no_teacher_to_ask(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    np.save(tmp_path / "train.npy", open_store(built.store).plane(0))
+    store = tmp_path / "l.zarr"
+    imported = ("import-logits", *LIMITS, "--teacher-name", "theirs", "--logits", tmp_path / "train.npy")
+    assert kdpipe(*imported, "--out", store).code == 0
+    outcome = kdpipe("verify", store, *VERIFY, built.weights)
+    assert outcome.code == 1
+    assert "there is no teacher to recompute them with" in outcome.last_line

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import JsonValue
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How a store's codes are compressed: settings of Zarr's ``blosc`` codec."""
+
+    cname: Literal["lz4", "zstd"]
+    shuffle: Literal["bitshuffle", "noshuffle"]
+    level: int = 5
+
+
+LZ4 = Compression("lz4", "bitshuffle")
+"""Fast; finds bits that do not change."""
+ZSTD = Compression("zstd", "noshuffle")
+"""Codes frequent bytes in fewer bits, which suits few levels."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +33,11 @@ class Encoded:
     codes: npt.NDArray[Any]
     """``(n, width)`` of the encoding's dtype."""
     row_max: npt.NDArray[np.float32]
-    """``(n,)``: each row's largest logit, subtracted before encoding."""
+    """``(n,)``: each row's largest logit, or a value near it; decoded rows have it as their largest."""
 
 
 class Encoding(Protocol):
-    """Turns float32 logits ``(n, classes)`` into codes and back. Decoding never changes a row's maximum."""
+    """Turns float32 logits ``(n, classes)`` into codes and back. A decoded row's largest logit is its ``row_max``."""
 
     @property
     def name(self) -> str:
@@ -31,6 +46,10 @@ class Encoding(Protocol):
     @property
     def dtype(self) -> str:
         """NumPy name of the codes' dtype."""
+
+    @property
+    def compression(self) -> Compression:
+        """How a store compresses the codes."""
 
     @property
     def max_temperature(self) -> float | None:

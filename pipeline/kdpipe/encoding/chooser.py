@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.encoding.base import Encoding
+from kdpipe.encoding.base import LZ4, Compression, Encoded, Encoding
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.names import get
 from kdpipe.errors import ParamsError
@@ -20,6 +20,7 @@ from kdpipe.errors import ParamsError
 CANDIDATES = (
     *("fp32", "fp16", *(f"fp16r{bits}" for bits in range(9, 1, -1))),
     *(f"sqrtp{bits}@{temperature}" for bits in range(8, 3, -1) for temperature in (1, 2, 4, 8, 16)),
+    *(f"tailp{bits}@{temperature}" for bits in range(8, 1, -1) for temperature in (1, 2, 4, 8, 16, 32)),
 )
 """What is measured unless the caller names others."""
 
@@ -34,7 +35,7 @@ class Measured:
 
     name: str
     bytes_per_sample: float
-    """Of the compressed codes; the row maxima are the same for all."""
+    """Of the compressed codes and row maxima."""
     kl: tuple[float, ...]
     """Mean KL at each of the wanted temperatures."""
     within: bool
@@ -94,16 +95,22 @@ def _measure(encoding: Encoding, logits: torch.Tensor, temperatures: Sequence[fl
     losses = tuple(float(kl(logits, decoded, temperature).mean()) for temperature in temperatures)
     return Measured(
         encoding.name,
-        compressed_bytes(encoded.codes) / len(logits),
+        stored_bytes(encoded, encoding.compression) / len(logits),
         losses,
         _serves(encoding, temperatures) and max(losses) <= limit,
     )
 
 
-def compressed_bytes(codes: npt.NDArray[Any]) -> int:
+def stored_bytes(encoded: Encoded, compression: Compression) -> int:
+    """Return the size of codes and row maxima compressed as a store does."""
+    return compressed_bytes(encoded.codes, compression) + compressed_bytes(encoded.row_max[:, None])
+
+
+def compressed_bytes(codes: npt.NDArray[Any], compression: Compression = LZ4) -> int:
     """Return the size of codes ``(n, width)`` compressed as a store does, in chunks of about 2 MB."""
     numcodecs.blosc.use_threads = False
-    blosc = numcodecs.blosc.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.blosc.BITSHUFFLE)
+    shuffle = {"bitshuffle": numcodecs.blosc.BITSHUFFLE, "noshuffle": numcodecs.blosc.NOSHUFFLE}[compression.shuffle]
+    blosc = numcodecs.blosc.Blosc(cname=compression.cname, clevel=compression.level, shuffle=shuffle)
     rows = max(1, _CHUNK_BYTES // (codes.shape[1] * codes.itemsize))
     blocks = (np.ascontiguousarray(codes[start : start + rows]) for start in range(0, len(codes), rows))
     return sum(len(blosc.encode(block)) for block in blocks)

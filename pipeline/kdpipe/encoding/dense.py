@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import Encoded, shift
+from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
 
 _FLOAT32_MANTISSA = 23
 _LOWEST = 0xFBFF
@@ -37,6 +37,11 @@ class Dense:
     def name(self) -> str:
         """``fp32``, ``fp16`` or ``fp16r<bits>``."""
         return f"fp{self.dtype.removeprefix('float')}" + ("" if self.mantissa is None else f"r{self.mantissa}")
+
+    @property
+    def compression(self) -> Compression:
+        """The fast one."""
+        return LZ4
 
     @property
     def max_temperature(self) -> None:
@@ -67,7 +72,8 @@ class Dense:
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Decode to float32 ``(n, classes)``."""
-        return codes.to(torch.float32) + row_max[:, None]
+        logits = codes.to(torch.float32)
+        return logits + row_max[:, None] if logits is codes else logits.add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Rows whose largest code is not zero, or that are not finite."""

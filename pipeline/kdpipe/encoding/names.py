@@ -13,10 +13,11 @@ import numpy as np
 from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.dense import Dense
 from kdpipe.encoding.sqrtp import SqrtP
+from kdpipe.encoding.tailp import TailP
 from kdpipe.encoding.topk import TopK
 from kdpipe.errors import CorruptStoreError, ParamsError, did_you_mean
 
-FORMS = ("fp32", "fp16", "fp16r<1-9>", "sqrtp<2-8>@<T0>", "topk<k>")
+FORMS = ("fp32", "fp16", "fp16r<1-9>", "sqrtp<2-8>@<T0>", "tailp<2-8>@<T>", "topk<k>")
 """The forms of a name, for help texts."""
 
 _MAX_K = 65_535
@@ -24,9 +25,19 @@ _TEMPERATURES = (0.01, 1000.0)
 
 
 def _sqrtp(bits: str, temperature: str) -> SqrtP | None:
-    value = float(temperature)
+    value = _temperature(temperature)
+    return None if value is None else SqrtP.nominal(int(bits), value)
+
+
+def _tailp(bits: str, temperature: str) -> TailP | None:
+    value = _temperature(temperature)
+    return None if value is None else TailP.nominal(int(bits), value)
+
+
+def _temperature(text: str) -> float | None:
+    value = float(text)
     plain = float(f"{value:g}") == value and "e" not in f"{value:g}"
-    return SqrtP.nominal(int(bits), value) if plain and _TEMPERATURES[0] <= value <= _TEMPERATURES[1] else None
+    return value if plain and _TEMPERATURES[0] <= value <= _TEMPERATURES[1] else None
 
 
 def _topk(k: str) -> TopK | None:
@@ -38,12 +49,14 @@ _PATTERNS: dict[str, Callable[..., Encoding | None]] = {
     r"fp16": lambda: Dense("float16"),
     r"fp16r([1-9])": lambda bits: Dense("float16", mantissa=int(bits)),
     r"sqrtp([2-8])@([0-9]{1,6}(?:\.[0-9]{1,6})?)": _sqrtp,
+    r"tailp([2-8])@([0-9]{1,6}(?:\.[0-9]{1,6})?)": _tailp,
     r"topk([1-9][0-9]{0,5})": _topk,
 }
 
 _EXAMPLES = (
     *("fp32", "fp16", *(f"fp16r{bits}" for bits in range(1, 10))),
     *(f"sqrtp{bits}@{temperature}" for bits in range(2, 9) for temperature in (1, 2, 4, 8, 16)),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in (1, 2, 4, 8, 16, 32)),
     *("topk5", "topk10", "topk50", "topk100"),
 )
 
@@ -61,7 +74,7 @@ def get(name: str) -> Encoding:
             return found
     hint = did_you_mean(name, _EXAMPLES) or "."
     raise ParamsError(
-        f"unknown encoding '{name}'{hint} Known: {', '.join(FORMS)}, with T0 from {_TEMPERATURES[0]:g} to "
+        f"unknown encoding '{name}'{hint} Known: {', '.join(FORMS)}, with T0 and T from {_TEMPERATURES[0]:g} to "
         f"{_TEMPERATURES[1]:g} in at most six digits and k up to {_MAX_K}."
     )
 
@@ -80,12 +93,18 @@ def from_description(description: Mapping[str, Any]) -> Encoding:
     except ParamsError as error:
         raise CorruptStoreError(f"the encoding's description is of no known encoding: {error}") from None
     if isinstance(found, SqrtP):
-        found = SqrtP(found.bits, found.temperature, _table(description.get("table"), 2**found.bits, name))
+        found = _with_table(found, description, name)
+    elif isinstance(found, TailP):
+        found = TailP(_with_table(found.levels, description, name))
     expected = found.describe()
     for key in sorted(expected.keys() | description.keys()):
         if key not in description or key not in expected or not _same(description[key], expected[key]):
             raise CorruptStoreError(f"the description of encoding '{name}' has an entry '{key}' that does not fit it.")
     return found
+
+
+def _with_table(levels: SqrtP, description: Mapping[str, Any], name: str) -> SqrtP:
+    return SqrtP(levels.bits, levels.temperature, _table(description.get("table"), 2**levels.bits, name))
 
 
 def _table(values: Any, levels: int, name: str) -> tuple[float, ...]:

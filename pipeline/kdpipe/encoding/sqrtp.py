@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import Encoded, shift
+from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
 
 _LOWEST = -600.0
 """Smallest ``d / T0`` that is told from minus infinity; ``exp`` of it is still a normal float64."""
@@ -59,6 +59,11 @@ class SqrtP:
         return "uint8"
 
     @property
+    def compression(self) -> Compression:
+        """The fast one."""
+        return LZ4
+
+    @property
     def max_temperature(self) -> float:
         """T0."""
         return self.temperature
@@ -85,7 +90,7 @@ class SqrtP:
         without a logit keep their nominal value, which lies within the level too.
         """
         pilot = logits.detach().cpu()
-        codes = self._codes(shift(pilot, lowest=-math.inf)[0]).flatten().numpy()
+        codes = self.quantise(shift(pilot, lowest=-math.inf)[0]).flatten().numpy()
         shifted = (pilot - pilot.amax(dim=1, keepdim=True)).double().div_(self.temperature).clamp_(min=_LOWEST).exp_()
         weight = (1 / shifted.sum(dim=1, keepdim=True)).expand_as(shifted)
         levels = 2**self.bits
@@ -100,7 +105,12 @@ class SqrtP:
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)`` by comparing with the levels' bounds: equal codes on every device."""
         shifted, row_max = shift(logits, lowest=-math.inf)
-        return Encoded(self._codes(shifted).to(torch.uint8).cpu().numpy(), row_max.cpu().numpy())
+        return Encoded(self.quantise(shifted).to(torch.uint8).cpu().numpy(), row_max.cpu().numpy())
+
+    def quantise(self, shifted: torch.Tensor) -> torch.Tensor:
+        """Return the uint8 levels of float32 logits minus their row's maximum."""
+        bounds = torch.tensor(_bounds(self.bits, self.temperature), dtype=torch.float32, device=shifted.device)
+        return torch.bucketize(shifted, bounds, out_int32=True, right=True).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Decode to float32 ``(n, classes)`` by looking codes up in the table."""
@@ -122,10 +132,6 @@ class SqrtP:
             "table": list(self.table),
             "decode": "float32(table)[codes] + row_max",
         }
-
-    def _codes(self, shifted: torch.Tensor) -> torch.Tensor:
-        bounds = torch.tensor(_bounds(self.bits, self.temperature), dtype=torch.float32, device=shifted.device)
-        return torch.bucketize(shifted, bounds, out_int32=True, right=True)
 
 
 @cache

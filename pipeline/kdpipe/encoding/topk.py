@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import Encoded, shift
+from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
 from kdpipe.errors import ParamsError
 
 _WORD = 65_536
@@ -51,6 +51,11 @@ class TopK:
     def dtype(self) -> str:
         """Words of 16 bits."""
         return "uint16"
+
+    @property
+    def compression(self) -> Compression:
+        """The fast one."""
+        return LZ4
 
     @property
     def max_temperature(self) -> float:

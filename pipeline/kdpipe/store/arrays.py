@@ -12,6 +12,7 @@ import numcodecs.blosc
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from kdpipe.encoding import LZ4, Compression, Encoding
 from kdpipe.store.manifest import Split
 
 _SIDE_ROWS = 1_048_576
@@ -34,10 +35,12 @@ class Spec:
     dtype: str
     dimensions: tuple[str, ...]
     fill: float | int
+    compression: Compression = LZ4
 
 
-def specs(split: Split, *, width: int, dtype: str, features: int | None = None) -> dict[str, Spec]:
-    """Return the arrays of a split by name; ``width`` is the number of codes per sample, ``features`` of features."""
+def specs(split: Split, *, encoding: Encoding, classes: int, features: int | None = None) -> dict[str, Spec]:
+    """Return the arrays of a split by name; ``features`` is the number of features per sample."""
+    width, dtype = encoding.width(classes), encoding.dtype
     samples, planes, probes = split.samples, split.planes, split.probes
     side = min(samples, _SIDE_ROWS)
     code_fill: float | int = float("nan") if dtype.startswith("float") else 0
@@ -49,6 +52,7 @@ def specs(split: Split, *, width: int, dtype: str, features: int | None = None) 
             dtype,
             ("view", "sample", "class"),
             code_fill,
+            encoding.compression,
         ),
         "row_max": Spec((planes, samples), (1, split.shard_rows), None, "float32", ("view", "sample"), float("nan")),
         "labels": Spec((samples,), (side,), None, "int32", ("sample",), -1),
@@ -80,7 +84,12 @@ def create(group: zarr.Group, expected: dict[str, Spec]) -> None:
             dtype=spec.dtype,
             fill_value=spec.fill,
             dimension_names=spec.dimensions,
-            compressors=[BloscCodec(cname="lz4", shuffle="bitshuffle", clevel=5), Crc32cCodec()],
+            compressors=[
+                BloscCodec(
+                    cname=spec.compression.cname, shuffle=spec.compression.shuffle, clevel=spec.compression.level
+                ),
+                Crc32cCodec(),
+            ],
         )
 
 

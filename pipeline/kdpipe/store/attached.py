@@ -197,7 +197,8 @@ class _Known:
 def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_index: bool) -> npt.NDArray[np.int64]:
     """Return the store's row of each sample of someone else's dataset, int64 ``(len(dataset),)``."""
     name = _name(dataset)
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+    stream = isinstance(dataset, torch.utils.data.IterableDataset)
+    if stream or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DatasetError(f"{name} is not a map-style dataset, expected one with a length and items by index.")
     if keys is not None and by_index:
         raise TypeError("samples are joined by keys or by_index, not by both")

@@ -51,8 +51,8 @@ class LogitStore:
         self._planes: OrderedDict[int, Plane] = OrderedDict()
         self._specs = arrays.specs(
             found.splits[split],
-            width=self._encoding.width(self.num_classes),
-            dtype=self._encoding.dtype,
+            encoding=self._encoding,
+            classes=self.num_classes,
             features=found.features,
         )
         self._check_arrays()

@@ -1,9 +1,9 @@
 """A store's data files, decoded without Zarr: nothing in them is believed before it is checked.
 
-The format is fixed. A chunk is a Blosc buffer (lz4, or stored where that is smaller) and its crc32c, 4 bytes. A shard
-is a file of chunks and, at its end, the index: the ``(offset, size)`` of each chunk as uint64 pairs, both 2^64 - 1
-where there is none, and the index's own crc32c. All numbers are little-endian. Faults are ``ValueError``; the caller
-knows which rows they cost.
+The format is fixed. A chunk is a Blosc buffer (lz4 or zstd, or stored where that is smaller) and its crc32c, 4 bytes.
+A shard is a file of chunks and, at its end, the index: the ``(offset, size)`` of each chunk as uint64 pairs, both
+2^64 - 1 where there is none, and the index's own crc32c. All numbers are little-endian. Faults are ``ValueError``;
+the caller knows which rows they cost.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ MAX_CHUNK_BYTES = 2**31 - 1 - 16
 
 _HEADER = struct.Struct("<BBBBIII")
 _FORMAT = (2, 1)
-"""Versions of Blosc's format and of its lz4 format."""
+"""Versions of Blosc's format and of its lz4 and zstd formats."""
 _STORED = 0x02
-_LZ4 = 1
+_CODECS = (1, 4)
+"""Blosc's numbers of lz4 and zstd."""
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
@@ -100,14 +101,14 @@ def _checked(content: _Bytes, what: str) -> _Bytes:
 
 
 def _check_header(content: _Bytes, out: npt.NDArray[Any]) -> None:
-    """Make sure that Blosc will write exactly ``out`` and read exactly ``content``, by lz4 or by a plain copy."""
+    """Make sure that Blosc will write exactly ``out`` and read exactly ``content``, by lz4, zstd or a plain copy."""
     if len(content) < _HEADER.size:
         raise ValueError("the chunk is shorter than a Blosc header")
     version, codec_version, flags, item_bytes, decoded, block, encoded = _HEADER.unpack(
         content[: _HEADER.size].tobytes()
     )
-    if (version, codec_version) != _FORMAT or not (flags >> 5 == _LZ4 or flags & _STORED):
-        raise ValueError("the chunk is no Blosc buffer of lz4")
+    if (version, codec_version) != _FORMAT or not (flags >> 5 in _CODECS or flags & _STORED):
+        raise ValueError("the chunk is no Blosc buffer of lz4 or zstd")
     if (decoded, encoded) != (out.nbytes, len(content)):
         raise ValueError(f"the chunk claims {encoded} bytes for {decoded}, expected {len(content)} for {out.nbytes}")
     if not 0 < block <= decoded or item_bytes != out.itemsize:

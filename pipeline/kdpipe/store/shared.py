@@ -1,12 +1,11 @@
 """Soft targets for data-loading workers: decoded by one process, in memory that all of them share.
 
-A worker that was forked after its parent has decoded Zarr may deadlock in Zarr, and a plane per worker costs too
-much memory. So workers only gather: the parent decodes a view into shared memory and says that it is there.
+A plane per worker would cost too much memory, and a worker that outlives an epoch has to learn of the next view. So
+workers only gather: their parent decodes a view into shared memory and says that it is there.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.context import get_spawning_popen
@@ -29,28 +28,30 @@ class Origin:
     path: Path
     split: str
     digest: str
+    memory_limit: int
+    """Bytes that all views in memory may take."""
     rows: npt.NDArray[np.int64]
     """The store's row of each sample, ``(n,)``."""
 
     @classmethod
     def of(cls, store: LogitStore, rows: npt.NDArray[np.int64]) -> Origin:
         """Remember where the samples at ``rows`` of an open store are."""
-        return cls(store.path.absolute(), store.split, store.digest, rows)
+        return cls(store.path.absolute(), store.split, store.digest, store.memory_limit, rows)
 
     def read(self, view: int) -> Plane:
-        """Decode a view.
+        """Decode the samples of a view.
 
         Raises:
             StaleStoreError: there is another store at the path by now.
-            StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.codes``.
+            StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.gather``.
         """
-        store = open_store(self.path, self.split)
+        store = open_store(self.path, self.split, memory_limit=self.memory_limit)
         if store.digest != self.digest:
             raise StaleStoreError(
                 f"{self.path} has been made anew: its digest is {store.digest}, and was {self.digest} when the dataset "
                 "was attached. Attach it again."
             )
-        return store.codes(view)
+        return store.gather(view, self.rows)
 
 
 class SharedTargets:
@@ -65,13 +66,18 @@ class SharedTargets:
         """Decode ``view`` into the first of ``slots``; see ``Origin.read`` for errors.
 
         Raises:
-            StoreError: there is not enough shared memory.
+            StoreError: the slots take more than the memory limit, or there is not enough shared memory.
         """
         self._origin = origin
-        self._owner = os.getpid()
         plane = origin.read(view)
+        needed = slots * (plane.codes.nbytes + plane.row_max.nbytes)
+        if needed > origin.memory_limit:
+            raise StoreError(
+                f"{origin.path}: {slots} views of {len(origin.rows):,} samples take {needed:,} bytes of memory, the "
+                f"limit is {origin.memory_limit:,}. Open the store with a higher memory_limit, or attach fewer samples."
+            )
         try:
-            self._slots = tuple(_shared_like(plane, len(origin.rows)) for _ in range(slots))
+            self._slots = tuple(_shared_like(plane) for _ in range(slots))
         except RuntimeError as error:
             raise StoreError(
                 f"{origin.path}: no shared memory for {slots} views of {len(origin.rows)} samples ({error}). "
@@ -89,16 +95,10 @@ class SharedTargets:
     def show(self, view: int) -> None:
         """Decode ``view`` unless a slot holds it, and show it to all processes that share the memory.
 
-        Raises:
-            StoreError: this is a fork of the process that attached the store; or see ``Origin.read``.
+        See ``Origin.read`` for errors.
         """
         if view == self.view:
             return
-        if os.getpid() != self._owner:
-            raise StoreError(
-                f"{self._origin.path}: the view was changed in a forked process, where reading Zarr can deadlock. "
-                "Change it in the process that attached the store, or attach it after the fork."
-            )
         slot = (int(self._shown) + 1) % len(self._slots)
         if int(self._held[slot]) != view:
             self._fill(slot, view, self._origin.read(view))
@@ -110,9 +110,8 @@ class SharedTargets:
         return int(self._held[slot]), self._slots[slot].logits(torch.tensor(samples, dtype=torch.int64))
 
     def _fill(self, slot: int, view: int, plane: Plane) -> None:
-        rows = torch.from_numpy(self._origin.rows)
-        torch.index_select(plane.codes, 0, rows, out=self._slots[slot].codes)
-        torch.index_select(plane.row_max, 0, rows, out=self._slots[slot].row_max)
+        self._slots[slot].codes.copy_(plane.codes)
+        self._slots[slot].row_max.copy_(plane.row_max)
         self._held[slot] = view
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -121,15 +120,11 @@ class SharedTargets:
             return partial(SharedTargets, view=self.view, slots=len(self._slots)), (self._origin,)
         return super().__reduce_ex__(protocol)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Arrive in a spawned process, which may read Zarr itself."""
-        self.__dict__.update(state, _owner=os.getpid())
 
-
-def _shared_like(plane: Plane, samples: int) -> Plane:
+def _shared_like(plane: Plane) -> Plane:
     return Plane(
-        codes=_share(plane.codes.new_empty((samples, plane.codes.shape[1]))),
-        row_max=_share(plane.row_max.new_empty((samples,))),
+        codes=_share(torch.empty_like(plane.codes)),
+        row_max=_share(torch.empty_like(plane.row_max)),
         encoding=plane.encoding,
         classes=plane.classes,
     )

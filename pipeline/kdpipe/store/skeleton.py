@@ -132,9 +132,7 @@ def side_files(found: Manifest) -> set[str]:
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
     chosen = encoding.from_description(found.encoding)
-    return arrays.specs(
-        found.splits[split], width=chosen.width(len(found.classes)), dtype=chosen.dtype, features=found.features
-    )
+    return arrays.specs(found.splits[split], encoding=chosen, classes=len(found.classes), features=found.features)
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:

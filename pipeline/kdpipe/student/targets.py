@@ -31,7 +31,7 @@ class CachedTargets:
     """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
 
     def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
-        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; ``soft_targets`` chooses."""
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; see ``soft_targets``."""
         self._store = store
         self._rows = torch.from_numpy(rows)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-plane")

@@ -75,7 +75,7 @@ def recompute(
         indices = drawn[plane_of == number] - (ends[number] - len(positions))
         renderer = _renderer(stores[split], dataset, forward)
         said.append(forward(renderer(indices, view)).cpu())
-        held.append(torch.from_numpy(stores[split].logits(positions[indices], view)))
+        held.append(stores[split].gather(view, positions[indices]).logits(slice(None)))
     return _compare(next(iter(stores.values())), torch.cat(said), torch.cat(held), device=forward.device)
 
 

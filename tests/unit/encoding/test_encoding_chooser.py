@@ -53,7 +53,7 @@ def test_the_usual_candidates() -> None:
     found = choose(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4])
     assert tuple(row.name for row in found.table) == CANDIDATES
     assert [encoding.get(name).name for name in CANDIDATES] == list(CANDIDATES)
-    assert len(CANDIDATES) == 2 + 8 + 25
+    assert len(CANDIDATES) == 2 + 8 + 25 + 42
     assert choose(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4]) == found
     assert choose(pilot(64, 20), max_kl=1e-9, temperatures=[1, 4]).encoding.name == "fp32"
 

@@ -15,6 +15,7 @@ from kdpipe.errors import CorruptStoreError, ParamsError
 NAMES = [
     *("fp32", "fp16", *(f"fp16r{bits}" for bits in range(1, 10))),
     *(f"sqrtp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
     *("topk1", "topk5", "topk65535"),
 ]
 
@@ -77,6 +78,7 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_the_forms(name: str, sug
         ("fp32", None, True, {10: 10, 1000: 1000}),
         ("fp16r3", None, True, {10: 10}),
         ("sqrtp6@2.5", 2.5, True, {10: 10}),
+        ("tailp6@2.5", 5.0, True, {10: 11}),
         ("topk5", 1.0, False, {6: 11, 65_536: 11, 65_537: 16}),
     ],
 )
@@ -94,6 +96,10 @@ def decode_alone(described: dict[str, Any], codes: np.ndarray, row_max: np.ndarr
         return codes.astype(np.float32) + row_max[:, None]
     if described["decode"] == "float32(table)[codes] + row_max":
         return np.array(described["table"], np.float32)[codes] + row_max[:, None]
+    if described["decode"].startswith("levels = codes[:, :-1]; tail = float32(-tail_step) * float32(codes[:, -1:]);"):
+        levels = codes[:, :-1]
+        tail = np.float32(-described["tail_step"]) * np.float32(codes[:, -1:])
+        return np.where(levels == 0, tail, np.float32(described["table"])[levels]) + row_max[:, None]
     k, (rows, width) = described["k"], codes.shape
     assert described["decode"].startswith("k = number of values kept; words = codes as uint16 (n, width)")
     index = codes[:, :k].astype(np.int64)
@@ -106,7 +112,9 @@ def decode_alone(described: dict[str, Any], codes: np.ndarray, row_max: np.ndarr
 
 
 @pytest.mark.parametrize("classes", [10, 70_000])
-@pytest.mark.parametrize("name", ["fp32", "fp16", "fp16r4", "sqrtp8@4", "sqrtp3@1", "topk1", "topk7"])
+@pytest.mark.parametrize(
+    "name", ["fp32", "fp16", "fp16r4", "sqrtp8@4", "sqrtp3@1", "tailp4@2", "tailp2@0.3", "topk1", "topk7"]
+)
 def test_the_description_suffices_to_decode(name: str, classes: int) -> None:
     logits = 4 * torch.randn(6, classes, generator=torch.Generator().manual_seed(1))
     chosen = encoding.get(name).calibrate(logits)
@@ -160,7 +168,27 @@ def test_a_wrong_description_is_refused(change: dict[str, Any]) -> None:
         encoding.from_description({**described, **change})
 
 
-@pytest.mark.parametrize("name", ["fp16", "sqrtp8@4", "topk5"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "sqrtp2@4"},
+        {"name": "tailp2@8"},
+        {"tail_step": 0.25},
+        {"tail_step": float("nan")},
+        {"tail_step": 1},
+        {"table": TABLE[1:]},
+        {"table": [*TABLE[:-1], 1.0]},
+        {"decode": "float32(table)[codes] + row_max"},
+    ],
+)
+def test_a_wrong_description_of_tails_is_refused(change: dict[str, Any]) -> None:
+    described = encoding.get("tailp2@4").describe()
+    assert encoding.from_description({**described, "table": [-100.0, *TABLE[1:]]}).encode(torch.zeros(1, 2))
+    with pytest.raises(CorruptStoreError, match="encoding"):
+        encoding.from_description({**described, **change})
+
+
+@pytest.mark.parametrize("name", ["fp16", "sqrtp8@4", "tailp8@4", "topk5"])
 def test_a_description_lacks_nothing(name: str) -> None:
     described = encoding.get(name).describe()
     for key in described:

@@ -16,7 +16,7 @@ from kdpipe.dataset import load
 def main() -> None:
     path, spec, out, epochs, workers, method, persistent = sys.argv[1:]
     store = open_store(path)
-    store.plane(0)  # the trap: from here on, a fork must not read Zarr
+    store.plane(0)  # threads have run: what a fork inherits of them must not be needed
     attached = store.attach(load(spec, "train"))
     loader = DataLoader(
         attached,

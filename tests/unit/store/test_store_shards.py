@@ -23,7 +23,7 @@ from kdpipe.errors import StoreError
 from kdpipe.store import layout, open_store, shards
 from tests.unit.store import small_store
 
-ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3")
+ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3", "tailp5@4")
 ROWS, WIDTH = 4, 500
 
 
@@ -123,7 +123,6 @@ FORGED: dict[str, Callable[[], bytes]] = {
     "a huge block": lambda: header(chunk(VALUES), at=8, value=2**31 - 1),
     "no block": lambda: header(chunk(VALUES), at=8, value=0),
     "another item size": lambda: chunk(VALUES.view(np.uint8)),
-    "zstd": lambda: chunk(np.zeros_like(VALUES), cname=b"zstd"),
     "zlib": lambda: chunk(np.zeros_like(VALUES), cname=b"zlib"),
     "blosclz": lambda: chunk(np.zeros_like(VALUES), cname=b"blosclz"),
     "another version": lambda: header(chunk(VALUES), at=0, value=3, size="<B"),

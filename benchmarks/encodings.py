@@ -1,0 +1,199 @@
+"""Bytes against KL: every encoding of kdpipe and the cache formats of others, on the same logits.
+
+    python benchmarks/encodings.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
+
+Encodings are calibrated on 2,048 rows and measured on the others. Bytes are compressed codes and row maxima, as a
+store keeps them. Writes benchmarks/results/encodings.json, .csv and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import teacher_logits
+import torch
+from published_formats import FORMATS, Format
+
+from kdpipe.encoding import Encoding, get, kl
+from kdpipe.encoding.chooser import CANDIDATES, stored_bytes
+from stages.provenance import git_revision, versions
+
+RESULTS = Path(__file__).parent / "results"
+TEMPERATURES = (1.0, 4.0)
+PILOT = 2_048
+MORE = (
+    *(f"sqrtp{bits}@{temperature}" for bits in (2, 3) for temperature in (1, 2, 4, 8, 16)),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in (1.4, 2.8, 5.6, 11)),
+)
+TOPK = tuple(f"topk{k}" for k in (1, 2, 3, 5, 10, 20, 50, 100))
+BUDGET = 1e-3
+"""KL at which sizes are compared with raw float32."""
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Measure all on all, and write table, checks and picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="CIFAR-10 as kdpipe takes it")
+    parser.add_argument("--teacher", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--rows", type=int, default=20_000, help="rows with 10 classes")
+    parser.add_argument("--wide-rows", type=int, default=8_192, help="rows with 1,000 classes")
+    options = parser.parse_args()
+
+    sets = {
+        "cifar10": teacher_logits.cifar10(options.data, options.teacher, options.weights, rows=options.rows),
+        "described-1000": teacher_logits.described(rows=options.wide_rows),
+        "independent-1000": teacher_logits.independent(rows=options.wide_rows),
+    }
+    table: list[Row] = []
+    for name, logits in sets.items():
+        pilot, held_out = logits.values[:PILOT], logits.values[PILOT:]
+        classes = held_out.shape[1]
+        names = dict.fromkeys((*CANDIDATES, *MORE, *(each for each in TOPK if int(each[4:]) < classes)))
+        rows = [ours(get(each).calibrate(pilot), held_out) for each in names]
+        rows += [theirs(each, held_out) for each in FORMATS if each.k < classes]
+        table += [{"logits": name, **row} for row in rows]
+    by_set = {name: [row for row in table if row["logits"] == name] for name in sets}
+    result = {
+        "command": "python benchmarks/encodings.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors",
+        "logits": {
+            name: teacher_logits.summary(each.values) | {"teacher_rows_per_second": each.rows_per_second}
+            for name, each in sets.items()
+        },
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+        "against_raw": [row for name, rows in by_set.items() for row in against_raw(rows, sets[name].values.shape[1])],
+        "against_published": [row for rows in by_set.values() for row in against_published(rows)],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "encodings.json").write_text(json.dumps(result, indent=1) + "\n")
+    with (RESULTS / "encodings.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
+        writer.writeheader()
+        writer.writerows(table)
+    draw(table, list(sets))
+    for row in result["against_raw"]:
+        print(*row.values())
+    for row in result["against_published"]:
+        print("lower " if row["lower"] else "HIGHER", *row.values())
+
+
+def ours(encoding: Encoding, logits: torch.Tensor) -> Row:
+    """Measure one of kdpipe's encodings."""
+    encoded = encoding.encode(logits)
+    codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
+    decoded = encoding.decode(codes, row_max, logits.shape[1])
+    size = stored_bytes(encoded, encoding.compression) / len(logits)
+    return {
+        "family": re.match(r"fp\d*|[a-z]+", encoding.name)[0],
+        "name": encoding.name,
+        "bytes": size,
+        "bytes_packed": size,
+        **losses(logits, decoded),
+        "max_temperature": encoding.max_temperature,
+        "encode_rows_per_second": rate(lambda: encoding.encode(logits), len(logits)),
+        "decode_rows_per_second": rate(lambda: encoding.decode(codes, row_max, logits.shape[1]), len(logits)),
+    }
+
+
+def theirs(form: Format, logits: torch.Tensor) -> Row:
+    """Measure a published format."""
+    read = form.roundtrip(logits, form.k)
+    return {
+        "family": form.name,
+        "name": f"{form.name} {form.k}",
+        "bytes": read.stored,
+        "bytes_packed": read.packed,
+        **losses(logits, read.log_probabilities),
+        "source": form.source,
+    }
+
+
+def losses(logits: torch.Tensor, decoded: torch.Tensor) -> dict[str, float]:
+    """Return the mean KL at each temperature."""
+    return {f"kl_t{t:g}": float(kl(logits, decoded, t).mean()) for t in TEMPERATURES}
+
+
+def rate(work: Callable[[], object], rows: int) -> float:
+    """Return rows per second, median of three."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return rows / statistics.median(seconds)
+
+
+def against_published(rows: list[Row]) -> list[Row]:
+    """Compare each published format with the best of ours that is no larger and serves the temperature."""
+    found = []
+    for row, size, t in product((row for row in rows if "source" in row), ("bytes", "bytes_packed"), TEMPERATURES):
+        key = f"kl_t{t:g}"
+        fitting = [each for each in rows if each["bytes"] <= row[size] and _serves(each, t)]
+        best = min(fitting, key=lambda each: each[key], default={"name": None, "bytes": None, key: math.inf})
+        lower = best[key] < row[key]
+        found.append(
+            {"logits": row["logits"], "format": row["name"], "temperature": t, "counting": size, "its_bytes": row[size]}
+            | {"its_kl": row[key], "best": best["name"], "best_bytes": best["bytes"]}
+            | {"best_kl": best[key] if best["name"] else None, "lower": lower}
+        )
+    return found
+
+
+def against_raw(rows: list[Row], classes: int) -> list[Row]:
+    """Return the smallest of ours whose KL stays within ``BUDGET``, against four bytes a class."""
+    found = []
+    for temperatures in ((1.0,), TEMPERATURES):
+        within = [row for row in rows if all(row[f"kl_t{t:g}"] <= BUDGET and _serves(row, t) for t in temperatures)]
+        best = min(within, key=lambda row: row["bytes"])
+        found.append(
+            {"logits": best["logits"], "within": BUDGET, "temperatures": temperatures, "name": best["name"]}
+            | {"bytes": best["bytes"], "times_smaller_than_fp32": 4 * classes / best["bytes"]}
+        )
+    return found
+
+
+def _serves(row: Row, temperature: float) -> bool:
+    return "source" not in row and temperature <= (row["max_temperature"] or math.inf)
+
+
+def draw(table: list[Row], names: list[str]) -> None:
+    """Draw bytes against KL, one panel for each set of logits and temperature."""
+    figure, panels = plt.subplots(len(TEMPERATURES), len(names), figsize=(5 * len(names), 8), squeeze=False)
+    for column, name in enumerate(names):
+        rows = [row for row in table if row["logits"] == name and row["kl_t1"] > 0]
+        for line, t in enumerate(TEMPERATURES):
+            panel = panels[line][column]
+            for family in dict.fromkeys(row["family"] for row in rows):
+                points = sorted((r["bytes"], r[f"kl_t{t:g}"]) for r in rows if r["family"] == family)
+                published = any("source" in r for r in rows if r["family"] == family)
+                panel.plot(*zip(*points, strict=True), "s" if published else ".", label=family)
+            panel.set(xscale="log", yscale="log", xlabel="bytes per row", ylabel=f"mean KL at T = {t:g}", title=name)
+            panel.set_ylim(1e-6, 2)
+            panel.grid(alpha=0.3)
+    panels[0][1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(RESULTS / "encodings.png", dpi=70)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
