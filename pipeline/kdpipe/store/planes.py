@@ -228,7 +228,8 @@ class PlaneReader:
             bad = self._encoding.invalid(torch.from_numpy(values), self._classes).numpy()
         else:
             bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        return f"no valid values in {int(bad.sum())} rows" if bad.any() else None
+        count = int(bad.sum())
+        return f"no valid values in {count} row{'s' if count > 1 else ''}" if count else None
 
     def _place(self, job: _Job, view: int) -> str:
         first = job.piece.chunk * job.array.chunk_rows

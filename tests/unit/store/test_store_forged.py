@@ -165,8 +165,8 @@ def test_codes_that_no_encoder_writes_are_refused(sealed: Path, value: float) ->
     forged_chunk(sealed, bytes(numcodecs.blosc.compress(codes, b"lz4", 5, 2)))
     assert verify_files(sealed) == []
     faults = verify_deep(sealed)
-    assert faults[0] == "codes of view 0 of 'test', rows 0 to 2: no valid values in 1 rows"
-    with pytest.raises(CorruptStoreError, match="no valid values in 1 rows"):
+    assert faults[0] == "codes of view 0 of 'test', rows 0 to 2: no valid values in 1 row"
+    with pytest.raises(CorruptStoreError, match="no valid values in 1 row"):
         open_store(sealed, split="test").logits([0])
 
 
