@@ -5,9 +5,10 @@ from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
 from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
 from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
+from kdpipe.store.opening import MEMORY_LIMIT, open_store
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
-from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
+from kdpipe.store.reader import LogitStore
 from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_deep, verify_files
 from kdpipe.store.writer import Builder, build

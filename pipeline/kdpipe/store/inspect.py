@@ -11,7 +11,7 @@ from kdpipe.encoding import Fidelity
 from kdpipe.store import arrays, manifest
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.reader import file_sizes
+from kdpipe.store.opening import file_sizes
 
 
 def summary(store: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.store.opening import open_store
 from kdpipe.store.planes import Plane
-from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.store.reader import LogitStore
 
 
 @dataclass(frozen=True, eq=False)

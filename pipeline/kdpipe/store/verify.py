@@ -12,7 +12,8 @@ from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
 from kdpipe.store.join import changed_content, drifted_probes, join
-from kdpipe.store.reader import LogitStore, missing_or_resized, open_store
+from kdpipe.store.opening import missing_or_resized, open_store
+from kdpipe.store.reader import LogitStore
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
