@@ -72,7 +72,8 @@ class Dense:
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Decode to float32 ``(n, classes)``."""
-        return codes.to(torch.float32) + row_max[:, None]
+        logits = codes.to(torch.float32)
+        return logits + row_max[:, None] if logits is codes else logits.add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Rows whose largest code is not zero, or that are not finite."""

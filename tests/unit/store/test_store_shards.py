@@ -23,7 +23,7 @@ from kdpipe.errors import StoreError
 from kdpipe.store import layout, open_store, shards
 from tests.unit.store import small_store
 
-ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3")
+ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3", "tailp5@4")
 ROWS, WIDTH = 4, 500
 
 
