@@ -2,11 +2,11 @@
 
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/store_read.py --samples 200000 --classes 1000
-    python benchmarks/store_read.py --store PATH/logits.zarr
+    python benchmarks/store_read.py --store PATH/logits.zarr --result benchmarks/results/store_read_cifar10.json
 
 Makes a store of random logits in --work, or takes a real one, and keeps the same codes as one array in memory and as
 LMDB, HDF5, safetensors and one .pt file per sample. Ways to do the same thing are timed in turn, round by round; files
-are in the page cache, for all alike. Writes benchmarks/results/store_read.json.
+are in the page cache, for all alike. Writes benchmarks/results/store_read.json, or what --result names.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=100, help="per round, of the ways that take microseconds")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--pt-samples", type=int, default=5_000, help="samples that get a .pt file of their own")
-    parser.add_argument("--work", type=Path, default=Path("runs/store_read"))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/store_read"))
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     path = options.store or synthetic(options)
@@ -83,8 +84,7 @@ def main() -> None:
         "targets": TARGETS,
         **sections,
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.result.write_text(json.dumps(result, indent=2) + "\n")
     for name, section in sections.items():
         print(name, json.dumps({key: value for key, value in section.items() if key != "seconds"}))
 

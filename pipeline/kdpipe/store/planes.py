@@ -42,9 +42,12 @@ class Plane:
 
     def take(self, rows: torch.Tensor | slice) -> Plane:
         """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
-        chosen = rows if isinstance(rows, slice) else rows.numpy()
-        # NumPy gathers rows several times as fast as torch's indexing.
-        codes, row_max = (torch.from_numpy(kept.numpy()[chosen]) for kept in (self.codes, self.row_max))
+        if isinstance(rows, slice):
+            return Plane(self.codes[rows], self.row_max[rows], self.encoding, self.classes)
+        # NumPy gathers rows several times as fast as torch's indexing, and by ``take`` faster than by its own.
+        codes, row_max = (
+            torch.from_numpy(kept.numpy().take(rows.numpy(), axis=0)) for kept in (self.codes, self.row_max)
+        )
         return Plane(codes, row_max, self.encoding, self.classes)
 
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
