@@ -31,6 +31,7 @@ bench: setup
 	@test -n "$(CIFAR10)" -a -n "$(WEIGHTS)" || { echo "usage: make bench CIFAR10=FOLDER WEIGHTS=FILE"; exit 1; }
 	$(BIN)/python benchmarks/cifar10.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/encodings.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
+	$(BIN)/python benchmarks/cache_overhead.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
 	$(BIN)/python benchmarks/kill_resume.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
 
 clean:

@@ -83,7 +83,7 @@ class Loops:
         """Take what both ways share."""
         self.options = options
         self.cpu_seconds: dict[str, list[float]] = {}
-        """Of all threads, by loop: they vary less than the wall's where others use the machine too."""
+        """Of all threads, by loop, those included in which they wait for each other at a barrier."""
         self.forward = forward
         self.images = images
         self.renderer = Renderer(
