@@ -21,8 +21,8 @@ import torch
 from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, models
-from kdpipe.store import open_store
-from kdpipe.student import CachedTargets, Distillation, RunDirectory, Schedule, join_checked, make, train
+from kdpipe.store import join_checked, open_store
+from kdpipe.student import CachedTargets, Distillation, RunDirectory, Schedule, make, train
 from kdpipe.student.targets import SoftTargets
 from kdpipe.views import Geometry, Renderer
 from stages.sources import load_model
