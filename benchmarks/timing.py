@@ -20,7 +20,10 @@ def interleaved(ways: Mapping[str, Callable[[], float]], *, rounds: int) -> dict
         order = list(ways) if number % 2 == 0 else list(reversed(ways))
         for name in order:
             seconds[name].append(ways[name]())
-        print(f"round {number + 1}/{rounds}: " + ", ".join(f"{name} {seconds[name][-1]:.3g} s" for name in ways), flush=True)
+        print(
+            f"round {number + 1}/{rounds}: " + ", ".join(f"{name} {seconds[name][-1]:.3g} s" for name in ways),
+            flush=True,
+        )
     return seconds
 
 
