@@ -189,7 +189,11 @@ def verify(
         print(f"{store}: {fault}", file=sys.stderr)
     if faults:
         raise typer.Exit(1)
-    print(f"{store}: every file matches the manifest{'' if data is None else f', and {data} matches the store'}.")
+    checked = ["every file matches the manifest"]
+    checked += ["everything decodes to valid values"] if deep else []
+    checked += [] if data is None else [f"{data} matches the store"]
+    checked += [f"{' and '.join(teacher)} says the same"] if teacher else []
+    print(f"{store}: {', '.join(checked)}.")
 
 
 @app.command("models")
