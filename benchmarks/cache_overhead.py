@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--encoding", action="append", help="default: fp16")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/cache_overhead"))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/cache_overhead"))
     options = parser.parse_args()
 
     images = dataset.load(options.data, "train", options.samples)

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--timing-samples", type=int, default=10_000)
     parser.add_argument("--timing-rounds", type=int, default=5)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/cifar10"), help="where store and runs go")
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/cifar10"), help="where store and runs go")
     parser.add_argument("--only", choices=("accuracy", "timing"), help="refresh one part of the result")
     options = parser.parse_args()
 

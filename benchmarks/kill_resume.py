@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=200)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/kill_resume"))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/kill_resume"))
     options = parser.parse_args()
 
     shutil.rmtree(options.work, ignore_errors=True)

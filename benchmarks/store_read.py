@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=100, help="per round, of the ways that take microseconds")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--pt-samples", type=int, default=5_000, help="samples that get a .pt file of their own")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/store_read"))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/store_read"))
     parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

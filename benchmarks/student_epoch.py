@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--work", type=Path, default=Path("benchmarks/work/student_epoch"))
+    parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/student_epoch"))
     options = parser.parse_args()
 
     device = models.resolve_device(options.device)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +14,7 @@ import torch
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreLockedError
 from kdpipe.store import build, open_store, verify_files
 from tests.unit.store import small_store
-from tests.unit.store.slow_build import slow_build
+from tests.unit.store.slow_build import forked, slow_build
 from tests.unit.store.small_store import SHARDS, contents, fill, make, make_plan
 
 CODES = "train/codes/c/0/1/0"
@@ -27,23 +23,6 @@ ROW_MAX = "train/row_max/c/0/1"
 
 def ledger(store: Path) -> Path:
     return store.with_name(store.name + ".ledger")
-
-
-@contextmanager
-def killable_build(store: Path, *, seconds: float) -> Iterator[tuple[BaseProcess, Connection]]:
-    """Build in a process of its own, forked from one that has imported everything and done nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([slow_build.__module__])
-    hears, told = context.Pipe(duplex=False)
-    process = context.Process(target=slow_build, args=(store, seconds, told))
-    process.start()
-    told.close()
-    try:
-        yield process, hears
-    finally:
-        process.kill()
-        process.join()
-        hears.close()
 
 
 def finish(store: Path) -> int:
@@ -100,7 +79,7 @@ def test_other_logits_give_another_digest(tmp_path: Path, sealed_once: Path) -> 
 @pytest.mark.parametrize(("messages", "pause"), [(1, 0.0), (2, 0.0), (3, 0.01), (5, 0.03), (8, 0.0)])
 def test_killed_then_resumed(tmp_path: Path, sealed_once: Path, messages: int, pause: float) -> None:
     store = tmp_path / "a.zarr"
-    with killable_build(store, seconds=0.02) as (process, hears):
+    with forked(slow_build, store, 0.02) as (process, hears):
         for _ in range(messages):
             hears.recv()
         time.sleep(pause)
@@ -222,7 +201,7 @@ def test_a_finished_plane_can_be_read_while_building(tmp_path: Path, sealed_once
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    with killable_build(store, seconds=60) as (process, hears):
+    with forked(slow_build, store, 60) as (process, hears):
         hears.recv()
         with (
             pytest.raises(StoreLockedError, match=f"being written by process {process.pid}") as caught,
