@@ -39,8 +39,8 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words])
 class Draws:
     """The random numbers that belong to one view of a batch of samples.
 
-    Every parameter of a recipe has its own ``stream`` number, so adding an operation leaves the draws of the
-    others as they were.
+    Every parameter of a recipe has its own ``stream`` number, 0 to 2^31 - 1, so adding an operation leaves the
+    draws of the others as they were. (``partners`` counts in the upper half of the stream numbers.)
     """
 
     sample_ids: npt.NDArray[np.uint8]
@@ -76,6 +76,17 @@ class Draws:
             waiting &= ~accepted
             block += 1
         return drawn
+
+    def uniform(self, stream: int, block: int = 0) -> npt.NDArray[np.float64]:
+        """Draw uniform multiples of 2^-53 in ``[0, 1)``, shape ``(n,)``, from one block of a stream.
+
+        The 53 bits are the upper 27 of the block's first word and the upper 26 of its second. No operation rounds.
+        ``floor(uniform * m)`` is an integer in ``[0, m)`` for every ``m`` below 2^53: the product is never rounded
+        up to ``m``. Unlike ``integers`` it takes one block, so repeated attempts can have a block each.
+        """
+        high, low, *_ = self.words(stream, block)
+        bits = (high >> np.uint32(5)).astype(np.uint64) << np.uint64(26) | low >> np.uint32(6)
+        return bits.astype(np.float64) * 2.0**-53
 
 
 def permutation(n: int, *, seed: int, stream: int) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings it
 
 from kdpipe.views import Draws, permutation, philox
 
@@ -137,8 +138,63 @@ def test_integers_take_a_bound_for_each_sample() -> None:
     assert drawn[0] == 0
 
 
+@pytest.mark.parametrize("high", [2, 256, 2**16, 3, 257, 1000, 65_537])
+def test_a_million_integers_pass_chi_square(high: int) -> None:
+    observed = np.bincount(some_draws(2**20).integers(6, high), minlength=high)
+    assert len(observed) == high
+    assert stats.chisquare(observed).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("stream", "block"), [(1, 0), (1, 9), (2**31 - 1, 0)])
+def test_uniform_is_53_bits_of_the_published_words(stream: int, block: int) -> None:
+    draws = some_draws(200, seed=11, view=13)
+    drawn = draws.uniform(stream, block)
+    assert drawn.dtype == np.float64
+    for row, sample_id in enumerate(draws.sample_ids.tolist()):
+        key = int.from_bytes(sample_id[:4], "little"), int.from_bytes(sample_id[4:8], "little")
+        first, second, *_ = scalar_philox((block, stream, 13, 11), key)
+        assert int(drawn[row] * 2**53) == (first >> 5 << 26) + (second >> 6)
+        assert float(drawn[row] * 2**53).is_integer()
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_a_million_uniforms_pass_kolmogorov_smirnov(block: int) -> None:
+    drawn = some_draws(2**20).uniform(1, block)
+    assert drawn.min() >= 0
+    assert drawn.max() < 1
+    assert stats.kstest(drawn, "uniform").pvalue > 1e-4
+    # The lower bits too, which the order of the draws hardly depends on.
+    assert stats.kstest((drawn * 2**26) % 1, "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("high", [3, 33, 257, 1000, 2**20 + 1, 2**32 - 1, 2**32])
+def test_the_largest_uniform_stays_below_any_bound(high: int) -> None:
+    largest = (2**53 - 1) * 2.0**-53
+    assert int(np.float64(largest) * high) == high - 1
+
+
+def test_neighbouring_coordinates_are_uncorrelated() -> None:
+    count = 2**18
+    base = some_draws(count).uniform(1)
+    counted = np.zeros((count, 16), dtype=np.uint8)
+    counted[:, :4] = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 4)
+    successive = Draws(counted, 0, 1).uniform(1)
+    neighbours = {
+        "stream": (base, some_draws(count).uniform(2)),
+        "block": (base, some_draws(count).uniform(1, 1)),
+        "view": (base, some_draws(count, view=2).uniform(1)),
+        "seed": (base, some_draws(count, seed=1).uniform(1)),
+        "sample": (base[:-1], base[1:]),
+        "sample whose id is one more": (successive[:-1], successive[1:]),
+    }
+    for name, (one, other) in neighbours.items():
+        # The correlation of independent draws has a standard deviation of 1 / sqrt(count).
+        assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(count), name
+
+
 def test_no_samples_give_no_draws() -> None:
     assert some_draws(0).integers(1, 5).shape == (0,)
+    assert some_draws(0).uniform(1).shape == (0,)
 
 
 @given(st.integers(0, 3000), WORD, WORD)
