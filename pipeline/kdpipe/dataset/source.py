@@ -90,6 +90,8 @@ class Dataset:
     """The decoded pixels, when in memory."""
     buffer_rows: npt.NDArray[np.int64]
     """Which image of ``buffer`` each sample is, ``(n,)``."""
+    origin: Dataset | None = None
+    """The loaded dataset that a subset was taken from, whose ``buffer`` it shares; None in a loaded one."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -98,6 +100,11 @@ class Dataset:
     def __repr__(self) -> str:
         """Say which samples these are, in one line."""
         return f"Dataset({self.spec!r}, {self.split!r}, {len(self)} samples, fingerprint {self.fingerprint})"
+
+    @property
+    def whole(self) -> Dataset:
+        """The dataset that this one was taken from by ``subset``, however often; itself where it was not."""
+        return self if self.origin is None else self.origin
 
     @property
     def in_memory(self) -> bool:
@@ -160,15 +167,20 @@ class Dataset:
         return statistics.channel_statistics(self.spec, self.sample_ids, image=self.image)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the pixels out; remember where they are mapped from."""
+        """Leave the pixels out; remember where they are mapped from. A subset shares them with its origin."""
+        if self.origin is not None and self.buffer is self.origin.buffer:
+            return {**self.__dict__, "buffer": None}
         path = self.buffer.path if self.buffer is not None else None
         sizes = self.buffer.sizes if self.buffer is not None and path is not None else None
         return {**self.__dict__, "buffer": (path, sizes)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Map the pixels again, or decode from the source from now on."""
-        path, sizes = state["buffer"]
-        buffer = open_cache(path, sizes, check=False) if path is not None else None
+        if state["buffer"] is None:
+            buffer = state["origin"].buffer
+        else:
+            path, sizes = state["buffer"]
+            buffer = open_cache(path, sizes, check=False) if path is not None else None
         self.__dict__.update(state, buffer=buffer)
 
 
@@ -193,4 +205,5 @@ def _take(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Dataset:
         source_rows=dataset.source_rows[rows],
         buffer=dataset.buffer,
         buffer_rows=dataset.buffer_rows[rows],
+        origin=dataset.whole,
     )

@@ -36,6 +36,28 @@ def test_a_contiguous_subset_shares_the_map(make_folder: MakeFolder) -> None:
     assert found.subset(range(6)).fingerprint == found.fingerprint
 
 
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_subset_remembers_its_whole(make_folder: MakeFolder, loading: str) -> None:
+    found = load(f"folder:{make_folder()}", "train", loading=loading)  # type: ignore[arg-type]
+    part = found.subset([4, 1, 3])
+    assert found.whole is found
+    assert part.whole is found
+    assert part.subset([2, 0]).whole is found
+    assert part.subset([2, 0]).subset([1]).whole.keys == found.keys
+    backwards = found.subset(range(5, -1, -1))
+    assert backwards.whole is found
+    assert backwards.subset(range(5, -1, -1)).whole is found
+    assert repr(part) == f"Dataset({found.spec!r}, 'train', 3 samples, fingerprint {part.fingerprint})"
+
+
+def test_a_limited_dataset_is_its_own_whole(make_folder: MakeFolder) -> None:
+    spec = f"folder:{make_folder()}"
+    four = load(spec, "train", 4)
+    assert four.whole is four
+    assert four.subset([3]).whole is four
+    assert len(four.subset([3]).whole) == 4
+
+
 def test_a_subset_of_nothing_or_of_repeats_is_refused(make_folder: MakeFolder) -> None:
     found = load(f"folder:{make_folder()}", "train")
     with pytest.raises(DatasetError, match="at least one index"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import pytest
@@ -47,6 +48,40 @@ def test_pickling_survives_a_deleted_cache(make_folder: MakeFolder) -> None:
     again = pickle.loads(packed)
     assert not again.in_memory
     assert torch.equal(again.image(2), found.image(2))
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_a_subset_is_pickled_with_its_whole(make_folder: MakeFolder, loading: str) -> None:
+    found = load(f"folder:{make_folder()}", "train", loading=loading)  # type: ignore[arg-type]
+    part = found.subset([5, 0, 3]).subset([2, 0])
+    again, whole = pickle.loads(pickle.dumps((part, part.whole)))
+    assert again.whole is whole
+    assert whole.whole is whole
+    assert repr(again) == repr(part)
+    assert whole.fingerprint == found.fingerprint
+    assert again.in_memory == whole.in_memory == (loading == "memory")
+    assert again.buffer is whole.buffer
+    assert torch.equal(torch.stack(whole.images(range(6))), torch.stack(found.images(range(6))))
+    assert torch.equal(torch.stack(again.images(range(2))), torch.stack(found.images([3, 5])))
+
+
+def test_a_streamed_subset_of_a_dataset_in_memory_stays_streamed(make_folder: MakeFolder) -> None:
+    part = load(f"folder:{make_folder()}", "train").subset([5, 0])
+    again = pickle.loads(pickle.dumps(dataclasses.replace(part, buffer=None)))
+    assert not again.in_memory
+    assert again.whole.in_memory
+    assert torch.equal(again.image(0), part.image(0))
+
+
+def test_a_subset_and_its_whole_survive_a_deleted_cache(make_folder: MakeFolder) -> None:
+    part = load(f"folder:{make_folder()}", "train").subset([5, 0])
+    packed = pickle.dumps(part)
+    for path in cache_directory().rglob("*.bin"):
+        path.unlink()
+    again = pickle.loads(packed)
+    assert not again.in_memory
+    assert not again.whole.in_memory
+    assert torch.equal(again.whole.image(5), part.image(0))
 
 
 @pytest.mark.parametrize(("context", "loading"), [("spawn", "memory"), ("fork", "memory"), ("fork", "stream")])
