@@ -1,16 +1,21 @@
 """The pixels of (sample, view): a pure function of the recipe, its seed, the sample's id and the view."""
 
 from kdpipe.views.geometry import Geometry
+from kdpipe.views.mixing import Population
+from kdpipe.views.operations import OPERATIONS, PHASES
 from kdpipe.views.philox import Draws, permutation, philox
-from kdpipe.views.recipe import OPERATIONS, Recipe
-from kdpipe.views.render import Renderer, render
+from kdpipe.views.recipe import Recipe
+from kdpipe.views.render import Renderer, SecondLabels, render
 
 __all__ = [
     "OPERATIONS",
+    "PHASES",
     "Draws",
     "Geometry",
+    "Population",
     "Recipe",
     "Renderer",
+    "SecondLabels",
     "permutation",
     "philox",
     "render",

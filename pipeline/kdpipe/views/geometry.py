@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from kdpipe.models import Preset
+from kdpipe.views.resample import resize
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,7 @@ class Geometry:
         short, long = min(height, width), max(height, width)
         if short != self.resize:
             stretched = self.resize * long // short
-            target = [self.resize, stretched] if height <= width else [stretched, self.resize]
-            mode = InterpolationMode(self.interpolation)
-            images = functional.resize(images, target, interpolation=mode, antialias=True)
-            height, width = images.shape[-2:]
+            height, width = (self.resize, stretched) if height <= width else (stretched, self.resize)
+            images = resize(images, height, width, kernel=self.interpolation)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return images[..., top : top + self.size, left : left + self.size]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ def enlarge(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return cells[:, _cell_of(height)][:, :, _cell_of(width)]
 
 
+@lru_cache(maxsize=16)
 def log_uniform(low: float, high: float) -> npt.NDArray[np.float64]:
     """Return ``low (high / low)^(k / 256)`` for k in 0..256, ``(257,)``, for ``0 < low <= high``.
 
@@ -51,7 +53,9 @@ def log_uniform(low: float, high: float) -> npt.NDArray[np.float64]:
     """
     with localcontext(Context(prec=40, rounding=ROUND_HALF_EVEN)):
         start, span = Decimal(low).ln(), (Decimal(high) / Decimal(low)).ln()
-        return np.array([float((start + span * k / 256).exp()) for k in range(257)])
+        table = np.array([float((start + span * k / 256).exp()) for k in range(257)])
+    table.flags.writeable = False
+    return table
 
 
 def erasing_boxes(

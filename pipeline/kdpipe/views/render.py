@@ -1,14 +1,17 @@
 """The pixels of (recipe, seed, sample, view): one function, shared by the teacher and every student.
 
-Augmentation happens on uint8 source pixels, with parameters drawn by ``philox`` from the sample's id, so the
-result does not depend on position, subset, batch size, worker count or rank. ``Geometry`` then fits the image to
-a model's input size; its resampling may differ in the last bit between devices.
+All parameters are drawn by ``philox`` from the sample's id, so the result does not depend on position, subset, batch
+size, worker count or rank; all arithmetic on pixels is exact, so it does not depend on the device either.
+
+View 0 is the plain view: each model's own evaluation geometry. In any other view a box is chosen in the source image
+and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,26 @@ from torch.utils.data import DataLoader, Sampler
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
+from kdpipe.views import colour, crop, erase, mixing
 from kdpipe.views.geometry import Geometry
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import Recipe
+from kdpipe.views.resample import cut
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
+Rows = npt.NDArray[np.int64]
+Images = torch.Tensor | list[torch.Tensor]
+"""Decoded source images, uint8: ``(n, 3, H, W)``, or ``n`` times ``(3, H, W)``."""
 
-_CROP_TOP, _CROP_LEFT, _FLIP = 1, 2, 3  # stream numbers; never reuse one
+
+@dataclass(frozen=True)
+class SecondLabels:
+    """The labels of the samples that are mixed into those of a batch."""
+
+    labels: npt.NDArray[np.int32]
+    """``(n,)``, -1 for none."""
+    own_share: npt.NDArray[np.float32]
+    """The weight of each sample's own label, ``(n,)``, in 0..1; the second label has the rest."""
 
 
 def render(
@@ -39,12 +55,12 @@ def render(
 ) -> torch.Tensor:
     """Render one view of some samples as uint8 ``(n, 3, H, W)`` on ``device``.
 
-    View 0 is the plain view. ``size`` resizes the shorter side (bilinear, antialiased) and cuts out the centre
-    square; without it the images keep the dataset's size.
+    View 0 is the plain view. With ``size`` the images are squares of that side (bilinear, antialiased), the plain view
+    being the centre of the image with its shorter side resized; without it they keep the dataset's size.
 
     Raises:
         DatasetError: ``size`` is missing and the images have different sizes.
-        RecipeError: the recipe is unknown.
+        RecipeError: the recipe cannot be parsed.
     """
     geometry = None if size is None else Geometry(size, size, "bilinear")
     return Renderer(dataset, recipe, seed=seed, geometry=geometry, device=device)(indices, view)
@@ -61,8 +77,13 @@ class Renderer:
         seed: int,
         geometry: Geometry | None,
         device: torch.device | str = "cpu",
+        population: npt.NDArray[np.uint8] | None = None,
     ) -> None:
-        """Prepare to render; see ``render`` for the arguments."""
+        """Prepare to render; see ``render`` for the arguments.
+
+        ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
+        a store's order; by default those of the dataset, or of the one that it is a subset of.
+        """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
         self.seed = seed
@@ -72,19 +93,28 @@ class Renderer:
             raise DatasetError(
                 f"{dataset.spec} has images of different sizes: give the size to render them at, in pixels."
             )
-        pixels = dataset.pixels
+        self._mixes = self.recipe.mixes
+        self._images = dataset.whole if self._mixes else dataset
+        if self._mixes:
+            self._population = mixing.Population(self._images, population, seed=seed)
+            self._rows = mixing.find(dataset.sample_ids, self._images.sample_ids)
+        pixels = self._images.pixels
         self._pixels = pixels if pixels is None else pixels.to(self.device)
         self._queue = _Queue()
         self._loader: DataLoader[torch.Tensor] | None = None
 
     def __call__(self, indices: Indices, view: int) -> torch.Tensor:
-        """Render uint8 ``(n, 3, H, W)`` of ``view`` for the samples at ``indices``."""
-        rows = np.asarray(indices, dtype=np.int64)
+        """Render uint8 ``(n, 3, H, W)`` of ``view`` for the samples at ``indices``.
+
+        Raises:
+            DatasetError: a partner that is to be mixed in is not in the dataset.
+        """
+        rows = self._needed(np.asarray(indices, dtype=np.int64), view)
         if self._pixels is not None:
             return self._finish(self._pixels[torch.from_numpy(rows).to(self.device)], rows, view)
-        return self._each(self.dataset.images(rows), rows, view)
+        return self._finish(self._images.images(rows), rows, view)
 
-    def batches(self, batches: Sequence[npt.NDArray[np.int64]], view: int) -> Iterator[torch.Tensor]:
+    def batches(self, batches: Sequence[Rows], view: int) -> Iterator[torch.Tensor]:
         """Render one batch after the other; a streamed dataset is decoded ahead by worker processes."""
         if self.dataset.in_memory:
             for rows in batches:
@@ -92,7 +122,7 @@ class Renderer:
             return
         if self._loader is None:
             self._loader = DataLoader(
-                _Decoder(self.dataset),
+                _Decoder(self._images),
                 batch_sampler=self._queue,
                 num_workers=min(8, os.cpu_count() or 1),
                 collate_fn=list,
@@ -100,21 +130,66 @@ class Renderer:
                 # A fork after this process has decoded Zarr would deadlock in the child.
                 multiprocessing_context="spawn",
             )
-        self._queue.batches = [rows.tolist() for rows in batches]
-        for rows, images in zip(batches, self._loader, strict=True):
-            yield self._each(images, rows, view)
+        needed = [self._needed(rows, view) for rows in batches]
+        self._queue.batches = [rows.tolist() for rows in needed]
+        for rows, images in zip(needed, self._loader, strict=True):
+            yield self._finish(images, rows, view)
 
-    def _each(self, images: Sequence[torch.Tensor], rows: npt.NDArray[np.int64], view: int) -> torch.Tensor:
-        rendered = [
-            self._finish(image.to(self.device).unsqueeze(0), rows[position : position + 1], view)
-            for position, image in enumerate(images)
-        ]
-        return torch.cat(rendered)
+    def second_labels(self, indices: Indices, view: int) -> SecondLabels | None:
+        """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
+        if view == 0 or not self._mixes:
+            return None
+        rows = self._needed(np.asarray(indices, dtype=np.int64), view)
+        own, others = np.split(rows, 2)
+        drawn = mixing.amounts(self.recipe, self._draws(own, view))
+        return SecondLabels(self._images.labels[others], drawn.own_share)
 
-    def _finish(self, images: torch.Tensor, rows: npt.NDArray[np.int64], view: int) -> torch.Tensor:
-        if view > 0 and self.recipe.augments:
-            images = crop_flip(images, Draws(self.dataset.sample_ids[rows], self.seed, view))
-        return images if self.geometry is None else self.geometry.fit(images)
+    def _needed(self, indices: Rows, view: int) -> Rows:
+        """Return the rows of the images that a batch is made of: its own, then their partners if it has any."""
+        if not self._mixes:
+            return indices
+        rows = self._rows[indices]
+        return rows if view == 0 else np.concatenate([rows, self._population.partners(rows, view)])
+
+    def _draws(self, rows: Rows, view: int) -> Draws:
+        return Draws(self._images.sample_ids[rows], self.seed, view)
+
+    def _finish(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
+        """Make the batch from the source images of the rows that ``_needed`` named."""
+        if view == 0 or not self.recipe.augments:
+            return self._plain(images)
+        rendered = self._augment(images, rows, view)
+        if not self._mixes:
+            return rendered
+        own, partners = rendered.chunk(2)
+        return mixing.mix(own, partners, mixing.amounts(self.recipe, self._draws(rows[: len(own)], view)))
+
+    def _plain(self, images: Images) -> torch.Tensor:
+        if isinstance(images, torch.Tensor):
+            return images if self.geometry is None else self.geometry.fit(images)
+        single = (image.to(self.device).unsqueeze(0) for image in images)
+        return torch.cat([image if self.geometry is None else self.geometry.fit(image) for image in single])
+
+    def _augment(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
+        """Render each image by itself: its box, its colours, what is erased."""
+        draws = self._draws(rows, view)
+        boxes = crop.boxes(self.recipe.of("box"), draws, self._images.sizes[rows], square=self.geometry is not None)
+        height, width, kernel = self._target()
+        if not isinstance(images, torch.Tensor):
+            images = [image.to(self.device) for image in images]
+        rendered = cut(images, boxes.places, boxes.flips, height=height, width=width, kernel=kernel)
+        for step in self.recipe.of("colour"):
+            rendered = colour.apply(step, rendered, draws)
+        for step in self.recipe.of("erase"):
+            rendered = erase.apply(step, rendered, draws)
+        return rendered
+
+    def _target(self) -> tuple[int, int, str]:
+        """Return height, width and kernel of the boxes that are resized."""
+        if self.geometry is not None:
+            return self.geometry.size, self.geometry.size, self.geometry.interpolation
+        assert self.dataset.image_size is not None
+        return *self.dataset.image_size, "bilinear"
 
 
 class _Queue(Sampler[list[int]]):
@@ -138,26 +213,3 @@ class _Decoder(torch.utils.data.Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         return self._dataset.image(index)
-
-
-def crop_flip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Pad uint8 ``(n, 3, H, W)`` with black by 1/8 of each side, crop back to size, flip half of them.
-
-    The usual CIFAR augmentation (He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2):
-    4 pixels at 32 x 32.
-    """
-    count, _, height, width = images.shape
-    pad_rows, pad_columns = height // 8, width // 8
-    top = draws.integers(_CROP_TOP, 2 * pad_rows + 1)
-    left = draws.integers(_CROP_LEFT, 2 * pad_columns + 1)
-    flip = draws.integers(_FLIP, 2).astype(bool)
-    rows = top[:, None] + np.arange(height)
-    columns = left[:, None] + np.arange(width)
-    columns = np.where(flip[:, None], columns[:, ::-1], columns)
-    padded = torch.nn.functional.pad(images, (pad_columns, pad_columns, pad_rows, pad_rows))
-    # One flat gather per batch: the same channel-plane offsets for the three channels of an image.
-    stride = width + 2 * pad_columns
-    offsets = torch.from_numpy(rows[:, :, None] * stride + columns[:, None, :]).to(images.device)
-    flat = padded.view(count, 3, -1)
-    picked = flat.gather(2, offsets.view(count, 1, -1).expand(-1, 3, -1))
-    return picked.view(count, 3, height, width)

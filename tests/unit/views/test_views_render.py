@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, RecipeError
@@ -50,18 +50,18 @@ def test_crop_flip_of_oblong_images_equals_a_plain_implementation(equal_sizes: s
         assert np.array_equal(rendered[index], plainly(image, dataset.sample_ids[index], seed=4, view=3))
 
 
-def test_crop_flip_uses_every_shift_and_both_flips() -> None:
-    image = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
-    image[:, :, 8, 5] = 255
-    seen = set()
-    dataset = load("digits", "train", limit=1)
-    single = dataclasses.replace(dataset, buffer=None)
-    for view in range(1, 600):
-        renderer = Renderer(single, "crop-flip", seed=0, geometry=None)
-        _, row, column = (renderer._finish(image, np.array([0]), view)[0] == 255).nonzero()[0].tolist()
-        seen.add((row, column))
-    unflipped = {(8 - row, 5 - column) for row in range(-2, 3) for column in range(-2, 3)}
-    assert seen == unflipped | {(row, 15 - column) for row, column in unflipped}
+def test_crop_flip_uses_every_shift_and_both_flips(digits: Dataset) -> None:
+    assert digits.buffer is not None
+    side = digits.sizes[0, 0]
+    reach = side // 8
+    digits.buffer.flat[:] = 0
+    digits.buffer.flat.reshape(len(digits), 3, side, side)[:, :, side // 2, 5] = 255
+    rendered = [render(digits, "crop-flip", seed=0, indices=range(300), view=view) for view in range(1, 4)]
+    seen = {(row, column) for _, row, column in (torch.cat(rendered)[:, 0] == 255).nonzero().tolist()}
+    shifts = range(-reach, reach + 1)
+    unflipped = {(side // 2 - row, 5 - column) for row in shifts for column in shifts}
+    expected = unflipped | {(row, side - 1 - column) for row, column in unflipped}
+    assert seen == {(row, column) for row, column in expected if 0 <= column < side}
 
 
 def test_view_0_is_plain_in_every_recipe(digits: Dataset) -> None:
@@ -112,16 +112,22 @@ def test_pixels_do_not_depend_on_loading(equal_sizes: str, geometry: Geometry | 
         assert torch.equal(*rendered)
 
 
-def test_mixed_sizes_are_rendered_one_by_one(mixed_sizes: str) -> None:
+def test_mixed_sizes_show_the_middle_square_of_the_moved_image(mixed_sizes: str) -> None:
     dataset = load(mixed_sizes, "train", loading="memory")
     assert dataset.pixels is None
-    renderer = Renderer(dataset, "crop-flip", seed=2, geometry=Geometry(12, 14, "bilinear"))
-    rendered = renderer(range(10), 1)
+    rendered = Renderer(dataset, "crop-flip", seed=2, geometry=Geometry(12, 14, "bilinear"))(range(10), 1)
     assert rendered.shape == (10, 3, 12, 12)
     for index in range(10):
-        expected = plainly(dataset.image(index).numpy(), dataset.sample_ids[index], seed=2, view=1)
-        augmented = torch.from_numpy(np.ascontiguousarray(expected))[None]
-        assert torch.equal(rendered[index : index + 1], Geometry(12, 14, "bilinear").fit(augmented))
+        draws = Draws(dataset.sample_ids[index : index + 1], 2, 1)
+        image = dataset.image(index)
+        height, width = image.shape[1:]
+        reach, side = (height // 8, width // 8), min(height, width)
+        top = int(draws.integers(1, 2 * reach[0] + 1)[0]) + (height - side) // 2
+        left = int(draws.integers(2, 2 * reach[1] + 1)[0]) + (width - side) // 2
+        padded = torch.nn.functional.pad(image, (reach[1], reach[1], reach[0], reach[0]))
+        window = padded[:, top : top + side, left : left + side]
+        expected = functional.resize(window, [12, 12], antialias=True)
+        assert torch.equal(rendered[index], expected.flip(-1) if draws.integers(3, 2)[0] else expected)
 
 
 def test_mixed_sizes_need_a_geometry(mixed_sizes: str) -> None:

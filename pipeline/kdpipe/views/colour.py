@@ -1,0 +1,146 @@
+"""The random choices of colour jitter, TrivialAugment and RandAugment, and their application to a batch.
+
+Every choice is an integer that means the same at any input size. The definitions are torchvision's
+(``torchvision.transforms.v2``): ``ColorJitter``, ``TrivialAugmentWide`` and ``RandAugment``, with 31 levels, nearest
+neighbours and black beyond the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.views import affine, photometric
+from kdpipe.views.operations import Stream
+from kdpipe.views.philox import Draws
+from kdpipe.views.recipe import Step
+
+Integers = npt.NDArray[np.int64]
+
+_LEVELS = np.arange(31)
+
+
+def apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Apply a step of the phase ``colour`` to uint8 ``(n, 3, H, W)``."""
+    return _STEPS[step.operation.name](step, images, draws)
+
+
+def _jitter(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Change brightness, contrast, saturation and hue by factors in 1/256, in a random order."""
+    changes = []
+    for name, kernel, stream in _JITTER:
+        spread = round(256 * step[name])
+        if spread:
+            middle = 0 if name == "hue" else 256
+            changes.append((kernel, middle - spread + draws.integers(stream, 2 * spread + 1)))
+    orders = np.array(list(itertools.permutations(range(len(changes)))))
+    order = orders[draws.integers(Stream.COLOR_ORDER, len(orders))]
+    for place in range(len(changes)):
+        images = _apply_each(images, order[:, place], changes)
+    return images
+
+
+def _trivial(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:  # noqa: ARG001
+    """One operation at a random level: Mueller and Hutter, "TrivialAugment" (2021), the wide space."""
+    operation = draws.integers(Stream.TRIVIAL_OPERATION, len(_NAMES))
+    level = draws.integers(Stream.TRIVIAL_LEVEL, len(_LEVELS))
+    sign = 1 - 2 * draws.integers(Stream.TRIVIAL_SIGN, 2)
+    return _augment(images, operation, level, sign, space=_WIDE)
+
+
+def _randaug(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Several operations at one level: Cubuk et al., "RandAugment" (2020)."""
+    for number in range(int(step["steps"])):
+        operation = draws.integers(Stream.RANDAUG + 2 * number, len(_NAMES))
+        sign = 1 - 2 * draws.integers(Stream.RANDAUG + 2 * number + 1, 2)
+        images = _augment(images, operation, np.full(len(images), int(step["level"])), sign, space=_MODERATE)
+    return images
+
+
+def _augment(
+    images: torch.Tensor, operation: Integers, level: Integers, sign: Integers, *, space: dict[str, Integers]
+) -> torch.Tensor:
+    changes = []
+    for name in _NAMES:
+        amount = space[name][level]
+        if name in _AROUND:
+            amount = _AROUND[name] + sign * amount
+        changes.append((_KERNELS[name], amount))
+    return _apply_each(images, operation, changes)
+
+
+def _apply_each(
+    images: torch.Tensor, choice: Integers, changes: list[tuple[Callable[..., torch.Tensor], Integers]]
+) -> torch.Tensor:
+    """Change each image by the one of ``changes`` that it chose."""
+    result = images.clone()
+    for number, (kernel, amounts) in enumerate(changes):
+        rows = np.flatnonzero(choice == number)
+        if rows.size:
+            picked = torch.from_numpy(rows).to(images.device)
+            amount = torch.from_numpy(amounts[rows].astype(np.int32)).to(images.device)
+            result[picked] = kernel(images[picked], amount)
+    return result
+
+
+def _space(*, shear: float, translate: float, degrees: float, factor: float, bits: float) -> dict[str, Integers]:
+    """Return what each operation does at each of the 31 levels, in the units of its kernel."""
+    moved, blended = _whole(65536 * translate * _LEVELS / 30), _whole(256 * factor * _LEVELS / 30)
+    return {
+        "identity": np.zeros_like(_LEVELS),
+        "shear-x": _whole(65536 * shear * _LEVELS / 30),
+        "shear-y": _whole(65536 * shear * _LEVELS / 30),
+        "translate-x": moved,
+        "translate-y": moved,
+        "rotate": _whole(2 * degrees * _LEVELS / 30),
+        "brightness": blended,
+        "saturation": blended,
+        "contrast": blended,
+        "sharpness": blended,
+        "posterize": 8 - _whole(bits * _LEVELS / 30),
+        "solarize": np.ceil(8.5 * (30 - _LEVELS)).astype(np.int64),
+        "autocontrast": np.zeros_like(_LEVELS),
+        "equalize": np.zeros_like(_LEVELS),
+    }
+
+
+def _whole(values: npt.NDArray[np.float64]) -> Integers:
+    return np.rint(values).astype(np.int64)
+
+
+_WIDE = _space(shear=0.99, translate=32 / 224, degrees=135, factor=0.99, bits=6)
+"""A translation of 32 pixels is read as one of 32 in 224, so that it means the same at any input size."""
+_MODERATE = _space(shear=0.3, translate=150 / 331, degrees=30, factor=0.9, bits=4)
+
+_NAMES = tuple(_WIDE)
+_KERNELS: dict[str, Callable[..., torch.Tensor]] = {
+    "identity": lambda images, _: images,
+    "shear-x": affine.shear_x,
+    "shear-y": affine.shear_y,
+    "translate-x": affine.translate_x,
+    "translate-y": affine.translate_y,
+    "rotate": affine.rotate,
+    "brightness": photometric.brightness,
+    "saturation": photometric.saturation,
+    "contrast": photometric.contrast,
+    "sharpness": photometric.sharpness,
+    "posterize": photometric.posterize,
+    "solarize": photometric.solarize,
+    "autocontrast": lambda images, _: photometric.autocontrast(images),
+    "equalize": lambda images, _: photometric.equalize(images),
+}
+_AROUND = dict.fromkeys(("shear-x", "shear-y", "translate-x", "translate-y", "rotate"), 0) | dict.fromkeys(
+    ("brightness", "saturation", "contrast", "sharpness"), 256
+)
+"""The operations whose level is added or subtracted, and from what."""
+_JITTER = (
+    ("brightness", photometric.brightness, Stream.BRIGHTNESS),
+    ("contrast", photometric.contrast, Stream.CONTRAST),
+    ("saturation", photometric.saturation, Stream.SATURATION),
+    ("hue", photometric.hue, Stream.HUE),
+)
+_STEPS = {"color": _jitter, "trivial": _trivial, "randaug": _randaug}

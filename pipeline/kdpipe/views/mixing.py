@@ -1,0 +1,112 @@
+"""Mixup and CutMix as part of a view: which sample is mixed in, how much of it, and what that does to labels.
+
+The partner belongs to the sample, not to a place in a batch, so the teacher and every student see the same mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.dataset import Dataset
+from kdpipe.errors import DatasetError
+from kdpipe.views import grid
+from kdpipe.views.beta import steps as lambda_steps
+from kdpipe.views.operations import Stream
+from kdpipe.views.partners import partners
+from kdpipe.views.philox import Draws
+from kdpipe.views.recipe import Recipe
+
+Integers = npt.NDArray[np.int64]
+
+
+class Population:
+    """The samples among which partners are found, in their order, and which of them a dataset has."""
+
+    def __init__(self, dataset: Dataset, sample_ids: npt.NDArray[np.uint8] | None, *, seed: int) -> None:
+        """Look up ``sample_ids``, uint8 ``(N, 16)``, in the dataset; by default they are the dataset's own."""
+        self._dataset = dataset
+        self._seed = seed
+        members = dataset.sample_ids if sample_ids is None else sample_ids
+        self._row = find(members, dataset.sample_ids)
+        self._position = find(dataset.sample_ids, members)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._row)
+
+    def partners(self, rows: Integers, view: int) -> Integers:
+        """Return the dataset's row of the partner of each of ``rows``, all int64 ``(n,)``.
+
+        Raises:
+            DatasetError: a partner is not in the dataset.
+        """
+        found = self._row[self._partners(rows, view)]
+        absent = int((found < 0).sum())
+        if absent:
+            raise DatasetError(
+                f"{absent} of {len(rows)} samples of {self._dataset.spec} are mixed with samples that it lacks in view "
+                f"{view}. Use all {len(self)} samples that the views were made with."
+            )
+        return found
+
+    def lacking(self, views: Iterable[int]) -> int:
+        """Return how many samples the dataset lacks that are mixed into its own in ``views``."""
+        rows = np.flatnonzero(self._position >= 0)
+        needed = [np.unique(self._partners(rows, view)) for view in views]
+        members = np.unique(np.concatenate(needed)) if needed else np.zeros(0, dtype=np.int64)
+        return int((self._row[members] < 0).sum())
+
+    def _partners(self, rows: Integers, view: int) -> Integers:
+        return partners(self._position[rows], population=len(self), seed=self._seed, view=view)
+
+
+def find(wanted: npt.NDArray[np.uint8], among: npt.NDArray[np.uint8]) -> Integers:
+    """Return the index in ``among`` of each of the ids ``wanted``, -1 where there is none."""
+    index = {bytes(sample_id): number for number, sample_id in enumerate(among)}
+    return np.array([index.get(bytes(sample_id), -1) for sample_id in wanted], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much of its partner is mixed into each of ``n`` samples."""
+
+    steps: Integers
+    """Mixup: a pixel is ``steps / 256`` its own and the rest its partner's, ``(n,)``; 256 without mixup."""
+    boxes: Integers
+    """CutMix: top, left, height and width of the partner's box in cells, ``(n, 4)``; empty without CutMix."""
+    own_share: npt.NDArray[np.float32]
+    """The weight of each sample's own label, ``(n,)``, in 0..1; its partner's label has the rest."""
+
+
+def amounts(recipe: Recipe, draws: Draws) -> Amounts:
+    """Draw the amounts of a recipe that mixes; with both operations, each sample gets one of them at even odds.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); Yun et al., "CutMix" (2019).
+    """
+    names = [step.operation.name for step in recipe.of("mix")]
+    choice = draws.integers(Stream.MIX_CHOICE, len(names))
+    count = len(draws.sample_ids)
+    steps, kept, boxes = np.full(count, 256), np.full(count, 1024), np.zeros((count, 4), dtype=np.int64)
+    for number, name in enumerate(names):
+        chosen = choice == number
+        if name == "mixup":
+            drawn = lambda_steps(draws.words(Stream.MIXUP_LAMBDA)[0], recipe.thresholds[name])
+            steps[chosen] = drawn[chosen]
+        else:
+            drawn = lambda_steps(draws.words(Stream.CUTMIX_LAMBDA)[0], recipe.thresholds[name])
+            cut, left_over = grid.cut_boxes(draws, (Stream.CUTMIX_TOP, Stream.CUTMIX_LEFT), drawn)
+            boxes[chosen], kept[chosen] = cut[chosen], left_over[chosen]
+    return Amounts(steps, boxes, (steps / 256 * kept / 1024).astype(np.float32))
+
+
+def mix(images: torch.Tensor, partners: torch.Tensor, drawn: Amounts) -> torch.Tensor:
+    """Mix ``partners`` into ``images``, both uint8 ``(n, 3, H, W)``; mixup rounds to the nearest level."""
+    own = torch.from_numpy(drawn.steps.astype(np.int32)).to(images.device).view(-1, 1, 1, 1)
+    blended = (own * images + (256 - own) * partners + 128) >> 8
+    cut = grid.mask(drawn.boxes, *images.shape[-2:]).to(images.device).unsqueeze(1)
+    return torch.where(cut, partners, blended.to(torch.uint8))
