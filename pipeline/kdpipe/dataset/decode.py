@@ -3,6 +3,9 @@
 Everything becomes three channels of eight bits: gray is repeated, alpha is dropped, palettes and CMYK are
 converted, 16-bit gray is scaled. Only the first frame of an animation is read. EXIF orientation is not
 applied: the pixels are those stored in the file.
+
+Pillow decodes them all. torchvision.io gives the same pixels, but its decoders are deprecated, it refuses other broken
+files than Pillow does, and it is hardly faster for photographs (``benchmarks/decode.py``).
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ def image_extensions() -> frozenset[str]:
 
 @cache
 def decoder_name() -> str:
-    """Return the decoder's version: pixels decoded by another one are not taken for its own."""
-    return f"pillow{PIL.__version__}-jpeg{features.version('jpg')}"
+    """Return the versions of Pillow and its libjpeg: pixels decoded by others are not taken for its own."""
+    turbo = features.version_feature("libjpeg_turbo")
+    return f"pillow{PIL.__version__}-" + (f"libjpeg-turbo{turbo}" if turbo else f"jpeg{features.version('jpg')}")
 
 
 def decode(content: bytes, where: str) -> Pixels:
@@ -82,7 +86,8 @@ def from_pillow(image: Image.Image) -> Pixels:
         image = image.convert("RGBA")
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    lines = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=np.uint8)
+    return lines.reshape(image.height, 3, image.width).transpose(1, 0, 2).copy()
 
 
 def from_array(array: Pixels, *, channels_last: bool = True) -> Pixels:

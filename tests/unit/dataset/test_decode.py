@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from kdpipe.dataset import Dataset, load
+from kdpipe.dataset.decode import decode, decoder_name, from_pillow, measure
 from kdpipe.errors import DatasetError
 
 
@@ -79,3 +81,110 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     found = only(tmp_path, image, "a.png", exif=exif)
     assert found.image_size == (10, 12)
     assert_shows(found, RGB)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 3), (33, 17)])
+def test_planes_are_contiguous_and_writable(tmp_path: Path, size: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    found = from_pillow(Image.fromarray(levels))
+    np.testing.assert_array_equal(found, np.moveaxis(levels, 2, 0))
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert_shows(only(tmp_path, Image.fromarray(levels), "a.png"), levels)
+
+
+def photograph() -> Image.Image:
+    """Smooth colours with an edge and some noise; neither side is a multiple of 8."""
+    row, column = np.mgrid[:61, :85]
+    levels = np.stack([row * 4, column * 3, 255 - row - column], axis=2) + 40 * (column > row)[..., None]
+    noise = np.random.default_rng(0).integers(-9, 10, levels.shape)
+    return Image.fromarray(np.clip(levels + noise, 0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, *, kind: str = "JPEG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_blocks": 2}, {"optimize": True}])
+def test_jpeg_pixels_do_not_depend_on_how_coefficients_are_written(
+    subsampling: int, options: dict[str, object]
+) -> None:
+    image = photograph()
+    plain = jpeg(image, subsampling=subsampling)
+    other = jpeg(image, subsampling=subsampling, **options)
+    assert plain != other
+    np.testing.assert_array_equal(decode(other, "a.jpg"), decode(plain, "a.jpg"))
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"keep_rgb": True}])
+def test_a_jpeg_shows_what_was_written(options: dict[str, object]) -> None:
+    image = photograph()
+    found = decode(jpeg(image, quality=98, **options), "a.jpg")
+    assert np.abs(found.astype(int) - np.asarray(image).transpose(2, 0, 1)).max() < 12
+
+
+def test_a_gray_jpeg_is_repeated() -> None:
+    content = jpeg(photograph().convert("L"))
+    gray = np.asarray(Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode(content, "a.jpg"), np.stack([gray] * 3))
+
+
+def test_a_cmyk_jpeg_is_converted() -> None:
+    content = jpeg(photograph().convert("CMYK"), quality=98)
+    ink = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+    expected = (255 - ink[..., :3]) * (255 - ink[..., 3:]) / 255
+    assert np.abs(decode(content, "a.jpg") - expected.transpose(2, 0, 1)).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_of_a_jpeg_is_not_applied(orientation: int) -> None:
+    image = photograph()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turned = jpeg(image, exif=exif)
+    assert measure(turned, "a.jpg") == (61, 85)
+    np.testing.assert_array_equal(decode(turned, "a.jpg"), decode(jpeg(image), "a.jpg"))
+
+
+def test_the_first_of_several_pictures_is_read() -> None:
+    image = photograph()
+    several = jpeg(image, kind="MPO", save_all=True, append_images=[image.rotate(180)])
+    assert Image.open(io.BytesIO(several)).format == "MPO"
+    np.testing.assert_array_equal(decode(several, "a.jpg"), decode(jpeg(image), "a.jpg"))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_refused(progressive: bool) -> None:
+    content = jpeg(photograph(), progressive=progressive)
+    for kept in (2, 100, content.rindex(b"\xff\xda") + 20, len(content) - 40):
+        with pytest.raises(DatasetError, match=r"^a\.jpg cannot be decoded: "):
+            decode(content[:kept], "a.jpg")
+
+
+def test_a_damaged_jpeg_is_refused_or_has_its_size() -> None:
+    content = jpeg(photograph())
+    generator = np.random.default_rng(0)
+    scan = content.index(b"\xff\xda")
+    for place in generator.integers(scan, len(content), 300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.integers(8)
+        try:
+            found = decode(bytes(damaged), "a.jpg")
+        except DatasetError:
+            continue
+        assert found.shape == (3, 61, 85)
+        np.testing.assert_array_equal(found, decode(bytes(damaged), "a.jpg"))
+
+
+def test_the_decoder_is_named_after_what_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    turbo = features.version_feature("libjpeg_turbo")
+    assert str(turbo or features.version("jpg")) in decoder_name()
+    names = set()
+    for version in (None, "2.1.5", "3.2.0"):
+        monkeypatch.setattr(features, "version_feature", lambda _, version=version: version)
+        names.add(decoder_name.__wrapped__())
+    assert len(names) == 3
+    assert all(name.replace(".", "").replace("-", "").isalnum() for name in names)
