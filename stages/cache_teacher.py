@@ -35,17 +35,12 @@ def run(params: CacheTeacher) -> None:
         encoding=asked,
         batch_size=params.batch_size,
     )
-    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], params=params, forward=forward))
+    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
     with build(params.out, wanted, overwrite=params.overwrite) as builder:
         if builder.sealed:
             say(f"{params.out} is sealed and holds exactly this: nothing to do.")
         else:
-            _fill(
-                builder,
-                datasets,
-                params=params,
-                forward=forward,
-            )
+            _fill(builder, datasets, recipe, params=params, forward=forward)
     report(params)
 
 
@@ -66,17 +61,19 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     return members[0] if len(members) == 1 else Ensemble(members)
 
 
-def _pilot(train: Dataset, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
+def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
     geometry = Geometry.of(forward.preset)
-    renderer = Renderer(train, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
+    renderer = Renderer(train, recipe, seed=params.seed, geometry=geometry, device=forward.device)
     return pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
 
 
-def _fill(builder: Builder, datasets: dict[str, Dataset], *, params: CacheTeacher, forward: FrozenTeacher) -> None:
+def _fill(
+    builder: Builder, datasets: dict[str, Dataset], recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher
+) -> None:
     began = time.perf_counter()
     geometry = Geometry.of(forward.preset)
     renderers = {
-        split: Renderer(dataset, params.recipe, seed=params.seed, geometry=geometry, device=forward.device)
+        split: Renderer(dataset, recipe, seed=params.seed, geometry=geometry, device=forward.device)
         for split, dataset in datasets.items()
     }
     say(f"{forward.identity.name} on {forward.device}: the plain test view first.")

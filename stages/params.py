@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,10 +17,24 @@ def _one_as_many(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+def _recipe_text(value: Any) -> Any:
+    """Return a recipe as text: YAML stays a short string or becomes JSON, and a ``.yaml`` file is read."""
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        try:
+            return Path(value).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"the recipe file cannot be read: {error}") from None
+    return value.strip() if isinstance(value, str) else value
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
 """One name or several; in YAML a lone name needs no list."""
+RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
+"""A view recipe; see ``kdpipe.views.recipe``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -58,7 +73,10 @@ class _Training(StageParams):
     recipe_seed: Seed | None = Field(
         None, description="Seed of the views' pixels: the store's, or 0 where there is none."
     )
-    recipe: str | None = Field(None, description="View recipe: none or crop-flip (default).")
+    recipe: RecipeText | None = Field(
+        None,
+        description="View recipe: the store's, or crop-flip where there is none. docs/VIEWS.md lists the operations.",
+    )
     views: Annotated[int, Field(ge=0)] | None = Field(
         None,
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
@@ -129,7 +147,11 @@ class CacheTeacher(_Teacher, StoreParams):
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
     )
-    recipe: str = Field("crop-flip", description="View recipe: none or crop-flip.")
+    recipe: RecipeText = Field(
+        "crop-flip",
+        description="View recipe, such as none, crop-flip or rrc-flip:0.25+color+mixup:0.2, or a .yaml file; "
+        "docs/VIEWS.md lists the operations.",
+    )
     batch_size: Positive = Field(256, description="Samples per forward pass.")
 
     @property
@@ -189,7 +211,9 @@ class ImportLogits(StoreParams):
     )
     test_logits: Path | None = Field(None, description="Test logits, .npy: (samples, classes).")
     teacher_name: str = Field(min_length=1, description="Who gave them.")
-    recipe: str = Field("none", description="View recipe that the augmented views were rendered by, if there are any.")
+    recipe: RecipeText = Field(
+        "none", description="View recipe that the augmented views were rendered by, if there are any."
+    )
     views: int = Field(0, ge=0, description="Augmented views beside the plain one.")
 
     @model_validator(mode="after")

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, join_checked, open_store
+from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
 from kdpipe.student import (
     Distillation,
     LiveTargets,
@@ -24,7 +26,7 @@ from kdpipe.student import (
     soft_targets,
 )
 from kdpipe.teacher import Forward
-from kdpipe.views import Geometry, Renderer
+from kdpipe.views import Geometry, Recipe, Renderer
 from stages.params import TrainStudent
 from stages.sources import load_model, load_split
 from stages.training import fit
@@ -34,9 +36,11 @@ from stages.training import fit
 class _Views:
     """Which views the student trains on."""
 
-    recipe: str
+    recipe: Recipe
     seed: int
     views: int | None
+    population: npt.NDArray[np.uint8] | None = None
+    """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
 
 def run(params: TrainStudent) -> None:
@@ -66,6 +70,7 @@ def run(params: TrainStudent) -> None:
         recipe=views.recipe,
         recipe_seed=views.seed,
         views=views.views,
+        population=views.population,
         run=RunDirectory(params.out),
         distillation=distillation,
         lineage=_lineage(stores, params.shares, teacher),
@@ -79,12 +84,12 @@ def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
     if not stores:
-        return _Views(params.recipe or "crop-flip", params.recipe_seed or 0, params.views)
+        return _Views(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
     asked: dict[str, tuple[Any, Any]] = {
-        "recipe": (params.recipe, stored.name),
+        "recipe": (params.recipe and str(Recipe.parse(params.recipe)), stored.name),
         "recipe-seed": (params.recipe_seed, stored.seed),
     }
     for flag, (wanted, kept) in asked.items():
@@ -100,7 +105,13 @@ def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
         )
     # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
     default = None if params.mode == "none" else store.num_views
-    return _Views(stored.name, stored.seed, default if params.views is None else params.views)
+    return _Views(
+        recipe=stored_recipe(store),
+        seed=stored.seed,
+        views=default if params.views is None else params.views,
+        # Without soft targets a part of the data may be mixed within itself.
+        population=None if params.mode == "none" else store.sample_ids,
+    )
 
 
 def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Dataset) -> SoftTargets:
@@ -133,7 +144,9 @@ def _live_targets(
     geometry = Geometry.of(teacher.preset)
     renderer = None
     if geometry != Geometry.of(student.preset):
-        renderer = Renderer(train, views.recipe, seed=views.seed, geometry=geometry, device=device)
+        renderer = Renderer(
+            train, views.recipe, seed=views.seed, geometry=geometry, device=device, population=views.population
+        )
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 

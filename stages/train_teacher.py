@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdpipe.student import RunDirectory
+from kdpipe.views import Recipe
 from stages.params import TrainTeacher
 from stages.sources import load_model, load_split
 from stages.training import fit
@@ -18,7 +19,7 @@ def run(params: TrainTeacher) -> None:
         test,
         params=params,
         stage="train-teacher",
-        recipe=params.recipe or "crop-flip",
+        recipe=Recipe.parse(params.recipe or "crop-flip"),
         recipe_seed=params.recipe_seed or 0,
         views=params.views,
         run=RunDirectory(params.out),

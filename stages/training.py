@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdpipe import models
@@ -24,26 +26,29 @@ def fit(
     *,
     params: TrainTeacher | TrainStudent,
     stage: str,
-    recipe: str,
+    recipe: Recipe,
     recipe_seed: int,
     views: int | None,
     run: RunDirectory,
+    population: npt.NDArray[np.uint8] | None = None,
     distillation: Distillation | None = None,
     lineage: dict[str, Any] | None = None,
 ) -> None:
-    """Train ``model`` in place, test it once at the end, and write the run directory."""
+    """Train ``model`` in place, test it once at the end, and write the run directory.
+
+    ``population`` are the samples that a recipe mixes, see ``Renderer``.
+    """
     device = models.resolve_device(params.device)
     geometry = Geometry.of(model.preset)
-    parsed = Recipe.parse(recipe)
-    views = views if parsed.augments else 0
-    renderer = Renderer(train_set, parsed, seed=recipe_seed, geometry=geometry, device=device)
+    views = views if recipe.augments else 0
+    renderer = Renderer(train_set, recipe, seed=recipe_seed, geometry=geometry, device=device, population=population)
     seeds = {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed}
     record = {
         "format": 1,
         "stage": stage,
         "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
         "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
-        "recipe": {"name": str(parsed), "version": parsed.version, "seed": recipe_seed},
+        "recipe": {"name": str(recipe), "version": recipe.version, "seed": recipe_seed},
         "views": views,
         "seeds": seeds,
         "parameters": params.model_dump(mode="json"),

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from kdpipe.dataset import identity
 from kdpipe.dataset.blocks import processors
 from kdpipe.dataset.callable import list_callable
+from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.digits import list_digits
 from kdpipe.dataset.folder import list_folder
 from kdpipe.dataset.identity import sample_id
@@ -33,7 +34,7 @@ from kdpipe.dataset.source import Dataset, Listing, Survey
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress, silent
 
-__all__ = ["SPECS", "Dataset", "Loading", "cache_directory", "load", "sample_id"]
+__all__ = ["SPECS", "Dataset", "Loading", "cache_directory", "decoder_name", "load", "sample_id"]
 
 Loading = Literal["auto", "memory", "stream"]
 

@@ -3,12 +3,13 @@
 from kdpipe.store.attached import AttachedDataset
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
-from kdpipe.store.join import changed_content, drifted_probes, join, join_checked, probe_hashes, probe_rows
-from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Teacher
+from kdpipe.store.join import changed_content, join, join_checked
+from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Rendering, Teacher
 from kdpipe.store.opening import MEMORY_LIMIT, open_store
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.replay import Drift, drift, probe_hashes, probe_rows, rendering, replay, stored_recipe
 from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_deep, verify_files
 from kdpipe.store.writer import Builder, build
@@ -19,6 +20,7 @@ __all__ = [
     "Builder",
     "Candidate",
     "Choice",
+    "Drift",
     "Fingerprint",
     "LogitStore",
     "Manifest",
@@ -27,18 +29,22 @@ __all__ = [
     "Pool",
     "Provenance",
     "Recipe",
+    "Rendering",
     "Shard",
     "SplitPlan",
     "Teacher",
     "build",
     "changed_content",
-    "drifted_probes",
+    "drift",
     "join",
     "join_checked",
     "open_store",
     "probe_hashes",
     "probe_rows",
+    "rendering",
+    "replay",
     "settled",
+    "stored_recipe",
     "summary",
     "verify_data",
     "verify_deep",

@@ -18,11 +18,11 @@ import torch
 
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
-from kdpipe.models import Preset
 from kdpipe.store.join import check_classes, join_checked, locate
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.replay import replay
 from kdpipe.store.shared import Origin, SharedTargets
-from kdpipe.views import Geometry, Renderer
+from kdpipe.views import Renderer
 
 Transform = Callable[[Any], Any]
 
@@ -101,7 +101,7 @@ def attach(
         if keys is not None or by_index:
             raise TypeError("a kdpipe dataset is joined by its own sample ids: leave keys and by_index out")
         rows = join_checked(store, dataset, allow_drift=allow_drift)
-        items: Items = _Rendered(dataset, store)
+        items: Items = _Rendered(replay(store, dataset))
         views: Sequence[int] = range(1, store.num_views + 1) or (0,)
     else:
         rows = _rows(store, dataset, keys=keys, by_index=by_index)
@@ -156,32 +156,30 @@ class _Given:
 class _Rendered:
     """The pixels of a view as the teacher saw them: uint8 ``(3, height, width)`` at the teacher's input size."""
 
-    def __init__(self, dataset: Dataset, store: LogitStore) -> None:
-        self._dataset = dataset
-        self._recipe = store.manifest.fingerprint.recipe
-        self._geometry = Geometry.of(Preset.parse(dict(store.manifest.fingerprint.teacher.preset)))
-        self._start()
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._renderer.dataset)
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: views are a matter of the soft targets."""
 
     def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:
-        labels = self._dataset.labels[samples].tolist()
-        return list(zip(self._renderer(samples, view), labels, strict=True))
+        return list(zip(self._renderer(samples, view), self._labels(samples, view), strict=True))
 
-    def _start(self) -> None:
-        self._renderer = Renderer(self._dataset, self._recipe.name, seed=self._recipe.seed, geometry=self._geometry)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the renderer out, which holds the pixels."""
-        return {name: value for name, value in self.__dict__.items() if name != "_renderer"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._start()
+    def _labels(self, samples: list[int], view: int) -> Sequence[int | torch.Tensor]:
+        """Return each sample's label, or where the view mixes samples, the share of each class, ``(classes,)``."""
+        dataset = self._renderer.dataset
+        own, second = dataset.labels[samples], self._renderer.second_labels(samples, view)
+        if second is None:
+            labels: list[int] = own.tolist()
+            return labels
+        shares = torch.zeros(len(samples), len(dataset.classes))
+        for label, share in ((own, second.own_share), (second.labels, 1 - second.own_share)):
+            known = np.flatnonzero(label >= 0)
+            shares[known, label[known]] += torch.from_numpy(share[known])
+        return list(shares)
 
 
 @dataclass(frozen=True)

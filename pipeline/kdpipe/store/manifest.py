@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES
@@ -21,7 +21,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "files", "planes")
 """What a store's digest covers: what was computed and from what, not when, where or how well."""
-_ABSENT_WHEN_EMPTY = ("features", "provenance", "choice", "fidelity")
+_ABSENT_WHEN_EMPTY = ("features", "provenance", "choice", "fidelity", "rendering")
 
 Digest = str
 """BLAKE3, 32 hexadecimal digits (128 bits)."""
@@ -40,12 +40,27 @@ class Teacher(_Strict):
     parameters: int
 
 
+def _increasing(table: tuple[int, ...]) -> tuple[int, ...]:
+    if list(table) != sorted(table):
+        raise ValueError("thresholds must not decrease")
+    return table
+
+
+Table = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=2**32)], ...],
+    Field(strict=False, min_length=256, max_length=256),
+    AfterValidator(_increasing),
+]
+
+
 class Recipe(_Strict):
     """How the augmented views were drawn."""
 
     name: str
     version: str
     seed: int = Field(ge=0, lt=2**32)
+    thresholds: dict[str, Table] = {}
+    """The table that each mixing operation draws its lambda with; see ``kdpipe.views.beta``."""
 
 
 class Fingerprint(_Strict):
@@ -122,6 +137,17 @@ class Choice(_Strict):
     table: tuple[Candidate, ...] = Field(strict=False)
 
 
+class Rendering(_Strict):
+    """What made the pixels that the teacher saw, to say what differs where the replay probes do."""
+
+    decoder: str
+    """What decoded the image files, with its version."""
+    trial: dict[str, str]
+    """What the resize and each of the recipe's operations made of synthetic images; see ``kdpipe.views.trial``."""
+    sources: dict[str, tuple[str, ...]] = Field(strict=False)
+    """64-bit hashes of the probes' decoded source images, by split."""
+
+
 class File(_Strict):
     """One file of the store, by its path relative to the store."""
 
@@ -149,6 +175,8 @@ class Manifest(_Strict):
     """How the encoding was chosen, where it was."""
     fidelity: dict[str, dict[str, JsonValue]] = {}
     """What encoding lost over all of each sealed split; see ``kdpipe.encoding.Fidelity``."""
+    rendering: Rendering | None = None
+    """What made the pixels."""
     files: dict[str, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: dict[str, Digest] = {}
@@ -176,6 +204,8 @@ class Manifest(_Strict):
         """Return all of it as plain JSON values; entries that may be absent are, where they say nothing."""
         whole = self.model_dump(mode="json")
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
+        if not self.fingerprint.recipe.thresholds:
+            del whole["fingerprint"]["recipe"]["thresholds"]
         for key in _ABSENT_WHEN_EMPTY:
             if not whole[key]:
                 del whole[key]

@@ -12,7 +12,7 @@ from kdpipe import encoding
 from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
 from kdpipe.store.layout import Layout
-from kdpipe.store.manifest import Choice, Fingerprint, Manifest, Provenance, Split
+from kdpipe.store.manifest import Choice, Fingerprint, Manifest, Provenance, Rendering, Split
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Plan:
     features: int | None = None
     """Length of the features to keep, ``None`` to keep none."""
     provenance: Provenance = field(default_factory=Provenance)
+    rendering: Rendering | None = None
+    """What makes the pixels."""
 
     def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
         """Return the plan of the same store with another encoding, and how that was chosen."""
@@ -113,5 +115,6 @@ class Plan:
             teacher_probe=self.teacher_probe,
             features=self.features,
             provenance=self.provenance,
+            rendering=self.rendering,
             choice=self.choice,
         )

@@ -16,6 +16,7 @@ from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
+from kdpipe.store.replay import rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories beside a store that a kill may leave: ``.NAME.zarr.new`` and so on."""
@@ -76,6 +77,8 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
     """Say in which parts a store differs from the one that is asked for."""
     differing = found.fingerprint.differences(wanted.fingerprint)
+    if not differing:
+        differing += rendering_differences(found.rendering, wanted.rendering)
     if found.classes != wanted.classes:
         differing.append("classes: the names or their order differ")
     for name, split in wanted.splits.items():

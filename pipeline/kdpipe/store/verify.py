@@ -8,13 +8,13 @@ from pathlib import Path
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StoreError, UnsealedStoreError
-from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
-from kdpipe.store.join import changed_content, drifted_probes, join
+from kdpipe.store.join import changed_content, join
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import missing_or_resized, open_store
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.replay import drift, lacking
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
@@ -86,7 +86,8 @@ def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
     dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
     rows = join(store, dataset)
     faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
-    drifted = drifted_probes(store, dataset, rows, preset=Preset.parse(dict(store.manifest.fingerprint.teacher.preset)))
-    if drifted:
-        faults.append(f"{drifted} of {store.probe_hashes.size} replay probes render to other pixels")
-    return faults
+    missing = lacking(store, dataset)
+    if missing:
+        return [*faults, f"{missing} samples that are mixed into those of {dataset.spec} are not in it"]
+    drifted = drift(store, dataset, rows)
+    return faults if drifted is None else [*faults, str(drifted)]

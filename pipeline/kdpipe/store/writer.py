@@ -273,6 +273,7 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
             "fidelity": found.fidelity,
             "planes": found.planes,
             "provenance": found.provenance.updated(wanted.provenance),
+            "rendering": found.rendering or wanted.rendering,
         }
     )
 

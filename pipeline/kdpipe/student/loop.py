@@ -24,7 +24,7 @@ from kdpipe.student.losses import DistillationLoss
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import batches_of, epoch_batches, learning_rate, sgd, view_of_epoch
 from kdpipe.student.targets import SoftTargets
-from kdpipe.views import Renderer
+from kdpipe.views import Renderer, SecondLabels
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,11 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         targets = labels[torch.from_numpy(indices).to(renderer.device)]
+        second = renderer.second_labels(indices, view)
         logits = module(preset.normalise(pixels))
-        terms = {"ce": cross_entropy(logits, targets)}
+        terms = {
+            "ce": cross_entropy(logits, targets) if second is None else mixed_cross_entropy(logits, targets, second)
+        }
         if distillation is None:
             terms["loss"] = terms["ce"]
         else:
@@ -168,6 +171,23 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
     return total / (labels >= 0).sum().clamp(min=1)
+
+
+def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, second: SecondLabels) -> torch.Tensor:
+    """Return the cross-entropy of logits ``(n, classes)`` to two labels each, weighed by their shares of the image.
+
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2. A label of -1 counts for nothing; the
+    mean is over the shares that have a label.
+    """
+    own_share = torch.from_numpy(second.own_share).to(logits.device)
+    total, weight = logits.new_zeros(()), logits.new_zeros(())
+    for label, share in (
+        (labels, own_share),
+        (torch.from_numpy(second.labels.astype(np.int64)).to(logits.device), 1 - own_share),
+    ):
+        total = total + (share * F.cross_entropy(logits, label, ignore_index=-1, reduction="none")).sum()
+        weight = weight + share[label >= 0].sum()
+    return total / weight.clamp(min=1e-6)
 
 
 def _batches(

@@ -50,7 +50,8 @@ def refuse_mixture(stores: Sequence[LogitStore]) -> None:
     """Refuse stores whose logits are not of the same classes and the same views of a sample.
 
     Raises:
-        StaleStoreError: a store's classes, or its recipe, the recipe's version or seed, are not those of the first.
+        StaleStoreError: a store's classes, or its recipe, the recipe's version or seed, are not those of the first, or
+            with a recipe that mixes, its samples.
     """
     first = stores[0]
     for other in stores[1:]:
@@ -61,6 +62,11 @@ def refuse_mixture(stores: Sequence[LogitStore]) -> None:
             "recipe seed": (ours.seed, theirs.seed),
             "classes": (_listed(first.classes), _listed(other.classes)),
         }
+        if (ours.thresholds or theirs.thresholds) and not np.array_equal(first.sample_ids, other.sample_ids):
+            raise StaleStoreError(
+                f"{first.path} and {other.path} cannot be mixed: the recipe {ours.name} finds partners in a store's "
+                "own samples and order, which differ. Mix stores that were made from the same samples."
+            )
         for what, (mine, its) in compared.items():
             if mine != its:
                 raise StaleStoreError(

@@ -10,7 +10,7 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding import Encoding
-from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, probe_hashes, probe_rows
+from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, probe_hashes, probe_rows, rendering
 from kdpipe.store import Recipe as StoredRecipe
 from kdpipe.teacher.forward import FrozenTeacher, Source
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
@@ -33,11 +33,13 @@ def plan(
 
     ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
     """
+    geometry = Geometry.of(source.preset)
+    probes = {name: probe_rows(dataset) for name, dataset in datasets.items()}
     splits = {}
     for name, dataset in datasets.items():
         planes = 1 + views if name == "train" else 1
-        renderer = Renderer(dataset, recipe, seed=seed, geometry=Geometry.of(source.preset))
-        rows = probe_rows(dataset)
+        renderer = Renderer(dataset, recipe, seed=seed, geometry=geometry)
+        rows = probes[name]
         splits[name] = SplitPlan(
             sample_ids=dataset.sample_ids,
             content_digests=dataset.content_digests,
@@ -52,7 +54,7 @@ def plan(
         fingerprint=Fingerprint(
             teacher=source.identity,
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
-            recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed),
+            recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed, thresholds=recipe.thresholds),
             encoding=encoding.name,
             precision=source.precision,
             batch_size=batch_size,
@@ -64,6 +66,7 @@ def plan(
         splits=splits,
         calibrated=encoding,
         features=source.feature_dim,
+        rendering=rendering(recipe, geometry, datasets, probes),
     )
 
 

@@ -11,9 +11,9 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.fidelity import kl
-from kdpipe.store import LogitStore, join
+from kdpipe.store import LogitStore, join, replay
 from kdpipe.teacher.forward import FrozenTeacher
-from kdpipe.views import Geometry, Renderer
+from kdpipe.views import Geometry
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 """How much the logits of equal teachers may differ between batch sizes, by the precision of the pass.
@@ -73,7 +73,7 @@ def recompute(
         split, view = planes[number]
         dataset, positions = shared[split]
         indices = drawn[plane_of == number] - (ends[number] - len(positions))
-        renderer = _renderer(stores[split], dataset, forward)
+        renderer = replay(stores[split], dataset, geometry=Geometry.of(forward.preset), device=forward.device)
         said.append(forward(renderer(indices, view)).cpu())
         held.append(stores[split].gather(view, positions[indices]).logits(slice(None)))
     return _compare(next(iter(stores.values())), torch.cat(said), torch.cat(held), device=forward.device)
@@ -101,9 +101,3 @@ def _shared(store: LogitStore, dataset: Dataset) -> tuple[Dataset, npt.NDArray[n
     known = {bytes(sample_id) for sample_id in store.sample_ids}
     both = dataset.subset([index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known])
     return both, join(store, both)
-
-
-def _renderer(store: LogitStore, dataset: Dataset, forward: FrozenTeacher) -> Renderer:
-    recipe = store.manifest.fingerprint.recipe
-    geometry = Geometry.of(forward.preset)
-    return Renderer(dataset, recipe.name, seed=recipe.seed, geometry=geometry, device=forward.device)

@@ -6,6 +6,7 @@ from kdpipe.views.operations import OPERATIONS, PHASES
 from kdpipe.views.philox import Draws, permutation, philox
 from kdpipe.views.recipe import Recipe
 from kdpipe.views.render import Renderer, SecondLabels, render
+from kdpipe.views.trial import trial
 
 __all__ = [
     "OPERATIONS",
@@ -19,4 +20,5 @@ __all__ = [
     "permutation",
     "philox",
     "render",
+    "trial",
 ]

@@ -98,10 +98,22 @@ class Renderer:
         if self._mixes:
             self._population = mixing.Population(self._images, population, seed=seed)
             self._rows = mixing.find(dataset.sample_ids, self._images.sample_ids)
+        self._start()
+
+    def _start(self) -> None:
         pixels = self._images.pixels
         self._pixels = pixels if pixels is None else pixels.to(self.device)
         self._queue = _Queue()
         self._loader: DataLoader[torch.Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the pixels and the worker processes out."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "_queue", "_loader")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the pixels from the dataset again."""
+        self.__dict__.update(state)
+        self._start()
 
     def __call__(self, indices: Indices, view: int) -> torch.Tensor:
         """Render uint8 ``(n, 3, H, W)`` of ``view`` for the samples at ``indices``.

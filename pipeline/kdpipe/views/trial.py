@@ -1,0 +1,57 @@
+"""Each operation of a recipe tried on fixed synthetic images, so that one which draws other pixels can be named."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from blake3 import blake3
+
+from kdpipe.views import colour, crop, erase, mixing
+from kdpipe.views.geometry import Geometry
+from kdpipe.views.operations import PHASES
+from kdpipe.views.philox import Draws, philox
+from kdpipe.views.recipe import Recipe, Step
+from kdpipe.views.resample import cut
+
+_COUNT, _HEIGHT, _WIDTH, _SIDE = 32, 40, 48, 32
+
+
+def trial(recipe: Recipe, geometry: Geometry) -> dict[str, str]:
+    """Return a 64-bit hash in hexadecimal digits of what the resize and each operation make of synthetic images.
+
+    The names are ``resize`` and those of the operations.
+    """
+    kernel = geometry.interpolation
+    words = np.concatenate(_words(_COUNT * 3 * _HEIGHT * _WIDTH // 4))
+    images = torch.from_numpy((words >> 24).astype(np.uint8).reshape(_COUNT, 3, _HEIGHT, _WIDTH))
+    smaller = Geometry(_SIDE, _SIDE, kernel).fit(images)
+    found = {"resize": _hash(smaller, geometry.fit(images))}
+    ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
+    draws = Draws(ids, seed=0, view=1)
+    for phase in PHASES:
+        for step in recipe.of(phase):
+            if phase == "box":
+                boxes = crop.boxes((step,), draws, np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
+                tried = cut(images, *boxes, height=_SIDE, width=_SIDE, kernel=kernel)
+            elif phase == "mix":
+                alone = Recipe((step,), recipe.thresholds)
+                tried = mixing.mix(smaller, smaller.roll(1, 0), mixing.amounts(alone, draws))
+            else:
+                tried = _apply(step, smaller, draws)
+            found[step.operation.name] = _hash(tried)
+    return found
+
+
+def _apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    apply = colour.apply if step.operation.phase == "colour" else erase.apply
+    return apply(step, images, draws)
+
+
+def _words(count: int) -> tuple[np.ndarray, ...]:
+    """Return four arrays of ``count`` fixed words."""
+    position, zeros = np.arange(count, dtype=np.uint32), np.zeros(count, dtype=np.uint32)
+    return philox((position, zeros, zeros, zeros), (zeros, zeros))
+
+
+def _hash(*images: torch.Tensor) -> str:
+    return blake3(b"".join(tensor.numpy().tobytes() for tensor in images)).hexdigest(length=8)
