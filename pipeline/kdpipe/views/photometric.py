@@ -60,8 +60,6 @@ def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     The border is kept, and so is an image with a side of 2 or less. Equal to torchvision's
     ``adjust_sharpness_image`` at ``factor / 256``: a sum of integers over 13 is never near a half.
     """
-    if min(images.shape[-2:]) <= 2:
-        return images.clone()
     levels = images.to(torch.int32)
     weight = _per_image(factor, images)
     rows = (levels[..., :-2, :] + levels[..., 1:-1, :]).add_(levels[..., 2:, :])
@@ -81,7 +79,7 @@ def hue(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     "Color Gamut Transform Pairs", 1978), so the turned place is one in units of 1/256, and every channel is a
     clamped distance from a corner of the hexagon. Negative turns and more than one turn are allowed.
 
-    torchvision's ``adjust_hue_image`` at ``turn / 256`` scales by 255.999 and floors instead of rounding: 4 to 12%
+    torchvision's ``adjust_hue_image`` at ``turn / 256`` scales by 255.999 and floors instead of rounding: 5 to 12%
     of the levels differ, by one. Turns by a half circle agree.
     """
     red, green, blue = images.to(torch.int32).unbind(1)
@@ -91,6 +89,7 @@ def hue(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     angle = torch.where(top == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
     angle = torch.where(top == red, green - blue, angle)
     circle = chroma * 6
+    # From here on in units of 1/256 of a level, so that the turned place is a whole number.
     angle = _wrap(angle, circle).mul_(256)
     angle.add_(circle * torch.remainder(turn.to(images.device), 256).view(len(images), 1, 1))
     chroma, low, circle = chroma.mul_(256), low.mul_(256), circle.mul_(256)
@@ -159,7 +158,10 @@ def _per_image(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 
 def _gray(levels: torch.Tensor) -> torch.Tensor:
-    """Return ITU-R BT.601 luma of int32 ``(n, 3, H, W)`` as ``(n, 1, H, W)``, floored to whole levels."""
+    """Return ITU-R BT.601 luma of int32 ``(n, 3, H, W)`` as ``(n, 1, H, W)``, floored to whole levels.
+
+    The weights are torchvision's and add up to 0.9999: the gray of white is 254.
+    """
     red, green, blue = levels.unbind(1)
     luma = (red * 2989).add_(green, alpha=5870).add_(blue, alpha=1140)
     return luma.div_(10_000, rounding_mode="floor").unsqueeze_(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -29,6 +30,19 @@ OPERATIONS: dict[str, tuple[Operation, Sequence[int]]] = {
     "equalize": (lambda images, _: photometric.equalize(images), [0]),
 }
 """Each operation and values of its parameter."""
+
+PINNED = {
+    "brightness": "affadf173cdafca5",
+    "contrast": "a361108efb2ccb2a",
+    "saturation": "800d968d5deb951c",
+    "sharpness": "5809db610e084a79",
+    "hue": "976f779b650695fb",
+    "posterize": "709bf941f107d7db",
+    "solarize": "eed0e2e58fe02bf7",
+    "autocontrast": "8007eb3f525beab9",
+    "equalize": "645bb1d61020d808",
+}
+"""Digests of each operation's pixels. Where one changes, stores that were built before no longer match."""
 
 IDENTITIES = {"brightness": 256, "contrast": 256, "saturation": 256, "sharpness": 256, "posterize": 8, "solarize": 256}
 
@@ -342,6 +356,15 @@ def test_one_parameter_per_image_is_required() -> None:
     for name in ("brightness", "contrast", "saturation", "sharpness", "hue", "posterize", "solarize"):
         with pytest.raises(RuntimeError):
             OPERATIONS[name][0](images, torch.tensor([0], dtype=torch.int32))
+
+
+@every_operation
+def test_pixels_are_pinned(name: str) -> None:
+    operation, values = OPERATIONS[name]
+    count, height, width = len(values), 23, 30
+    images = (torch.arange(count * 3 * height * width) ** 2 // 7 % 251).view(count, 3, height, width).to(torch.uint8)
+    digest = hashlib.sha256(operation(images, parameters(values, images)).numpy().tobytes()).hexdigest()
+    assert digest[:16] == PINNED[name]
 
 
 @pytest.mark.gpu
