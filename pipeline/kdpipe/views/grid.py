@@ -41,15 +41,16 @@ def mask(boxes: Integers, height: int, width: int) -> torch.Tensor:
 
 def enlarge(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Give every pixel the value of its cell: ``(n, 32, 32)`` to ``(n, height, width)``."""
-    return cells[:, _cell_of(height)][:, :, _cell_of(width)]
+    rows, columns = _cell_of(height).to(cells.device), _cell_of(width).to(cells.device)
+    return cells.index_select(2, columns).index_select(1, rows)
 
 
 @lru_cache(maxsize=16)
 def log_uniform(low: float, high: float) -> npt.NDArray[np.float64]:
     """Return ``low (high / low)^(k / 256)`` for k in 0..256, ``(257,)``, for ``0 < low <= high``.
 
-    Computed in decimal and rounded once, so it is the same everywhere; a uniform ``k`` is log-uniform in
-    ``[low, high]``.
+    Computed in decimal and rounded once, so it is the same everywhere; a uniform ``k`` makes it log-uniform in
+    ``[low, high]``. The array is cached and read-only.
     """
     with localcontext(Context(prec=40, rounding=ROUND_HALF_EVEN)):
         start, span = Decimal(low).ln(), (Decimal(high) / Decimal(low)).ln()

@@ -266,3 +266,19 @@ def test_cutmix_boxes_inside_the_image_have_the_drawn_area(alpha: float) -> None
     assert inside.sum() > 2000
     # A side rounded by at most half a cell moves the area by at most side + 1/4 cells.
     assert (np.abs(kept - 4 * drawn)[inside] <= (height + 0.25)[inside]).all()
+
+
+def test_known_answers() -> None:
+    ids = np.arange(48, dtype=np.uint8).reshape(3, 16)
+    draws = Draws(ids, seed=2, view=3)
+    boxes, kept = cut_boxes(draws, (21, 22), np.array([3, 128, 250]))
+    assert erase_defaults(draws).tolist() == [[4, 10, 12, 16], [4, 13, 26, 13], [1, 21, 3, 9]]
+    assert boxes.tolist() == [[14, 9, 18, 23], [20, 12, 12, 20], [2, 9, 5, 5]]
+    assert kept.tolist() == [610, 784, 999]
+    masked = patches(draws, 4, ratio=0.1)[0, ::4, ::4].flatten().nonzero().flatten()
+    assert masked.tolist() == [17, 21, 37, 52, 57, 60]
+    assert [float(value).hex() for value in log_uniform(0.3, 1 / 0.3)[[1, 100, 255]]] == [
+        "0x1.361a69269e776p-2",
+        "0x1.89735beaebcc0p-1",
+        "0x1.a6ac17dffb45fp+1",
+    ]
