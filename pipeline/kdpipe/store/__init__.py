@@ -8,8 +8,8 @@ from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Prov
 from kdpipe.store.opening import MEMORY_LIMIT, open_store
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
+from kdpipe.store.probes import Drift, drift, probe_hashes, probe_rows, rendering, replay, stored_recipe
 from kdpipe.store.reader import LogitStore
-from kdpipe.store.replay import Drift, drift, probe_hashes, probe_rows, rendering, replay, stored_recipe
 from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_deep, verify_files
 from kdpipe.store.writer import Builder, build

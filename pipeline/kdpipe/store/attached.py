@@ -19,8 +19,8 @@ import torch
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
 from kdpipe.store.join import check_classes, join_checked, locate
+from kdpipe.store.probes import replay
 from kdpipe.store.reader import LogitStore
-from kdpipe.store.replay import replay
 from kdpipe.store.shared import Origin, SharedTargets
 from kdpipe.views import Renderer
 

@@ -45,7 +45,7 @@ def summary(store: Path) -> dict[str, Any]:
         "provenance": found.provenance.model_dump(exclude_none=True),
         "teacher": found.fingerprint.teacher.model_dump(),
         "dataset": {"name": found.dataset, "fingerprint": found.fingerprint.dataset},
-        "recipe": found.fingerprint.recipe.model_dump(),
+        "recipe": found.fingerprint.recipe.model_dump(exclude={"thresholds"}),
         "splits": splits,
         "budget": _budget(found),
         "batch_size": found.fingerprint.batch_size,

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError, StaleStoreError
+from kdpipe.store.probes import drift, lacking, stored_recipe
 from kdpipe.store.reader import LogitStore
-from kdpipe.store.replay import drift, lacking, stored_recipe
 
 
 def join(store: LogitStore, dataset: Dataset) -> npt.NDArray[np.int64]:

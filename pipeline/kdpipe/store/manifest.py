@@ -144,7 +144,7 @@ class Rendering(_Strict):
     """What decoded the image files, with its version."""
     trial: dict[str, str]
     """What the resize and each of the recipe's operations made of synthetic images; see ``kdpipe.views.trial``."""
-    sources: dict[str, tuple[str, ...]] = Field(strict=False)
+    sources: dict[str, Annotated[tuple[str, ...], Field(strict=False)]]
     """64-bit hashes of the probes' decoded source images, by split."""
 
 

@@ -13,8 +13,8 @@ from kdpipe.store import manifest
 from kdpipe.store.join import changed_content, join
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import missing_or_resized, open_store
+from kdpipe.store.probes import drift, lacking
 from kdpipe.store.reader import LogitStore
-from kdpipe.store.replay import drift, lacking
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:

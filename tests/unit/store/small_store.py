@@ -28,8 +28,10 @@ from kdpipe.store import (
     layout,
     probe_hashes,
     probe_rows,
+    rendering,
 )
 from kdpipe.views import Geometry, Renderer
+from kdpipe.views import Recipe as ViewRecipe
 
 CLASSES = 5
 TRAIN, TEST, VIEWS = 20, 6, 1
@@ -94,13 +96,13 @@ def make_plan(
     )
 
 
-def plan_of(dataset: Dataset, *, preset: Preset, views: int) -> Plan:
+def plan_of(dataset: Dataset, *, preset: Preset, views: int, recipe: str = "crop-flip") -> Plan:
     """Return the plan of a store for a dataset's split; its logits are random all the same."""
     template = make_plan()
     teacher = template.fingerprint.teacher.model_copy(update={"preset": preset.describe()})
-    recipe = template.fingerprint.recipe
-    rows = probe_rows(dataset)
-    renderer = Renderer(dataset, recipe.name, seed=recipe.seed, geometry=Geometry.of(preset))
+    parsed = ViewRecipe.parse(recipe)
+    geometry, seed, rows = Geometry.of(preset), template.fingerprint.recipe.seed, probe_rows(dataset)
+    renderer = Renderer(dataset, parsed, seed=seed, geometry=geometry)
     split = SplitPlan(
         sample_ids=dataset.sample_ids,
         content_digests=dataset.content_digests,
@@ -112,8 +114,13 @@ def plan_of(dataset: Dataset, *, preset: Preset, views: int) -> Plan:
     return dataclasses.replace(
         template,
         fingerprint=template.fingerprint.model_copy(
-            update={"teacher": teacher, "dataset": {dataset.split: dataset.fingerprint}}
+            update={
+                "teacher": teacher,
+                "dataset": {dataset.split: dataset.fingerprint},
+                "recipe": Recipe(name=str(parsed), version=parsed.version, seed=seed, thresholds=parsed.thresholds),
+            }
         ),
+        rendering=rendering(parsed, geometry, {dataset.split: dataset}, {dataset.split: rows}),
         dataset=dataset.name,
         classes=dataset.classes,
         splits={dataset.split: split},
