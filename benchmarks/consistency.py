@@ -58,7 +58,7 @@ from stages.sources import load_model
 VIEWS = 16
 CACHES = {f"cache-{views}": views for views in (1, 2, 4, 8, VIEWS)}
 ARMS = ("none", "live", *CACHES, "fixed", "mismatch")
-RECIPE = "rrc-flip:0.25"
+RECIPE = "rrc-flip:0.5"
 OPTIMISER: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1.0}
 TEMPERATURE = 4.0
 WEIGHTS = {"kd_weight": 0.9, "ce_weight": 0.1}
@@ -270,7 +270,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--student", default="resnet8")
     parser.add_argument("--samples", type=int, default=5_000, help="size of the class-balanced training subset")
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default=RECIPE)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="train these only")

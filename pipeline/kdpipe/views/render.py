@@ -122,6 +122,8 @@ class Renderer:
             DatasetError: a partner that is to be mixed in is not in the dataset.
         """
         rows = self._needed(np.asarray(indices, dtype=np.int64), view)
+        if not len(rows):
+            return torch.empty(0, 3, *self._target()[:2], dtype=torch.uint8, device=self.device)
         if self._pixels is not None:
             return self._finish(self._pixels[torch.from_numpy(rows).to(self.device)], rows, view)
         return self._finish(self._images.images(rows), rows, view)
