@@ -115,7 +115,7 @@ def test_batches_from_memory(datasets: dict[str, Dataset], wholes: Wholes, recip
 
 
 def test_batches_from_decode_workers(wholes: Wholes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The workers know nothing of the recipe, so those of the first renderer serve all."""
+    """Those of the first renderer serve all recipes, of which they know nothing, also after an unfinished run."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     stream = load(MIXED, "train", loading="stream")
     first: Renderer | None = None
@@ -123,6 +123,7 @@ def test_batches_from_decode_workers(wholes: Wholes, monkeypatch: pytest.MonkeyP
         draw = renderer(stream, recipe)
         if first is not None:
             draw._queue, draw._loader = first._queue, first._loader
+        next(draw.batches([np.arange(5), np.arange(9), np.arange(3)], VIEW))
         rendered = list(draw.batches(some_batches(), VIEW))
         assert torch.equal(torch.cat(rendered), wholes[MIXED, recipe][np.concatenate(some_batches())]), recipe
         first = draw
@@ -187,6 +188,7 @@ def shares(wholes: Wholes, rank: int) -> dict[tuple[str, str], str]:
     return {case: digest(images[rank::2]) for case, images in wholes.items()}
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
 def test_forked_processes(datasets: dict[str, Dataset], wholes: Wholes) -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         jobs = [(list(datasets.values()), 1, torch.float32, rank) for rank in range(2)]
