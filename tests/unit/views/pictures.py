@@ -14,7 +14,8 @@ MIXED = "tests.unit.views.pictures:mixed"
 SMOOTH = "tests.unit.views.pictures:smooth"
 
 OBLONG = (26, 38)
-SIZES = ((20, 24), (31, 17), (16, 16), (9, 40), (25, 8), (48, 37), (33, 52))
+SIZES = ((20, 24), (31, 17), (16, 16), (9, 40), (25, 8), (48, 37), (33, 52), (60, 5))
+"""No box of ``rrc-flip:0.25`` fits the last one, which so shows the fallback."""
 
 RECIPES = (
     "none",
