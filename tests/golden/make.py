@@ -1,16 +1,19 @@
 """Make the files of this directory anew: ``python -m tests.golden.make`` from the root of the repository.
 
 ``format1.zarr`` is a small sealed store, ``format1.json`` what it holds, ``crop_flip.json`` the hashes of
-rendered digits. All are made once and committed: a change of the code that makes them differ breaks the stores
-that people have. Never make them anew for a format that has been released; add files for the next one.
+rendered digits, ``views.json`` those of synthetic pictures in every operation's views. All are made once and
+committed: a change of the code that makes them differ breaks the stores that people have. Never make them anew for a
+format that has been released; add files for the next one.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
+import torch
 from blake3 import blake3
 
 from kdpipe import durable
@@ -18,11 +21,13 @@ from kdpipe.dataset import load
 from kdpipe.store import open_store
 from kdpipe.views import render
 from tests.unit.store import small_store
+from tests.unit.views import pictures
 
 HERE = Path(__file__).parent
 STORE = HERE / "format1.zarr"
 VALUES = HERE / "format1.json"
 PIXELS = HERE / "crop_flip.json"
+VIEWS = HERE / "views.json"
 
 
 def pixel_hashes() -> dict[str, str]:
@@ -35,6 +40,26 @@ def pixel_hashes() -> dict[str, str]:
         for seed in (0, 12345)
         for view in (0, 1, 2, 49)
     }
+
+
+def view_hashes(device: str = "cpu") -> dict[str, dict[str, str]]:
+    """Hash the views of synthetic pictures: by pictures, size in pixels and recipe, then by seed and view."""
+    hashes = {}
+    for spec, sizes in ((pictures.EQUAL, (None, 21, 64)), (pictures.MIXED, (12, 48))):
+        dataset = load(spec, "test")
+        for size in sizes:
+            for recipe in pictures.RECIPES:
+                renderer = partial(render, dataset, recipe, indices=range(len(dataset)), size=size, device=device)
+                hashes[f"{spec.partition(':')[2]}, {size or 'own size'}, {recipe}"] = {
+                    f"seed {seed}, view {view}": _pixel_hash(renderer(seed=seed, view=view))
+                    for seed in (0, 12345)
+                    for view in (0, 1, 2, 49)
+                }
+    return hashes
+
+
+def _pixel_hash(images: torch.Tensor) -> str:
+    return blake3(images.cpu().numpy().tobytes()).hexdigest(length=8)
 
 
 def store_values(store: Path) -> dict[str, object]:
@@ -59,3 +84,4 @@ if __name__ == "__main__":
         small_store.make(STORE)
     durable.write_text(VALUES, json.dumps(store_values(STORE)) + "\n")
     durable.write_json(PIXELS, pixel_hashes())
+    durable.write_json(VIEWS, view_hashes())

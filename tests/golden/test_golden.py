@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdpipe.store import open_store, summary, verify_files
 from tests.golden import make
@@ -44,3 +45,13 @@ def test_format_1_is_the_store_that_this_code_resumes() -> None:
 
 def test_crop_flip_keeps_its_pixels() -> None:
     assert make.pixel_hashes() == json.loads(make.PIXELS.read_text())
+
+
+def test_views_keep_their_pixels() -> None:
+    assert make.view_hashes() == json.loads(make.VIEWS.read_text())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_views_have_the_same_pixels_on_a_gpu() -> None:
+    assert make.view_hashes("cuda") == json.loads(make.VIEWS.read_text())

@@ -205,8 +205,8 @@ class LogitStore:
         """Return ``dataset`` with each item's soft target at its end, for other people's trainers (docs/TRAINERS.md).
 
         A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``, where the image, uint8
-        ``(3, height, width)``, is what the teacher saw in the epoch's view; ``set_epoch`` moves on. Where the view mixes
-        samples, the label is the share of each class, float32 ``(classes,)``. Any other
+        ``(3, height, width)``, is what the teacher saw in the epoch's view; ``set_epoch`` moves on. Where the view
+        mixes samples, the label is the share of each class, float32 ``(classes,)``. Any other
         map-style dataset of ``(image, label, ...)`` keeps its own images, which must be plain: their soft targets
         are those of the plain view 0. ``view`` fixes another one. ``transform`` is applied to each image.
 

@@ -121,7 +121,7 @@ class Renderer:
         Raises:
             DatasetError: a partner that is to be mixed in is not in the dataset.
         """
-        rows = self._needed(np.asarray(indices, dtype=np.int64), view)
+        rows = self._needed(np.array(indices, dtype=np.int64), view)
         if not len(rows):
             return torch.empty(0, 3, *self._target()[:2], dtype=torch.uint8, device=self.device)
         if self._pixels is not None:
@@ -153,7 +153,7 @@ class Renderer:
         """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
         if view == 0 or not self._mixes:
             return None
-        rows = self._needed(np.asarray(indices, dtype=np.int64), view)
+        rows = self._needed(np.array(indices, dtype=np.int64), view)
         own, others = np.split(rows, 2)
         drawn = mixing.amounts(self.recipe, self._draws(own, view))
         return SecondLabels(self._images.labels[others], drawn.own_share)
