@@ -53,8 +53,10 @@ def cut(
                 for image, place in zip(images, places.tolist(), strict=True)
             ]
         )
-    mirrored = torch.from_numpy(flips).to(boxes.device).view(-1, 1, 1, 1)
-    return torch.where(mirrored, boxes.flip(-1), boxes) if flips.any() else boxes
+    if not flips.any():
+        return boxes
+    mirrored = torch.from_numpy(np.flatnonzero(flips)).to(boxes.device)
+    return boxes.index_copy(0, mirrored, boxes.index_select(0, mirrored).flip(-1))
 
 
 def resize(images: torch.Tensor, height: int, width: int, *, kernel: str) -> torch.Tensor:
