@@ -22,6 +22,8 @@ from kdpipe.views.recipe import Step
 Integers = npt.NDArray[np.int64]
 
 _LEVELS = np.arange(31)
+_AT_ONCE = 1 << 20
+"""Levels that a kernel is given at once on a CPU: its int32 intermediates of more than that are slow to allocate."""
 
 
 def apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -79,11 +81,13 @@ def _apply_each(
     """Change each image by the one of ``changes`` that it chose."""
     result = images.clone()
     for number, (kernel, amounts) in enumerate(changes):
-        rows = np.flatnonzero(choice == number)
-        if rows.size:
+        chosen = np.flatnonzero(choice == number)
+        at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
+        for start in range(0, len(chosen), at_once):
+            rows = chosen[start : start + at_once]
             picked = torch.from_numpy(rows).to(images.device)
             amount = torch.from_numpy(amounts[rows].astype(np.int32)).to(images.device)
-            result[picked] = kernel(images[picked], amount)
+            result.index_copy_(0, picked, kernel(images.index_select(0, picked), amount))
     return result
 
 
