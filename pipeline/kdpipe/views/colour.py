@@ -79,16 +79,16 @@ def _apply_each(
     images: torch.Tensor, choice: Integers, changes: list[tuple[Callable[..., torch.Tensor], Integers]]
 ) -> torch.Tensor:
     """Change each image by the one of ``changes`` that it chose."""
-    result = images.clone()
+    at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
+    changed, order = [], np.argsort(choice, kind="stable")
     for number, (kernel, amounts) in enumerate(changes):
         chosen = np.flatnonzero(choice == number)
-        at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
         for start in range(0, len(chosen), at_once):
             rows = chosen[start : start + at_once]
-            picked = torch.from_numpy(rows).to(images.device)
+            picked = images.index_select(0, torch.from_numpy(rows).to(images.device))
             amount = torch.from_numpy(amounts[rows].astype(np.int32)).to(images.device)
-            result.index_copy_(0, picked, kernel(images.index_select(0, picked), amount))
-    return result
+            changed.append(kernel(picked, amount))
+    return torch.cat(changed).index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
 
 def _space(*, shear: float, translate: float, degrees: float, factor: float, bits: float) -> dict[str, Integers]:

@@ -53,10 +53,7 @@ def cut(
                 for image, place in zip(images, places.tolist(), strict=True)
             ]
         )
-    if not flips.any():
-        return boxes
-    mirrored = torch.from_numpy(np.flatnonzero(flips)).to(boxes.device)
-    return boxes.index_copy(0, mirrored, boxes.index_select(0, mirrored).flip(-1))
+    return _mirror(boxes, flips) if flips.any() else boxes
 
 
 def resize(images: torch.Tensor, height: int, width: int, *, kernel: str) -> torch.Tensor:
@@ -184,6 +181,15 @@ def _window(image: torch.Tensor, top: int, left: int, height: int, width: int) -
     inside = image[..., max(top, 0) : min(bottom, rows), max(left, 0) : min(right, columns)]
     beyond = (max(-left, 0), max(right - columns, 0), max(-top, 0), max(bottom - rows, 0))
     return (F.pad(inside, beyond) if any(beyond) else inside).unsqueeze(0)
+
+
+def _mirror(images: torch.Tensor, flips: npt.NDArray[np.bool_]) -> torch.Tensor:
+    """Mirror some of ``(n, 3, height, width)``; rows are picked, since ``torch.where`` is slow on uint8."""
+    mirrored = torch.from_numpy(np.flatnonzero(flips)).to(images.device)
+    rows = np.arange(len(flips))
+    rows[flips] = len(rows) + np.arange(len(mirrored))
+    both = torch.cat([images, images.index_select(0, mirrored).flip(-1)])
+    return both.index_select(0, torch.from_numpy(rows).to(images.device))
 
 
 def _windows(images: torch.Tensor, places: Integers) -> torch.Tensor:
