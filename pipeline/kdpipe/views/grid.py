@@ -41,7 +41,7 @@ def mask(boxes: Integers, height: int, width: int) -> torch.Tensor:
 
 def enlarge(cells: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Give every pixel the value of its cell: ``(n, 32, 32)`` to ``(n, height, width)``."""
-    return cells[:, _cell_of(height)][:, :, _cell_of(width)]
+    return cells.index_select(2, _cell_of(width)).index_select(1, _cell_of(height))
 
 
 @lru_cache(maxsize=16)
@@ -100,7 +100,7 @@ def patches(draws: Draws, stream: int, *, ratio: float, per_side: int = 8) -> to
     one word of a block of the stream. ``per_side`` divides 32 and is even.
     """
     count = per_side**2
-    words = np.stack([word for block in range(count // 4) for word in draws.words(stream, block)], axis=1)
+    words = draws.blocks(stream, count // 4)
     chosen = np.argsort(words, axis=1, kind="stable")[:, : round(ratio * count)]
     masked = np.zeros((len(words), count), dtype=bool)
     np.put_along_axis(masked, chosen, True, axis=1)
