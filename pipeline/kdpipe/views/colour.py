@@ -22,6 +22,8 @@ from kdpipe.views.recipe import Step
 Integers = npt.NDArray[np.int64]
 
 _LEVELS = np.arange(31)
+_AT_ONCE = 1 << 20
+"""Levels that a kernel is given at once on a CPU: its int32 intermediates of more than that are slow to allocate."""
 
 
 def apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -77,14 +79,16 @@ def _apply_each(
     images: torch.Tensor, choice: Integers, changes: list[tuple[Callable[..., torch.Tensor], Integers]]
 ) -> torch.Tensor:
     """Change each image by the one of ``changes`` that it chose."""
-    result = images.clone()
+    at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
+    changed, order = [], np.argsort(choice, kind="stable")
     for number, (kernel, amounts) in enumerate(changes):
-        rows = np.flatnonzero(choice == number)
-        if rows.size:
-            picked = torch.from_numpy(rows).to(images.device)
+        chosen = np.flatnonzero(choice == number)
+        for start in range(0, len(chosen), at_once):
+            rows = chosen[start : start + at_once]
+            picked = images.index_select(0, torch.from_numpy(rows).to(images.device))
             amount = torch.from_numpy(amounts[rows].astype(np.int32)).to(images.device)
-            result[picked] = kernel(images[picked], amount)
-    return result
+            changed.append(kernel(picked, amount))
+    return torch.cat(changed).index_select(0, torch.from_numpy(np.argsort(order)).to(images.device))
 
 
 def _space(*, shear: float, translate: float, degrees: float, factor: float, bits: float) -> dict[str, Integers]:

@@ -31,4 +31,6 @@ def apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
             ratio=(step["ratio_min"], step["ratio_max"]),
         )
         blotted = grid.mask(boxes, height, width)
-    return images.masked_fill(blotted.to(images.device).unsqueeze(1), _GREY)
+    grey = blotted.to(images.device).unsqueeze(1).to(torch.uint8)
+    # 1 - 1 and 1 - 0 as bits: masked_fill is many times slower on uint8.
+    return (images & (grey - 1)).add_(grey * _GREY)

@@ -101,7 +101,7 @@ def patches(draws: Draws, stream: int, *, ratio: float, per_side: int = 8) -> to
     one word of a block of the stream. ``per_side`` divides 32 and is even.
     """
     count = per_side**2
-    words = np.stack([word for block in range(count // 4) for word in draws.words(stream, block)], axis=1)
+    words = draws.blocks(stream, count // 4)
     chosen = np.argsort(words, axis=1, kind="stable")[:, : round(ratio * count)]
     masked = np.zeros((len(words), count), dtype=bool)
     np.put_along_axis(masked, chosen, True, axis=1)

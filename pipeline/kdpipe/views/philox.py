@@ -13,26 +13,25 @@ import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
+_MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
+_WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint32)
+_ROUNDS = np.arange(10, dtype=np.uint32).reshape(10, 1, 1) * _WEYL
+"""What each round adds to the key, ``(10, 2, 1)``, modulo 2^32."""
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
 
 def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words]) -> tuple[Words, ...]:
     """Return the four uint32 words of Philox 4x32-10 for each counter and key, all of shape ``(n,)``."""
-    c0, c1, c2, c3 = (word.astype(np.uint64) for word in counter)
-    k0, k1 = key
-    for _ in range(10):
-        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            (product1 >> _SHIFT) ^ c1 ^ k0,
-            product1 & _LOW,
-            (product0 >> _SHIFT) ^ c3 ^ k1,
-            product0 & _LOW,
-        )
-        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
-    return tuple(word.astype(np.uint32) for word in (c0, c1, c2, c3))
+    c0, c1, c2, c3 = counter
+    multiplied, mixed = np.array([c0, c2], dtype=np.uint64), np.array([c1, c3], dtype=np.uint64)
+    for round_key in np.array(key, dtype=np.uint32) + _ROUNDS:
+        product = multiplied * _MULTIPLIERS
+        # Each lane takes the other one's product.
+        multiplied = (product >> _SHIFT)[::-1] ^ mixed ^ round_key
+        mixed = (product & _LOW)[::-1]
+    (c0, c2), (c1, c3) = multiplied.astype(np.uint32), mixed.astype(np.uint32)
+    return c0, c1, c2, c3
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,19 @@ class Draws:
     view: int
     """The view's number, 0 to 2^32 - 1."""
 
-    def words(self, stream: int, block: int = 0) -> tuple[Words, ...]:
-        """Return the four uint32 words ``(n,)`` of a block of a stream."""
+    def words(self, stream: int, block: int | Words = 0) -> tuple[Words, ...]:
+        """Return the four uint32 words ``(n,)`` of a block of a stream; ``block`` is one for all or ``(n,)``."""
         keys = np.ascontiguousarray(self.sample_ids[:, :8]).view("<u4").astype(np.uint32)
         counter = tuple(
             np.full(len(keys), coordinate, dtype=np.uint32) for coordinate in (block, stream, self.view, self.seed)
         )
         return philox(counter, (keys[:, 0], keys[:, 1]))  # type: ignore[arg-type]
+
+    def blocks(self, stream: int, count: int) -> Words:
+        """Return all words of the first blocks of a stream, ``(n, 4 * count)``, one block after the other."""
+        ids = self.sample_ids.repeat(count, axis=0)
+        block = np.tile(np.arange(count, dtype=np.uint32), len(self.sample_ids))
+        return np.stack(Draws(ids, self.seed, self.view).words(stream, block), axis=1).reshape(-1, 4 * count)
 
     def integers(self, stream: int, high: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Draw uniform integers in ``[0, high)``, shape ``(n,)``; ``high`` is 1 to 2^32, a scalar or ``(n,)``.

@@ -114,7 +114,8 @@ def posterize(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 def solarize(images: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
     """Invert the levels from ``threshold`` on: 0 inverts all, 256 none; torchvision's ``solarize_image``."""
-    return torch.where(images >= _per_image(threshold, images), ~images, images)
+    # Bits are inverted by XOR with 255; torch.where is many times slower on uint8.
+    return (images >= _per_image(threshold, images)).view(torch.uint8).neg_().bitwise_xor_(images)
 
 
 def autocontrast(images: torch.Tensor) -> torch.Tensor:
