@@ -106,7 +106,14 @@ def amounts(recipe: Recipe, draws: Draws) -> Amounts:
 
 def mix(images: torch.Tensor, partners: torch.Tensor, drawn: Amounts) -> torch.Tensor:
     """Mix ``partners`` into ``images``, both uint8 ``(n, 3, H, W)``; mixup rounds to the nearest level."""
-    own = torch.from_numpy(drawn.steps.astype(np.int32)).to(images.device).view(-1, 1, 1, 1)
-    blended = (own * images + (256 - own) * partners + 128) >> 8
-    cut = grid.mask(drawn.boxes, *images.shape[-2:]).to(images.device).unsqueeze(1)
-    return torch.where(cut, partners, blended.to(torch.uint8))
+    mixed = images
+    if (drawn.steps < 256).any():
+        own = torch.from_numpy(drawn.steps.astype(np.int32)).to(images.device).view(-1, 1, 1, 1)
+        mixed = ((images.to(torch.int32) - partners).mul_(own).add_(128).bitwise_right_shift_(8) + partners).to(
+            torch.uint8
+        )
+    if drawn.boxes.any():
+        cut = grid.mask(drawn.boxes, *images.shape[-2:]).to(images.device).unsqueeze(1)
+        keep = cut.to(torch.uint8) - 1  # all bits set where nothing is cut; torch.where is slow on uint8
+        mixed = mixed & keep | partners & ~keep
+    return mixed

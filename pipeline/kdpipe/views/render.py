@@ -4,7 +4,8 @@ All parameters are drawn by ``philox`` from the sample's id, so the result does 
 size, worker count or rank; all arithmetic on pixels is exact, so it does not depend on the device either.
 
 View 0 is the plain view: each model's own evaluation geometry. In any other view a box is chosen in the source image
-and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``.
+and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``. Worker
+processes decode streamed images and cut the boxes; the rest is done in batches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.views import colour, crop, erase, mixing
+from kdpipe.views.crop import Boxes
 from kdpipe.views.geometry import Geometry
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import Recipe
@@ -89,10 +91,7 @@ class Renderer:
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
-        if geometry is None and dataset.image_size is None:
-            raise DatasetError(
-                f"{dataset.spec} has images of different sizes: give the size to render them at, in pixels."
-            )
+        self._frame = _Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
         if self._mixes:
@@ -123,10 +122,13 @@ class Renderer:
         """
         rows = self._needed(np.array(indices, dtype=np.int64), view)
         if not len(rows):
-            return torch.empty(0, 3, *self._target()[:2], dtype=torch.uint8, device=self.device)
+            return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
+        images: Images
         if self._pixels is not None:
-            return self._finish(self._pixels[torch.from_numpy(rows).to(self.device)], rows, view)
-        return self._finish(self._images.images(rows), rows, view)
+            images = self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
+        else:
+            images = self._images.images(rows)
+        return self._finish(self._frame(images, self._boxes(rows, view)), rows, view)
 
     def batches(self, batches: Sequence[Rows], view: int) -> Iterator[torch.Tensor]:
         """Render one batch after the other; a streamed dataset is decoded ahead by worker processes."""
@@ -136,18 +138,18 @@ class Renderer:
             return
         if self._loader is None:
             self._loader = DataLoader(
-                _Decoder(self._images),
+                _Decoder(self._images, self._frame),
                 batch_sampler=self._queue,
                 num_workers=min(8, os.cpu_count() or 1),
-                collate_fn=list,
+                collate_fn=torch.cat,
                 persistent_workers=True,
                 # A fork after this process has decoded Zarr would deadlock in the child.
                 multiprocessing_context="spawn",
             )
         needed = [self._needed(rows, view) for rows in batches]
-        self._queue.batches = [rows.tolist() for rows in needed]
-        for rows, images in zip(needed, self._loader, strict=True):
-            yield self._finish(images, rows, view)
+        self._queue.batches = [_tasks(rows, self._boxes(rows, view)) for rows in needed]
+        for rows, framed in zip(needed, self._loader, strict=True):
+            yield self._finish(framed, rows, view)
 
     def second_labels(self, indices: Indices, view: int) -> SecondLabels | None:
         """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
@@ -168,51 +170,80 @@ class Renderer:
     def _draws(self, rows: Rows, view: int) -> Draws:
         return Draws(self._images.sample_ids[rows], self.seed, view)
 
-    def _finish(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
-        """Make the batch from the source images of the rows that ``_needed`` named."""
+    def _boxes(self, rows: Rows, view: int) -> Boxes | None:
+        """Return the boxes of a view; ``None`` for the plain one."""
         if view == 0 or not self.recipe.augments:
-            return self._plain(images)
-        rendered = self._augment(images, rows, view)
+            return None
+        sizes = self._images.sizes[rows]
+        return crop.boxes(self.recipe.of("box"), self._draws(rows, view), sizes, square=self.geometry is not None)
+
+    def _finish(self, framed: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
+        """Colour, erase and mix the images of the rows that ``_needed`` named, which are at the input size."""
+        images = framed.to(self.device)
+        if view == 0:
+            return images
+        draws = self._draws(rows, view)
+        for step in self.recipe.of("colour"):
+            images = colour.apply(step, images, draws)
+        for step in self.recipe.of("erase"):
+            images = erase.apply(step, images, draws)
         if not self._mixes:
-            return rendered
-        own, partners = rendered.chunk(2)
+            return images
+        own, partners = images.chunk(2)
         return mixing.mix(own, partners, mixing.amounts(self.recipe, self._draws(rows[: len(own)], view)))
 
-    def _plain(self, images: Images) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class _Frame:
+    """How source images are brought to the size of a model's input."""
+
+    geometry: Geometry | None
+    height: int
+    width: int
+    kernel: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, geometry: Geometry | None) -> _Frame:
+        """Take the model's input size, or without a model that of the dataset's images.
+
+        Raises:
+            DatasetError: there is no model, and the images have different sizes.
+        """
+        if geometry is not None:
+            return cls(geometry, geometry.size, geometry.size, geometry.interpolation)
+        if dataset.image_size is None:
+            raise DatasetError(
+                f"{dataset.spec} has images of different sizes: give the size to render them at, in pixels."
+            )
+        return cls(None, *dataset.image_size, "bilinear")
+
+    def __call__(self, images: Images, boxes: Boxes | None) -> torch.Tensor:
+        """Return the plain view of source images, or boxes of them, uint8 ``(n, 3, height, width)``."""
+        if boxes is not None:
+            return cut(images, *boxes, height=self.height, width=self.width, kernel=self.kernel)
         if isinstance(images, torch.Tensor):
             return images if self.geometry is None else self.geometry.fit(images)
-        single = (image.to(self.device).unsqueeze(0) for image in images)
-        return torch.cat([image if self.geometry is None else self.geometry.fit(image) for image in single])
-
-    def _augment(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
-        """Render each image by itself: its box, its colours, what is erased."""
-        draws = self._draws(rows, view)
-        boxes = crop.boxes(self.recipe.of("box"), draws, self._images.sizes[rows], square=self.geometry is not None)
-        height, width, kernel = self._target()
-        if not isinstance(images, torch.Tensor):
-            images = [image.to(self.device) for image in images]
-        rendered = cut(images, boxes.places, boxes.flips, height=height, width=width, kernel=kernel)
-        for step in self.recipe.of("colour"):
-            rendered = colour.apply(step, rendered, draws)
-        for step in self.recipe.of("erase"):
-            rendered = erase.apply(step, rendered, draws)
-        return rendered
-
-    def _target(self) -> tuple[int, int, str]:
-        """Return height, width and kernel of the boxes that are resized."""
-        if self.geometry is not None:
-            return self.geometry.size, self.geometry.size, self.geometry.interpolation
-        assert self.dataset.image_size is not None
-        return *self.dataset.image_size, "bilinear"
+        return torch.cat([self(image.unsqueeze(0), None) for image in images])
 
 
-class _Queue(Sampler[list[int]]):
+Task = tuple[int, Boxes | None]
+"""A row and its box."""
+
+
+def _tasks(rows: Rows, boxes: Boxes | None) -> list[Task]:
+    if boxes is None:
+        return [(row, None) for row in rows.tolist()]
+    places, flips = boxes
+    return [(row, Boxes(places[i : i + 1], flips[i : i + 1])) for i, row in enumerate(rows.tolist())]
+
+
+class _Queue(Sampler[list[Task]]):
     """The batches that the worker processes decode next; they outlive one plane or epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+        self.batches: list[list[Task]] = []
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Task]]:
         return iter(self.batches)
 
     def __len__(self) -> int:
@@ -220,10 +251,11 @@ class _Queue(Sampler[list[int]]):
 
 
 class _Decoder(torch.utils.data.Dataset[torch.Tensor]):
-    """What the worker processes run: decode the image at an index."""
+    """What the worker processes run: decode an image and cut its box, of which there is less to send."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, frame: _Frame) -> None:
+        self._dataset, self._frame = dataset, frame
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self._dataset.image(index)
+    def __getitem__(self, task: Task) -> torch.Tensor:
+        row, boxes = task
+        return self._frame([self._dataset.image(row)], boxes)

@@ -20,8 +20,6 @@ import torch.nn.functional as F
 _LARGEST_WEIGHT = 1 << 15
 _MOST_BITS = 22
 _EXACT_IN_FLOAT32 = 1 << 24
-_SMALL = 32
-"""Up to this size, a matrix product for a batch is faster on a CPU than torch's kernel for each image."""
 _REACH = {"bilinear": 1, "bicubic": 2}
 """Half the width of each kernel, in pixels of the coarser grid."""
 
@@ -46,8 +44,6 @@ def cut(
     alike = bool((places[:, 2:] == places[:1, 2:]).all())
     if isinstance(images, torch.Tensor) and alike:
         boxes = resize(_windows(images, places), height, width, kernel=kernel)
-    elif isinstance(images, torch.Tensor) and kernel != "nearest" and _all_small(images, height, width):
-        boxes = _enlarge(images, places, height, width, kernel=kernel)
     elif isinstance(images, torch.Tensor) and kernel != "nearest" and not _native(images):
         boxes = _cut_exactly(images, places, height, width, kernel=kernel)
     else:
@@ -103,51 +99,6 @@ def _matrices(
         matrices[index, 0, start : start + length] = weights
         units[index] = 1 << bits
     return matrices, units
-
-
-def _all_small(images: torch.Tensor, height: int, width: int) -> bool:
-    """Whether ``_enlarge`` can cut any boxes out of the images and is the fastest to do it."""
-    enlarges = images.shape[-2] <= height <= _SMALL and images.shape[-1] <= width <= _SMALL
-    # torch may be allowed to multiply float32 matrices in TF32 or bfloat16.
-    precision: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    return enlarges and images.device.type == "cpu" and precision in ("none", "ieee")
-
-
-def _enlarge(images: torch.Tensor, places: Integers, height: int, width: int, *, kernel: str) -> torch.Tensor:
-    """Cut and enlarge a batch as ``_cut_exactly`` does, with tabulated matrices, in float32.
-
-    The weights of an enlargement have 14 bits, so the products are below 2^24 in units of 2^-14.
-    """
-    count, _, rows, columns = images.shape
-    across = _tabulated(places[:, 1], places[:, 3], columns, width, kernel)
-    down = _tabulated(places[:, 0], places[:, 2], rows, height, kernel)
-    levels = images.to(torch.float32).reshape(count, 3 * rows, columns)
-    wide = _rounded(across.mT @ levels.mT).view(count, width * 3, rows)
-    large = _rounded(wide @ down).view(count, width, 3, height)
-    return large.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def _tabulated(starts: Integers, lengths: Integers, source: int, target: int, kernel: str) -> torch.Tensor:
-    """Return each image's weights for one axis as fractions, float32 ``(n, source, target)``."""
-    rows = (lengths * 2 * source + source - starts)[:, None] + np.arange(source)
-    return _table(source, target, kernel).index_select(0, torch.from_numpy(rows.ravel())).view(-1, source, target)
-
-
-@lru_cache(maxsize=8)
-def _table(source: int, target: int, kernel: str) -> torch.Tensor:
-    """Return the weights of boxes of 0 to ``source`` pixels, each after ``source`` rows of zeros, float32.
-
-    The shape is ``((source + 1) * 2 * source, target)``: 270 KB for 32 pixels.
-    """
-    table = torch.zeros(source + 1, 2 * source, target)
-    for length in range(1, source + 1):
-        weights, bits = _weights(length, target, kernel)
-        table[length, source : source + length] = weights / (1 << bits)
-    return table.view(-1, target)
-
-
-def _rounded(levels: torch.Tensor) -> torch.Tensor:
-    return levels.add_(0.5).floor_().clamp_(0, 255)
 
 
 def _native(images: torch.Tensor) -> bool:
