@@ -5,8 +5,8 @@
 All on the CPU. Images of 32 x 32 are in memory: kdpipe renders batches of 128 of them in the training process, with
 torch's default number of threads; torchvision's ``transforms.v2`` take one after the other in a DataLoader with two
 workers, and for comparison without any. The step is forward, cross-entropy, backward and SGD, and takes as many
-batches. Photographs are decoded from their files at each use: kdpipe decodes in its workers and renders in the
-training process, torchvision does all of it in two workers. Both end as batches of uint8, but mixup's of torchvision,
+batches. Photographs are decoded from their files at each use: kdpipe decodes them and cuts its boxes in two workers
+and does the rest in the training process, torchvision does all of it in two workers. Both end as batches of uint8, but mixup's of torchvision,
 which are floats. Every way has run once before. Writes benchmarks/results/views.json.
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--photo-samples", type=int, default=288, help="photographs of an epoch, some repeated")
     parser.add_argument("--photo-batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2, help="of torchvision")
+    parser.add_argument("--workers", type=int, default=2, help="of torchvision, and of kdpipe for photographs")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--recipe", action="append", help="only this one; may be given more than once")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -64,7 +63,7 @@ def main() -> None:
         "machine": machine(),
         "versions": versions(),
         "git_revision": git_revision(),
-        "workers": {"torchvision": options.workers, "kdpipe, of photographs": min(8, os.cpu_count() or 1)},
+        "workers": options.workers,
         "in_memory": in_memory(options),
     }
     if options.photos:
@@ -128,7 +127,7 @@ def photographs(options: argparse.Namespace) -> dict[str, Any]:
     found["recipes"] = {}
     for recipe in PHOTO_RECIPES:
         print(f"{recipe}, photographs:")
-        renderer = Renderer(images, recipe, seed=0, geometry=Geometry(224, 224, "bilinear"))
+        renderer = Renderer(images, recipe, seed=0, geometry=Geometry(224, 224, "bilinear"), workers=options.workers)
         samples = view_peers.Files(paths, view_peers.recipes(224)[recipe] or [])
         lists = [rows.tolist() for rows in batches]
         ways = {

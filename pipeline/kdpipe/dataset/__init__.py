@@ -34,7 +34,7 @@ from kdpipe.dataset.source import Dataset, Listing, Survey
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress, silent
 
-__all__ = ["SPECS", "Dataset", "Loading", "cache_directory", "decoder_name", "load", "sample_id"]
+__all__ = ["SPECS", "Dataset", "Loading", "cache_directory", "decoder_name", "load", "processors", "sample_id"]
 
 Loading = Literal["auto", "memory", "stream"]
 

@@ -10,7 +10,6 @@ processes decode streamed images and cut the boxes; the rest is done in batches.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, processors
 from kdpipe.errors import DatasetError
 from kdpipe.views import colour, crop, erase, mixing
 from kdpipe.views.crop import Boxes
@@ -80,17 +79,20 @@ class Renderer:
         geometry: Geometry | None,
         device: torch.device | str = "cpu",
         population: npt.NDArray[np.uint8] | None = None,
+        workers: int | None = None,
     ) -> None:
         """Prepare to render; see ``render`` for the arguments.
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
-        a store's order; by default those of the dataset, or of the one that it is a subset of.
+        a store's order; by default those of the dataset, or of the one that it is a subset of. ``workers`` processes
+        decode a streamed dataset in ``batches``; by default one for each processor, eight at most.
         """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
+        self._workers = workers or min(8, processors())
         self._frame = _Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
@@ -140,7 +142,7 @@ class Renderer:
             self._loader = DataLoader(
                 _Decoder(self._images, self._frame),
                 batch_sampler=self._queue,
-                num_workers=min(8, os.cpu_count() or 1),
+                num_workers=self._workers,
                 collate_fn=torch.cat,
                 persistent_workers=True,
                 # A fork after this process has decoded Zarr would deadlock in the child.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import pickle
 import random
 from collections.abc import Iterator
@@ -41,7 +40,7 @@ def wholes(datasets: dict[str, Dataset]) -> Wholes:
 def renderer(dataset: Dataset, recipe: str, *, device: str = "cpu") -> Renderer:
     size = SIZES[dataset.spec]
     geometry = None if size is None else Geometry(size, size, "bilinear")
-    return Renderer(dataset, recipe, seed=SEED, geometry=geometry, device=device)
+    return Renderer(dataset, recipe, seed=SEED, geometry=geometry, device=device, workers=2)
 
 
 def digest(images: torch.Tensor) -> str:
@@ -126,9 +125,8 @@ def test_batches_from_memory(datasets: dict[str, Dataset], wholes: Wholes, recip
         assert torch.equal(torch.cat(rendered), wholes[spec, recipe][np.concatenate(some_batches())]), spec
 
 
-def test_batches_from_decode_workers(wholes: Wholes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_from_decode_workers(wholes: Wholes) -> None:
     """Those of the first renderer serve all recipes, of which they know nothing, also after an unfinished run."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     stream = load(MIXED, "train", loading="stream")
     first: Renderer | None = None
     for recipe in RECIPES:
