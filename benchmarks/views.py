@@ -5,9 +5,10 @@
 All on the CPU. Images of 32 x 32 are in memory: kdpipe renders batches of 128 of them in the training process, with
 torch's default number of threads; torchvision's ``transforms.v2`` take one after the other in a DataLoader with two
 workers, and for comparison without any. The step is forward, cross-entropy, backward and SGD, and takes as many
-batches. Photographs are decoded from their files at each use: kdpipe decodes them and cuts its boxes in two workers
-and does the rest in the training process, torchvision does all of it in two workers. Both end as batches of uint8, but mixup's of torchvision,
-which are floats. Every way has run once before. Writes benchmarks/results/views.json.
+batches. Photographs are decoded from their files at each use: kdpipe decodes them and cuts its boxes in two
+workers and does the rest in the training process, torchvision does all of it in two workers. Both end as batches of
+uint8, but mixup's of torchvision, which are floats. Every way has run once before. Writes
+benchmarks/results/views.json.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _unreadable(where: str, error: Exception) -> DatasetError:
 
 
 def from_pillow(image: Image.Image) -> Pixels:
-    """Return a Pillow image as uint8 ``(3, height, width)``.
+    """Return a Pillow image as uint8 ``(3, height, width)``, in memory with the channels last, as Pillow has them.
 
     Raises:
         ValueError: The mode has no plain meaning as RGB (``F``, ``LAB``).
@@ -86,8 +86,7 @@ def from_pillow(image: Image.Image) -> Pixels:
         image = image.convert("RGBA")
     if image.mode != "RGB":
         image = image.convert("RGB")
-    lines = np.frombuffer(image.tobytes("raw", "RGB;L"), dtype=np.uint8)
-    return lines.reshape(image.height, 3, image.width).transpose(1, 0, 2).copy()
+    return np.array(image).transpose(2, 0, 1)
 
 
 def from_array(array: Pixels, *, channels_last: bool = True) -> Pixels:

@@ -225,7 +225,7 @@ class _Frame:
             return cut(images, *boxes, height=self.height, width=self.width, kernel=self.kernel)
         if isinstance(images, torch.Tensor):
             return images if self.geometry is None else self.geometry.fit(images)
-        return torch.cat([self(image.unsqueeze(0), None) for image in images])
+        return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()
 
 
 Task = tuple[int, Boxes | None]

@@ -41,18 +41,15 @@ def cut(
     lefts, heights and widths, black where they reach beyond an image; ``flips`` ``(n,)``. Returns uint8
     ``(n, 3, height, width)``.
     """
-    alike = bool((places[:, 2:] == places[:1, 2:]).all())
-    if isinstance(images, torch.Tensor) and alike:
+    if isinstance(images, torch.Tensor) and (places[:, 2:] == places[:1, 2:]).all():
         boxes = resize(_windows(images, places), height, width, kernel=kernel)
     elif isinstance(images, torch.Tensor) and kernel != "nearest" and not _native(images):
         boxes = _cut_exactly(images, places, height, width, kernel=kernel)
     else:
-        boxes = torch.cat(
-            [
-                resize(_window(image, *place), height, width, kernel=kernel)
-                for image, place in zip(images, places.tolist(), strict=True)
-            ]
-        )
+        windows = (_window(image, *place) for image, place in zip(images, places.tolist(), strict=True))
+        single = (resize(window, height, width, kernel=kernel) for window in windows)
+        mirrored = [box.flip(-1) if flip else box for box, flip in zip(single, flips.tolist(), strict=True)]
+        return torch.cat(mirrored).contiguous()
     return _mirror(boxes, flips) if flips.any() else boxes
 
 

@@ -84,11 +84,10 @@ def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (2, 3), (33, 17)])
-def test_planes_are_contiguous_and_writable(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_pixels_are_writable(tmp_path: Path, size: tuple[int, int]) -> None:
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     found = from_pillow(Image.fromarray(levels))
     np.testing.assert_array_equal(found, np.moveaxis(levels, 2, 0))
-    assert found.flags.c_contiguous
     assert found.flags.writeable
     assert_shows(only(tmp_path, Image.fromarray(levels), "a.png"), levels)
 
