@@ -114,6 +114,45 @@ def test_a_student_of_another_input_size_sees_the_same_boxes(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["preset"]["size"] == size
 
 
+FUNCTION = """
+import os
+import numpy as np
+
+class Data(list):
+    classes = ["dark", "bright"]
+
+def build(split):
+    order = range(40) if os.environ.get("ORDER") != "reversed" else range(39, -1, -1)
+    data = Data()
+    for index in order:
+        levels = np.random.default_rng([index, split == "test"]).integers(0, 128, (16, 16, 3))
+        data.append(((levels + 127 * (index % 2)).astype(np.uint8), index % 2))
+    data.keys = [f"{split}/{index}" for index in order]
+    return data
+"""
+
+
+def test_partners_are_those_of_the_store_in_whatever_order_the_dataset_is(
+    tmp_path: Path, kdpipe: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cached logits equal those of a live teacher, whose student has another input size and so other pixels."""
+    (tmp_path / "ordered.py").write_text(FUNCTION)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = ("--data", "ordered:build", "--device", "cpu")
+    teacher = ("--teacher", "resnet8", "--weights", tmp_path / "teacher" / "model.safetensors")
+    assert kdpipe("train-teacher", *data, "--model", "resnet8", "--epochs", 2, "--out", tmp_path / "teacher").code == 0
+    store = tmp_path / "ordered.zarr"
+    recipe = ("--recipe", "rrc-flip+mixup:1", "--encoding", "fp32", "--views", 1)
+    assert kdpipe("cache-teacher", *data, *teacher, *recipe, "--out", store).code == 0
+    monkeypatch.setenv("ORDER", "reversed")
+    common = ("train-student", *data, "--student", "resnet8", "--input-size", 24, "--epochs", 1, "--store", store)
+    assert kdpipe(*common, "--out", tmp_path / "cache").code == 0
+    assert kdpipe(*common, "--distill", "live", *teacher, "--out", tmp_path / "live").code == 0
+    cached, live = history(tmp_path / "cache")[0], history(tmp_path / "live")[0]
+    assert cached["ce"] == pytest.approx(live["ce"], rel=1e-4)
+    assert cached["kd"] == pytest.approx(live["kd"], rel=1e-3)
+
+
 class TestSpelling:
     YAML = "- rrc-flip: {scale: [0.25, 1]}\n- mixup: 0.2\n"
 
