@@ -36,7 +36,7 @@ from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.dataset import Dataset
-from kdpipe.store import LogitStore, join_checked, open_store
+from kdpipe.store import LogitStore, join_checked, open_store, replay
 from kdpipe.student import (
     CachedTargets,
     Distillation,
@@ -172,13 +172,13 @@ class Experiment:
         """Train and test one student."""
         distillation = self._distillation(arm)
         model = load_model(self.options.student, self.train_set, seed=seed)
-        recipe, geometry = self.store.manifest.fingerprint.recipe, Geometry.of(model.preset)
+        geometry = Geometry.of(model.preset)
         directory = RunDirectory(self.options.work / "runs" / f"{arm}-{seed}")
         directory.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         cost = train(
             model.module.to(self.device),
-            Renderer(self.train_set, recipe.name, seed=recipe.seed, geometry=geometry, device=self.device),
+            replay(self.store, self.train_set, geometry=geometry, device=self.device),
             preset=model.preset,
             schedule=Schedule(epochs=self.options.epochs, data_seed=seed, views=CACHES.get(arm), **OPTIMISER),
             distillation=distillation,

@@ -27,14 +27,24 @@ from kdpipe.dataset.callable import list_callable
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.digits import list_digits
 from kdpipe.dataset.folder import list_folder
-from kdpipe.dataset.identity import sample_id
+from kdpipe.dataset.identity import find_ids, sample_id
 from kdpipe.dataset.pixels import byte_starts, cache_directory, cache_path, fill, open_cache
 from kdpipe.dataset.published import list_published
 from kdpipe.dataset.source import Dataset, Listing, Survey
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress, silent
 
-__all__ = ["SPECS", "Dataset", "Loading", "cache_directory", "decoder_name", "load", "processors", "sample_id"]
+__all__ = [
+    "SPECS",
+    "Dataset",
+    "Loading",
+    "cache_directory",
+    "decoder_name",
+    "find_ids",
+    "load",
+    "processors",
+    "sample_id",
+]
 
 Loading = Literal["auto", "memory", "stream"]
 

@@ -37,6 +37,18 @@ def sample_ids(keys: Sequence[str]) -> npt.NDArray[np.uint8]:
     return rows_of_digests(joined)
 
 
+def find_ids(wanted: npt.NDArray[np.uint8], among: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Return the row of ``among``, uint8 ``(m, 16)``, of each of ``wanted`` ``(n, 16)``, int64 ``(n,)``; -1 for none."""
+    known, keys = _as_keys(among), _as_keys(wanted)
+    order = np.argsort(known)
+    rows: npt.NDArray[np.int64] = order[np.searchsorted(known[order], keys).clip(max=len(known) - 1)]
+    return np.where(known[rows] == keys, rows, -1)
+
+
+def _as_keys(ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
+    return np.ascontiguousarray(ids).view(np.dtype((np.void, ID_BYTES))).reshape(-1)
+
+
 def rows_of_digests(joined: bytes) -> npt.NDArray[np.uint8]:
     """Return concatenated 16-byte digests as a writable uint8 ``(n, 16)`` array."""
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, ID_BYTES).copy()

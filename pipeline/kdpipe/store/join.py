@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.store.probes import drift, lacking, stored_recipe
 from kdpipe.store.reader import LogitStore
@@ -46,15 +46,11 @@ def locate(
     Raises:
         DatasetError: the store lacks some; the message names the first and says ``where`` they are.
     """
-    known = _keys(store.sample_ids)
-    wanted = _keys(sample_ids)
-    order = np.argsort(known)
-    position = np.searchsorted(known[order], wanted).clip(max=len(known) - 1)
-    rows: npt.NDArray[np.int64] = order[position]
-    missing = np.flatnonzero(known[rows] != wanted)
+    rows = find_ids(sample_ids, store.sample_ids)
+    missing = np.flatnonzero(rows < 0)
     if missing.size:
         raise DatasetError(
-            f"{store.path} has no logits for {missing.size} of the {len(wanted)} {where}, first "
+            f"{store.path} has no logits for {missing.size} of the {len(rows)} {where}, first "
             f"{keys[missing[0]]}. The store was made from {store.manifest.dataset}; "
             "use that dataset, or make a store for this one."
         )
@@ -100,10 +96,6 @@ def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.in
     """Return the keys of the samples whose file or pixels are not the ones that the teacher saw."""
     changed = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
     return [dataset.keys[index] for index in np.flatnonzero(changed)]
-
-
-def _keys(sample_ids: npt.NDArray[np.uint8]) -> npt.NDArray[np.void]:
-    return np.ascontiguousarray(sample_ids).view(np.dtype((np.void, 16))).reshape(-1)
 
 
 def _listed(names: tuple[str, ...]) -> str:

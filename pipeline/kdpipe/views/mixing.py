@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError
 from kdpipe.views import grid
 from kdpipe.views.beta import steps as lambda_steps
@@ -32,8 +32,8 @@ class Population:
         self._dataset = dataset
         self._seed = seed
         members = dataset.sample_ids if sample_ids is None else sample_ids
-        self._row = find(members, dataset.sample_ids)
-        self._position = find(dataset.sample_ids, members)
+        self._row = find_ids(members, dataset.sample_ids)
+        self._position = find_ids(dataset.sample_ids, members)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -63,12 +63,6 @@ class Population:
 
     def _partners(self, rows: Integers, view: int) -> Integers:
         return partners(self._position[rows], population=len(self), seed=self._seed, view=view)
-
-
-def find(wanted: npt.NDArray[np.uint8], among: npt.NDArray[np.uint8]) -> Integers:
-    """Return the index in ``among`` of each of the ids ``wanted``, -1 where there is none."""
-    index = {bytes(sample_id): number for number, sample_id in enumerate(among)}
-    return np.array([index.get(bytes(sample_id), -1) for sample_id in wanted], dtype=np.int64)
 
 
 @dataclass(frozen=True)

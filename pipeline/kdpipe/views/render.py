@@ -10,7 +10,7 @@ processes decode streamed images and cut the boxes; the rest is done in batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from kdpipe.dataset import Dataset, processors
+from kdpipe.dataset import Dataset, find_ids, processors
 from kdpipe.errors import DatasetError
 from kdpipe.views import colour, crop, erase, mixing
 from kdpipe.views.crop import Boxes
@@ -98,7 +98,7 @@ class Renderer:
         self._images = dataset.whole if self._mixes else dataset
         if self._mixes:
             self._population = mixing.Population(self._images, population, seed=seed)
-            self._rows = mixing.find(dataset.sample_ids, self._images.sample_ids)
+            self._rows = find_ids(dataset.sample_ids, self._images.sample_ids)
         self._start()
 
     def _start(self) -> None:
@@ -149,7 +149,7 @@ class Renderer:
                 multiprocessing_context="spawn",
             )
         needed = [self._needed(rows, view) for rows in batches]
-        self._queue.batches = [_tasks(rows, self._boxes(rows, view)) for rows in needed]
+        self._queue.put(needed, lambda rows: _tasks(rows, self._boxes(rows, view)))
         for rows, framed in zip(needed, self._loader, strict=True):
             yield self._finish(framed, rows, view)
 
@@ -243,13 +243,17 @@ class _Queue(Sampler[list[Task]]):
     """The batches that the worker processes decode next; they outlive one plane or epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Task]] = []
+        self.put([], lambda _: [])
+
+    def put(self, batches: Sequence[Rows], tasks: Callable[[Rows], list[Task]]) -> None:
+        """Replace what is left by some batches; ``tasks`` says what there is to do for one."""
+        self._batches, self._tasks = batches, tasks
 
     def __iter__(self) -> Iterator[list[Task]]:
-        return iter(self.batches)
+        return map(self._tasks, self._batches)
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self._batches)
 
 
 class _Decoder(torch.utils.data.Dataset[torch.Tensor]):

@@ -96,11 +96,11 @@ def make_plan(
     )
 
 
-def plan_of(dataset: Dataset, *, preset: Preset, views: int, recipe: str = "crop-flip") -> Plan:
+def plan_of(dataset: Dataset, *, preset: Preset, views: int, recipe: str | ViewRecipe = "crop-flip") -> Plan:
     """Return the plan of a store for a dataset's split; its logits are random all the same."""
     template = make_plan()
     teacher = template.fingerprint.teacher.model_copy(update={"preset": preset.describe()})
-    parsed = ViewRecipe.parse(recipe)
+    parsed = recipe if isinstance(recipe, ViewRecipe) else ViewRecipe.parse(recipe)
     geometry, seed, rows = Geometry.of(preset), template.fingerprint.recipe.seed, probe_rows(dataset)
     renderer = Renderer(dataset, parsed, seed=seed, geometry=geometry)
     split = SplitPlan(

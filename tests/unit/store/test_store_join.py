@@ -27,7 +27,7 @@ from kdpipe.store import (
     verify_data,
 )
 from kdpipe.store import Recipe as StoredRecipe
-from kdpipe.views import OPERATIONS, Geometry, resample
+from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer, resample
 from kdpipe.views.beta import thresholds
 from kdpipe.views.partners import partners
 from tests.unit.store.small_store import make, plan_of
@@ -228,6 +228,15 @@ class TestPartners:
         stored = mixed.manifest.fingerprint.recipe
         assert stored.name == self.RECIPE
         assert stored.thresholds == {"mixup": thresholds(0.4)}
+
+    def test_it_is_the_manifest_s_table_that_is_drawn_from(self, dataset: Dataset, tmp_path: Path) -> None:
+        """A table whose every draw is lambda = 1 mixes nothing, whatever the recipe's name says."""
+        recipe = Recipe.parse(self.RECIPE, thresholds={"mixup": [0] * 256})
+        make(tmp_path / "table.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe=recipe))
+        store = open_store(tmp_path / "table.zarr")
+        alone = Renderer(dataset, "crop-flip", seed=3, geometry=Geometry.of(PRESET))
+        assert torch.equal(replay(store, dataset)(range(12), 1), alone(range(12), 1))
+        assert verify_data(store, dataset) == []
 
     def test_all_samples_in_another_order_join(self, mixed: LogitStore, dataset: Dataset) -> None:
         order = np.random.default_rng(0).permutation(12)
