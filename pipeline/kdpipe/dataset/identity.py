@@ -38,7 +38,7 @@ def sample_ids(keys: Sequence[str]) -> npt.NDArray[np.uint8]:
 
 
 def find_ids(wanted: npt.NDArray[np.uint8], among: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Return the row of ``among``, uint8 ``(m, 16)``, of each of ``wanted`` ``(n, 16)``, int64 ``(n,)``; -1 for none."""
+    """Return the row of ``among``, uint8 ``(m, 16)``, of each of ``wanted``, int64 ``(n,)``, -1 for none."""
     known, keys = _as_keys(among), _as_keys(wanted)
     order = np.argsort(known)
     rows: npt.NDArray[np.int64] = order[np.searchsorted(known[order], keys).clip(max=len(known) - 1)]
