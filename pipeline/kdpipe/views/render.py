@@ -4,14 +4,14 @@ All parameters are drawn by ``philox`` from the sample's id, so the result does 
 size, worker count or rank; all arithmetic on pixels is exact, so it does not depend on the device either.
 
 View 0 is the plain view: each model's own evaluation geometry. In any other view a box is chosen in the source image
-and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``. Worker
-processes decode streamed images and cut the boxes; the rest is done in batches.
+and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -123,35 +123,32 @@ class Renderer:
             DatasetError: a partner that is to be mixed in is not in the dataset.
         """
         rows = self._needed(np.array(indices, dtype=np.int64), view)
-        if not len(rows):
-            return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
-        images: Images
-        if self._pixels is not None:
-            images = self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
-        else:
-            images = self._images.images(rows)
-        return self._finish(self._frame(images, self._boxes(rows, view)), rows, view)
+        return self._finish(self._framed(rows, view), rows, view)
 
     def batches(self, batches: Sequence[Rows], view: int) -> Iterator[torch.Tensor]:
-        """Render one batch after the other; a streamed dataset is decoded ahead by worker processes."""
+        """Render one batch after the other; those of a streamed dataset are made ahead by worker processes."""
         if self.dataset.in_memory:
             for rows in batches:
                 yield self(rows, view)
             return
         if self._loader is None:
             self._loader = DataLoader(
-                _Decoder(self._images, self._frame),
+                _Worker(self),
                 batch_sampler=self._queue,
                 num_workers=self._workers,
-                collate_fn=torch.cat,
+                collate_fn=itemgetter(0),
                 persistent_workers=True,
                 # A fork after this process has decoded Zarr would deadlock in the child.
                 multiprocessing_context="spawn",
             )
-        needed = [self._needed(rows, view) for rows in batches]
-        self._queue.put(needed, lambda rows: _tasks(rows, self._boxes(rows, view)))
-        for rows, framed in zip(needed, self._loader, strict=True):
-            yield self._finish(framed, rows, view)
+        self._queue.batches = [(self._needed(rows, view), view) for rows in batches]
+        for (rows, _), images in zip(self._queue.batches, self._loader, strict=True):
+            yield images if self.device.type == "cpu" else self._finish(images, rows, view)
+
+    def work(self, rows: Rows, view: int) -> torch.Tensor:
+        """Do what a worker process does of a batch: all of it on a CPU, all but colours and mixing for a device."""
+        framed = self._framed(rows, view)
+        return self._finish(framed, rows, view) if self.device.type == "cpu" else framed
 
     def second_labels(self, indices: Indices, view: int) -> SecondLabels | None:
         """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
@@ -172,6 +169,17 @@ class Renderer:
     def _draws(self, rows: Rows, view: int) -> Draws:
         return Draws(self._images.sample_ids[rows], self.seed, view)
 
+    def _framed(self, rows: Rows, view: int) -> torch.Tensor:
+        """Decode the images of the rows that ``_needed`` named, and bring them to the input size."""
+        if not len(rows):
+            return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
+        images: Images
+        if self._pixels is not None:
+            images = self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
+        else:
+            images = self._images.images(rows)
+        return self._frame(images, self._boxes(rows, view))
+
     def _boxes(self, rows: Rows, view: int) -> Boxes | None:
         """Return the boxes of a view; ``None`` for the plain one."""
         if view == 0 or not self.recipe.augments:
@@ -182,7 +190,7 @@ class Renderer:
     def _finish(self, framed: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
         """Colour, erase and mix the images of the rows that ``_needed`` named, which are at the input size."""
         images = framed.to(self.device)
-        if view == 0:
+        if view == 0 or not len(images):
             return images
         draws = self._draws(rows, view)
         for step in self.recipe.of("colour"):
@@ -228,40 +236,28 @@ class _Frame:
         return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()
 
 
-Task = tuple[int, Boxes | None]
-"""A row and its box."""
+Batch = tuple[Rows, int]
+"""The rows that a batch is made of, and its view."""
 
 
-def _tasks(rows: Rows, boxes: Boxes | None) -> list[Task]:
-    if boxes is None:
-        return [(row, None) for row in rows.tolist()]
-    places, flips = boxes
-    return [(row, Boxes(places[i : i + 1], flips[i : i + 1])) for i, row in enumerate(rows.tolist())]
-
-
-class _Queue(Sampler[list[Task]]):
-    """The batches that the worker processes decode next; they outlive one plane or epoch."""
+class _Queue(Sampler[list[Batch]]):
+    """The batches that the worker processes make next; they outlive one plane or epoch."""
 
     def __init__(self) -> None:
-        self.put([], lambda _: [])
+        self.batches: list[Batch] = []
 
-    def put(self, batches: Sequence[Rows], tasks: Callable[[Rows], list[Task]]) -> None:
-        """Replace what is left by some batches; ``tasks`` says what there is to do for one."""
-        self._batches, self._tasks = batches, tasks
-
-    def __iter__(self) -> Iterator[list[Task]]:
-        return map(self._tasks, self._batches)
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return ([batch] for batch in self.batches)
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
 
-class _Decoder(torch.utils.data.Dataset[torch.Tensor]):
-    """What the worker processes run: decode an image and cut its box, of which there is less to send."""
+class _Worker(torch.utils.data.Dataset[torch.Tensor]):
+    """What the worker processes run."""
 
-    def __init__(self, dataset: Dataset, frame: _Frame) -> None:
-        self._dataset, self._frame = dataset, frame
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
 
-    def __getitem__(self, task: Task) -> torch.Tensor:
-        row, boxes = task
-        return self._frame([self._dataset.image(row)], boxes)
+    def __getitem__(self, batch: Batch) -> torch.Tensor:
+        return self._renderer.work(*batch)

@@ -125,21 +125,15 @@ def test_batches_from_memory(datasets: dict[str, Dataset], wholes: Wholes, recip
         assert torch.equal(torch.cat(rendered), wholes[spec, recipe][np.concatenate(some_batches())]), spec
 
 
-def test_batches_from_decode_workers(wholes: Wholes) -> None:
-    """Those of the first renderer serve all recipes, of which they know nothing, also after an unfinished run."""
-    stream = load(MIXED, "train", loading="stream")
-    first: Renderer | None = None
-    for recipe in RECIPES:
-        draw = renderer(stream, recipe)
-        if first is not None:
-            draw._queue, draw._loader = first._queue, first._loader
-        next(draw.batches([np.arange(5), np.arange(9), np.arange(3)], VIEW))
-        rendered = list(draw.batches(some_batches(), VIEW))
-        assert torch.equal(torch.cat(rendered), wholes[MIXED, recipe][np.concatenate(some_batches())]), recipe
-        first = draw
-    assert first is not None
-    assert first._loader is not None
-    assert first._loader.num_workers == 2
+@pytest.mark.parametrize("recipe", ["crop-flip+mask:0.5", RECIPES[-1]])
+def test_batches_from_two_workers(wholes: Wholes, recipe: str) -> None:
+    """Also after an unfinished run, and in the plain view."""
+    draw = renderer(load(MIXED, "train", loading="stream"), recipe)
+    next(draw.batches([np.arange(5), np.arange(9), np.arange(3)], VIEW))
+    rendered = list(draw.batches(some_batches(), VIEW))
+    assert torch.equal(torch.cat(rendered), wholes[MIXED, recipe][np.concatenate(some_batches())])
+    plain = torch.cat(list(draw.batches(some_batches(), 0)))
+    assert torch.equal(plain, draw(np.concatenate(some_batches()), 0))
 
 
 @every_recipe
