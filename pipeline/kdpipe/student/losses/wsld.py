@@ -6,9 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 
 from kdpipe.student.losses.base import POSITIVE, parameter
-from kdpipe.student.losses.terms import log_probabilities, mean_over_labelled, of_class
+from kdpipe.student.losses.terms import (
+    at_least_float32,
+    log_probabilities,
+    mean_over_labelled,
+    of_class,
+    of_other_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,13 @@ class WSLD:
         log_student = log_probabilities(student_logits, self.temperature)
         teacher = log_probabilities(teacher_logits, self.temperature).exp()
         soft = -(teacher * log_student).sum(dim=1)
-        student_loss = -of_class(log_probabilities(student_logits.detach()), labels)
-        teacher_loss = -of_class(log_probabilities(teacher_logits), labels)
-        weight = -torch.expm1(-student_loss / (teacher_loss + 1e-7))
+        weight = -torch.expm1(
+            -_label_loss(student_logits.detach(), labels) / (_label_loss(teacher_logits, labels) + 1e-7)
+        )
         return mean_over_labelled(weight * soft, labels) * self.temperature**2
+
+
+def _label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return cross-entropy to the labels, ``(n,)``, precise where it is tiny, for it is divided by."""
+    logits = at_least_float32(logits)
+    return F.softplus(of_other_classes(logits, labels).logsumexp(dim=1) - of_class(logits, labels))
