@@ -264,6 +264,14 @@ class TestClosedForms:
         loss = make("dist", temperature=1.0, gamma=0.0)(student, self.TEACHER, self.LABELS)
         assert loss.item() == pytest.approx(0, abs=1e-12)
 
+    def test_what_the_teacher_does_not_tell_apart_has_no_relations(self) -> None:
+        student, teacher, labels = self.STUDENT, self.TEACHER.clone(), self.LABELS
+        teacher[:2] = 1.0
+        rows = make("dist", gamma=0.0)
+        torch.testing.assert_close(rows(student, teacher, labels), rows(student[2:], teacher[2:], labels[2:]))
+        columns = make("dist", beta=0.0)
+        assert columns(student, teacher[:1].repeat(6, 1), labels) == 0
+
     def test_normalised_kd_of_a_sure_teacher_is_cross_entropy(self) -> None:
         teacher = 1e3 * F.one_hot(self.LABELS, 5).double()
         found = make("nkd", gamma=0.0)(self.STUDENT, teacher, self.LABELS)
@@ -424,13 +432,20 @@ class TestNumbers:
 
     def test_relations_of_rare_classes_count(self) -> None:
         _, teacher = _batch((16, 8))
-        teacher[:, 3] -= 40
+        teacher[:, 3] -= 60
         student = teacher.clone()
         student[:, 3] = teacher[:, 3].flip(0)
         loss = make("dist", temperature=1.0, beta=0.0, gamma=8.0)
         rare, expected = (torch.softmax(logits, 1)[:, 3].tolist() for logits in (student, teacher))
         distance = 1 - statistics.correlation(rare, expected)
         assert loss(student.float(), teacher.float(), _labels((16, 8))).item() == pytest.approx(distance, rel=1e-4)
+
+    def test_a_sample_that_neither_finds_hard_weighs_nothing(self) -> None:
+        logits, labels = torch.tensor([[1e3, 0.0, 0.0], [1.0, 2.0, 3.0]]), torch.tensor([0, 2])
+        value, gradient = _value_and_gradient("wsld", logits, logits, labels)
+        alone = make("wsld")(logits[1:], logits[1:], labels[1:])
+        torch.testing.assert_close(value, alone / 2)
+        assert gradient.isfinite().all()
 
     @EVERY
     def test_random_state_is_left_alone(self, name: str) -> None:

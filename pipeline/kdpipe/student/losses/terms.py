@@ -42,6 +42,6 @@ def directions(values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tens
     centred = values - values.mean(dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     rounding = 8 * torch.finfo(values.dtype).eps * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
-    varies = (length > rounding).detach()
+    varies = length > rounding
     unit = torch.where(varies, centred, 0) / torch.where(varies, length, 1)
     return unit, varies.squeeze(dim)
