@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdpipe.encoding import get
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.student import LOSSES, make
 from kdpipe.student.losses import parameters
@@ -458,12 +459,27 @@ class TestDeclarations:
     @EVERY
     def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
         settings = {"temperature": 3.0} if "temperature" in {each.name for each in parameters(name)} else {}
-        reads = {"hard": 0.0, "mse": None, "standardized-kd": None}
+        reads = {"hard": 0.0, "mse": None, "standardized-kd": None, "dkd": None, "nkd": None}
         assert make(name, **settings).teacher_temperature == reads.get(name, 3.0)
 
-    @pytest.mark.parametrize("name", ["nkd", "wsld"])
-    def test_the_label_s_probability_is_read_at_temperature_one(self, name: str) -> None:
-        assert make(name, temperature=0.5).teacher_temperature == 1.0
+    def test_wsld_reads_the_label_s_probability_at_temperature_one(self) -> None:
+        assert make("wsld", temperature=0.5).teacher_temperature == 1.0
+
+    @EVERY
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_an_encoding_for_that_temperature_serves_the_loss_and_no_other(self, name: str, temperature: float) -> None:
+        student, teacher = (logits.float() for logits in _batch((256, 10)))
+        labels = _labels((256, 10))
+        teacher[torch.arange(256), labels] += 12
+        settings = {"temperature": temperature} if "temperature" in {each.name for each in parameters(name)} else {}
+        loss = make(name, **settings)
+        encoding = get(f"sqrtp8@{temperature:g}").calibrate(teacher)
+        encoded = encoding.encode(teacher)
+        decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
+        _, exact = _value_and_gradient(name, student, teacher, labels, **settings)
+        _, found = _value_and_gradient(name, student, decoded, labels, **settings)
+        served = loss.teacher_temperature is not None and loss.teacher_temperature <= temperature
+        assert ((found - exact).norm() / exact.norm() < 0.005).item() == served
 
     def test_hard_needs_no_more_than_the_likeliest_class(self) -> None:
         student, teacher = _batch((6, 5))

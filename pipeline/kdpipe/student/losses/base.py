@@ -27,10 +27,10 @@ class DistillationLoss(Protocol):
 
     @property
     def teacher_temperature(self) -> float | None:
-        """The highest temperature at which it reads the teacher.
+        """The highest temperature at which it reads the teacher's probabilities.
 
-        0 if it only asks for the likeliest class; ``None`` if it reads the logits themselves, which no encoding made
-        for a temperature keeps.
+        0 if it only asks for the likeliest class; ``None`` if it depends on logits of unlikely classes as much as on
+        those of likely ones, which no encoding made for a temperature keeps.
         """
 
     def __call__(

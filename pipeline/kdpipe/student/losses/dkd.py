@@ -41,9 +41,9 @@ class DKD:
     beta: float = parameter(8.0, NOT_NEGATIVE)
 
     @property
-    def teacher_temperature(self) -> float:
-        """``temperature``."""
-        return self.temperature
+    def teacher_temperature(self) -> None:
+        """Where the teacher is sure of the label, NCKD reads what is next to nothing at any temperature."""
+        return None
 
     def __call__(
         self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor

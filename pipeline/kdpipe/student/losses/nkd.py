@@ -38,9 +38,9 @@ class NKD:
     gamma: float = parameter(1.5, NOT_NEGATIVE)
 
     @property
-    def teacher_temperature(self) -> float:
-        """``temperature``, at least 1: the label's probability is read at 1."""
-        return max(1.0, self.temperature)
+    def teacher_temperature(self) -> None:
+        """Where the teacher is sure of the label, the others are next to nothing at any temperature."""
+        return None
 
     def __call__(
         self, student_logits: torch.Tensor, teacher_logits: torch.Tensor, labels: torch.Tensor

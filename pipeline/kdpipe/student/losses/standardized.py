@@ -31,7 +31,7 @@ class StandardizedKD:
 
     @property
     def teacher_temperature(self) -> None:
-        """The standard deviation is of the logits themselves."""
+        """The standard deviation is that of all logits alike."""
         return None
 
     def __call__(
