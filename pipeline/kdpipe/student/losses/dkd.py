@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe.student.losses.base import NOT_NEGATIVE, POSITIVE, parameter
-from kdpipe.student.losses.terms import (
-    at_least_float32,
-    log_probabilities,
-    mean_over_labelled,
-    of_class,
-    of_other_classes,
-)
+from kdpipe.student.losses.terms import log_probabilities, mean_over_labelled, of_class, of_other_classes
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,6 @@ class DKD:
     def _decoupled(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities of (label, rest), ``(n, 2)``, and among the rest, ``(n, classes - 1)``."""
         every = log_probabilities(logits, self.temperature)
-        rest = of_other_classes(every, labels).logsumexp(dim=1)
-        among_rest = log_probabilities(of_other_classes(at_least_float32(logits), labels), self.temperature)
-        return torch.stack([of_class(every, labels), rest], dim=1), among_rest
+        others = of_other_classes(every, labels)
+        rest = others.logsumexp(dim=1)
+        return torch.stack([of_class(every, labels), rest], dim=1), others - rest[:, None]

@@ -18,9 +18,9 @@ class StandardizedKD:
     """``kd`` of z-scores: both rows of logits minus their mean, divided by their standard deviation.
 
     Sun et al., "Logit Standardization in Knowledge Distillation" (2024), algorithm 1: the student need not match the
-    size of the teacher's logits. ``T = 2`` with weights 9 and 0.1 for cross-entropy is the authors' setting on
-    CIFAR-100 (sunshangquan/logit-standardization-KD); as in their code, the standard deviation is the unbiased one. A
-    row whose logits are all equal has z-scores of 0 and no gradient.
+    size of the teacher's logits. On CIFAR-100 ``T = 2`` and weight 9, beside mdistiller's 0.1 for cross-entropy. As in
+    the authors' code (sunshangquan/logit-standardization-KD) the standard deviation is the unbiased one. A row whose
+    logits are all equal has z-scores of 0 and no gradient.
     """
 
     needs_label: ClassVar[bool] = False

@@ -27,8 +27,8 @@ class WSLD:
 
     Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective" (2021). On
     CIFAR-100 ``T = 4`` and weights 2.25 and 1 for cross-entropy, on ImageNet ``T = 2`` and 2.5. As in the authors' code
-    (bellymonster/Weighted-Soft-Label-Distillation) the soft term is cross-entropy, not KL, which the weight makes
-    another value but not another gradient, and 1e-7 is added to ``-log p_y``.
+    (bellymonster/Weighted-Soft-Label-Distillation) the soft term is cross-entropy rather than KL, which changes the
+    value but not the gradient, and 1e-7 is added to ``-log p_y``.
     """
 
     needs_label: ClassVar[bool] = True
