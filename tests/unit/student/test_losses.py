@@ -1,0 +1,585 @@
+"""Every distillation loss against its paper's formula in plain Python, closed forms and the properties it must have."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kdpipe.encoding import get
+from kdpipe.errors import UnsupportedLossError
+from kdpipe.student import LOSSES, make
+from kdpipe.student.losses import parameters
+from tests.conftest import ROOT
+
+Row = Sequence[float]
+Rows = Sequence[Row]
+
+SHAPES = [(1, 2), (1, 5), (2, 2), (2, 9), (3, 4), (7, 3), (6, 10)]
+SETTINGS = [
+    ("kd", {}),
+    ("kd", {"temperature": 1.5}),
+    ("soft-ce", {}),
+    ("soft-ce", {"temperature": 0.7}),
+    ("hard", {}),
+    ("mixed", {}),
+    ("mixed", {"temperature": 2.0, "soft_weight": 0.3}),
+    ("mse", {}),
+    ("dkd", {}),
+    ("dkd", {"temperature": 1.0, "alpha": 0.5, "beta": 2.0}),
+    ("dkd", {"alpha": 0.0, "beta": 1.0}),
+    ("dist", {}),
+    ("dist", {"temperature": 1.0, "beta": 0.5, "gamma": 3.0}),
+    ("nkd", {}),
+    ("nkd", {"temperature": 3.0, "gamma": 3.5}),
+    ("wsld", {}),
+    ("wsld", {"temperature": 2.0}),
+    ("standardized-kd", {}),
+    ("standardized-kd", {"temperature": 3.0}),
+]
+CASES = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
+EVERY = pytest.mark.parametrize("name", LOSSES)
+NEED_LABELS = ["mixed", "dkd", "nkd", "wsld"]
+OF_SINGLE_SAMPLES = sorted(set(LOSSES) - {"dist"})
+ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", "standardized-kd"]
+
+
+def _softmax(row: Row, temperature: float = 1.0) -> list[float]:
+    powers = [math.exp(value / temperature) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def _kl(p: Row, q: Row) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def _cross_entropy(p: Row, q: Row) -> float:
+    return -sum(a * math.log(b) for a, b in zip(p, q, strict=True))
+
+
+def _without(row: Row, label: int) -> list[float]:
+    return [value for i, value in enumerate(row) if i != label]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _labelled(term: Callable[[Row, Row, int], float], student: Rows, teacher: Rows, labels: Sequence[int]) -> float:
+    return _mean([term(s, t, y) for s, t, y in zip(student, teacher, labels, strict=True) if y >= 0])
+
+
+def _pearson_distances(student: Rows, teacher: Rows) -> list[float]:
+    found = []
+    for s, t in zip(student, teacher, strict=True):
+        if len(set(t)) > 1:
+            found.append(1 - statistics.correlation(s, t))
+    return found
+
+
+def _reference(
+    name: str,
+    student: Rows,
+    teacher: Rows,
+    labels: Sequence[int],
+    *,
+    constant: Rows,
+    settings: dict[str, float],
+) -> float:
+    """Return the loss by its formula; ``constant`` is the student where no gradient is taken."""
+    setting = {each.name: each.default for each in parameters(name)} | settings
+    heat = setting.get("temperature", 1.0)
+    pairs = list(zip(student, teacher, strict=True))
+
+    if name == "kd":
+        return heat**2 * _mean([_kl(_softmax(t, heat), _softmax(s, heat)) for s, t in pairs])
+    if name == "soft-ce":
+        return heat**2 * _mean([_cross_entropy(_softmax(t, heat), _softmax(s, heat)) for s, t in pairs])
+    if name == "hard":
+        return _mean([-math.log(_softmax(s)[max(range(len(t)), key=t.__getitem__)]) for s, t in pairs])
+    if name == "mixed":
+        soft = heat**2 * _mean([_kl(_softmax(t, heat), _softmax(s, heat)) for s, t in pairs])
+        hard = _labelled(lambda s, t, y: -math.log(_softmax(s)[y]), student, teacher, labels)
+        return setting["soft_weight"] * soft + (1 - setting["soft_weight"]) * hard
+    if name == "mse":
+        return _mean(
+            [(s[i] - _mean(s) - t[i] + _mean(t)) ** 2 for s, t in pairs for i in range(len(s))],
+        )
+    if name == "dkd":
+
+        def decoupled(s: Row, t: Row, y: int) -> float:
+            q, p = _softmax(s, heat), _softmax(t, heat)
+            target = _kl([p[y], 1 - p[y]], [q[y], 1 - q[y]])
+            q_hat = [value / (1 - q[y]) for value in _without(q, y)]
+            p_hat = [value / (1 - p[y]) for value in _without(p, y)]
+            return heat**2 * (setting["alpha"] * target + setting["beta"] * _kl(p_hat, q_hat))
+
+        return _labelled(decoupled, student, teacher, labels)
+    if name == "dist":
+        q, p = ([_softmax(row, heat) for row in rows] for rows in (student, teacher))
+        inter = _mean(_pearson_distances(q, p))
+        intra = _mean(_pearson_distances(list(zip(*q, strict=True)), list(zip(*p, strict=True)))) if len(q) > 1 else 0
+        return heat**2 * (setting["beta"] * inter + setting["gamma"] * intra)
+    if name == "nkd":
+
+        def normalised(s: Row, t: Row, y: int) -> float:
+            target = -_softmax(t)[y] * math.log(_softmax(s)[y])
+            others = _cross_entropy(_softmax(_without(t, y), heat), _softmax(_without(s, y), heat))
+            return target + setting["gamma"] * heat**2 * others
+
+        return _labelled(normalised, student, teacher, labels)
+    if name == "wsld":
+        values = []
+        for s, t, fixed, y in zip(student, teacher, constant, labels, strict=True):
+            if y >= 0:
+                weight = 1 - math.exp(-math.log(_softmax(fixed)[y]) / math.log(_softmax(t)[y]))
+                values.append(heat**2 * weight * _cross_entropy(_softmax(t, heat), _softmax(s, heat)))
+        return _mean(values)
+    assert name == "standardized-kd"
+
+    def scores(row: Row) -> list[float]:
+        return [(value - _mean(row)) / statistics.stdev(row) for value in row]
+
+    return heat**2 * _mean([_kl(_softmax(scores(t), heat), _softmax(scores(s), heat)) for s, t in pairs])
+
+
+def _batch(shape: tuple[int, int], *, spread: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (spread * torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    return student, teacher
+
+
+def _labels(shape: tuple[int, int], *, unlabelled: bool = False, seed: int = 1) -> torch.Tensor:
+    labels = torch.randint(shape[1], shape[:1], generator=torch.Generator().manual_seed(seed))
+    if unlabelled:
+        labels[::3] = -1
+    return labels
+
+
+def _value_and_gradient(
+    name: str, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, **settings: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    student = student.clone().requires_grad_(True)
+    loss = make(name, **settings)(student, teacher, labels)
+    assert loss.shape == ()
+    (gradient,) = torch.autograd.grad(loss, student)
+    return loss.detach(), gradient
+
+
+class TestDefinition:
+    @CASES
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    @pytest.mark.parametrize("unlabelled", [False, True])
+    def test_value_and_gradient_are_the_paper_s(
+        self, name: str, settings: dict[str, float], shape: tuple[int, int], unlabelled: bool
+    ) -> None:
+        student, teacher = _batch(shape)
+        labels = _labels(shape, unlabelled=unlabelled)
+        value, gradient = _value_and_gradient(name, student, teacher, labels, **settings)
+
+        def reference(rows: np.ndarray) -> float:
+            return _reference(
+                name, rows.tolist(), teacher.tolist(), labels.tolist(), constant=student.tolist(), settings=settings
+            )
+
+        base, step = student.numpy(), 1e-5
+        assert value.item() == pytest.approx(reference(base), rel=1e-6 if name == "wsld" else 1e-10, abs=1e-12)
+        expected = np.zeros(shape)
+        for place in np.ndindex(shape):
+            change = np.zeros(shape)
+            change[place] = step
+            expected[place] = (reference(base + change) - reference(base - change)) / (2 * step)
+        np.testing.assert_allclose(gradient.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+    def test_cases_leave_out_no_loss(self) -> None:
+        assert {name for name, _ in SETTINGS} == set(LOSSES)
+
+
+class TestClosedForms:
+    STUDENT, TEACHER = _batch((6, 5))
+    LABELS = _labels((6, 5))
+
+    def loss(self, name: str, **settings: float) -> torch.Tensor:
+        return make(name, **settings)(self.STUDENT, self.TEACHER, self.LABELS)
+
+    def test_soft_cross_entropy_is_kd_and_the_teacher_s_entropy(self) -> None:
+        p = torch.softmax(self.TEACHER / 3, dim=1)
+        entropy = -(p * p.log()).sum(dim=1).mean()
+        torch.testing.assert_close(
+            self.loss("soft-ce", temperature=3.0), self.loss("kd", temperature=3.0) + 9 * entropy
+        )
+
+    def test_soft_cross_entropy_has_the_gradient_of_kd(self) -> None:
+        for temperature in (0.5, 1.0, 4.0):
+            _, one = _value_and_gradient("soft-ce", self.STUDENT, self.TEACHER, self.LABELS, temperature=temperature)
+            _, other = _value_and_gradient("kd", self.STUDENT, self.TEACHER, self.LABELS, temperature=temperature)
+            torch.testing.assert_close(one, other)
+
+    def test_squared_error_by_hand(self) -> None:
+        student, teacher = torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([[0.0, 0.0, 0.0]])
+        assert make("mse")(student, teacher, torch.tensor([0])).item() == pytest.approx((4 + 1 + 9) / 3)
+
+    def test_half_the_squared_error_is_kd_at_high_temperature(self) -> None:
+        torch.testing.assert_close(self.loss("kd", temperature=1e4), self.loss("mse") / 2, rtol=1e-3, atol=0)
+
+    def test_hard_is_cross_entropy_to_the_teacher_s_decision(self) -> None:
+        torch.testing.assert_close(self.loss("hard"), F.cross_entropy(self.STUDENT, self.TEACHER.argmax(dim=1)))
+
+    def test_mixed_is_kd_and_cross_entropy(self) -> None:
+        soft, hard = self.loss("kd", temperature=2.0), F.cross_entropy(self.STUDENT, self.LABELS)
+        for share in (0.0, 0.25, 1.0):
+            mixed = self.loss("mixed", temperature=2.0, soft_weight=share)
+            torch.testing.assert_close(mixed, share * soft + (1 - share) * hard)
+
+    def test_decoupled_parts_add_up_to_kd(self) -> None:
+        for row in range(6):
+            pick = slice(row, row + 1)
+            student, teacher, labels = self.STUDENT[pick], self.TEACHER[pick], self.LABELS[pick]
+            rest = 1 - torch.softmax(teacher / 4, dim=1)[0, labels[0]].item()
+            torch.testing.assert_close(
+                make("dkd", beta=rest)(student, teacher, labels), make("kd")(student, teacher, labels)
+            )
+
+    def test_of_two_classes_only_the_target_part_is_left(self) -> None:
+        student, teacher = _batch((4, 2))
+        labels = _labels((4, 2))
+        torch.testing.assert_close(
+            make("dkd", alpha=3.0, beta=100.0)(student, teacher, labels), 3 * make("kd")(student, teacher, labels)
+        )
+
+    def test_opposite_relations_have_a_distance_of_two(self) -> None:
+        teacher = torch.tensor([[1.0, -1.0], [-2.0, 2.0]])
+        loss = make("dist", temperature=2.0, beta=0.75, gamma=0.5)
+        assert loss(-teacher, teacher, torch.tensor([0, 1])).item() == pytest.approx(4 * (0.75 * 2 + 0.5 * 2))
+
+    def test_relations_of_rows_ignore_how_sure_one_is(self) -> None:
+        q = torch.softmax(self.TEACHER, dim=1)
+        student = (0.3 * q + 0.7 / 5).log()
+        loss = make("dist", temperature=1.0, gamma=0.0)(student, self.TEACHER, self.LABELS)
+        assert loss.item() == pytest.approx(0, abs=1e-12)
+
+    def test_what_the_teacher_does_not_tell_apart_has_no_relations(self) -> None:
+        student, teacher, labels = self.STUDENT, self.TEACHER.clone(), self.LABELS
+        teacher[:2] = 1.0
+        rows = make("dist", gamma=0.0)
+        torch.testing.assert_close(rows(student, teacher, labels), rows(student[2:], teacher[2:], labels[2:]))
+        columns = make("dist", beta=0.0)
+        assert columns(student, teacher[:1].repeat(6, 1), labels) == 0
+
+    def test_normalised_kd_of_a_sure_teacher_is_cross_entropy(self) -> None:
+        teacher = 1e3 * F.one_hot(self.LABELS, 5).double()
+        found = make("nkd", gamma=0.0)(self.STUDENT, teacher, self.LABELS)
+        torch.testing.assert_close(found, F.cross_entropy(self.STUDENT, self.LABELS))
+
+    def test_a_sample_as_easy_for_both_weighs_one_less_one_over_e(self) -> None:
+        wsld = make("wsld")(self.TEACHER, self.TEACHER, self.LABELS)
+        soft = make("soft-ce")(self.TEACHER, self.TEACHER, self.LABELS)
+        torch.testing.assert_close(wsld, soft * (1 - math.exp(-1)), rtol=1e-5, atol=0)
+
+    def test_standardised_kd_ignores_the_size_of_logits(self) -> None:
+        found = make("standardized-kd")(5 * self.STUDENT + 3, self.TEACHER / 7, self.LABELS)
+        torch.testing.assert_close(found, self.loss("standardized-kd"))
+
+
+class TestInvariance:
+    SHAPE = (6, 5)
+    STUDENT, TEACHER = _batch(SHAPE)
+    LABELS = _labels(SHAPE)
+
+    @pytest.mark.parametrize("name", OF_SINGLE_SAMPLES)
+    def test_a_batch_s_loss_is_the_mean_of_its_samples(self, name: str) -> None:
+        loss = make(name)
+        singles = [
+            loss(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1]) for i in range(self.SHAPE[0])
+        ]
+        torch.testing.assert_close(loss(self.STUDENT, self.TEACHER, self.LABELS), torch.stack(singles).mean())
+
+    def test_only_the_relations_within_rows_are_those_of_single_samples(self) -> None:
+        rows = make("dist", gamma=0.0)
+        singles = [
+            make("dist")(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1])
+            for i in range(self.SHAPE[0])
+        ]
+        torch.testing.assert_close(rows(self.STUDENT, self.TEACHER, self.LABELS), torch.stack(singles).mean())
+
+    @EVERY
+    def test_a_batch_given_twice_has_the_same_loss(self, name: str) -> None:
+        once = make(name)(self.STUDENT, self.TEACHER, self.LABELS)
+        twice = make(name)(self.STUDENT.repeat(2, 1), self.TEACHER.repeat(2, 1), self.LABELS.repeat(2))
+        torch.testing.assert_close(twice, once)
+
+    @EVERY
+    def test_the_order_of_samples_does_not_matter(self, name: str) -> None:
+        order = torch.tensor([3, 1, 5, 0, 2, 4])
+        found = make(name)(self.STUDENT[order], self.TEACHER[order], self.LABELS[order])
+        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+
+    @EVERY
+    def test_the_order_of_classes_does_not_matter(self, name: str) -> None:
+        order = torch.tensor([2, 4, 0, 1, 3])
+        found = make(name)(self.STUDENT[:, order], self.TEACHER[:, order], order.argsort()[self.LABELS])
+        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+
+    @EVERY
+    def test_what_is_added_to_a_row_does_not_matter(self, name: str) -> None:
+        rows = torch.arange(6.0, dtype=torch.float64)[:, None]
+        found = make(name)(self.STUDENT + rows, self.TEACHER - 2 * rows, self.LABELS)
+        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+
+    @pytest.mark.parametrize("name", ZERO_WHERE_EQUAL)
+    @pytest.mark.parametrize("shape", SHAPES, ids=str)
+    def test_equal_logits_cost_nothing(self, name: str, shape: tuple[int, int]) -> None:
+        _, teacher = _batch(shape)
+        value, gradient = _value_and_gradient(name, teacher + 1.5, teacher, _labels(shape))
+        assert value.item() == pytest.approx(0, abs=1e-12)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
+
+    @pytest.mark.parametrize("name", ZERO_WHERE_EQUAL)
+    def test_other_logits_cost_something(self, name: str) -> None:
+        assert make(name)(self.STUDENT, self.TEACHER, self.LABELS).item() > 0.1
+
+
+class TestLabels:
+    SHAPE = (7, 4)
+    STUDENT, TEACHER = _batch(SHAPE)
+    LABELS = _labels(SHAPE, unlabelled=True)
+    NONE = torch.full((7,), -1)
+
+    @EVERY
+    def test_need_for_labels_is_declared(self, name: str) -> None:
+        loss = make(name)
+        others = (self.LABELS + 1) % self.SHAPE[1]
+        depends = loss(self.STUDENT, self.TEACHER, self.LABELS) != loss(self.STUDENT, self.TEACHER, others)
+        assert loss.needs_label == depends == (name in NEED_LABELS)
+
+    @pytest.mark.parametrize("name", [name for name in NEED_LABELS if name != "mixed"])
+    def test_unlabelled_samples_are_left_out(self, name: str) -> None:
+        value, gradient = _value_and_gradient(name, self.STUDENT, self.TEACHER, self.LABELS)
+        kept = self.LABELS >= 0
+        only, their_gradient = _value_and_gradient(name, self.STUDENT[kept], self.TEACHER[kept], self.LABELS[kept])
+        torch.testing.assert_close(value, only)
+        torch.testing.assert_close(gradient[kept], their_gradient)
+        assert not gradient[~kept].any()
+
+    @pytest.mark.parametrize("name", [name for name in NEED_LABELS if name != "mixed"])
+    def test_no_label_at_all_costs_nothing(self, name: str) -> None:
+        value, gradient = _value_and_gradient(name, self.STUDENT, self.TEACHER, self.NONE)
+        assert value.item() == 0
+        assert not gradient.any()
+
+    def test_mixed_takes_the_soft_part_of_unlabelled_samples(self) -> None:
+        kept = self.LABELS >= 0
+        soft = make("kd")(self.STUDENT, self.TEACHER, self.LABELS)
+        hard = F.cross_entropy(self.STUDENT[kept], self.LABELS[kept])
+        torch.testing.assert_close(make("mixed")(self.STUDENT, self.TEACHER, self.LABELS), 0.9 * soft + 0.1 * hard)
+        torch.testing.assert_close(make("mixed")(self.STUDENT, self.TEACHER, self.NONE), 0.9 * soft)
+
+
+class TestNumbers:
+    @staticmethod
+    def extremes(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Return pairs of logits of up to 50, the teacher's rounded to ``dtype``, with labels."""
+        found = []
+        for classes in (2, 3, 100):
+            student, teacher = _batch((8, classes), spread=20.0, seed=classes)
+            labels = _labels((8, classes), unlabelled=True)
+            student[0], teacher[0] = 50.0, -50.0
+            student[1], teacher[1] = -50.0, -50.0
+            student[1, 0], teacher[1, -1] = 50.0, 50.0
+            student[2, 0], teacher[2, 0], labels[2] = 50.0, 50.0, 0
+            labels[1] = classes - 1
+            pair = student.clamp(-50, 50).float(), teacher.clamp(-50, 50).to(dtype).float()
+            found += [(*pair, labels), (pair[1], pair[1], labels), (torch.zeros_like(pair[0]), pair[1], labels)]
+            found += [(pair[0], torch.zeros_like(pair[1]), labels), (pair[0][1:2], pair[1][1:2], labels[1:2])]
+        return found
+
+    @CASES
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_extremes_stay_finite_and_right(self, name: str, settings: dict[str, float], dtype: torch.dtype) -> None:
+        for student, teacher, labels in self.extremes(dtype):
+            value, gradient = _value_and_gradient(name, student, teacher, labels, **settings)
+            assert value.dtype == gradient.dtype == torch.float32
+            assert value.isfinite()
+            assert gradient.isfinite().all()
+            exact, exact_gradient = _value_and_gradient(name, student.double(), teacher.double(), labels, **settings)
+            torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-3, atol=1e-4)
+
+    @EVERY
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+    def test_half_precision_is_computed_in_float32(self, name: str, dtype: torch.dtype) -> None:
+        student, teacher = (logits.to(dtype) for logits in _batch((6, 5)))
+        labels = _labels((6, 5))
+        found = make(name)(student, teacher, labels)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, make(name)(student.float(), teacher.float(), labels))
+        _, gradient = _value_and_gradient(name, student, teacher, labels)
+        assert gradient.dtype == dtype
+
+    @pytest.mark.parametrize("name", ["dist", "standardized-kd"])
+    def test_a_student_that_tells_nothing_apart_gets_no_wild_gradient(self, name: str) -> None:
+        _, teacher = _batch((128, 10))
+        for value in (0.0, 0.1, 123.4):
+            student = torch.full((128, 10), value)
+            _, gradient = _value_and_gradient(name, student, teacher.float(), _labels((128, 10)))
+            assert not gradient.any()
+
+    def test_relations_of_rare_classes_count(self) -> None:
+        _, teacher = _batch((16, 8))
+        teacher[:, 3] -= 60
+        student = teacher.clone()
+        student[:, 3] = teacher[:, 3].flip(0)
+        loss = make("dist", temperature=1.0, beta=0.0, gamma=8.0)
+        rare, expected = (torch.softmax(logits, 1)[:, 3].tolist() for logits in (student, teacher))
+        distance = 1 - statistics.correlation(rare, expected)
+        assert loss(student.float(), teacher.float(), _labels((16, 8))).item() == pytest.approx(distance, rel=1e-4)
+
+    def test_a_sample_that_neither_finds_hard_weighs_nothing(self) -> None:
+        logits, labels = torch.tensor([[1e3, 0.0, 0.0], [1.0, 2.0, 3.0]]), torch.tensor([0, 2])
+        value, gradient = _value_and_gradient("wsld", logits, logits, labels)
+        alone = make("wsld")(logits[1:], logits[1:], labels[1:])
+        torch.testing.assert_close(value, alone / 2)
+        assert gradient.isfinite().all()
+
+    @EVERY
+    def test_random_state_is_left_alone(self, name: str) -> None:
+        before = torch.get_rng_state()
+        make(name)(*_batch((3, 4)), _labels((3, 4)))
+        assert torch.equal(before, torch.get_rng_state())
+
+
+class TestDeclarations:
+    @EVERY
+    def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
+        settings = {"temperature": 3.0} if "temperature" in {each.name for each in parameters(name)} else {}
+        reads = {"hard": 0.0, "mse": None, "standardized-kd": None, "dkd": None, "nkd": None}
+        assert make(name, **settings).teacher_temperature == reads.get(name, 3.0)
+
+    def test_wsld_reads_the_label_s_probability_at_temperature_one(self) -> None:
+        assert make("wsld", temperature=0.5).teacher_temperature == 1.0
+
+    @EVERY
+    @pytest.mark.parametrize("temperature", [1.0, 4.0])
+    def test_an_encoding_for_that_temperature_serves_the_loss_and_no_other(self, name: str, temperature: float) -> None:
+        student, teacher = (logits.float() for logits in _batch((256, 10)))
+        labels = _labels((256, 10))
+        teacher[torch.arange(256), labels] += 12
+        settings = {"temperature": temperature} if "temperature" in {each.name for each in parameters(name)} else {}
+        loss = make(name, **settings)
+        encoding = get(f"sqrtp8@{temperature:g}").calibrate(teacher)
+        encoded = encoding.encode(teacher)
+        decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
+        _, exact = _value_and_gradient(name, student, teacher, labels, **settings)
+        _, found = _value_and_gradient(name, student, decoded, labels, **settings)
+        served = loss.teacher_temperature is not None and loss.teacher_temperature <= temperature
+        assert ((found - exact).norm() / exact.norm() < 0.005).item() == served
+
+    def test_hard_needs_no_more_than_the_likeliest_class(self) -> None:
+        student, teacher = _batch((6, 5))
+        only = F.one_hot(teacher.argmax(dim=1), 5)
+        labels = _labels((6, 5))
+        assert make("hard")(student, teacher, labels) == make("hard")(student, only.double(), labels)
+
+    @EVERY
+    def test_losses_are_values(self, name: str) -> None:
+        assert make(name) == make(name)
+        assert hash(make(name)) == hash(make(name))
+        with pytest.raises(AttributeError):
+            make(name).needs_label = True  # type: ignore[misc]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("wrong", "right"), [("dkdd", "dkd"), ("standardised-kd", "standardized-kd"), ("soft_ce", "soft-ce")]
+    )
+    def test_an_unknown_name_is_answered_with_the_nearest(self, wrong: str, right: str) -> None:
+        with pytest.raises(
+            UnsupportedLossError, match=rf"^unknown loss '{wrong}'; did you mean '{right}'\? Known: kd, .*\.$"
+        ):
+            make(wrong)
+
+    def test_an_unknown_parameter_is_answered_with_the_nearest_and_all(self) -> None:
+        with pytest.raises(UnsupportedLossError) as raised:
+            make("dkd", bet=2.0)
+        assert str(raised.value) == (
+            "the loss dkd has no parameter 'bet'; did you mean 'beta'? "
+            "Its parameters: temperature (above 0), alpha (0 or more), beta (0 or more)."
+        )
+
+    @pytest.mark.parametrize("name", ["hard", "mse"])
+    def test_a_loss_without_parameters_says_so(self, name: str) -> None:
+        with pytest.raises(UnsupportedLossError, match=r"no parameter 'temperature'\. Its parameters: none\.$"):
+            make(name, temperature=4.0)
+
+    @pytest.mark.parametrize(
+        ("name", "settings"),
+        [
+            *[("kd", {"temperature": value}) for value in (0.0, -1.0, math.inf, math.nan, True, "4", None)],
+            *[("mixed", {"soft_weight": value}) for value in (-0.1, 1.1, math.nan)],
+            ("dkd", {"alpha": -1.0}),
+            ("dkd", {"beta": math.inf}),
+            ("dist", {"beta": -1.0}),
+            ("dist", {"gamma": -1.0}),
+            ("nkd", {"gamma": -1.0}),
+            *[(name, {"temperature": 0.0}) for name in LOSSES if name not in ("hard", "mse")],
+        ],
+        ids=str,
+    )
+    def test_a_value_out_of_range_is_refused(self, name: str, settings: dict[str, float]) -> None:
+        ((parameter, value),) = settings.items()
+        with pytest.raises(UnsupportedLossError) as raised:
+            make(name, **settings)
+        message = str(raised.value)
+        assert message.startswith(f"the loss {name} cannot take {parameter}={value}. Its parameters: ")
+        assert "\n" not in message
+
+    def test_values_at_the_bounds_are_taken(self) -> None:
+        for settings in ({"soft_weight": 0}, {"soft_weight": 1.0}):
+            make("mixed", **settings)
+        make("dkd", alpha=0.0, beta=0.0)
+
+
+class TestDocumentation:
+    PAGE = (ROOT / "docs" / "LOSSES.md").read_text()
+
+    def row(self, name: str) -> list[str]:
+        (row,) = re.findall(rf"^\| `{name}` \|.*\|$", self.PAGE.split("\n## ")[0], flags=re.MULTILINE)
+        return [cell.strip() for cell in row.split("|")[1:-1]]
+
+    def test_the_table_has_every_loss_and_no_other(self) -> None:
+        table = self.PAGE.split("\n## ")[0]
+        assert re.findall(r"^\| `([\w-]+)`", table, flags=re.MULTILINE) == list(LOSSES)
+
+    @EVERY
+    def test_a_row_has_the_parameters_with_their_defaults(self, name: str) -> None:
+        written = re.findall(r"`(\w+)` ([\d.]+)", self.row(name)[2])
+        assert [(each, float(default)) for each, default in written] == [
+            (each.name, each.default) for each in parameters(name)
+        ]
+
+    @EVERY
+    def test_a_row_has_the_published_weights_and_the_need_for_labels(self, name: str) -> None:
+        loss = make(name)
+        assert self.row(name)[3:5] == [f"{loss.kd_weight:g}, {loss.ce_weight:g}", "yes" if loss.needs_label else "no"]
+
+    @EVERY
+    def test_the_paper_is_in_the_row_and_in_the_docstring(self, name: str) -> None:
+        text = inspect.getdoc(LOSSES[name]) or ""
+        for author, year in re.findall(r"(\w+) (?:et al\.|and \w+) (20\d\d)", self.row(name)[5]):
+            assert author in text
+            assert year in text
+        assert re.search(r"20\d\d", self.row(name)[5])
+
+    def test_the_page_s_python_runs(self) -> None:
+        student, teacher = _batch((6, 5))
+        given = {"student_logits": student, "teacher_logits": teacher, "labels": _labels((6, 5)), "cross_entropy": 0.0}
+        (code,) = re.findall(r"```python\n(.*?)```", self.PAGE, flags=re.DOTALL)
+        exec(code, given)
+        assert given["total"] == given["term"]
