@@ -82,7 +82,10 @@ class _Training(StageParams):
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
-    resume: bool = Field(False, description="Continue the run in --out from its last finished epoch.")
+    checkpoint_every: float = Field(
+        60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
+    )
+    resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
 
 
 class TrainTeacher(_Training):

@@ -17,6 +17,7 @@ from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
+from stages.stopping import stoppable
 
 
 def fit(
@@ -57,28 +58,36 @@ def fit(
     }
     run.start(record, resume=params.resume)
     say(f"Training {model.name} ({model.parameters:,} parameters) on {len(train_set):,} samples, {device}.")
-    cost = train(
-        model.module.to(device),
-        renderer,
-        preset=model.preset,
-        schedule=Schedule(
-            epochs=params.epochs,
-            batch_size=params.batch_size,
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            warmup_epochs=params.warmup_epochs,
-            data_seed=params.data_seed,
-            views=views,
-        ),
-        distillation=distillation,
-        run=run,
-        resume=params.resume,
-        progress=progress,
-        on_epoch=lambda row: say(_line(row, params.epochs)),
-    )
+    with stoppable() as should_stop:
+        cost = train(
+            model.module.to(device),
+            renderer,
+            preset=model.preset,
+            schedule=_schedule(params, views),
+            distillation=distillation,
+            run=run,
+            resume=params.resume,
+            checkpoint_every=params.checkpoint_every,
+            should_stop=should_stop,
+            progress=progress,
+            say=say,
+            on_epoch=lambda row: say(_line(row, params.epochs)),
+        )
     scores = _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device)
     shown = "n/a (no labels)" if scores.top1 is None else f"{scores.top1:.2%}"
     say(f"{run.path}: test top-1 {shown} after {params.epochs} epochs, {cost.seconds:.1f} s.")
+
+
+def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedule:
+    return Schedule(
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        lr=params.lr,
+        weight_decay=params.weight_decay,
+        warmup_epochs=params.warmup_epochs,
+        data_seed=params.data_seed,
+        views=views,
+    )
 
 
 def _finish(

@@ -1,10 +1,12 @@
 """Training: losses, schedules, the loop, and what a run leaves behind."""
 
 from kdpipe.student.evaluation import predict
-from kdpipe.student.loop import Cost, Distillation, Schedule, train
+from kdpipe.student.loop import Cost, Distillation, train
 from kdpipe.student.losses import LOSSES, make
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
+from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
+from kdpipe.student.schedule import Schedule
 from kdpipe.student.targets import (
     CachedTargets,
     LiveTargets,
@@ -21,6 +23,7 @@ __all__ = [
     "Distillation",
     "LiveTargets",
     "MixedTargets",
+    "Optimisation",
     "RunDirectory",
     "Schedule",
     "SoftTargets",

@@ -1,17 +1,37 @@
-"""The optimiser and how its learning rate moves, and which view and order belong to an epoch."""
+"""How long and how fast to train, and which view and order belong to an epoch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kdpipe.views import permutation
 
 _ORDER_STREAM = 0x0_0DE7
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float
+    warmup_epochs: float
+    """Epochs over which the learning rate rises."""
+    data_seed: int
+    """Seed of the samples' order."""
+    views: int | None
+    """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step from 0, where an epoch has ``steps``."""
+        return learning_rate(step, steps=steps * self.epochs, warmup=round(steps * self.warmup_epochs), peak=self.lr)
 
 
 def view_of_epoch(epoch: int, views: int | None) -> int:
@@ -47,8 +67,3 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def sgd(parameters: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)

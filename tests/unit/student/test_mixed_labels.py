@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdpipe.student.loop import cross_entropy, mixed_cross_entropy
+from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.views import SecondLabels
 
 GENERATOR = torch.Generator().manual_seed(0)
