@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from stages.learning import Learning
+
 
 def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
@@ -60,14 +62,11 @@ class StageParams(BaseModel):
     device: str = Field("auto", description="auto (CUDA, then CPU), cpu, cuda, cuda:N or mps.")
 
 
-class _Training(StageParams):
+class _Training(Learning, StageParams):
     """What the two training stages share."""
 
     epochs: Positive = Field(30, description="Passes over the training samples.")
     batch_size: int = Field(128, ge=2, description="Samples per step.")
-    lr: float = Field(0.1, gt=0, description="Peak learning rate of SGD with Nesterov momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty.")
-    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the learning rate rises.")
     seed: Seed = Field(0, description="Seed of the initial weights.")
     data_seed: Seed = Field(0, description="Seed of the samples' order.")
     recipe_seed: Seed | None = Field(

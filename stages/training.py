@@ -11,7 +11,7 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
-from kdpipe.student import Cost, Distillation, RunDirectory, Schedule, predict, train
+from kdpipe.student import Cost, Distillation, Optimisation, RunDirectory, Schedule, predict, train
 from kdpipe.student.accuracy import Accuracy, accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
@@ -64,6 +64,7 @@ def fit(
             renderer,
             preset=model.preset,
             schedule=_schedule(params, views),
+            optimisation=_optimisation(params),
             distillation=distillation,
             run=run,
             resume=params.resume,
@@ -85,8 +86,24 @@ def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedul
         lr=params.lr,
         weight_decay=params.weight_decay,
         warmup_epochs=params.warmup_epochs,
+        lr_schedule=params.lr_schedule,
+        lr_steps=params.lr_steps,
+        lr_gamma=params.lr_gamma,
         data_seed=params.data_seed,
         views=views,
+    )
+
+
+def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
+    return Optimisation(
+        optimizer=params.optimizer,
+        decay_on=params.decay_on,
+        label_smoothing=params.label_smoothing,
+        clip_grad_norm=params.clip_grad_norm,
+        ema=params.ema,
+        amp=params.amp,
+        channels_last=params.channels_last,
+        compile=params.compile,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from kdpipe.views import permutation
 
 _ORDER_STREAM = 0x0_0DE7
+
+LrSchedule = Literal["cosine", "step", "one-cycle", "constant"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,22 @@ class Schedule:
     views: int | None
     """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
 
+    lr_schedule: LrSchedule = "cosine"
+    """How the learning rate moves after the warm-up; ``one-cycle`` has a rise of its own."""
+    lr_steps: tuple[float, ...] = ()
+    """Epochs after which ``step`` multiplies the learning rate by ``lr_gamma``."""
+    lr_gamma: float = 0.1
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step from 0, where an epoch has ``steps``."""
-        return learning_rate(step, steps=steps * self.epochs, warmup=round(steps * self.warmup_epochs), peak=self.lr)
+        total = steps * self.epochs
+        if self.lr_schedule == "one-cycle":
+            return one_cycle(step, steps=total, peak=self.lr)
+        warmup = round(steps * self.warmup_epochs)
+        if self.lr_schedule == "cosine" or step < warmup:
+            return learning_rate(step, steps=total, warmup=warmup, peak=self.lr)
+        drops = sum(step >= round(steps * epoch) for epoch in self.lr_steps)
+        return self.lr * self.lr_gamma**drops
 
 
 def view_of_epoch(epoch: int, views: int | None) -> int:
@@ -67,3 +83,16 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def one_cycle(step: int, *, steps: int, peak: float) -> float:
+    """Rise along half a cosine from ``peak / 25`` for 30 % of the steps, then fall along one to ``peak / 250,000``.
+
+    Smith and Topin, "Super-Convergence" (2018), in the form and with the constants of PyTorch's ``OneCycleLR``, without
+    its change of momentum.
+    """
+    top = max(1.0, 0.3 * steps - 1)
+    low, end = peak / 25, peak / 25 / 1e4
+    if step <= top:
+        return peak + (low - peak) / 2 * (1 + math.cos(math.pi * step / top))
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * (step - top) / max(1.0, steps - 1 - top)))

@@ -138,3 +138,27 @@ def test_channels_are_three_numbers() -> None:
 )
 def test_the_repository_s_own_params_are_valid(model: type, section: str, flags: dict[str, object]) -> None:
     resolve(model, section=section, file=ROOT / "params.yaml", flags={"data": "digits", **flags})
+
+
+def test_adamw_has_defaults_of_its_own(tmp_path: Path) -> None:
+    assert (_student().optimizer, _student().lr, _student().weight_decay) == ("sgd", 0.1, 5e-4)
+    adamw = _student(optimizer="adamw")
+    assert (adamw.lr, adamw.weight_decay) == (1e-3, 0.05)
+    assert _student(optimizer="adamw", lr="0.01").lr == 0.01
+    file = _file(tmp_path, train_student={"optimizer": "adamw", "weight_decay": 0})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).weight_decay == 0
+
+
+def test_learning_rate_steps_are_given_with_their_schedule(tmp_path: Path) -> None:
+    assert _student(lr_schedule="step", lr_steps=["150,180,210"]).lr_steps == (150, 180, 210)
+    assert _student(lr_schedule="step", lr_steps=["150", "180"]).lr_steps == (150, 180)
+    file = _file(tmp_path, train_student={"lr_schedule": "step", "lr_steps": [2.5, 4]})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).lr_steps == (2.5, 4)
+    for flags in ({"lr_schedule": "step"}, {"lr_steps": ["3"]}):
+        with pytest.raises(ParamsError, match="go together"):
+            _student(**flags)
+    for flags in ({"ema": "1"}, {"label_smoothing": "1"}, {"clip_grad_norm": "0"}, {"lr_steps": ["a"]}):
+        with pytest.raises(ParamsError, match="--"):
+            _student(**flags)

@@ -1,0 +1,67 @@
+"""How the flags of the optimiser and its schedules reach a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import LIMITS, Built, Outcome, refused
+
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--optimizer", "adamw", "--ema", 0.9, "--label-smoothing", 0.1, "--clip-grad-norm", 1),
+        ("--lr-schedule", "step", "--lr-steps", "1,1.5", "--decay-on", "weights"),
+        ("--amp", "bf16", "--channels-last", "--lr-schedule", "one-cycle"),
+    ],
+)
+def test_a_student_trains_and_is_recorded(
+    flags: tuple[object, ...], built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    plain = kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "plain")
+    outcome = kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "run", *flags)
+    assert (plain.code, outcome.code) == (0, 0)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("plain", "run")]
+    assert weights[0] != weights[1]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["parameters"]
+    for flag, value in pairwise(flags):
+        if str(flag).startswith("--") and isinstance(value, float):
+            assert recorded[str(flag)[2:].replace("-", "_")] == value
+
+
+def test_a_resumed_run_must_learn_in_the_same_way(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    run = (*STUDENT, "--store", built.store, "--out", tmp_path / "run")
+    assert kdpipe(*run).code == 0
+    refused(kdpipe(*run, "--resume", "--ema", 0.9), "ema: None then, 0.9 now")
+    assert kdpipe(*run, "--resume", "--checkpoint-every", 5).code == 0
+
+
+def test_the_saved_model_is_the_one_that_was_tested(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "run"
+    assert kdpipe(*STUDENT, "--store", built.store, "--out", out, "--ema", 0.95).code == 0
+    state = torch.load(out / "checkpoint.pt", weights_only=True)
+    for name, value in load_file(out / "model.safetensors").items():
+        assert torch.equal(value, state["average"][name])
+        assert "running" in name or not torch.equal(value, state["model"][name])
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdpipe: Callable[..., Outcome]
+) -> None:
+    def exhaust(*_arguments: object, **_settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.autograd, "backward", exhaust)
+    refused(kdpipe(*STUDENT, "--out", tmp_path / "run"), "batch size of 128. Try --batch-size 64")
