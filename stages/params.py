@@ -31,6 +31,14 @@ def _recipe_text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _curve_text(value: Any) -> Any:
+    """Return a curve as text, and a constant as a number."""
+    from kdpipe.student.curves import Curve
+
+    curve = Curve.parse(value)
+    return curve.first if curve.is_constant else str(curve)
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
@@ -39,6 +47,8 @@ RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
+CurveText = Annotated[float | str, BeforeValidator(_curve_text)]
+"""A number, or how it follows the epochs; see ``kdpipe.student.curves``."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -240,9 +250,11 @@ class TrainStudent(_Stores, _Teacher, _Training):
         None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
     )
     loss: str = Field("kd", description="Distillation loss: kd.")
-    temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
-    kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
-    ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    temperature: CurveText = Field(4.0, description="Temperature of the distillation loss: a number or a curve.")
+    kd_weight: CurveText = Field(
+        0.9, description="Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5."
+    )
+    ce_weight: CurveText = Field(0.1, description="Weight of cross-entropy, when distilling: a number or a curve.")
     memory_limit: float = Field(
         8.0,
         gt=0,
@@ -257,6 +269,15 @@ class TrainStudent(_Stores, _Teacher, _Training):
         return int(self.memory_limit * 1024**3)
 
     @property
+    def temperatures(self) -> list[float]:
+        """The temperature in each epoch."""
+        if isinstance(self.temperature, float):
+            return [self.temperature] * self.epochs
+        from kdpipe.student.curves import Curve
+
+        return Curve.parse(self.temperature).values(self.epochs)
+
+    @property
     def mode(self) -> Literal["cache", "live", "none"]:
         """Where soft targets come from, with the default resolved."""
         if self.distill is not None:
@@ -267,6 +288,8 @@ class TrainStudent(_Stores, _Teacher, _Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
         if self.mode == "live" and self.teacher is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from itertools import pairwise
@@ -65,3 +66,29 @@ def test_memory_that_does_not_suffice_is_one_line(
 
     monkeypatch.setattr(torch.autograd, "backward", exhaust)
     refused(kdpipe(*STUDENT, "--out", tmp_path / "run"), "batch size of 128. Try --batch-size 64")
+
+
+def test_weights_and_temperature_that_follow_the_epochs(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    out = tmp_path / "run"
+    command = (*STUDENT, "--store", built.store, "--epochs", 4, "--out", out)
+    assert kdpipe(*command, "--kd-weight", "cosine:0.5,0,every=2", "--temperature", "linear:8,4").code == 0
+    with (out / "history.csv").open() as file:
+        rows = [{name: float(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    assert [row["kd_weight"] for row in rows] == pytest.approx([0.5, 0.5, 0.25, 0.25])
+    assert [row["temperature"] for row in rows] == [8, 7, 6, 5]
+    assert "ce_weight" not in rows[0]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["kd_weight"] * row["kd"] + 0.1 * row["ce"], rel=1e-5)
+
+
+def test_a_store_must_serve_the_largest_temperature(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    store = tmp_path / "low.zarr"
+    cached = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu")
+    assert kdpipe(*cached, "--views", 1, "--encoding", "sqrtp8@4", "--out", store).code == 0
+    command = (*STUDENT, "--store", store, "--out", tmp_path / "run", "--temperature")
+    refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "asks for 9")
+    assert kdpipe(*command, "linear:2,4").code == 0

@@ -1,7 +1,9 @@
 """Training: losses, schedules, the loop, and what a run leaves behind."""
 
+from kdpipe.student.curves import Curve
+from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
-from kdpipe.student.loop import Cost, Distillation, train
+from kdpipe.student.loop import Cost, train
 from kdpipe.student.losses import LOSSES, make
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
@@ -20,6 +22,7 @@ __all__ = [
     "LOSSES",
     "CachedTargets",
     "Cost",
+    "Curve",
     "Distillation",
     "LiveTargets",
     "MixedTargets",
@@ -27,6 +30,7 @@ __all__ = [
     "RunDirectory",
     "Schedule",
     "SoftTargets",
+    "Tempered",
     "WindowedTargets",
     "make",
     "predict",

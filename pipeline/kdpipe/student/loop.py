@@ -20,26 +20,15 @@ from kdpipe.errors import DeviceError, DivergedError, RunError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.student.checkpoint import State
+from kdpipe.student.distillation import Distillation, Terms
 from kdpipe.student.divergence import LossWatch, not_finite
 from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
-from kdpipe.student.losses import DistillationLoss
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
-from kdpipe.student.targets import SoftTargets
 from kdpipe.views import Renderer
 
 Rows = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """The distillation term and the weights of both terms."""
-
-    targets: SoftTargets
-    loss: DistillationLoss
-    kd_weight: float
-    ce_weight: float
 
 
 @dataclass(frozen=True)
@@ -151,11 +140,13 @@ class _Loop:
         position, epoch, samples = self.position, self.position.epoch, len(self.renderer.dataset)
         view = view_of_epoch(epoch, self.schedule.views)
         batches = self._batches(epoch, view)
-        first_rate = self.schedule.rate(epoch * self.steps, self.steps)
+        weighed = None if self.distillation is None else self.distillation.terms(epoch, self.schedule.epochs)
+        row = {"epoch": epoch + 1, "view": view, "lr": self.schedule.rate(epoch * self.steps, self.steps)}
+        row |= {} if weighed is None else weighed.moving
         advance(sum(map(len, batches[: position.step])))
         began = time.perf_counter() - position.seconds
         for indices, pixels in self._rest(batches, view):
-            terms = self._step(indices, pixels, view)
+            terms = self._step(indices, pixels, view, weighed)
             position.step += 1
             for name, value in terms.items():
                 position.sums[name] = position.sums.get(name, 0) + value * len(indices)
@@ -165,7 +156,6 @@ class _Loop:
                 position.seconds = time.perf_counter() - began
                 self._pause()
                 began = time.perf_counter() - position.seconds
-        row = {"epoch": epoch + 1, "view": view, "lr": first_rate}
         row |= {name: total.item() / samples for name, total in sorted(position.sums.items())}
         seconds = time.perf_counter() - began
         row |= {"seconds": seconds, "images_per_second": samples / seconds}
@@ -202,7 +192,7 @@ class _Loop:
             first = next(images)
         yield from zip(batches[done:], itertools.chain([first], images), strict=True)
 
-    def _step(self, indices: Rows, pixels: torch.Tensor, view: int) -> dict[str, torch.Tensor]:
+    def _step(self, indices: Rows, pixels: torch.Tensor, view: int, weighed: Terms | None) -> dict[str, torch.Tensor]:
         """Take one step; return the mean of each loss term and the share of correct answers."""
         position, distillation = self.position, self.distillation
         targets = self.labels[torch.from_numpy(indices).to(self.renderer.device)]
@@ -214,12 +204,12 @@ class _Loop:
             if second is None
             else mixed_cross_entropy(logits, targets, second, smoothing=smoothing)
         }
-        if distillation is None:
+        if distillation is None or weighed is None:
             terms["loss"] = terms["ce"]
         else:
             soft_targets = distillation.targets.logits(indices, pixels)
-            terms["kd"] = distillation.loss(logits, soft_targets, targets)
-            terms["loss"] = distillation.kd_weight * terms["kd"] + distillation.ce_weight * terms["ce"]
+            terms["kd"] = weighed.loss(logits, soft_targets, targets)
+            terms["loss"] = weighed.kd_weight * terms["kd"] + weighed.ce_weight * terms["ce"]
         step = position.epoch * self.steps + position.step
         self.learner.step(terms["loss"], rate=self.schedule.rate(step, self.steps))
         terms["train_top1"] = (logits.detach().argmax(dim=1) == targets).float().mean()

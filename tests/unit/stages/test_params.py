@@ -162,3 +162,21 @@ def test_learning_rate_steps_are_given_with_their_schedule(tmp_path: Path) -> No
     for flags in ({"ema": "1"}, {"label_smoothing": "1"}, {"clip_grad_norm": "0"}, {"lr_steps": ["a"]}):
         with pytest.raises(ParamsError, match="--"):
             _student(**flags)
+
+
+def test_weights_and_temperature_are_numbers_or_curves(tmp_path: Path) -> None:
+    params = _student(kd_weight="cosine:0.5,0,every=5", temperature="constant:2", ce_weight=" .1 ")
+    assert (params.kd_weight, params.temperature, params.ce_weight) == ("cosine:0.5,0,every=5", 2.0, 0.1)
+    file = _file(tmp_path, train_student={"kd_weight": {"linear": [1, 0], "over": 3}, "temperature": 2})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    written = resolve(TrainStudent, section="train_student", file=file, flags=given)
+    assert (written.kd_weight, written.temperature) == ("linear:1,0,over=3", 2.0)
+    assert _student(temperature="linear:8,2", epochs="3").temperatures == [8, 6, 4]
+    for flag, text, part in (
+        ("kd_weight", "-1", "--kd-weight: expected a number of 0 or more"),
+        ("kd_weight", "cosin:1,0", "did you mean 'cosine'?"),
+        ("temperature", "0", "temperature must stay above 0"),
+        ("temperature", "linear:4,0,over=2", "temperature must stay above 0"),
+    ):
+        with pytest.raises(ParamsError, match=part.replace("?", r"\?")):
+            _student(**{flag: text})
