@@ -38,6 +38,7 @@ def write(path: Path, state: State) -> None:
 
     def fill(temporary: Path) -> None:
         torch.save(state, temporary)
+        durable.fsync_file(temporary)
         if path.is_file():
             path.replace(before(path))
 

@@ -1,7 +1,7 @@
 """Run directories: what one training run leaves behind, and how to open it again.
 
 model.safetensors   the weights of the last epoch, with preset and class names
-checkpoint.pt       what --resume needs; checkpoint.previous.pt is the one before it
+checkpoint.pt       what --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run
@@ -125,8 +125,9 @@ class RunDirectory:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json`` atomically."""
+        """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
         durable.write_json(self.path / "metrics.json", metrics)
+        checkpoint.before(self.checkpoint).unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

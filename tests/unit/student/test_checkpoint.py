@@ -1,5 +1,9 @@
 """Two checkpoints on disk, of which one survives whatever happens to the other."""
 
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +84,25 @@ def test_nothing_is_left_of_removed_ones(three: Path) -> None:
     checkpoint.remove(three)
     assert not list(three.parent.iterdir())
     assert not checkpoint.exists(three)
+
+
+_WRITER = """
+import sys, torch
+from pathlib import Path
+from kdpipe.student import checkpoint
+for number in range(10_000):
+    checkpoint.write(Path(sys.argv[1]), {"number": number, "weights": torch.full((1000,), float(number))})
+    print(number, flush=True)
+"""
+
+
+@pytest.mark.parametrize("_again", range(3))
+def test_a_kill_while_writing_leaves_the_last_one_that_was_finished(tmp_path: Path, _again: int) -> None:
+    path = tmp_path / "checkpoint.pt"
+    process = subprocess.Popen([sys.executable, "-c", _WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = [process.stdout.readline() for _ in range(5)]
+    time.sleep(random.Random(time.time_ns()).uniform(0, 0.02))
+    process.kill()
+    seen += process.communicate(timeout=60)[0].splitlines()
+    assert _number(path) in (int(seen[-1]), int(seen[-1]) + 1)
