@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LIMITS, Built, Outcome, refused
+from kdpipe.student import Curve
+from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 
 STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)
 
@@ -92,3 +94,14 @@ def test_a_store_must_serve_the_largest_temperature(
     command = (*STUDENT, "--store", store, "--out", tmp_path / "run", "--temperature")
     refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "asks for 9")
     assert kdpipe(*command, "linear:2,4").code == 0
+
+
+def test_the_document_s_flags_and_curves_exist(kdpipe: Callable[..., Outcome]) -> None:
+    text = (ROOT / "docs" / "TRAINING.md").read_text()
+    shown = kdpipe("train-student", "--help").out
+    flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
+    assert len(flags) > 12
+    assert all(re.search(rf"{flag}[ /\n]", shown) for flag in flags)
+    curves = re.findall(r"^\| `([a-z]+:[^`]+)`", text, flags=re.MULTILINE)
+    assert len(curves) == 5
+    assert [str(Curve.parse(curve)) for curve in curves] == curves

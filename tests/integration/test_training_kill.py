@@ -23,7 +23,8 @@ TIMES = ("seconds", "images_per_second")
 def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
     command = (
         *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--out", out, "--device", "cpu"),
-        *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0, *flags),
+        *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
+        *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", *flags),
     )
     return subprocess.Popen(
         [sys.executable, "-m", "kdpipe", *map(str, command)],
