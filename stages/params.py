@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from stages.learning import Learning
+
 
 def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else value
@@ -29,6 +31,14 @@ def _recipe_text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _curve_text(value: Any) -> Any:
+    """Return a curve as text, and a constant as a number."""
+    from kdpipe.student.curves import Curve
+
+    curve = Curve.parse(value)
+    return curve.first if curve.is_constant else str(curve)
+
+
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
@@ -37,6 +47,8 @@ RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
+CurveText = Annotated[float | str, BeforeValidator(_curve_text)]
+"""A number, or how it follows the epochs; see ``kdpipe.student.curves``."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -60,14 +72,11 @@ class StageParams(BaseModel):
     device: str = Field("auto", description="auto (CUDA, then CPU), cpu, cuda, cuda:N or mps.")
 
 
-class _Training(StageParams):
+class _Training(Learning, StageParams):
     """What the two training stages share."""
 
     epochs: Positive = Field(30, description="Passes over the training samples.")
     batch_size: int = Field(128, ge=2, description="Samples per step.")
-    lr: float = Field(0.1, gt=0, description="Peak learning rate of SGD with Nesterov momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty.")
-    warmup_epochs: float = Field(1.0, ge=0, description="Epochs over which the learning rate rises.")
     seed: Seed = Field(0, description="Seed of the initial weights.")
     data_seed: Seed = Field(0, description="Seed of the samples' order.")
     recipe_seed: Seed | None = Field(
@@ -82,7 +91,10 @@ class _Training(StageParams):
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
-    resume: bool = Field(False, description="Continue the run in --out from its last finished epoch.")
+    checkpoint_every: float = Field(
+        60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
+    )
+    resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
 
 
 class TrainTeacher(_Training):
@@ -238,9 +250,11 @@ class TrainStudent(_Stores, _Teacher, _Training):
         None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
     )
     loss: str = Field("kd", description="Distillation loss: kd.")
-    temperature: float = Field(4.0, gt=0, description="Temperature of the distillation loss.")
-    kd_weight: float = Field(0.9, ge=0, description="Weight of the distillation loss.")
-    ce_weight: float = Field(0.1, ge=0, description="Weight of cross-entropy, when distilling.")
+    temperature: CurveText = Field(4.0, description="Temperature of the distillation loss: a number or a curve.")
+    kd_weight: CurveText = Field(
+        0.9, description="Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5."
+    )
+    ce_weight: CurveText = Field(0.1, description="Weight of cross-entropy, when distilling: a number or a curve.")
     memory_limit: float = Field(
         8.0,
         gt=0,
@@ -255,6 +269,15 @@ class TrainStudent(_Stores, _Teacher, _Training):
         return int(self.memory_limit * 1024**3)
 
     @property
+    def temperatures(self) -> list[float]:
+        """The temperature in each epoch."""
+        if isinstance(self.temperature, float):
+            return [self.temperature] * self.epochs
+        from kdpipe.student.curves import Curve
+
+        return Curve.parse(self.temperature).values(self.epochs)
+
+    @property
     def mode(self) -> Literal["cache", "live", "none"]:
         """Where soft targets come from, with the default resolved."""
         if self.distill is not None:
@@ -265,6 +288,8 @@ class TrainStudent(_Stores, _Teacher, _Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if min(self.temperatures) <= 0:
+            raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
         if self.mode == "live" and self.teacher is None:

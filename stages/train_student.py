@@ -15,16 +15,19 @@ from kdpipe.errors import StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
 from kdpipe.student import (
+    Curve,
     Distillation,
     LiveTargets,
     MixedTargets,
     RunDirectory,
     SoftTargets,
+    Tempered,
     make,
     refuse_mixture,
     refuse_unsupported,
     soft_targets,
 )
+from kdpipe.student.losses import DistillationLoss
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.params import TrainStudent
@@ -118,7 +121,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
     parts = []
     for store in stores:
-        refuse_unsupported(store, loss=params.loss, temperature=params.temperature)
+        refuse_unsupported(store, loss=params.loss, temperature=max(params.temperatures))
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
@@ -151,11 +154,15 @@ def _live_targets(
 
 
 def _distillation(params: TrainStudent, targets: SoftTargets) -> Distillation:
+    def at(temperature: float) -> DistillationLoss:
+        return make(params.loss, temperature=temperature)
+
+    loss = at(params.temperatures[0])
     return Distillation(
         targets=targets,
-        loss=make(params.loss, temperature=params.temperature),
-        kd_weight=params.kd_weight,
-        ce_weight=params.ce_weight,
+        loss=loss if isinstance(params.temperature, float) else Tempered(Curve.parse(params.temperature), at),
+        kd_weight=Curve.parse(params.kd_weight),
+        ce_weight=Curve.parse(params.ce_weight),
     )
 
 

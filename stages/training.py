@@ -11,12 +11,13 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
-from kdpipe.student import Cost, Distillation, RunDirectory, Schedule, predict, train
+from kdpipe.student import Cost, Distillation, Optimisation, RunDirectory, Schedule, predict, train
 from kdpipe.student.accuracy import Accuracy, accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
+from stages.stopping import stoppable
 
 
 def fit(
@@ -57,28 +58,53 @@ def fit(
     }
     run.start(record, resume=params.resume)
     say(f"Training {model.name} ({model.parameters:,} parameters) on {len(train_set):,} samples, {device}.")
-    cost = train(
-        model.module.to(device),
-        renderer,
-        preset=model.preset,
-        schedule=Schedule(
-            epochs=params.epochs,
-            batch_size=params.batch_size,
-            lr=params.lr,
-            weight_decay=params.weight_decay,
-            warmup_epochs=params.warmup_epochs,
-            data_seed=params.data_seed,
-            views=views,
-        ),
-        distillation=distillation,
-        run=run,
-        resume=params.resume,
-        progress=progress,
-        on_epoch=lambda row: say(_line(row, params.epochs)),
-    )
+    with stoppable() as should_stop:
+        cost = train(
+            model.module.to(device),
+            renderer,
+            preset=model.preset,
+            schedule=_schedule(params, views),
+            optimisation=_optimisation(params),
+            distillation=distillation,
+            run=run,
+            resume=params.resume,
+            checkpoint_every=params.checkpoint_every,
+            should_stop=should_stop,
+            progress=progress,
+            say=say,
+            on_epoch=lambda row: say(_line(row, params.epochs)),
+        )
     scores = _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device)
     shown = "n/a (no labels)" if scores.top1 is None else f"{scores.top1:.2%}"
     say(f"{run.path}: test top-1 {shown} after {params.epochs} epochs, {cost.seconds:.1f} s.")
+
+
+def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedule:
+    return Schedule(
+        epochs=params.epochs,
+        batch_size=params.batch_size,
+        lr=params.lr,
+        weight_decay=params.weight_decay,
+        warmup_epochs=params.warmup_epochs,
+        lr_schedule=params.lr_schedule,
+        lr_steps=params.lr_steps,
+        lr_gamma=params.lr_gamma,
+        data_seed=params.data_seed,
+        views=views,
+    )
+
+
+def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
+    return Optimisation(
+        optimizer=params.optimizer,
+        decay_on=params.decay_on,
+        label_smoothing=params.label_smoothing,
+        clip_grad_norm=params.clip_grad_norm,
+        ema=params.ema,
+        amp=params.amp,
+        channels_last=params.channels_last,
+        compile=params.compile,
+    )
 
 
 def _finish(

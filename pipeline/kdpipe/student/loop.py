@@ -1,65 +1,65 @@
 """The training loop: the same for students with cached, live or no soft targets, and for teachers.
 
 Everything random is a function of the epoch and the seeds (the order of the samples, the view) or part of the
-checkpoint (the weights, the optimiser, torch's generator), so a resumed run equals an uninterrupted one.
+checkpoint (the weights, the optimiser, torch's generator), so a resumed run equals an uninterrupted one, whichever step
+it was stopped at.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
-from kdpipe.errors import DivergedError
+from kdpipe.errors import DeviceError, DivergedError, RunError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
-from kdpipe.student.losses import DistillationLoss
+from kdpipe.student.checkpoint import State
+from kdpipe.student.distillation import Distillation, Terms
+from kdpipe.student.divergence import LossWatch, not_finite
+from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
+from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.runs import History, RunDirectory
-from kdpipe.student.schedule import batches_of, epoch_batches, learning_rate, sgd, view_of_epoch
-from kdpipe.student.targets import SoftTargets
-from kdpipe.views import Renderer, SecondLabels
+from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
+from kdpipe.views import Renderer
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast to train."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    """Peak learning rate."""
-    weight_decay: float
-    warmup_epochs: float
-    """Epochs over which the learning rate rises."""
-    data_seed: int
-    """Seed of the samples' order."""
-    views: int | None
-    """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """The distillation term and the weights of both terms."""
-
-    targets: SoftTargets
-    loss: DistillationLoss
-    kd_weight: float
-    ce_weight: float
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the training took, evaluation and start-up left out."""
+    """What the training took, evaluation, checkpoints and start-up left out."""
 
     seconds: float
     images_per_second: float
+
+
+@dataclass
+class _Position:
+    """How far a run has come."""
+
+    history: History = field(default_factory=list)
+    """One row for each finished epoch."""
+    step: int = 0
+    """Steps done of the epoch after those."""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Sums over the samples of these steps, of each loss term and of correct answers."""
+    seconds: float = 0.0
+    """What these steps took."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0."""
+        return len(self.history)
+
+    def __str__(self) -> str:
+        """Return the place in words."""
+        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"the end of epoch {self.epoch}"
 
 
 def train(
@@ -70,160 +70,199 @@ def train(
     schedule: Schedule,
     distillation: Distillation | None,
     run: RunDirectory,
+    optimisation: Optimisation = Optimisation(),  # noqa: B008
     resume: bool = False,
+    checkpoint_every: float = 60.0,
+    should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = silent,
+    say: Callable[[str], None] = lambda _message: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None,
 ) -> Cost:
     """Train ``module`` in place on the renderer's dataset and device; write history and checkpoints.
 
-    Without ``distillation`` the loss is cross-entropy to the labels. ``on_epoch`` gets each row of the history.
+    Without ``distillation`` the loss is cross-entropy to the labels. Checkpoints are written at the end of each epoch
+    and every ``checkpoint_every`` seconds in between. ``should_stop`` is asked after each step. ``on_epoch`` gets each
+    row of the history, and ``say`` messages for a person.
 
     Raises:
-        DivergedError: the loss of an epoch is not finite.
+        DeviceError: the device's memory does not hold a step.
+        DivergedError: the loss of a step, or a weight, is not finite.
+        RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
-    module.train()
-    optimiser = sgd(module.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
-    history: History = []
-    if resume:
-        state = run.load_checkpoint()
-        history = _restore(state, module, optimiser)
+    learner = Learner(module, optimisation, lr=schedule.lr, weight_decay=schedule.weight_decay, device=renderer.device)
+    position = _Position()
+    state = run.load_checkpoint(say=say) if resume else None
+    if state is not None:
+        position = _restore(state, learner)
+        say(f"Going on from {position}.")
+    loop = _Loop(learner, renderer, preset, schedule, distillation, run, checkpoint_every, should_stop, position)
+    if position.history:
+        run.write_history(position.history)
     samples = len(renderer.dataset)
-    steps = len(_batches(samples, schedule, epoch=0))
-    for epoch in range(len(history), schedule.epochs):
-        view = view_of_epoch(epoch, schedule.views)
-        if distillation is not None:
-            upcoming = view_of_epoch(epoch + 1, schedule.views) if epoch + 1 < schedule.epochs else None
-            distillation.targets.start_epoch(view, upcoming)
-        began = time.perf_counter()
-        with progress(f"epoch {epoch + 1}/{schedule.epochs}", total=samples) as advance:
-            sums = _epoch(
-                module,
-                renderer,
-                optimiser,
-                preset=preset,
-                batches=_batches(samples, schedule, epoch=epoch, distillation=distillation),
-                view=view,
-                rates=[_rate(schedule, epoch * steps + step, steps) for step in range(steps)],
-                distillation=distillation,
-                advance=advance,
-            )
-        seconds = time.perf_counter() - began
-        row = {"epoch": epoch + 1, "view": view, "lr": _rate(schedule, epoch * steps, steps)}
-        row |= {name: value / samples for name, value in sums.items()}
-        row |= {"seconds": seconds, "images_per_second": samples / seconds}
-        if not math.isfinite(row["loss"]):
-            raise DivergedError(
-                f"the loss of epoch {epoch + 1} is not finite ({row}). {run.checkpoint} holds the epoch before; "
-                "try a lower --lr."
-            )
-        history.append(row)
-        run.save_checkpoint(_state(module, optimiser, history))
-        run.write_history(history)
+    while position.epoch < schedule.epochs:
+        with progress(f"epoch {position.epoch + 1}/{schedule.epochs}", total=samples) as advance:
+            try:
+                row = loop.epoch(advance)
+            except torch.OutOfMemoryError:
+                raise DeviceError(_smaller(schedule.batch_size, optimisation, renderer.device)) from None
+        run.write_history(position.history)
         on_epoch(row)
-    seconds = sum(row["seconds"] for row in history)
+    learner.finish()
+    seconds = sum(row["seconds"] for row in position.history)
     return Cost(seconds=seconds, images_per_second=samples * schedule.epochs / seconds)
 
 
-def _epoch(
-    module: torch.nn.Module,
-    renderer: Renderer,
-    optimiser: torch.optim.Optimizer,
-    *,
-    preset: Preset,
-    batches: list[npt.NDArray[np.int64]],
-    view: int,
-    rates: list[float],
-    distillation: Distillation | None,
-    advance: Callable[[int], None],
-) -> dict[str, float]:
-    """Train one epoch; return sums over the samples of each loss term and of correct answers."""
-    labels = torch.from_numpy(renderer.dataset.labels.astype(np.int64)).to(renderer.device)
-    totals: dict[str, torch.Tensor] = {}
-    for indices, rate, pixels in zip(batches, rates, renderer.batches(batches, view), strict=True):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        targets = labels[torch.from_numpy(indices).to(renderer.device)]
-        second = renderer.second_labels(indices, view)
-        logits = module(preset.normalise(pixels))
+@dataclass
+class _Loop:
+    """All that an epoch needs."""
+
+    learner: Learner
+    renderer: Renderer
+    preset: Preset
+    schedule: Schedule
+    distillation: Distillation | None
+    run: RunDirectory
+    checkpoint_every: float
+    should_stop: Callable[[], bool]
+    position: _Position
+
+    def __post_init__(self) -> None:
+        dataset = self.renderer.dataset
+        self.labels = torch.from_numpy(dataset.labels.astype(np.int64)).to(self.renderer.device)
+        plain = epoch_batches(len(dataset), batch_size=self.schedule.batch_size, data_seed=0, epoch=0)
+        self.steps = len(plain)
+        self.saved_at = time.monotonic()
+        self.saved = f"{self.run.checkpoint} holds {self.position}" if self.position.epoch or self.position.step else ""
+        self.watch = LossWatch(lambda: f"{self.saved or 'There is no checkpoint yet'}; try a lower --lr.")
+
+    def epoch(self, advance: Callable[[int], None]) -> dict[str, float]:
+        """Train what is left of the epoch under way, save a checkpoint and return its row of the history."""
+        position, epoch, samples = self.position, self.position.epoch, len(self.renderer.dataset)
+        view = view_of_epoch(epoch, self.schedule.views)
+        batches = self._batches(epoch, view)
+        weighed = None if self.distillation is None else self.distillation.terms(epoch, self.schedule.epochs)
+        row = {"epoch": epoch + 1, "view": view, "lr": self.schedule.rate(epoch * self.steps, self.steps)}
+        row |= {} if weighed is None else weighed.moving
+        advance(sum(map(len, batches[: position.step])))
+        began = time.perf_counter() - position.seconds
+        for indices, pixels in self._rest(batches, view):
+            terms = self._step(indices, pixels, view, weighed)
+            position.step += 1
+            for name, value in terms.items():
+                position.sums[name] = position.sums.get(name, 0) + value * len(indices)
+            self.watch.add(terms, epoch=epoch + 1, step=position.step)
+            advance(len(indices))
+            if position.step < len(batches):
+                position.seconds = time.perf_counter() - began
+                self._pause()
+                began = time.perf_counter() - position.seconds
+        row |= {name: total.item() / samples for name, total in sorted(position.sums.items())}
+        seconds = time.perf_counter() - began
+        row |= {"seconds": seconds, "images_per_second": samples / seconds}
+        position.history.append(row)
+        position.step, position.sums, position.seconds = 0, {}, 0.0
+        self._save()
+        if self.should_stop() and position.epoch < self.schedule.epochs:
+            self.run.write_history(position.history)
+            raise self._stopped()
+        return row
+
+    def _batches(self, epoch: int, view: int) -> list[Rows]:
+        """Return the epoch's batches: in the order that its soft targets need, or else all samples shuffled."""
+        schedule, seed = self.schedule, self.schedule.data_seed
+        if self.distillation is not None:
+            upcoming = view_of_epoch(epoch + 1, schedule.views) if epoch + 1 < schedule.epochs else None
+            self.distillation.targets.start_epoch(view, upcoming)
+            order = self.distillation.targets.order(data_seed=seed, epoch=epoch)
+            if order is not None:
+                return batches_of(order, batch_size=schedule.batch_size)
+        samples = len(self.renderer.dataset)
+        return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=seed, epoch=epoch)
+
+    def _rest(self, batches: list[Rows], view: int) -> Iterator[tuple[Rows, torch.Tensor]]:
+        """Yield the batches that are left of an epoch with their pixels."""
+        done = self.position.step
+        if done == len(batches):
+            return
+        if done and self.distillation is not None:
+            self.distillation.targets.skip(sum(map(len, batches[:done])))
+        images = self.renderer.batches(batches[done:], view)
+        # A DataLoader draws from torch's generator when it starts; in the middle of an epoch that was drawn before.
+        with torch.random.fork_rng(devices=[], enabled=done > 0):
+            first = next(images)
+        yield from zip(batches[done:], itertools.chain([first], images), strict=True)
+
+    def _step(self, indices: Rows, pixels: torch.Tensor, view: int, weighed: Terms | None) -> dict[str, torch.Tensor]:
+        """Take one step; return the mean of each loss term and the share of correct answers."""
+        position, distillation = self.position, self.distillation
+        targets = self.labels[torch.from_numpy(indices).to(self.renderer.device)]
+        second = self.renderer.second_labels(indices, view)
+        logits = self.learner.forward(self.preset.normalise(pixels))
+        smoothing = self.learner.settings.label_smoothing
         terms = {
-            "ce": cross_entropy(logits, targets) if second is None else mixed_cross_entropy(logits, targets, second)
+            "ce": cross_entropy(logits, targets, smoothing=smoothing)
+            if second is None
+            else mixed_cross_entropy(logits, targets, second, smoothing=smoothing)
         }
-        if distillation is None:
+        if distillation is None or weighed is None:
             terms["loss"] = terms["ce"]
         else:
             soft_targets = distillation.targets.logits(indices, pixels)
-            terms["kd"] = distillation.loss(logits, soft_targets, targets)
-            terms["loss"] = distillation.kd_weight * terms["kd"] + distillation.ce_weight * terms["ce"]
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(terms["loss"])
-        optimiser.step()
+            terms["kd"] = weighed.loss(logits, soft_targets, targets)
+            terms["loss"] = weighed.kd_weight * terms["kd"] + weighed.ce_weight * terms["ce"]
+        step = position.epoch * self.steps + position.step
+        self.learner.step(terms["loss"], rate=self.schedule.rate(step, self.steps))
         terms["train_top1"] = (logits.detach().argmax(dim=1) == targets).float().mean()
-        for name, value in terms.items():
-            totals[name] = totals.get(name, 0) + value.detach() * len(indices)
-        advance(len(indices))
-    return {name: total.item() for name, total in sorted(totals.items())}
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _pause(self) -> None:
+        """Between two steps, stop if asked to, and save a checkpoint when it is time."""
+        stopping = self.should_stop()
+        if stopping or time.monotonic() - self.saved_at >= self.checkpoint_every:
+            self._save()
+        if stopping:
+            raise self._stopped()
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless something in it is not finite."""
+        self.watch.check()
+        broken = not_finite(self.learner.module)
+        if broken is not None:
+            raise DivergedError(
+                f"{broken} holds NaN or infinity at {self.position}. {self.saved or 'There is no checkpoint yet'}; "
+                "try a lower --lr."
+            )
+        self.run.save_checkpoint(_state(self.position, self.learner))
+        self.saved, self.saved_at = f"{self.run.checkpoint} holds {self.position}", time.monotonic()
+
+    def _stopped(self) -> RunError:
+        return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of logits ``(n, classes)`` over the samples whose label is not -1.
-
-    It is 0 where no sample has a label.
-    """
-    total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
-
-
-def mixed_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, second: SecondLabels) -> torch.Tensor:
-    """Return the cross-entropy of logits ``(n, classes)`` to two labels each, weighed by their shares of the image.
-
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018), section 2. A label of -1 counts for nothing; the
-    mean is over the shares that have a label.
-    """
-    own_share = torch.from_numpy(second.own_share).to(logits.device)
-    total, weight = logits.new_zeros(()), logits.new_zeros(())
-    for label, share in (
-        (labels, own_share),
-        (torch.from_numpy(second.labels.astype(np.int64)).to(logits.device), 1 - own_share),
-    ):
-        total = total + (share * F.cross_entropy(logits, label, ignore_index=-1, reduction="none")).sum()
-        weight = weight + share[label >= 0].sum()
-    return total / weight.clamp(min=1e-6)
-
-
-def _batches(
-    samples: int, schedule: Schedule, *, epoch: int, distillation: Distillation | None = None
-) -> list[npt.NDArray[np.int64]]:
-    """Return the epoch's batches: in the order that its soft targets need, or else all samples shuffled."""
-    seed = schedule.data_seed
-    order = None if distillation is None else distillation.targets.order(data_seed=seed, epoch=epoch)
-    if order is not None:
-        return batches_of(order, batch_size=schedule.batch_size)
-    return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=seed, epoch=epoch)
-
-
-def _rate(schedule: Schedule, step: int, steps: int) -> float:
-    return learning_rate(
-        step, steps=steps * schedule.epochs, warmup=round(steps * schedule.warmup_epochs), peak=schedule.lr
-    )
-
-
-def _state(module: torch.nn.Module, optimiser: torch.optim.Optimizer, history: History) -> dict[str, Any]:
-    state = {
-        "model": module.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": history,
-        "generator": torch.get_rng_state(),
+def _state(position: _Position, learner: Learner) -> State:
+    return {
+        "format": 2,
+        "history": position.history,
+        "step": position.step,
+        "sums": position.sums,
+        "seconds": position.seconds,
+        **learner.state(),
     }
-    if torch.cuda.is_available():
-        state["cuda_generators"] = torch.cuda.get_rng_state_all()
-    return state
 
 
-def _restore(state: dict[str, Any], module: torch.nn.Module, optimiser: torch.optim.Optimizer) -> History:
-    module.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    torch.set_rng_state(state["generator"])
-    if torch.cuda.is_available() and "cuda_generators" in state:
-        torch.cuda.set_rng_state_all(state["cuda_generators"])
-    history: History = state["history"]
-    return history
+def _restore(state: State, learner: Learner) -> _Position:
+    if state.get("format") != 2:
+        raise RunError("the checkpoint was written by another version of kdpipe. Start the run without --resume.")
+    learner.restore(state)
+    sums = {name: total.to(learner.device) for name, total in state["sums"].items()}
+    return _Position(state["history"], state["step"], sums, state["seconds"])
+
+
+def _smaller(batch_size: int, optimisation: Optimisation, device: torch.device) -> str:
+    """Return what to try when a step does not fit in the device's memory."""
+    smaller = 1 << (max(2, batch_size // 2).bit_length() - 1)
+    reduced = " or --amp auto" if optimisation.amp == "fp32" and device.type == "cuda" else ""
+    return (
+        f"{device} ran out of memory at a batch size of {batch_size}. Try --batch-size {smaller}{reduced}; a smaller "
+        "batch usually wants a proportionally lower --lr."
+    )

@@ -40,6 +40,11 @@ class MixedTargets:
             )
         return needed[0] if needed else None
 
+    def skip(self, samples: int) -> None:
+        """Pass over samples in every part."""
+        for part, _ in self._parts:
+            part.skip(samples)
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the mean, float32 ``(n, classes)`` on the device of ``pixels``."""
         weighed = [share * part.logits(indices, pixels) for part, share in self._parts]

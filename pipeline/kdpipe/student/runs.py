@@ -1,7 +1,7 @@
 """Run directories: what one training run leaves behind, and how to open it again.
 
 model.safetensors   the weights of the last epoch, with preset and class names
-checkpoint.pt       what --resume needs, as of the last finished epoch
+checkpoint.pt       what --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run
@@ -12,18 +12,21 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kdpipe import durable
 from kdpipe.errors import RunError
+from kdpipe.student import checkpoint
+from kdpipe.student.checkpoint import State
 
 History = list[dict[str, float]]
 
-_FILES = ("model.safetensors", "checkpoint.pt", "run.json", "history.csv", "metrics.json")
+_FILES = ("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt", "run.json", "history.csv", "metrics.json")
+
+_MAY_CHANGE = ("resume", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class RunDirectory:
         if not written.is_file():
             self._refuse_strangers()
         if resume:
-            if not self.checkpoint.is_file():
-                raise RunError(f"{self.path} holds no checkpoint.pt to resume from. Start it without --resume.")
+            if not written.is_file():
+                raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             before = self.record()
             differing = [
                 key for key in ("parameters", "lineage") if _comparable(before.get(key)) != _comparable(record[key])
@@ -66,6 +69,7 @@ class RunDirectory:
                     f"({_first_difference(before, record, differing[0])}). Start it without --resume."
                 )
         else:
+            checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
         durable.write_json(written, record)
@@ -93,14 +97,16 @@ class RunDirectory:
         """Read ``metrics.json``; raises ``RunError`` where the run is not finished."""
         return _read_json(self.path / "metrics.json")
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write ``checkpoint.pt`` atomically."""
-        durable.replace(self.checkpoint, lambda temporary: torch.save(state, temporary))
+    def save_checkpoint(self, state: State) -> None:
+        """Write ``checkpoint.pt`` atomically and keep the one before."""
+        checkpoint.write(self.checkpoint, state)
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """Read ``checkpoint.pt`` onto the CPU, running none of its code."""
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        return state
+    def load_checkpoint(self, *, say: Callable[[str], None] = lambda _message: None) -> State | None:
+        """Read the newest checkpoint that is not damaged; ``None`` where the run was stopped before the first.
+
+        ``say`` is told where it is not the newest one.
+        """
+        return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
 
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
@@ -119,8 +125,9 @@ class RunDirectory:
             return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json`` atomically."""
+        """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
         durable.write_json(self.path / "metrics.json", metrics)
+        checkpoint.before(self.checkpoint).unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _comparable(section: Any) -> Any:
     """Drop what may change between a run and its resumption."""
     if isinstance(section, dict):
-        return json.loads(json.dumps({key: value for key, value in section.items() if key != "resume"}))
+        return json.loads(json.dumps({key: value for key, value in section.items() if key not in _MAY_CHANGE}))
     return section
 
 

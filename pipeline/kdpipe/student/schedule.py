@@ -1,17 +1,53 @@
-"""The optimiser and how its learning rate moves, and which view and order belong to an epoch."""
+"""How long and how fast to train, and which view and order belong to an epoch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from kdpipe.views import permutation
 
 _ORDER_STREAM = 0x0_0DE7
+
+LrSchedule = Literal["cosine", "step", "one-cycle", "constant"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """Peak learning rate."""
+    weight_decay: float
+    warmup_epochs: float
+    """Epochs over which the learning rate rises."""
+    data_seed: int
+    """Seed of the samples' order."""
+    views: int | None
+    """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
+
+    lr_schedule: LrSchedule = "cosine"
+    """How the learning rate moves after the warm-up; ``one-cycle`` has a rise of its own."""
+    lr_steps: tuple[float, ...] = ()
+    """Epochs after which ``step`` multiplies the learning rate by ``lr_gamma``."""
+    lr_gamma: float = 0.1
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step from 0, where an epoch has ``steps``."""
+        total = steps * self.epochs
+        if self.lr_schedule == "one-cycle":
+            return one_cycle(step, steps=total, peak=self.lr)
+        warmup = round(steps * self.warmup_epochs)
+        if self.lr_schedule == "cosine" or step < warmup:
+            return learning_rate(step, steps=total, warmup=warmup, peak=self.lr)
+        drops = sum(step >= round(steps * epoch) for epoch in self.lr_steps)
+        return self.lr * self.lr_gamma**drops
 
 
 def view_of_epoch(epoch: int, views: int | None) -> int:
@@ -49,6 +85,14 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def sgd(parameters: Iterable[torch.nn.Parameter], *, lr: float, weight_decay: float) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum 0.9."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+def one_cycle(step: int, *, steps: int, peak: float) -> float:
+    """Rise along half a cosine from ``peak / 25`` for 30 % of the steps, then fall along one to ``peak / 250,000``.
+
+    Smith and Topin, "Super-Convergence" (2018), in the form and with the constants of PyTorch's ``OneCycleLR``, without
+    its change of momentum.
+    """
+    top = max(1.0, 0.3 * steps - 1)
+    low, end = peak / 25, peak / 25 / 1e4
+    if step <= top:
+        return peak + (low - peak) / 2 * (1 + math.cos(math.pi * step / top))
+    return end + (peak - end) / 2 * (1 + math.cos(math.pi * (step - top) / max(1.0, steps - 1 - top)))

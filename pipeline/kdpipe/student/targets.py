@@ -23,6 +23,9 @@ class SoftTargets(Protocol):
     def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """Return the order in which the epoch that was announced must ask for samples; ``None`` where any will do."""
 
+    def skip(self, samples: int) -> None:
+        """Pass over the first samples of the order that was just drawn, which an interrupted epoch has seen."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
 
@@ -49,6 +52,9 @@ class CachedTargets:
     def order(self, *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
 
+    def skip(self, samples: int) -> None:
+        """Nothing is lined up."""
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Gather and decode the rows of a batch."""
         assert self._plane is not None
@@ -62,6 +68,7 @@ class WindowedTargets:
         """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
         self._store, self._rows = store, rows
         self._view = 0
+        self._parts: list[npt.NDArray[np.int64]] = []
         self._pool: Pool | None = None
 
     def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
@@ -70,11 +77,22 @@ class WindowedTargets:
 
     def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """Draw the epoch's windows and begin to decode them."""
+        self._parts = windows(self._store, self._rows, data_seed=data_seed, epoch=epoch)
+        self._open(self._parts)
+        return np.concatenate(self._parts)
+
+    def skip(self, samples: int) -> None:
+        """Begin with the window that the sample after these is in."""
+        ends = np.cumsum([len(part) for part in self._parts])
+        number = int(np.searchsorted(ends, samples, side="right"))
+        if number < len(self._parts):
+            used = len(self._parts[number]) - int(ends[number] - samples)
+            self._open([self._parts[number][used:], *self._parts[number + 1 :]])
+
+    def _open(self, parts: list[npt.NDArray[np.int64]]) -> None:
         if self._pool is not None:
             self._pool.close()
-        parts = windows(self._store, self._rows, data_seed=data_seed, epoch=epoch)
         self._pool = Pool(self._store, self._rows, parts, view=self._view)
-        return np.concatenate(parts)
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Decode the next rows of the windows, which must be those of the batch."""
@@ -102,6 +120,9 @@ class LiveTargets:
 
     def order(self, *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
+
+    def skip(self, samples: int) -> None:
+        """Nothing is lined up."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Run the teacher on the batch."""

@@ -138,3 +138,45 @@ def test_channels_are_three_numbers() -> None:
 )
 def test_the_repository_s_own_params_are_valid(model: type, section: str, flags: dict[str, object]) -> None:
     resolve(model, section=section, file=ROOT / "params.yaml", flags={"data": "digits", **flags})
+
+
+def test_adamw_has_defaults_of_its_own(tmp_path: Path) -> None:
+    assert (_student().optimizer, _student().lr, _student().weight_decay) == ("sgd", 0.1, 5e-4)
+    adamw = _student(optimizer="adamw")
+    assert (adamw.lr, adamw.weight_decay) == (1e-3, 0.05)
+    assert _student(optimizer="adamw", lr="0.01").lr == 0.01
+    file = _file(tmp_path, train_student={"optimizer": "adamw", "weight_decay": 0})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).weight_decay == 0
+
+
+def test_learning_rate_steps_are_given_with_their_schedule(tmp_path: Path) -> None:
+    assert _student(lr_schedule="step", lr_steps=["150,180,210"]).lr_steps == (150, 180, 210)
+    assert _student(lr_schedule="step", lr_steps=["150", "180"]).lr_steps == (150, 180)
+    file = _file(tmp_path, train_student={"lr_schedule": "step", "lr_steps": [2.5, 4]})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).lr_steps == (2.5, 4)
+    for flags in ({"lr_schedule": "step"}, {"lr_steps": ["3"]}):
+        with pytest.raises(ParamsError, match="go together"):
+            _student(**flags)
+    for flags in ({"ema": "1"}, {"label_smoothing": "1"}, {"clip_grad_norm": "0"}, {"lr_steps": ["a"]}):
+        with pytest.raises(ParamsError, match="--"):
+            _student(**flags)
+
+
+def test_weights_and_temperature_are_numbers_or_curves(tmp_path: Path) -> None:
+    params = _student(kd_weight="cosine:0.5,0,every=5", temperature="constant:2", ce_weight=" .1 ")
+    assert (params.kd_weight, params.temperature, params.ce_weight) == ("cosine:0.5,0,every=5", 2.0, 0.1)
+    file = _file(tmp_path, train_student={"kd_weight": {"linear": [1, 0], "over": 3}, "temperature": 2})
+    given = {"data": "digits", "student": "resnet8", "out": "x"}
+    written = resolve(TrainStudent, section="train_student", file=file, flags=given)
+    assert (written.kd_weight, written.temperature) == ("linear:1,0,over=3", 2.0)
+    assert _student(temperature="linear:8,2", epochs="3").temperatures == [8, 6, 4]
+    for flag, text, part in (
+        ("kd_weight", "-1", "--kd-weight: expected a number of 0 or more"),
+        ("kd_weight", "cosin:1,0", "did you mean 'cosine'?"),
+        ("temperature", "0", "temperature must stay above 0"),
+        ("temperature", "linear:4,0,over=2", "temperature must stay above 0"),
+    ):
+        with pytest.raises(ParamsError, match=part.replace("?", r"\?")):
+            _student(**{flag: text})

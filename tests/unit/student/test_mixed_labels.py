@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from kdpipe import dataset, models
 from kdpipe.student import RunDirectory, Schedule, train
-from kdpipe.student.loop import cross_entropy, mixed_cross_entropy
+from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.views import Geometry, Renderer, SecondLabels
 
 GENERATOR = torch.Generator().manual_seed(0)

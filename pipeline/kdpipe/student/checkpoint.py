@@ -1,0 +1,90 @@
+"""Checkpoints on disk: the newest and the one before, each whole or not at all."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdpipe import durable
+from kdpipe.errors import RunError
+
+State = dict[str, Any]
+"""Tensors, numbers, strings, and dictionaries and lists of them."""
+
+
+def before(path: Path) -> Path:
+    """Return the place of the checkpoint before the newest, which is at ``path``."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something to resume from."""
+    return path.is_file() or before(path).is_file()
+
+
+def remove(path: Path) -> None:
+    """Remove both checkpoints, and what a kill left of a third."""
+    for file in (path, before(path), _unfinished(path)):
+        file.unlink(missing_ok=True)
+
+
+def write(path: Path, state: State) -> None:
+    """Put ``state`` at ``path`` and what was there before beside it; a kill at any time leaves at least one of them."""
+
+    def fill(temporary: Path) -> None:
+        torch.save(state, temporary)
+        durable.fsync_file(temporary)
+        if path.is_file():
+            path.replace(before(path))
+
+    durable.replace(path, fill, temporary=_unfinished(path))
+
+
+def read(path: Path, *, say: Callable[[str], None]) -> State:
+    """Read the newest undamaged checkpoint onto the CPU, running none of its code.
+
+    A damaged newest one is removed and ``say`` is told.
+
+    Raises:
+        RunError: neither can be read.
+    """
+    fault = _fault(path)
+    if fault is None:
+        return _load(path)
+    older = before(path)
+    fault_before = _fault(older)
+    if fault_before is not None:
+        raise RunError(
+            f"no checkpoint can be read: {path} {fault}, {older} {fault_before}. Start the run without --resume."
+        )
+    say(f"{path} {fault}; going on from {older}, the checkpoint before it.")
+    path.unlink(missing_ok=True)
+    return _load(older)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _fault(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, ``None`` where nothing is; each entry's CRC-32 is compared."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return "is damaged"
+        _load(path)
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError):
+        return "is damaged"
+    return None
+
+
+def _load(path: Path) -> State:
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state

@@ -1,0 +1,178 @@
+"""What a training step changes: the weights, the optimiser, the loss scale and the average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from kdpipe.student.checkpoint import State
+
+Amp = Literal["fp32", "bf16", "fp16", "auto"]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a step is taken."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum 0.9, or AdamW with PyTorch's betas 0.9 and 0.999."""
+    decay_on: Literal["auto", "all", "weights"] = "auto"
+    """What weight decay pulls on: ``all`` parameters, or ``weights`` without biases and the parameters of norms.
+
+    ``auto`` is ``all`` for SGD, as in RepDistiller and mdistiller, and ``weights`` for AdamW, as in timm.
+    """
+    label_smoothing: float = 0.0
+    """Share of each label that is spread evenly over all classes."""
+    clip_grad_norm: float | None = None
+    """Largest norm of all gradients together."""
+    ema: float | None = None
+    """Decay of the exponential moving average of the weights, which replaces them when training is over."""
+    amp: Amp = "fp32"
+    """Arithmetic of the model's forward and backward pass; ``auto`` is bf16 or fp16 on CUDA and fp32 elsewhere."""
+    channels_last: bool = False
+    """Keep images and weights with the channels last in memory."""
+    compile: bool = False
+    """Compile the forward pass with ``torch.compile``."""
+
+
+class Learner:
+    """A model in training; everything in it that a step changes is in ``state``."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        optimisation: Optimisation,
+        *,
+        lr: float,
+        weight_decay: float,
+        device: torch.device,
+    ) -> None:
+        """Train ``module``, which is on ``device``, in place."""
+        self.module = module.train()
+        self.settings = optimisation
+        self.device = device
+        if optimisation.channels_last:
+            module.to(memory_format=torch.channels_last)
+        self._optimiser = _optimiser(module, optimisation, lr=lr, weight_decay=weight_decay)
+        self._dtype = arithmetic(optimisation.amp, device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
+        self._average = None if optimisation.ema is None else Average(module, optimisation.ema)
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = (
+            torch.compile(module) if optimisation.compile else module
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return float32 logits ``(n, classes)`` of normalised images ``(n, 3, H, W)``."""
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        reduced = self._dtype is not torch.float32
+        with torch.autocast(self.device.type, dtype=self._dtype if reduced else None, enabled=reduced):
+            logits = self._forward(images)
+        return logits.float()
+
+    def step(self, loss: torch.Tensor, *, rate: float) -> None:
+        """Take one step down the gradient of ``loss`` at the learning rate ``rate``."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(self._scaler.scale(loss))
+        if self.settings.clip_grad_norm is not None:
+            self._scaler.unscale_(self._optimiser)
+            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad_norm)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.module)
+
+    def finish(self) -> None:
+        """Leave the trained weights in the module: the averaged ones where there is an average."""
+        if self._average is not None:
+            self.module.load_state_dict(self._average.values)
+        if self.settings.channels_last:
+            self.module.to(memory_format=torch.contiguous_format)
+
+    def state(self) -> State:
+        """Return all that the steps so far have changed, torch's random generators included."""
+        state: State = {
+            "model": self.module.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "generator": torch.get_rng_state(),
+        }
+        if self._average is not None:
+            state["average"] = self._average.values
+        if torch.cuda.is_available():
+            state["cuda_generators"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go back to a ``state``."""
+        self.module.load_state_dict(state["model"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.restore(state["average"])
+        torch.set_rng_state(state["generator"])
+        if torch.cuda.is_available() and "cuda_generators" in state:
+            torch.cuda.set_rng_state_all(state["cuda_generators"])
+
+
+class Average:
+    """The exponential moving average of a model's weights and buffers, ``decay * average + (1 - decay) * weights``.
+
+    It begins with the initial weights; integer buffers are copied. Polyak and Juditsky, "Acceleration of Stochastic
+    Approximation by Averaging" (1992), is the idea; the exponential form is that of timm and torchvision.
+    """
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        """Begin with the weights of ``module``."""
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self._blend: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        """Take the weights after a step into account."""
+        moving: list[torch.Tensor] = []
+        current: list[torch.Tensor] = []
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                moving.append(self.values[name])
+                current.append(value)
+            else:
+                self.values[name].copy_(value)
+        self._blend(moving, current, 0)
+
+    def restore(self, values: dict[str, torch.Tensor]) -> None:
+        """Go back to ``values``, wherever they are."""
+        for name, value in values.items():
+            self.values[name].copy_(value)
+
+
+def arithmetic(amp: Amp, device: torch.device) -> torch.dtype:
+    """Return the type that ``amp`` stands for on a device."""
+    if amp == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.float32)
+
+
+def _optimiser(
+    module: torch.nn.Module, settings: Optimisation, *, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    decays_all = settings.decay_on == "all" or (settings.decay_on == "auto" and settings.optimizer == "sgd")
+    groups = [{"params": list(module.parameters())}] if decays_all else _groups(module)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+
+
+def _groups(module: torch.nn.Module) -> list[dict[str, Any]]:
+    """Part the parameters into those that decay and, as timm does, those of one dimension: biases and norms."""
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in wanted if parameter.ndim > 1]},
+        {"params": [parameter for parameter in wanted if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -1,0 +1,132 @@
+"""Real signals to a real `train-student`: a resumed run ends as an uninterrupted one, to the byte."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import LIMITS, ROOT, Built
+
+EPOCHS, STEPS = 4, 7
+TIMES = ("seconds", "images_per_second")
+
+
+def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
+    command = (
+        *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--out", out, "--device", "cpu"),
+        *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
+        *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", *flags),
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdpipe", *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def _wait_for_checkpoints(out: Path, number: int, process: subprocess.Popen[str]) -> None:
+    """Wait until ``number`` checkpoints have been written since now."""
+    seen = _written(out)
+    deadline = time.monotonic() + 60
+    while number and process.poll() is None:
+        assert time.monotonic() < deadline
+        if _written(out) != seen:
+            number, seen = number - 1, _written(out)
+        time.sleep(0.0005)
+
+
+def _written(out: Path) -> int:
+    try:
+        return (out / "checkpoint.pt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _assert_alike(run: Path, whole: Path) -> None:
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    mine, other = (json.loads((folder / "metrics.json").read_text())["test"] for folder in (run, whole))
+    assert mine == other
+    rows, expected = (_history(folder) for folder in (run, whole))
+    assert len(rows) == EPOCHS
+    assert rows == expected
+
+
+def _history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return [{key: text for key, text in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    process = _start(built, out)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return out
+
+
+def test_killed_at_random_steps(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+    draw = random.Random(time.time_ns())
+    out = tmp_path / "run"
+    resume: tuple[str, ...] = ()
+    for _ in range(4):
+        process = _start(built, out, *resume)
+        _wait_for_checkpoints(out, draw.randint(1, STEPS - 1), process)
+        time.sleep(draw.uniform(0, 0.03))
+        process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        resume = ("--resume",)
+    process = _start(built, out, *resume)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Going on from" in errors
+    _assert_alike(out, uninterrupted)
+    assert {path.name for path in out.iterdir()} == {path.name for path in uninterrupted.iterdir()}
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(built: Built, uninterrupted: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    out = tmp_path / "run"
+    process = _start(built, out)
+    _wait_for_checkpoints(out, 3, process)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("kdpipe: stopped")
+    assert "--resume" in errors.splitlines()[-1]
+    process = _start(built, out, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    _assert_alike(out, uninterrupted)
+
+
+def test_a_damaged_checkpoint(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = _start(built, out)
+    _wait_for_checkpoints(out, 4, process)
+    process.kill()
+    process.communicate(timeout=60)
+    newest = out / "checkpoint.pt"
+    newest.touch()
+    content = bytearray(newest.read_bytes() or (out / "checkpoint.previous.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    process = _start(built, out, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert f"{newest} is damaged; going on from {out / 'checkpoint.previous.pt'}" in errors
+    _assert_alike(out, uninterrupted)

@@ -1,0 +1,93 @@
+"""Weights and temperatures over the epochs: closed forms, and one way of writing each."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from kdpipe.errors import ParamsError
+from kdpipe.student import Curve, Distillation, LiveTargets, Tempered, make
+
+
+def _values(written: object, epochs: int) -> list[float]:
+    return Curve.parse(written).values(epochs)  # type: ignore[arg-type]
+
+
+def test_closed_forms() -> None:
+    assert _values(0.9, 3) == [0.9] * 3
+    assert _values("linear:1,0", 4) == [1, 0.75, 0.5, 0.25]
+    assert _values("linear:0,1,over=2", 4) == [0, 0.5, 1, 1]
+    assert _values("linear:1,0,every=2", 5) == pytest.approx([1, 1, 0.6, 0.6, 0.2])
+    assert _values("step:0.8,0.5,every=2", 5) == [0.8, 0.8, 0.4, 0.4, 0.2]
+    assert _values("cosine:4,2", 6) == pytest.approx([3 + math.cos(math.pi * epoch / 6) for epoch in range(6)])
+
+
+def test_a_ratio_of_one_half_cosine_annealed_every_five_epochs() -> None:
+    expected = [0.25 * (1 + math.cos(math.pi * (epoch // 5 * 5) / 100)) for epoch in range(100)]
+    assert _values("cosine:0.5,0,every=5", 100) == pytest.approx(expected)
+
+
+def test_dkd_s_warm_up() -> None:
+    expected = [8 * min(epoch / 20, 1.0) for epoch in range(1, 241)]
+    assert _values("constant:8,warmup=20", 240) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        (0.1, "0.1"),
+        ("1e-3", "0.001"),
+        ("constant:2", "2"),
+        (" cosine : 0.9 , .1 , every=5 ", "cosine:0.9,0.1,every=5"),
+        ("linear:1,0,warmup=3,over=7", "linear:1,0,over=7,warmup=3"),
+        ({"cosine": [0.9, 0.1], "every": 5}, "cosine:0.9,0.1,every=5"),
+        ({"constant": 8, "warmup": 20}, "constant:8,warmup=20"),
+        ({"step": [1, 0.5], "every": 30}, "step:1,0.5,every=30"),
+    ],
+)
+def test_text_mapping_and_number_mean_the_same(written: object, canonical: str) -> None:
+    curve = Curve.parse(written)  # type: ignore[arg-type]
+    assert str(curve) == canonical
+    assert Curve.parse(canonical) == curve
+
+
+@pytest.mark.parametrize(
+    ("written", "part"),
+    [
+        ("much", "expected a number of 0 or more"),
+        ("nan", "expected a number of 0 or more"),
+        (None, "expected a number of 0 or more"),
+        ("cosine:0.9,-1", "expected a number of 0 or more"),
+        ("cosinus:1,0", "did you mean 'cosine'"),
+        ("cosine:1", r"is not cosine:FROM,TO\[,every=N\]"),
+        ("step:1,0.5", "is not step:FROM,FACTOR,every=N"),
+        ("linear:1,0,evry=5", "did you mean 'every'"),
+        ("constant:1,every=5", "constant has no every"),
+        ("linear:1,0,every=0", "every is a number of epochs of 1 or more"),
+        ("linear:1,0,over=1.5", "over is a number of epochs"),
+        ({"every": 5}, "one shape"),
+        ({"cosine": [1, 0], "linear": [1, 0]}, "one shape"),
+    ],
+)
+def test_what_cannot_be_read(written: object, part: str) -> None:
+    with pytest.raises(ParamsError, match=part):
+        Curve.parse(written)  # type: ignore[arg-type]
+
+
+def test_a_loss_changes_its_temperature() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    distillation = Distillation(
+        LiveTargets(lambda _pixels: teacher, None),
+        Tempered(Curve.parse("linear:8,2"), lambda temperature: make("kd", temperature=temperature)),
+        kd_weight=Curve.parse("step:1,0.5,every=1"),
+        ce_weight=0.1,
+    )
+    for epoch, temperature in enumerate((8, 6, 4)):
+        terms = distillation.terms(epoch, 3)
+        labels = torch.zeros(5, dtype=torch.int64)
+        assert terms.loss(student, teacher, labels) == make("kd", temperature=temperature)(student, teacher, labels)
+        assert (terms.kd_weight, terms.ce_weight) == (0.5**epoch, 0.1)
+        assert terms.moving == {"kd_weight": 0.5**epoch, "temperature": temperature}

@@ -1,0 +1,138 @@
+"""A run that is stopped after any step and resumed equals one that was not, whatever its soft targets come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdpipe import dataset, models, open_store
+from kdpipe.dataset import Dataset
+from kdpipe.errors import RunError
+from kdpipe.store import join_checked, layout
+from kdpipe.student import Distillation, MixedTargets, RunDirectory, Schedule, make, soft_targets, train
+from kdpipe.views import Geometry, Renderer
+from tests.conftest import LIMITS, Built, run_command
+
+SCHEDULE = Schedule(epochs=2, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2)
+STEPS = 7
+TIGHT = 5 * 2 * 240
+
+
+@pytest.fixture(scope="module")
+def cut(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's store in chunks of 10 samples, 240 bytes each."""
+    path = tmp_path_factory.mktemp("cut") / "cut.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "CHUNK_BYTES", 200)
+        made = run_command(
+            *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
+            *("--out", path, "--views", 2, "--device", "cpu"),
+        )
+    assert made.code == 0
+    return path
+
+
+class Dropping(torch.nn.Module):
+    """A model that draws from torch's generator at every step, and has batch-norm buffers."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
+
+
+class Run:
+    """Trains the same student from the same soft targets into any directory."""
+
+    def __init__(self, digits: Dataset, targets: Callable[[], Distillation | None]) -> None:
+        self._digits, self._targets = digits, targets
+
+    def __call__(self, run: RunDirectory, *, resume: bool = False, stop_after: int | None = None) -> torch.nn.Module:
+        torch.manual_seed(1)
+        model = models.load("resnet8", num_classes=10, fallback_statistics=self._digits.statistics)
+        student = Dropping(model.module)
+        steps = iter(range(1, 100))
+        train(
+            student,
+            Renderer(self._digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset), workers=1),
+            preset=model.preset,
+            schedule=SCHEDULE,
+            distillation=self._targets(),
+            run=run,
+            resume=resume,
+            should_stop=lambda: next(steps) == stop_after,
+        )
+        return student
+
+
+def _assert_resumes_alike(run: Run, folder: Path, steps: tuple[int, ...]) -> None:
+    whole = run(RunDirectory(folder / "whole"))
+    for step in steps:
+        directory = RunDirectory(folder / str(step))
+        with pytest.raises(RunError, match=r"stopped at .* --resume"):
+            run(directory, stop_after=step)
+        torch.manual_seed(step)
+        resumed = run(directory, resume=True)
+        for (name, mine), other in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
+            assert torch.equal(mine, other), (step, name)
+        rows, expected = directory.history(), RunDirectory(folder / "whole").history()
+        for row, other in zip(rows, expected, strict=True):
+            assert [row[key] for key in ("loss", "ce", "train_top1")] == [
+                other[key] for key in ("loss", "ce", "train_top1")
+            ]
+
+
+@pytest.mark.parametrize("source", ["none", "cached", "windowed", "mixed"])
+def test_stopped_after_any_step(source: str, cut: Path, tmp_path: Path) -> None:
+    digits = dataset.load("digits", "train", 200)
+
+    def distillation() -> Distillation | None:
+        whole, tight = open_store(cut), open_store(cut, memory_limit=TIGHT)
+        rows = join_checked(whole, digits)
+        targets = {
+            "cached": lambda: soft_targets(whole, rows),
+            "windowed": lambda: soft_targets(tight, rows),
+            "mixed": lambda: MixedTargets([soft_targets(whole, rows), soft_targets(tight, rows)], (0.25, 0.75)),
+        }
+        if source == "none":
+            return None
+        return Distillation(targets[source](), make("kd"), kd_weight=0.9, ce_weight=0.1)
+
+    _assert_resumes_alike(Run(digits, distillation), tmp_path, (1, 3, STEPS - 1, STEPS, STEPS + 2))
+
+
+def test_streamed_images_draw_no_random_numbers_twice(tmp_path: Path) -> None:
+    """A DataLoader takes a number from torch's generator for each epoch, as the student's dropout does."""
+    from PIL import Image
+
+    for index in range(24):
+        folder = tmp_path / "images" / "train" / f"class{index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+    images = dataset.load(f"folder:{tmp_path / 'images'}", "train", loading="stream")
+    assert not images.in_memory
+
+    def run(directory: RunDirectory, *, resume: bool = False, stop_after: int | None = None) -> torch.nn.Module:
+        torch.manual_seed(1)
+        model = models.load("resnet8", num_classes=3, fallback_statistics=images.statistics)
+        student = Dropping(model.module)
+        steps = iter(range(1, 100))
+        train(
+            student,
+            Renderer(images, "crop-flip", seed=0, geometry=Geometry.of(model.preset), workers=1),
+            preset=model.preset,
+            schedule=Schedule(2, 8, 0.05, 5e-4, 1, 3, 2),
+            distillation=None,
+            run=directory,
+            resume=resume,
+            should_stop=lambda: next(steps) == stop_after,
+        )
+        return student
+
+    _assert_resumes_alike(run, tmp_path, (2, 4))
