@@ -31,10 +31,17 @@ def _recipe_text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
+def _loss_text(value: Any) -> Any:
+    """Return a loss as text: several, a mapping in YAML, become JSON."""
+    return json.dumps(value) if isinstance(value, dict) else value
+
+
 def _curve_text(value: Any) -> Any:
     """Return a curve as text, and a constant as a number."""
     from kdpipe.student.curves import Curve
 
+    if value is None:
+        return None
     curve = Curve.parse(value)
     return curve.first if curve.is_constant else str(curve)
 
@@ -45,6 +52,8 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
 """One name or several; in YAML a lone name needs no list."""
 RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
+LossText = Annotated[str, BeforeValidator(_loss_text)]
+"""A distillation loss, or several as YAML; see ``kdpipe.student.losses``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 CurveText = Annotated[float | str, BeforeValidator(_curve_text)]
@@ -249,12 +258,27 @@ class TrainStudent(_Stores, _Teacher, _Training):
     weights: str | None = Field(
         None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
     )
-    loss: str = Field("kd", description="Distillation loss: kd.")
-    temperature: CurveText = Field(4.0, description="Temperature of the distillation loss: a number or a curve.")
-    kd_weight: CurveText = Field(
-        0.9, description="Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5."
+    loss: LossText = Field(
+        "kd",
+        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd, wsld or standardized-kd; or "
+        "several with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
     )
-    ce_weight: CurveText = Field(0.1, description="Weight of cross-entropy, when distilling: a number or a curve.")
+    temperature: CurveText | None = Field(
+        None, description="Temperature of the distillation loss: a number or a curve; default: the loss's own."
+    )
+    kd_weight: CurveText | None = Field(
+        None,
+        description="Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5; default: "
+        "the published one.",
+    )
+    ce_weight: CurveText | None = Field(
+        None,
+        description="Weight of cross-entropy, when distilling: a number or a curve; default: the published one.",
+    )
+    alpha: float | None = Field(None, description="Parameter of dkd.")
+    beta: float | None = Field(None, description="Parameter of dkd and dist.")
+    gamma: float | None = Field(None, description="Parameter of dist and nkd.")
+    soft_weight: float | None = Field(None, description="Share of the soft targets in the loss mixed.")
     memory_limit: float = Field(
         8.0,
         gt=0,
@@ -270,12 +294,20 @@ class TrainStudent(_Stores, _Teacher, _Training):
 
     @property
     def temperatures(self) -> list[float]:
-        """The temperature in each epoch."""
+        """The temperature in each epoch; empty where it is the loss's own."""
+        if self.temperature is None:
+            return []
         if isinstance(self.temperature, float):
             return [self.temperature] * self.epochs
         from kdpipe.student.curves import Curve
 
         return Curve.parse(self.temperature).values(self.epochs)
+
+    @property
+    def loss_settings(self) -> dict[str, float]:
+        """The loss's parameters that are given, but for the temperature."""
+        given = {name: getattr(self, name) for name in ("alpha", "beta", "gamma", "soft_weight")}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:
@@ -288,7 +320,7 @@ class TrainStudent(_Stores, _Teacher, _Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if min(self.temperatures) <= 0:
+        if min(self.temperatures, default=1) <= 0:
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,18 @@ from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
 from kdpipe.student import (
     Curve,
     Distillation,
+    DistillationLoss,
     LiveTargets,
     MixedTargets,
     RunDirectory,
     SoftTargets,
     Tempered,
-    make,
+    parse,
     refuse_mixture,
+    refuse_unlabelled,
     refuse_unsupported,
     soft_targets,
 )
-from kdpipe.student.losses import DistillationLoss
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.params import TrainStudent
@@ -56,12 +58,13 @@ def run(params: TrainStudent) -> None:
     teacher = _live_teacher(params, train) if params.mode == "live" else None
     distillation = None
     if params.mode == "cache":
-        distillation = _distillation(params, _cached_targets(params, stores, train))
+        distillation = _distillation(params, _cached_targets(params, stores, train), train, views.recipe)
     elif teacher is not None:
         for store in stores:
             _same_teacher(store, teacher)
             join_checked(store, train, allow_drift=params.allow_drift)
-        distillation = _distillation(params, _live_targets(teacher, model, train, views=views, params=params))
+        targets = _live_targets(teacher, model, train, views=views, params=params)
+        distillation = _distillation(params, targets, train, views.recipe)
     # Loading a live teacher draws random numbers; the student's own start here.
     torch.manual_seed(params.seed)
     fit(
@@ -121,7 +124,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
     parts = []
     for store in stores:
-        refuse_unsupported(store, loss=params.loss, temperature=max(params.temperatures))
+        refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
@@ -153,16 +156,22 @@ def _live_targets(
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _distillation(params: TrainStudent, targets: SoftTargets) -> Distillation:
-    def at(temperature: float) -> DistillationLoss:
-        return make(params.loss, temperature=temperature)
+def _loss(params: TrainStudent, temperature: float | None) -> DistillationLoss:
+    settings = params.loss_settings if temperature is None else {**params.loss_settings, "temperature": temperature}
+    return parse(params.loss, **settings)
 
-    loss = at(params.temperatures[0])
+
+def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe) -> Distillation:
+    """Build the loss with the weights that are asked for, or else the published ones."""
+    loss = _loss(params, params.temperatures[0] if params.temperatures else None)
+    refuse_unlabelled(loss, train, recipe, name=params.loss)
+    published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
+    curve = Curve.parse(params.temperature) if isinstance(params.temperature, str) else None
     return Distillation(
         targets=targets,
-        loss=loss if isinstance(params.temperature, float) else Tempered(Curve.parse(params.temperature), at),
-        kd_weight=Curve.parse(params.kd_weight),
-        ce_weight=Curve.parse(params.ce_weight),
+        loss=loss if curve is None else Tempered(curve, partial(_loss, params)),
+        kd_weight=published if params.kd_weight is None else Curve.parse(params.kd_weight),
+        ce_weight=loss.ce_weight if params.ce_weight is None else Curve.parse(params.ce_weight),
     )
 
 

@@ -4,7 +4,7 @@ from kdpipe.student.curves import Curve
 from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, train
-from kdpipe.student.losses import LOSSES, make
+from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
@@ -14,6 +14,7 @@ from kdpipe.student.targets import (
     LiveTargets,
     SoftTargets,
     WindowedTargets,
+    refuse_unlabelled,
     refuse_unsupported,
     soft_targets,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Cost",
     "Curve",
     "Distillation",
+    "DistillationLoss",
     "LiveTargets",
     "MixedTargets",
     "Optimisation",
@@ -33,8 +35,11 @@ __all__ = [
     "Tempered",
     "WindowedTargets",
     "make",
+    "parameters",
+    "parse",
     "predict",
     "refuse_mixture",
+    "refuse_unlabelled",
     "refuse_unsupported",
     "soft_targets",
     "train",

@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdpipe.dataset import Dataset
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.store import LogitStore, Plane, Pool, windows
-from kdpipe.views import Renderer
+from kdpipe.student.losses import DistillationLoss
+from kdpipe.views import Recipe, Renderer
 
 
 class SoftTargets(Protocol):
@@ -130,18 +132,42 @@ class LiveTargets:
         return self._forward(seen).clone()
 
 
-def refuse_unsupported(store: LogitStore, *, loss: str, temperature: float) -> None:
-    """Refuse a loss that needs what the store's encoding has lost.
+def refuse_unsupported(store: LogitStore, loss: DistillationLoss, *, name: str) -> None:
+    """Refuse a loss, called ``name``, that needs what the store's encoding has lost.
 
     Raises:
-        UnsupportedLossError: the temperature is above the one that the encoding is made for.
+        UnsupportedLossError: it reads the teacher at a temperature above the one that the encoding is made for, or
+            depends on the logits of unlikely classes.
     """
-    limit = store.encoding.max_temperature
-    if limit is not None and temperature > limit:
+    limit, wanted = store.encoding.max_temperature, loss.teacher_temperature
+    if limit is None or (wanted is not None and wanted <= limit):
+        return
+    kept = f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}"
+    if wanted is None:
         raise UnsupportedLossError(
-            f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}; the "
-            f"loss {loss} asks for {temperature:g}. Use --temperature {limit:g} or less, or a store with --encoding "
-            f"sqrtp8@{temperature:g} or fp16."
+            f"{kept}; the loss {name} depends on the logits of unlikely classes at any temperature. Use a store with "
+            "--encoding fp16 or fp32, or another loss, such as kd."
+        )
+    raise UnsupportedLossError(
+        f"{kept}; the loss {name} asks for {wanted:g}. Use --temperature {limit:g} or less, or a store with --encoding "
+        f"sqrtp8@{wanted:g} or fp16."
+    )
+
+
+def refuse_unlabelled(loss: DistillationLoss, dataset: Dataset, recipe: Recipe, *, name: str) -> None:
+    """Refuse a loss, called ``name``, that reads labels where samples have none, or two of them.
+
+    Raises:
+        UnsupportedLossError: the recipe mixes samples, or no sample has a label.
+    """
+    if loss.needs_label and recipe.mixes:
+        raise UnsupportedLossError(
+            f"the loss {name} needs one true class per image; the recipe {recipe} mixes two. Use a loss without "
+            "labels, such as kd, or a store without mixup and cutmix."
+        )
+    if loss.needs_label and (dataset.labels < 0).all():
+        raise UnsupportedLossError(
+            f"the loss {name} needs labels and {dataset.spec} has none: it would always be 0. Use kd, for example."
         )
 
 

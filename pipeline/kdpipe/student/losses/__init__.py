@@ -1,14 +1,18 @@
 """Distillation losses by name: ``make("kd", temperature=4.0)`` returns the term alone, without cross-entropy.
 
-``docs/LOSSES.md`` has the table of them.
+``parse`` also reads several of them with weights. ``docs/LOSSES.md`` has the table of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from kdpipe.errors import UnsupportedLossError, did_you_mean
 from kdpipe.student.losses.base import DistillationLoss, Parameter, parameters_of
+from kdpipe.student.losses.combined import Combined
 from kdpipe.student.losses.dist import DIST
 from kdpipe.student.losses.dkd import DKD
 from kdpipe.student.losses.hard import Hard
@@ -28,6 +32,7 @@ __all__ = [
     "MSE",
     "NKD",
     "WSLD",
+    "Combined",
     "DistillationLoss",
     "Hard",
     "Mixed",
@@ -36,6 +41,7 @@ __all__ = [
     "StandardizedKD",
     "make",
     "parameters",
+    "parse",
 ]
 
 LOSSES: dict[str, type[Any]] = {
@@ -82,3 +88,37 @@ def parameters(name: str) -> tuple[Parameter, ...]:
         hint = did_you_mean(name, LOSSES) or "."
         raise UnsupportedLossError(f"unknown loss '{name}'{hint} Known: {', '.join(LOSSES)}.")
     return parameters_of(LOSSES[name])
+
+
+def parse(text: str, **settings: float) -> DistillationLoss:
+    """Return the loss that ``text`` names, with ``settings``, or several as YAML, each with its own:
+
+        {kd: {weight: 0.5, temperature: 2}, dist: {weight: 1}}
+
+    A weight that is left out is the published one.
+
+    Raises:
+        UnsupportedLossError: as for ``make``; the YAML cannot be read; or settings are given beside several losses.
+    """
+    if not text.lstrip().startswith("{"):
+        return make(text, **settings)
+    if settings:
+        raise UnsupportedLossError(f"{', '.join(settings)} beside several losses: write each loss's own, as in {text}")
+    try:
+        written = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UnsupportedLossError(f"the loss is not valid YAML: {' '.join(str(error).split())}") from None
+    terms = []
+    for name, given in written.items():
+        if not isinstance(given, Mapping | None):
+            raise UnsupportedLossError(f"the loss {name} has {given!r}, expected its weight and settings by name.")
+        own = dict(given or {})
+        weight = own.pop("weight", None)
+        loss = make(str(name), **own)
+        weight = loss.kd_weight if weight is None else weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise UnsupportedLossError(f"the loss {name} has the weight {weight!r}, expected a number of 0 or more.")
+        terms.append((float(weight), loss))
+    if not terms:
+        raise UnsupportedLossError(f"there is no loss in {text}. Known: {', '.join(LOSSES)}.")
+    return Combined(tuple(terms))

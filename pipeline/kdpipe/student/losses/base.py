@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from math import inf
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -18,12 +18,21 @@ class DistillationLoss(Protocol):
     labels is the mean over the labelled samples, and 0 where there are none. Half precision is computed in float32.
     """
 
-    needs_label: ClassVar[bool]
-    """Whether it reads the labels, one class each: it has no meaning for mixed images."""
-    kd_weight: ClassVar[float]
-    """The published weight of this term."""
-    ce_weight: ClassVar[float]
-    """The published weight of cross-entropy to the labels beside it."""
+    @property
+    def needs_label(self) -> bool:
+        """Whether it reads the labels, one class each: it has no meaning for mixed images."""
+
+    @property
+    def kd_weight(self) -> float:
+        """The published weight of this term."""
+
+    @property
+    def ce_weight(self) -> float:
+        """The published weight of cross-entropy to the labels beside it."""
+
+    @property
+    def warmup_epochs(self) -> int:
+        """Epochs over which the authors raise this term's weight to its whole."""
 
     @property
     def teacher_temperature(self) -> float | None:

@@ -28,6 +28,7 @@ class DIST:
     needs_label: ClassVar[bool] = False
     kd_weight: ClassVar[float] = 1.0
     ce_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 0
 
     temperature: float = parameter(4.0, POSITIVE)
     beta: float = parameter(2.0, NOT_NEGATIVE)

@@ -29,6 +29,7 @@ class DKD:
     needs_label: ClassVar[bool] = True
     kd_weight: ClassVar[float] = 1.0
     ce_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 20
 
     temperature: float = parameter(4.0, POSITIVE)
     alpha: float = parameter(1.0, NOT_NEGATIVE)

@@ -23,6 +23,7 @@ class Hard:
     needs_label: ClassVar[bool] = False
     kd_weight: ClassVar[float] = 0.5
     ce_weight: ClassVar[float] = 0.5
+    warmup_epochs: ClassVar[int] = 0
 
     @property
     def teacher_temperature(self) -> float:

@@ -24,6 +24,7 @@ class KD:
     needs_label: ClassVar[bool] = False
     kd_weight: ClassVar[float] = 0.9
     ce_weight: ClassVar[float] = 0.1
+    warmup_epochs: ClassVar[int] = 0
 
     temperature: float = parameter(4.0, POSITIVE)
 

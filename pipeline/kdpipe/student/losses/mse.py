@@ -25,6 +25,7 @@ class MSE:
     needs_label: ClassVar[bool] = False
     kd_weight: ClassVar[float] = 1.0
     ce_weight: ClassVar[float] = 0.0
+    warmup_epochs: ClassVar[int] = 0
 
     @property
     def teacher_temperature(self) -> None:

@@ -33,6 +33,7 @@ class NKD:
     needs_label: ClassVar[bool] = True
     kd_weight: ClassVar[float] = 1.0
     ce_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 0
 
     temperature: float = parameter(1.0, POSITIVE)
     gamma: float = parameter(1.5, NOT_NEGATIVE)

@@ -26,6 +26,7 @@ class StandardizedKD:
     needs_label: ClassVar[bool] = False
     kd_weight: ClassVar[float] = 9.0
     ce_weight: ClassVar[float] = 0.1
+    warmup_epochs: ClassVar[int] = 0
 
     temperature: float = parameter(2.0, POSITIVE)
 

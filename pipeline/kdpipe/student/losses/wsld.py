@@ -34,6 +34,7 @@ class WSLD:
     needs_label: ClassVar[bool] = True
     kd_weight: ClassVar[float] = 2.25
     ce_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 0
 
     temperature: float = parameter(4.0, POSITIVE)
 

@@ -1,0 +1,120 @@
+"""Distillation losses from the command line to the history: defaults, settings, several at once, refusals."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kdpipe.student import LOSSES
+from tests.conftest import LIMITS, Built, Outcome, refused
+
+COMMON = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--lr", 0.01)
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_with_its_published_weights(
+    loss: str, built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    run = tmp_path / "run"
+    assert kdpipe(*COMMON, "--store", built.store, "--loss", loss, "--epochs", 1, "--out", run).code == 0
+    row, published = history(run)[0], LOSSES[loss]
+    kd_weight = published.kd_weight / max(1, published.warmup_epochs)
+    assert row["loss"] == pytest.approx(kd_weight * row["kd"] + published.ce_weight * row["ce"], rel=1e-5)
+    assert row["kd"] > 0
+
+
+def test_dkd_is_warmed_up_unless_told_otherwise(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    flags = ("--store", built.store, "--loss", "dkd", "--epochs", 2)
+    assert kdpipe(*COMMON, *flags, "--out", tmp_path / "warmed").code == 0
+    assert [row["kd_weight"] for row in history(tmp_path / "warmed")] == pytest.approx([1 / 20, 2 / 20])
+    assert kdpipe(*COMMON, *flags, "--kd-weight", 1, "--out", tmp_path / "plain").code == 0
+    assert "kd_weight" not in history(tmp_path / "plain")[0]
+
+
+def test_several_losses_add_up(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    """One step over all samples, so that the logged terms are of the same weights."""
+
+    def first(out: str, loss: str) -> dict[str, float]:
+        flags = ("--store", built.store, "--batch-size", 200, "--epochs", 1, "--loss", loss)
+        assert kdpipe(*COMMON, *flags, "--out", tmp_path / out).code == 0
+        return history(tmp_path / out)[0]
+
+    both = first("both", "{kd: {weight: 0.5, temperature: 2}, mse: {weight: 3}}")
+    kd, mse = first("kd", "{kd: {weight: 1, temperature: 2}}"), first("mse", "mse")
+    assert both["kd"] == pytest.approx(0.5 * kd["kd"] + 3 * mse["kd"], rel=1e-5)
+    assert both["loss"] == pytest.approx(both["kd"] + 0.1 * both["ce"], rel=1e-5)
+
+
+def test_several_losses_in_the_params_file(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    (tmp_path / "params.yaml").write_text("train_student:\n  loss:\n    kd: {weight: 0.5}\n    hard:\n")
+    flags = ("--params", tmp_path / "params.yaml", "--store", built.store, "--epochs", 1)
+    assert kdpipe(*COMMON, *flags, "--out", tmp_path / "run").code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--loss", "dk"), "did you mean 'dkd'"),
+        (("--loss", "mse", "--temperature", 4), "the loss mse has no parameter 'temperature'"),
+        (("--loss", "kd", "--beta", 2), "the loss kd has no parameter 'beta'"),
+        (("--loss", "dkd", "--alpha", -1), "the loss dkd cannot take alpha=-1"),
+        (("--loss", "{kd: {wieght: 1}}"), "the loss kd has no parameter 'wieght'"),
+        (("--loss", "{kd: {weight: -1}}"), "expected a number of 0 or more"),
+        (("--loss", "{kd: 0.5}"), "expected its weight and settings by name"),
+        (("--loss", "{kd: {}}", "--temperature", 2), "beside several losses"),
+        (("--loss", "{"), "not valid YAML"),
+        (("--loss", "{}"), "there is no loss"),
+    ],
+)
+def test_what_a_loss_cannot_be_told(
+    flags: tuple[object, ...], complaint: str, built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    refused(kdpipe(*COMMON, "--store", built.store, *flags, "--out", tmp_path / "run"), complaint)
+    assert not (tmp_path / "run").exists()
+
+
+class TestWhatALossNeeds:
+    @pytest.fixture
+    def cached(self, built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> Callable[..., Path]:
+        def cache(*flags: object) -> Path:
+            teacher = ("--teacher", "resnet8", "--weights", built.weights, "--device", "cpu", "--views", 1)
+            path = tmp_path / "other.zarr"
+            assert kdpipe("cache-teacher", *LIMITS, *teacher, *flags, "--out", path).code == 0
+            return path
+
+        return cache
+
+    @pytest.mark.parametrize("loss", ["mse", "dkd", "nkd", "standardized-kd", "{kd: {}, mse: {}}"])
+    def test_unlikely_logits(
+        self, loss: str, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]
+    ) -> None:
+        store = cached("--encoding", "sqrtp8@4")
+        outcome = kdpipe(*COMMON, "--store", store, "--loss", loss, "--out", tmp_path / "run")
+        refused(outcome, "depends on the logits of unlikely classes", "--encoding fp16")
+
+    @pytest.mark.parametrize("flags", [("kd", "--temperature", 8), ("kd", "--temperature", "linear:2,8")])
+    def test_a_temperature(
+        self, flags: tuple[object, ...], cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]
+    ) -> None:
+        store = cached("--encoding", "sqrtp8@4")
+        refused(kdpipe(*COMMON, "--store", store, "--loss", *flags, "--out", tmp_path / "run"), "up to 4; the loss kd")
+
+    def test_only_a_decision(self, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+        store = cached("--encoding", "topk3")
+        assert kdpipe(*COMMON, "--store", store, "--loss", "hard", "--epochs", 1, "--out", tmp_path / "run").code == 0
+
+    @pytest.mark.parametrize("loss", ["dkd", "nkd", "wsld", "{kd: {}, wsld: {}}"])
+    def test_one_true_class(
+        self, loss: str, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]
+    ) -> None:
+        store = cached("--recipe", "crop-flip+mixup:0.2")
+        outcome = kdpipe(*COMMON, "--store", store, "--loss", loss, "--out", tmp_path / "run")
+        refused(outcome, "needs one true class per image; the recipe crop-flip+mixup:0.2 mixes two")
