@@ -187,7 +187,8 @@ def test_another_version_of_the_recipe_is_refused(
 def test_a_recipe_of_a_later_kdpipe_is_refused(
     store: LogitStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(OPERATIONS, "crop-flip")
+    fewer = {name: operation for name, operation in OPERATIONS.items() if name != "crop-flip"}
+    monkeypatch.setattr("kdpipe.views.recipe.OPERATIONS", fewer)
     with pytest.raises(StaleStoreError, match="recipe crop-flip/2, which this kdpipe cannot draw"):
         join_checked(store, dataset)
 
