@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from stages.learning import Learning
+from stages.learning import CurveText, Learning
 
 
 def _split_numbers(value: Any) -> Any:
@@ -31,14 +31,6 @@ def _recipe_text(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def _curve_text(value: Any) -> Any:
-    """Return a curve as text, and a constant as a number."""
-    from kdpipe.student.curves import Curve
-
-    curve = Curve.parse(value)
-    return curve.first if curve.is_constant else str(curve)
-
-
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
@@ -47,8 +39,6 @@ RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
-CurveText = Annotated[float | str, BeforeValidator(_curve_text)]
-"""A number, or how it follows the epochs; see ``kdpipe.student.curves``."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
