@@ -1,4 +1,4 @@
-"""Parameters of the optimiser and its learning rate, which both training stages take."""
+"""Parameters of the optimiser and its learning rate, which both training stages take, and of curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,19 @@ def _split(value: Any) -> Any:
     return [number for part in split for number in part]
 
 
+def _curve_text(value: Any) -> Any:
+    """Return a curve as text, and a constant as a number."""
+    from kdpipe.student.curves import Curve
+
+    if value is None:
+        return None
+    curve = Curve.parse(value)
+    return curve.first if curve.is_constant else str(curve)
+
+
 Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
+CurveText = Annotated[float | str | None, BeforeValidator(_curve_text)]
+"""A number, or how it follows the epochs; see ``kdpipe.student.curves``. ``None`` where it is left to the loss."""
 
 
 class Learning(BaseModel):

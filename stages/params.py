@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from stages.learning import Learning
+from stages.learning import CurveText, Learning
 
 
 def _split_numbers(value: Any) -> Any:
@@ -36,16 +36,6 @@ def _loss_text(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, dict) else value
 
 
-def _curve_text(value: Any) -> Any:
-    """Return a curve as text, and a constant as a number."""
-    from kdpipe.student.curves import Curve
-
-    if value is None:
-        return None
-    curve = Curve.parse(value)
-    return curve.first if curve.is_constant else str(curve)
-
-
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split_numbers)]
 """Three numbers, one for each of red, green and blue; on the command line with commas between."""
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_as_many)]
@@ -56,8 +46,6 @@ LossText = Annotated[str, BeforeValidator(_loss_text)]
 """A distillation loss, or several as YAML; see ``kdpipe.student.losses``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
-CurveText = Annotated[float | str, BeforeValidator(_curve_text)]
-"""A number, or how it follows the epochs; see ``kdpipe.student.curves``."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -263,15 +251,15 @@ class TrainStudent(_Stores, _Teacher, _Training):
         description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd, wsld or standardized-kd; or "
         "several with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
     )
-    temperature: CurveText | None = Field(
+    temperature: CurveText = Field(
         None, description="Temperature of the distillation loss: a number or a curve; default: the loss's own."
     )
-    kd_weight: CurveText | None = Field(
+    kd_weight: CurveText = Field(
         None,
         description="Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5; default: "
         "the published one.",
     )
-    ce_weight: CurveText | None = Field(
+    ce_weight: CurveText = Field(
         None,
         description="Weight of cross-entropy, when distilling: a number or a curve; default: the published one.",
     )

@@ -53,38 +53,32 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
     Raises:
         RunError: neither can be read.
     """
-    fault = _fault(path)
-    if fault is None:
-        return _load(path)
+    state, fault = _load(path)
+    if state is not None:
+        return state
     older = before(path)
-    fault_before = _fault(older)
-    if fault_before is not None:
+    state, fault_before = _load(older)
+    if state is None:
         raise RunError(
             f"no checkpoint can be read: {path} {fault}, {older} {fault_before}. Start the run without --resume."
         )
     say(f"{path} {fault}; going on from {older}, the checkpoint before it.")
     path.unlink(missing_ok=True)
-    return _load(older)
+    return state
 
 
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def _fault(path: Path) -> str | None:
-    """Return what is wrong with a checkpoint, ``None`` where nothing is; each entry's CRC-32 is compared."""
+def _load(path: Path) -> tuple[State | None, str]:
+    """Return a checkpoint, or ``None`` and what is wrong with it; each entry's CRC-32 is compared."""
     if not path.is_file():
-        return "is missing"
+        return None, "is missing"
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                return "is damaged"
-        _load(path)
+            whole = archive.testzip() is None
+        state: State | None = torch.load(path, map_location="cpu", weights_only=True) if whole else None
     except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError):
-        return "is damaged"
-    return None
-
-
-def _load(path: Path) -> State:
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+        state = None
+    return state, "is damaged"

@@ -182,8 +182,6 @@ class _Loop:
     def _rest(self, batches: list[Rows], view: int) -> Iterator[tuple[Rows, torch.Tensor]]:
         """Yield the batches that are left of an epoch with their pixels."""
         done = self.position.step
-        if done == len(batches):
-            return
         if done and self.distillation is not None:
             self.distillation.targets.skip(sum(map(len, batches[:done])))
         images = self.renderer.batches(batches[done:], view)
