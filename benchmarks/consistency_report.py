@@ -67,8 +67,8 @@ def summary(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Any]:
 def _arm(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "seeds": [run["seed"] for run in runs],
-        "top1": _spread([run["top1"] for run in runs]),
-        "agreement": _spread([run["agreement"] for run in runs]),
+        "top1": spread([run["top1"] for run in runs]),
+        "agreement": spread([run["agreement"] for run in runs]),
         "teacher_passes_per_sample": runs[0]["teacher_passes_per_sample"],
         "plane_bytes": runs[0]["plane_bytes"],
         "seconds": [run["seconds"] for run in runs],
@@ -76,10 +76,10 @@ def _arm(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _paired(runs: Mapping[int, Run], others: Mapping[int, Run]) -> dict[str, Any]:
-    return _spread([runs[seed]["top1"] - others[seed]["top1"] for seed in runs if seed in others])
+    return spread([runs[seed]["top1"] - others[seed]["top1"] for seed in runs if seed in others])
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def spread(values: Sequence[float]) -> dict[str, Any]:
     """Return the values, their mean and their sample standard deviation, ``None`` where there are too few."""
     return {
         "values": list(values),
