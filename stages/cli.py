@@ -1,4 +1,4 @@
-"""The command line, `kdpipe`: one command per stage, and three that look at things.
+"""The command line, `kdpipe`: one command per stage, and four that look at things.
 
 Rooms are imported inside the commands, so that help needs neither torch nor zarr.
 """
@@ -221,6 +221,29 @@ def models_command(
         print(f"{listed:24} {parameters:12,} {millions:10.1f} {features:>10}")
     if name is None:
         print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
+
+
+@app.command("presets")
+def presets_command(
+    name: Annotated[str | None, typer.Argument(help="Print this one as a params file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List published training recipes with their results, or print one for --params.
+
+    Example:
+
+        kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
+    """
+    from stages import presets
+    from stages.preset_table import PRESETS
+
+    chosen = PRESETS if name is None else (presets.find(name),)
+    if as_json:
+        print(presets.as_json(chosen))
+    elif name is None:
+        presets.show(chosen)
+    else:
+        print(presets.as_yaml(*chosen), end="")
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
