@@ -63,7 +63,9 @@ def show(presets: Sequence[Preset]) -> None:
         return
     table = Table(caption=Text("test top-1 in %, as published; kdpipe presets NAME has the recipe, notes and links"))
     for column in _COLUMNS:
-        table.add_column(column, justify="right" if column in {"teacher", "alone", "distilled"} else "left")
+        table.add_column(
+            column, justify="right" if column in {"teacher", "alone", "distilled"} else "left", no_wrap=column == "name"
+        )
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -42,6 +42,17 @@ resnet32x4 ShuffleV1, wrn_40_2 ShuffleV1, vgg13 MobileNetV2, ResNet50 MobileNetV
 """
 """The row DKD of the two tables in mdistiller's README, in their order."""
 
+STANDARDIZATION = """
+resnet32x4 resnet8x4, vgg13 vgg8, wrn_40_2 wrn_40_1, wrn_40_2 wrn_16_2, resnet56 resnet20, resnet110 resnet32
+76.62, 74.36, 74.37, 76.11, 71.43, 74.17
+2, 3, 2, 2, 2, 2
+
+resnet32x4 ShuffleV2, vgg13 MobileNetV2
+75.56, 68.61
+2, 3
+"""
+"""The row KD+Ours of the tables in logit-standardization-KD's README, and the temperatures in the names of its logs."""
+
 
 def columns(tables: str) -> list[list[str]]:
     """Return the columns of transcribed tables, one list of cells for each."""
@@ -73,6 +84,15 @@ def test_figures_of_mdistiller() -> None:
     assert len(presets) == len(published) == 11
     for pair, dkd in published:
         assert f"{presets[pair].figures.distilled:.2f}" == dkd
+
+
+def test_figures_of_logit_standardization() -> None:
+    presets = by_pair("cifar100-standardized-kd-")
+    published = columns(STANDARDIZATION)
+    assert len(presets) == len(published) == 8
+    for pair, standardized, temperature in published:
+        assert f"{presets[pair].figures.distilled:.2f}" == standardized
+        assert presets[pair].settings["temperature"] == int(temperature)
 
 
 def test_figures_of_our_own_are_those_of_the_benchmarks() -> None:
@@ -164,6 +184,14 @@ def test_the_list_is_plain_where_it_is_piped(kdpipe: Kdpipe) -> None:
     assert [cell for cell in line.split("  ") if cell.strip()][1:] == [
         *("wrn_40_2 -> wrn_16_2", "75.61", "73.26", "74.92", "Tian 2020, RepDistiller"),
     ]
+
+
+def test_a_terminal_gets_a_table(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    lines = kdpipe("presets").out.splitlines()
+    assert all(any(preset.name in line for line in lines) for preset in PRESETS)
+    assert "\u2502" in lines[3]
 
 
 def test_programs_get_json(kdpipe: Kdpipe) -> None:
