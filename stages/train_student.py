@@ -28,10 +28,12 @@ from kdpipe.student import (
     refuse_mixture,
     refuse_unlabelled,
     refuse_unsupported,
+    savings,
     soft_targets,
 )
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
+from stages.console import say
 from stages.params import TrainStudent
 from stages.sources import load_model, load_split
 from stages.training import fit
@@ -81,6 +83,10 @@ def run(params: TrainStudent) -> None:
         distillation=distillation,
         lineage=_lineage(stores, params.shares, teacher),
     )
+    if params.mode == "cache" and len(stores) == 1:
+        saved = savings(stores[0], samples=len(train), epochs=params.epochs)
+        if saved is not None:
+            say(str(saved))
 
 
 def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:

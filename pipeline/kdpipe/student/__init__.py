@@ -8,6 +8,7 @@ from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, pa
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
+from kdpipe.student.savings import savings
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.targets import (
     CachedTargets,
@@ -41,6 +42,7 @@ __all__ = [
     "refuse_mixture",
     "refuse_unlabelled",
     "refuse_unsupported",
+    "savings",
     "soft_targets",
     "train",
 ]
