@@ -28,9 +28,9 @@ class Savings:
     def __str__(self) -> str:
         """Say it in one line."""
         return (
-            f"Saved {self.passes} passes of the teacher over {self.samples:,} images, about {self.seconds:.0f} s at the "
-            f"speed of its cache; that took {self.store_seconds:.0f} s and pays for itself from student {self.students} "
-            "of this kind on."
+            f"Saved {self.passes} passes of the teacher over {self.samples:,} images, about {self.seconds:.0f} s at "
+            f"the speed of its cache; that took {self.store_seconds:.0f} s and pays for itself from student "
+            f"{self.students} of this kind on."
         )
 
 
