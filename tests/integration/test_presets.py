@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,7 +182,7 @@ def test_the_list_is_plain_where_it_is_piped(kdpipe: Kdpipe) -> None:
     assert len(lines) == 1 + len(PRESETS)
     assert listed.out.isascii()
     (line,) = [line for line in lines if line.startswith("cifar100-kd-wrn_40_2-wrn_16_2 ")]
-    assert [cell for cell in line.split("  ") if cell.strip()][1:] == [
+    assert re.split(r"\s{2,}", line)[1:] == [
         *("wrn_40_2 -> wrn_16_2", "75.61", "73.26", "74.92", "Tian 2020, RepDistiller"),
     ]
 
@@ -191,7 +192,7 @@ def test_a_terminal_gets_a_table(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "120")
     lines = kdpipe("presets").out.splitlines()
     assert all(any(preset.name in line for line in lines) for preset in PRESETS)
-    assert "\u2502" in lines[3]
+    assert any("\u2502" in line for line in lines)
 
 
 def test_programs_get_json(kdpipe: Kdpipe) -> None:
