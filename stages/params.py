@@ -88,6 +88,9 @@ class _Training(Learning, StageParams):
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
+    )
     checkpoint_every: float = Field(
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,13 +12,36 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
 from kdpipe.models import Model
 from stages.console import progress
-from stages.params import StageParams
+from stages.params import StageParams, TrainStudent, TrainTeacher
 
 
 def load_split(params: StageParams, split: str) -> Dataset:
     """Load one split of the stage's dataset, limited as asked."""
     limit = params.limit_train if split == "train" else params.limit_test
     return dataset.load(params.data, split, limit, download=params.download, loading=params.loading, progress=progress)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training split, and the parts of it."""
+
+    whole: Dataset
+    train: Dataset
+    """What is trained on: all of it where nothing is held out."""
+    validation: Dataset | None
+    """What is held out."""
+
+
+def load_training(params: TrainTeacher | TrainStudent) -> TrainingData:
+    """Load the training split, limited as asked, and hold out what is asked for.
+
+    Raises:
+        DatasetError: a class would be left without samples.
+    """
+    whole = load_split(params, "train")
+    if params.validation == 0:
+        return TrainingData(whole, whole, None)
+    return TrainingData(whole, *dataset.hold_out(whole, params.validation))
 
 
 def load_model(

@@ -12,9 +12,10 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
-from kdpipe.errors import StaleStoreError
+from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
+from kdpipe.store.probes import lacking
 from kdpipe.student import (
     Curve,
     Distillation,
@@ -35,7 +36,7 @@ from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import say
 from stages.params import TrainStudent
-from stages.sources import load_model, load_split
+from stages.sources import TrainingData, load_model, load_split, load_training
 from stages.training import fit
 
 
@@ -55,10 +56,14 @@ def run(params: TrainStudent) -> None:
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     views = _views(params, stores)
-    train, test = load_split(params, "train"), load_split(params, "test")
+    data, test = load_training(params), load_split(params, "test")
+    train = data.train
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
-    teacher = _live_teacher(params, train) if params.mode == "live" else None
+    teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
     distillation = None
+    if params.mode != "none":
+        for store in stores:
+            _refuse_held_out(store, data)
     if params.mode == "cache":
         distillation = _distillation(params, _cached_targets(params, stores, train), train, views.recipe)
     elif teacher is not None:
@@ -71,7 +76,7 @@ def run(params: TrainStudent) -> None:
     torch.manual_seed(params.seed)
     fit(
         model,
-        train,
+        data,
         test,
         params=params,
         stage="train-student",
@@ -133,6 +138,17 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
         refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
+
+
+def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
+    """Refuse to hold samples out that a store's recipe mixes into the others."""
+    if data.validation is not None and lacking(store, data.train) and not lacking(store, data.whole):
+        recipe = store.manifest.fingerprint.recipe.name
+        raise DatasetError(
+            f"{store.path} has images of the recipe {recipe}, which mixes samples and so needs all of them: "
+            f"{len(data.validation)} held out for validation would show up in the others. Pass --validation 0, a store "
+            "of the other samples alone or of a recipe that does not mix, or a live --teacher and no --store."
+        )
 
 
 def _live_teacher(params: TrainStudent, train: Dataset) -> Model:

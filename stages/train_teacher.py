@@ -5,17 +5,17 @@ from __future__ import annotations
 from kdpipe.student import RunDirectory
 from kdpipe.views import Recipe
 from stages.params import TrainTeacher
-from stages.sources import load_model, load_split
+from stages.sources import load_model, load_split, load_training
 from stages.training import fit
 
 
 def run(params: TrainTeacher) -> None:
     """Train ``params.model`` and leave its run directory at ``params.out``."""
-    train, test = load_split(params, "train"), load_split(params, "test")
-    model = load_model(params.model, train, size=params.input_size, seed=params.seed)
+    data, test = load_training(params), load_split(params, "test")
+    model = load_model(params.model, data.train, size=params.input_size, seed=params.seed)
     fit(
         model,
-        train,
+        data,
         test,
         params=params,
         stage="train-teacher",

@@ -27,6 +27,7 @@ from kdpipe.dataset.callable import list_callable
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.digits import list_digits
 from kdpipe.dataset.folder import list_folder
+from kdpipe.dataset.holdout import hold_out
 from kdpipe.dataset.identity import find_ids, sample_id
 from kdpipe.dataset.pixels import byte_starts, cache_directory, cache_path, fill, open_cache
 from kdpipe.dataset.published import list_published
@@ -41,6 +42,7 @@ __all__ = [
     "cache_directory",
     "decoder_name",
     "find_ids",
+    "hold_out",
     "load",
     "processors",
     "sample_id",

@@ -19,6 +19,7 @@ from kdpipe.student.targets import (
     refuse_unsupported,
     soft_targets,
 )
+from kdpipe.student.validation import Validation
 
 __all__ = [
     "LOSSES",
@@ -34,6 +35,7 @@ __all__ = [
     "Schedule",
     "SoftTargets",
     "Tempered",
+    "Validation",
     "WindowedTargets",
     "make",
     "parameters",

@@ -26,6 +26,7 @@ from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
+from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
 
 Rows = npt.NDArray[np.int64]
@@ -71,6 +72,7 @@ def train(
     distillation: Distillation | None,
     run: RunDirectory,
     optimisation: Optimisation = Optimisation(),  # noqa: B008
+    validation: Validation | None = None,
     resume: bool = False,
     checkpoint_every: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -81,7 +83,8 @@ def train(
     """Train ``module`` in place on the renderer's dataset and device; write history and checkpoints.
 
     Without ``distillation`` the loss is cross-entropy to the labels. Checkpoints are written at the end of each epoch
-    and every ``checkpoint_every`` seconds in between. ``should_stop`` is asked after each step. ``on_epoch`` gets each
+    and every ``checkpoint_every`` seconds in between. ``validation`` measures the model after each epoch, which changes
+    nothing else, and has the best weights in the end. ``should_stop`` is asked after each step. ``on_epoch`` gets each
     row of the history, and ``say`` messages for a person.
 
     Raises:
@@ -93,9 +96,11 @@ def train(
     position = _Position()
     state = run.load_checkpoint(say=say) if resume else None
     if state is not None:
-        position = _restore(state, learner)
+        position = _restore(state, learner, validation)
         say(f"Going on from {position}.")
-    loop = _Loop(learner, renderer, preset, schedule, distillation, run, checkpoint_every, should_stop, position)
+    loop = _Loop(
+        learner, renderer, preset, schedule, distillation, validation, run, checkpoint_every, should_stop, position
+    )
     if position.history:
         run.write_history(position.history)
     samples = len(renderer.dataset)
@@ -121,6 +126,7 @@ class _Loop:
     preset: Preset
     schedule: Schedule
     distillation: Distillation | None
+    validation: Validation | None
     run: RunDirectory
     checkpoint_every: float
     should_stop: Callable[[], bool]
@@ -158,6 +164,9 @@ class _Loop:
                 began = time.perf_counter() - position.seconds
         row |= {name: total.item() / samples for name, total in sorted(position.sums.items())}
         seconds = time.perf_counter() - began
+        if self.validation is not None:
+            self._check()
+            row |= self.validation.measure(self.learner, epoch=epoch + 1)
         row |= {"seconds": seconds, "images_per_second": samples / seconds}
         position.history.append(row)
         position.step, position.sums, position.seconds = 0, {}, 0.0
@@ -185,8 +194,8 @@ class _Loop:
         if done and self.distillation is not None:
             self.distillation.targets.skip(sum(map(len, batches[:done])))
         images = self.renderer.batches(batches[done:], view)
-        # A DataLoader draws from torch's generator when it starts; in the middle of an epoch that was drawn before.
-        with torch.random.fork_rng(devices=[], enabled=done > 0):
+        # A DataLoader draws from torch's generator when it starts, which in a run that is not resumed is step 0 only.
+        with torch.random.fork_rng(devices=[], enabled=done > 0 or self.position.epoch > 0):
             first = next(images)
         yield from zip(batches[done:], itertools.chain([first], images), strict=True)
 
@@ -221,8 +230,8 @@ class _Loop:
         if stopping:
             raise self._stopped()
 
-    def _save(self) -> None:
-        """Write a checkpoint, unless something in it is not finite."""
+    def _check(self) -> None:
+        """Refuse to go on where a loss, a weight or a buffer is not finite."""
         self.watch.check()
         broken = not_finite(self.learner.module)
         if broken is not None:
@@ -230,14 +239,18 @@ class _Loop:
                 f"{broken} holds NaN or infinity at {self.position}. {self.saved or 'There is no checkpoint yet'}; "
                 "try a lower --lr."
             )
-        self.run.save_checkpoint(_state(self.position, self.learner))
+
+    def _save(self) -> None:
+        """Write a checkpoint, unless something in it is not finite."""
+        self._check()
+        self.run.save_checkpoint(_state(self.position, self.learner, self.validation))
         self.saved, self.saved_at = f"{self.run.checkpoint} holds {self.position}", time.monotonic()
 
     def _stopped(self) -> RunError:
         return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
 
 
-def _state(position: _Position, learner: Learner) -> State:
+def _state(position: _Position, learner: Learner, validation: Validation | None) -> State:
     return {
         "format": 2,
         "history": position.history,
@@ -245,13 +258,16 @@ def _state(position: _Position, learner: Learner) -> State:
         "sums": position.sums,
         "seconds": position.seconds,
         **learner.state(),
+        **({} if validation is None else validation.state()),
     }
 
 
-def _restore(state: State, learner: Learner) -> _Position:
+def _restore(state: State, learner: Learner, validation: Validation | None) -> _Position:
     if state.get("format") != 2:
         raise RunError("the checkpoint was written by another version of kdpipe. Start the run without --resume.")
     learner.restore(state)
+    if validation is not None:
+        validation.restore(state, learner)
     sums = {name: total.to(learner.device) for name, total in state["sums"].items()}
     return _Position(state["history"], state["step"], sums, state["seconds"])
 

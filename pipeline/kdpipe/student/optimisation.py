@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +88,21 @@ class Learner:
         self._scaler.update()
         if self._average is not None:
             self._average.update(self.module)
+
+    @property
+    def tested(self) -> Mapping[str, torch.Tensor]:
+        """The weights and buffers that are tested: the averaged ones where there is an average."""
+        return self.module.state_dict() if self._average is None else self._average.values
+
+    @contextmanager
+    def lent(self, weights: Mapping[str, torch.Tensor]) -> Iterator[torch.nn.Module]:
+        """Give the module with other weights for a while, then its own back."""
+        own = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(weights)
+        try:
+            yield self.module
+        finally:
+            self.module.load_state_dict(own)
 
     def finish(self) -> None:
         """Leave the trained weights in the module: the averaged ones where there is an average."""

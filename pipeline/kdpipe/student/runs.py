@@ -1,10 +1,12 @@
 """Run directories: what one training run leaves behind, and how to open it again.
 
 model.safetensors   the weights of the last epoch, with preset and class names
+best.safetensors    with --validation, those of the epoch that was best on it
 checkpoint.pt       what --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
-metrics.json        accuracy on the test split after the last epoch, and the cost of the run
+metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
+                    the accuracy of the epoch that was best on it
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from kdpipe.student.checkpoint import State
 
 History = list[dict[str, float]]
 
-_FILES = ("model.safetensors", "checkpoint.pt", "checkpoint.previous.pt", "run.json", "history.csv", "metrics.json")
+_FILES = (
+    *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
+    *("run.json", "history.csv", "metrics.json"),
+)
 
 _MAY_CHANGE = ("resume", "checkpoint_every")
 
@@ -39,6 +44,11 @@ class RunDirectory:
     def weights(self) -> Path:
         """``model.safetensors``"""
         return self.path / "model.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """``best.safetensors``"""
+        return self.path / "best.safetensors"
 
     @property
     def checkpoint(self) -> Path:
