@@ -103,3 +103,25 @@ def test_a_store_that_mixes_needs_all_samples(built: Built, tmp_path: Path, kdpi
     assert not out.exists()
     assert kdpipe(*command, "--store", store, "--distill", "none").code == 0
     assert kdpipe(*command, *teacher, *recipe).code == 0
+
+
+@pytest.mark.parametrize("stage", [STUDENT, TEACHER], ids=["student", "teacher"])
+def test_held_out_samples_are_mixed_into_no_other(
+    stage: tuple[object, ...], tmp_path: Path, kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdpipe.views import Population
+
+    train, held_out = dataset.hold_out(dataset.load("digits", "train", 200), 0.25)
+    partners = Population.partners
+    found: set[bytes] = set()
+
+    def noting(self: Population, rows: Any, view: int) -> Any:
+        chosen = partners(self, rows, view)
+        found.update(bytes(self._dataset.sample_ids[row]) for row in chosen)
+        return chosen
+
+    monkeypatch.setattr(Population, "partners", noting)
+    flags = ("--recipe", "crop-flip+mixup:1", "--validation", 0.25, "--epochs", 1)
+    assert kdpipe(*stage, *flags, "--out", tmp_path / "run").code == 0
+    assert found == set(map(bytes, train.sample_ids))
+    assert not found & set(map(bytes, held_out.sample_ids))
