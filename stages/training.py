@@ -41,14 +41,12 @@ def fit(
 
     Where samples are held out for validation, the weights that were best on them are tested once as well.
 
-    ``population`` are the samples that a recipe mixes, see ``Renderer``; by default those that are trained on.
+    ``population`` are the samples that a recipe mixes, see ``Renderer``.
     """
     device = models.resolve_device(params.device)
     geometry = Geometry.of(model.preset)
     views = views if recipe.augments else 0
-    # Held-out samples must not be mixed into others.
-    mixed = data.train.sample_ids if population is None else population
-    renderer = Renderer(data.train, recipe, seed=recipe_seed, geometry=geometry, device=device, population=mixed)
+    renderer = Renderer(data.train, recipe, seed=recipe_seed, geometry=geometry, device=device, population=population)
     seeds = {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed}
     record = {
         "format": 1,
