@@ -11,7 +11,7 @@ _ADAMW = {"lr": 1e-3, "weight_decay": 0.05}
 """Defaults with AdamW, those of Touvron et al., "Training data-efficient image transformers" (2021), at batch 1024."""
 
 
-def _split(value: Any) -> Any:
+def split_numbers(value: Any) -> Any:
     """Return one list of numbers: on the command line they are separated by commas, or the flag is repeated."""
     parts = value if isinstance(value, list | tuple) else [value]
     split: list[Iterable[Any]] = [part.split(",") if isinstance(part, str) else [part] for part in parts]
@@ -28,7 +28,7 @@ def _curve_text(value: Any) -> Any:
     return curve.first if curve.is_constant else str(curve)
 
 
-Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
+Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_numbers)]
 CurveText = Annotated[float | str | None, BeforeValidator(_curve_text)]
 """A number, or how it follows the epochs; see ``kdpipe.student.curves``. ``None`` where it is left to the loss."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from stages.learning import CurveText, Learning
+from stages.learning import CurveText, Learning, split_numbers
 
 
 def _split_numbers(value: Any) -> Any:
@@ -47,6 +47,7 @@ LossText = Annotated[str, BeforeValidator(_loss_text)]
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(split_numbers)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 
@@ -76,6 +77,11 @@ class _Training(Learning, StageParams):
     batch_size: int = Field(128, ge=2, description="Samples per step.")
     seed: Seed = Field(0, description="Seed of the initial weights.")
     data_seed: Seed = Field(0, description="Seed of the samples' order.")
+    seeds: Seeds = Field(
+        (),
+        description="Seeds, such as 0,1,2, each of which gets a run of its own, OUT/seed-N, in place of seed and, if "
+        "that is left out, of data-seed.",
+    )
     recipe_seed: Seed | None = Field(
         None, description="Seed of the views' pixels: the store's, or 0 where there is none."
     )
@@ -95,6 +101,12 @@ class _Training(Learning, StageParams):
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )
     resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
+
+    @model_validator(mode="after")
+    def _has_seeds_once(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {', '.join(map(str, self.seeds))}")
+        return self
 
 
 class TrainTeacher(_Training):

@@ -36,6 +36,7 @@ from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import say
 from stages.params import TrainStudent
+from stages.seeds import for_each_seed
 from stages.sources import TrainingData, load_model, load_split, load_training
 from stages.training import fit
 
@@ -52,7 +53,11 @@ class _Views:
 
 
 def run(params: TrainStudent) -> None:
-    """Train ``params.student`` and leave its run directory at ``params.out``."""
+    """Train ``params.student`` and leave its run directory, or that of each seed, at ``params.out``."""
+    for_each_seed(params, _train)
+
+
+def _train(params: TrainStudent) -> None:
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     views = _views(params, stores)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from kdpipe.student import RunDirectory
 from kdpipe.views import Recipe
 from stages.params import TrainTeacher
+from stages.seeds import for_each_seed
 from stages.sources import load_model, load_split, load_training
 from stages.training import fit
 
 
 def run(params: TrainTeacher) -> None:
-    """Train ``params.model`` and leave its run directory at ``params.out``."""
+    """Train ``params.model`` and leave its run directory, or that of each seed, at ``params.out``."""
+    for_each_seed(params, _train)
+
+
+def _train(params: TrainTeacher) -> None:
     data, test = load_training(params), load_split(params, "test")
     model = load_model(params.model, data.train, size=params.input_size, seed=params.seed)
     fit(

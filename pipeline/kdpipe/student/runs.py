@@ -55,6 +55,11 @@ class RunDirectory:
         """``checkpoint.pt``"""
         return self.path / "checkpoint.pt"
 
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
     def start(self, record: dict[str, Any], *, resume: bool) -> None:
         """Make the directory ready for a run that is described by ``record``.
 
@@ -69,20 +74,26 @@ class RunDirectory:
         if resume:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
-            before = self.record()
-            differing = [
-                key for key in ("parameters", "lineage") if _comparable(before.get(key)) != _comparable(record[key])
-            ]
-            if differing:
-                raise RunError(
-                    f"{self.path} was started with other {' and '.join(differing)} than asked for "
-                    f"({_first_difference(before, record, differing[0])}). Start it without --resume."
-                )
+            self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
         else:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
         durable.write_json(written, record)
+
+    def refuse_changes(self, asked: dict[str, Any]) -> None:
+        """Refuse to take the run for one that was started with these sections of its record.
+
+        Raises:
+            RunError: it was started with others, but for what may change when a run is resumed.
+        """
+        before = self.record()
+        differing = [key for key in asked if _comparable(before.get(key)) != _comparable(asked[key])]
+        if differing:
+            raise RunError(
+                f"{self.path} was started with other {' and '.join(differing)} than asked for "
+                f"({_first_difference(before, asked, differing[0])}). Start it without --resume."
+            )
 
     def _refuse_strangers(self) -> None:
         """Refuse a directory that was made by something else; hidden files, such as DVC's, are nobody's work."""
