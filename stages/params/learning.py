@@ -1,36 +1,15 @@
-"""Parameters of the optimiser and its learning rate, which both training stages take, and of curves."""
+"""Parameters of the optimiser and its learning rate, which both training stages take."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
+
+from stages.params.values import Epochs
 
 _ADAMW = {"lr": 1e-3, "weight_decay": 0.05}
 """Defaults with AdamW, those of Touvron et al., "Training data-efficient image transformers" (2021), at batch 1024."""
-
-
-def split_numbers(value: Any) -> Any:
-    """Return one list of numbers: on the command line they are separated by commas, or the flag is repeated."""
-    parts = value if isinstance(value, list | tuple) else [value]
-    split: list[Iterable[Any]] = [part.split(",") if isinstance(part, str) else [part] for part in parts]
-    return [number for part in split for number in part]
-
-
-def _curve_text(value: Any) -> Any:
-    """Return a curve as text, and a constant as a number."""
-    from kdpipe.student.curves import Curve
-
-    if value is None:
-        return None
-    curve = Curve.parse(value)
-    return curve.first if curve.is_constant else str(curve)
-
-
-Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(split_numbers)]
-CurveText = Annotated[float | str | None, BeforeValidator(_curve_text)]
-"""A number, or how it follows the epochs; see ``kdpipe.student.curves``. ``None`` where it is left to the loss."""
 
 
 class Learning(BaseModel):
