@@ -11,7 +11,7 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
 from kdpipe.models import Model
-from stages.console import progress
+from stages.console import progress, say
 from stages.params import StageParams, TrainStudent, TrainTeacher
 
 
@@ -32,13 +32,19 @@ class TrainingData:
     """What is held out."""
 
 
-def load_training(params: TrainTeacher | TrainStudent) -> TrainingData:
+def load_training(params: TrainTeacher | TrainStudent, *, taught: bool) -> TrainingData:
     """Load the training split, limited as asked, and hold out what is asked for.
 
+    Where the model is not ``taught`` by a teacher, samples without a label are left out.
+
     Raises:
-        DatasetError: a class would be left without samples.
+        DatasetError: a class would be left without samples, or no sample has a label.
     """
     whole = load_split(params, "train")
+    if not taught and (whole.labels < 0).any():
+        labelled = dataset.labelled(whole)
+        say(f"Leaving {len(whole) - len(labelled):,} of {len(whole):,} samples out: they have no label.")
+        whole = labelled
     if params.validation == 0:
         return TrainingData(whole, whole, None)
     return TrainingData(whole, *dataset.hold_out(whole, params.validation))

@@ -61,7 +61,7 @@ def _train(params: TrainStudent) -> None:
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     views = _views(params, stores)
-    data, test = load_training(params), load_split(params, "test")
+    data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
     train = data.train
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None

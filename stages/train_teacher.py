@@ -16,7 +16,7 @@ def run(params: TrainTeacher) -> None:
 
 
 def _train(params: TrainTeacher) -> None:
-    data, test = load_training(params), load_split(params, "test")
+    data, test = load_training(params, taught=False), load_split(params, "test")
     model = load_model(params.model, data.train, size=params.input_size, seed=params.seed)
     fit(
         model,

@@ -3,7 +3,7 @@
 ``load`` reads a split of a dataset named by a spec:
 
     digits                      scikit-learn's handwritten digits, for trying things out
-    folder:PATH                 PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg (or val)
+    folder:PATH                 PATH/train/<class>/*.jpg and PATH/test/<class>/*.jpg (or val); PATH/unlabeled/*.jpg
     cifar10:PATH, cifar100:PATH the published batches
     torchvision:NAME:PATH       a classification dataset of torchvision, such as FashionMNIST
     package.module:function     your own, see ``kdpipe.dataset.callable``
@@ -27,8 +27,8 @@ from kdpipe.dataset.callable import list_callable
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.digits import list_digits
 from kdpipe.dataset.folder import list_folder
-from kdpipe.dataset.holdout import hold_out
 from kdpipe.dataset.identity import find_ids, sample_id
+from kdpipe.dataset.parts import hold_out, labelled
 from kdpipe.dataset.pixels import byte_starts, cache_directory, cache_path, fill, open_cache
 from kdpipe.dataset.published import list_published
 from kdpipe.dataset.source import Dataset, Listing, Survey
@@ -43,6 +43,7 @@ __all__ = [
     "decoder_name",
     "find_ids",
     "hold_out",
+    "labelled",
     "load",
     "processors",
     "sample_id",

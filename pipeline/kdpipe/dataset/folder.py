@@ -1,4 +1,4 @@
-"""``folder:PATH``: images in ``PATH/train/<class>/`` and ``PATH/{test,val}/<class>/``."""
+"""``folder:PATH``: images in ``PATH/train/<class>/`` and ``PATH/{test,val}/<class>/``, and some without a label."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ from kdpipe.errors import DatasetError, did_you_mean
 FOLDERS = {"train": ("train",), "test": ("test", "val")}
 """The folders on disk that may hold a split, the preferred one first."""
 
+UNLABELED = "unlabeled"
+"""The folder with further training images, whose class nobody has told."""
+
 
 def list_folder(root: Path, split: str) -> Listing:
     """List the images of a split: classes in the order of their names, images in the order of theirs.
 
-    Hidden files and files without an image's extension are left out. Class folders may be nested.
+    Those in ``PATH/unlabeled/`` come last in ``train``, with the label -1. Hidden files and files without an image's
+    extension are left out. Class folders may be nested.
 
     Raises:
         DatasetError: A folder is missing or empty, or the class folders of train and test differ.
@@ -38,12 +42,14 @@ def list_folder(root: Path, split: str) -> Listing:
     keys: list[str] = []
     paths: list[str] = []
     labels: list[int] = []
-    for label, (name, class_folder) in enumerate(classes.items()):
-        found = sorted((f"{split}/{name}/{_nfc(inner)}", path) for inner, path in _images(class_folder))
+    parts = [(label, f"{split}/{name}", class_folder) for label, (name, class_folder) in enumerate(classes.items())]
+    if split == "train" and (root / UNLABELED).is_dir():
+        parts.append((-1, UNLABELED, root / UNLABELED))
+    for label, key, place in parts:
+        found = sorted((f"{key}/{_nfc(inner)}", path) for inner, path in _images(place))
         if not found:
             raise DatasetError(
-                f"the class folder '{class_folder}' has no images "
-                f"(of {_endings()} and others); add some, or remove the folder"
+                f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
             )
         keys += [key for key, _ in found]
         paths += [path for _, path in found]

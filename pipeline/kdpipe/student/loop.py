@@ -31,6 +31,9 @@ from kdpipe.views import Renderer
 
 Rows = npt.NDArray[np.int64]
 
+_OF_LABELLED = ("ce", "train_top1")
+"""Figures of a batch that are means over its labelled samples."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -49,7 +52,7 @@ class _Position:
     step: int = 0
     """Steps done of the epoch after those."""
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Sums over the samples of these steps, of each loss term and of correct answers."""
+    """Sums over the samples of these steps, of each loss term and of correct answers, and of the labelled samples."""
     seconds: float = 0.0
     """What these steps took."""
 
@@ -154,15 +157,16 @@ class _Loop:
         for indices, pixels in self._rest(batches, view):
             terms = self._step(indices, pixels, view, weighed)
             position.step += 1
-            for name, value in terms.items():
-                position.sums[name] = position.sums.get(name, 0) + value * len(indices)
+            self._count(terms, indices)
             self.watch.add(terms, epoch=epoch + 1, step=position.step)
             advance(len(indices))
             if position.step < len(batches):
                 position.seconds = time.perf_counter() - began
                 self._pause()
                 began = time.perf_counter() - position.seconds
-        row |= {name: total.item() / samples for name, total in sorted(position.sums.items())}
+        labelled = position.sums.pop("labelled").clamp(min=1).item()
+        counts = dict.fromkeys(_OF_LABELLED, labelled)
+        row |= {name: total.item() / counts.get(name, samples) for name, total in sorted(position.sums.items())}
         seconds = time.perf_counter() - began
         if self.validation is not None:
             self._check()
@@ -219,8 +223,17 @@ class _Loop:
             terms["loss"] = weighed.kd_weight * terms["kd"] + weighed.ce_weight * terms["ce"]
         step = position.epoch * self.steps + position.step
         self.learner.step(terms["loss"], rate=self.schedule.rate(step, self.steps))
-        terms["train_top1"] = (logits.detach().argmax(dim=1) == targets).float().mean()
+        correct = (logits.detach().argmax(dim=1) == targets).float().sum()
+        terms["train_top1"] = correct / (targets >= 0).sum().clamp(min=1)
         return {name: value.detach() for name, value in terms.items()}
+
+    def _count(self, terms: dict[str, torch.Tensor], indices: Rows) -> None:
+        """Add a batch's means to the sums, each times the number of samples that it is a mean of."""
+        sums = self.position.sums
+        labelled = (self.labels[torch.from_numpy(indices).to(self.renderer.device)] >= 0).sum()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value * (labelled if name in _OF_LABELLED else len(indices))
+        sums["labelled"] = sums.get("labelled", 0) + labelled
 
     def _pause(self) -> None:
         """Between two steps, stop if asked to, and save a checkpoint when it is time."""
@@ -252,7 +265,7 @@ class _Loop:
 
 def _state(position: _Position, learner: Learner, validation: Validation | None) -> State:
     return {
-        "format": 2,
+        "format": 3,
         "history": position.history,
         "step": position.step,
         "sums": position.sums,
@@ -263,7 +276,7 @@ def _state(position: _Position, learner: Learner, validation: Validation | None)
 
 
 def _restore(state: State, learner: Learner, validation: Validation | None) -> _Position:
-    if state.get("format") != 2:
+    if state.get("format") != 3:
         raise RunError("the checkpoint was written by another version of kdpipe. Start the run without --resume.")
     learner.restore(state)
     if validation is not None:

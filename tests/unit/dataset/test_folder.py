@@ -167,6 +167,39 @@ def test_an_empty_class_folder_is_named(make_folder: MakeFolder) -> None:
     assert "has no images" in text
 
 
+def test_images_without_a_label_come_last_in_train_alone(make_folder: MakeFolder) -> None:
+    root = make_folder(count=2)
+    for index, name in enumerate(("b/deep.png", "a.png")):
+        path = root / "unlabeled" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(100 + index).save(path)
+    (root / "unlabeled" / "readme.txt").touch()
+    found = load(f"folder:{root}", "train")
+    assert found.keys[4:] == ("unlabeled/a.png", "unlabeled/b/deep.png")
+    assert found.labels.tolist() == [0, 0, 1, 1, -1, -1]
+    assert found.classes == ("ant", "bee")
+    assert load(f"folder:{root}", "test").labels.tolist() == [0, 0, 1, 1]
+    with Image.open(root / "unlabeled/a.png") as image:
+        np.testing.assert_array_equal(found.image(4).numpy(), np.asarray(image).transpose(2, 0, 1))
+
+
+def test_labelled_samples_keep_their_ids_beside_images_without_a_label(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    before = load(f"folder:{root}", "train")
+    (root / "unlabeled").mkdir()
+    picture(100).save(root / "unlabeled/0.png")
+    after = load(f"folder:{root}", "train")
+    assert after.fingerprint != before.fingerprint
+    assert np.array_equal(after.sample_ids[: len(before)], before.sample_ids)
+
+
+def test_an_empty_folder_of_images_without_a_label_is_named(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    (root / "unlabeled").mkdir()
+    text = message(f"folder:{root}")
+    assert f"'{root}/unlabeled' has no images" in text
+
+
 def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "flat/train").mkdir(parents=True)
     picture(0).save(tmp_path / "flat/train/0.png")

@@ -24,6 +24,7 @@ from kdpipe.student import (
     train,
 )
 from kdpipe.student.hard_labels import cross_entropy
+from kdpipe.student.schedule import epoch_batches, learning_rate
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer, render
 from tests.conftest import Built
@@ -66,8 +67,6 @@ def test_without_a_teacher_it_is_a_plain_loop(digits: dataset.Dataset, tmp_path:
         run=_start(tmp_path / "run"),
     )
 
-    from kdpipe.student.schedule import epoch_batches, learning_rate
-
     model = plain.module.train()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (plain.preset.mean, plain.preset.std))
@@ -86,6 +85,37 @@ def test_without_a_teacher_it_is_a_plain_loop(digits: dataset.Dataset, tmp_path:
             step += 1
     for mine, other in zip(ours.module.parameters(), model.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_figures_of_labels_are_means_over_the_labelled_samples(digits: dataset.Dataset, tmp_path: Path) -> None:
+    labels = np.where(np.arange(len(digits)) % 5 == 0, digits.labels, -1).astype(np.int32)
+    part = replace(digits, labels=labels)
+    student = _student(part)
+    renderer = _renderer(part, student.preset)
+    run = _start(tmp_path / "run")
+    frozen = replace(SCHEDULE, lr=1e-12, epochs=1, weight_decay=0.0)
+    targets = LiveTargets(lambda pixels: torch.zeros(len(pixels), 10), None)
+    train(
+        student.module,
+        renderer,
+        preset=student.preset,
+        schedule=frozen,
+        distillation=Distillation(targets, make("kd"), kd_weight=0.5, ce_weight=0.5),
+        run=run,
+    )
+    plain = _student(part)
+    losses, hits = [], []
+    for rows in epoch_batches(len(part), batch_size=32, data_seed=3, epoch=0):
+        with torch.no_grad():
+            logits = plain.module.train()(plain.preset.normalise(renderer(rows, 1)))
+        for row, each in zip(rows, logits, strict=True):
+            if labels[row] >= 0:
+                losses.append(-torch.log_softmax(each.double(), 0)[int(labels[row])].item())
+                hits.append(each.argmax().item() == labels[row])
+    assert len(losses) == 40
+    (row,) = run.history()
+    assert row["ce"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert row["train_top1"] == pytest.approx(np.mean(hits))
 
 
 def test_resumed_equals_uninterrupted(digits: dataset.Dataset, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
-"""Holding out: a fixed, balanced, disjoint part that depends on the samples' ids alone."""
+"""Holding out: a fixed, balanced, disjoint part that depends on the samples' ids alone; and what has a label."""
 
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from kdpipe.dataset import hold_out, load
+from kdpipe.dataset import hold_out, labelled, load
 from kdpipe.errors import DatasetError
 from kdpipe.views import Renderer
 
@@ -61,3 +62,14 @@ def test_a_rare_class_is_not_used_up(make_folder: MakeFolder) -> None:
     assert (np.bincount(train.labels).tolist(), np.bincount(validation.labels).tolist()) == ([7, 1], [1, 1])
     with pytest.raises(DatasetError, match=r"holding 4 of 10 .* leaves class 'bee' without samples to train on"):
         hold_out(load(f"folder:{root}", "train"), 0.4)
+
+
+def test_labelled_samples_are_all_that_have_a_label_and_mix_among_themselves() -> None:
+    digits = load("digits", "train", 100)
+    labels = np.where(np.arange(100) % 3 == 0, digits.labels, -1).astype(np.int32)
+    found = labelled(replace(digits, labels=labels))
+    assert found.keys == digits.keys[::3]
+    assert np.array_equal(found.labels, digits.labels[::3])
+    assert found.whole is found
+    with pytest.raises(DatasetError, match="no training sample of digits has a label"):
+        labelled(replace(digits, labels=np.full_like(labels, -1)))

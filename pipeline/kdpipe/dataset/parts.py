@@ -1,4 +1,4 @@
-"""The part of a training split that is held out for validation."""
+"""Parts of a training split: what is held out for validation, and what has a label."""
 
 from __future__ import annotations
 
@@ -36,3 +36,17 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             )
     train, validation = (replace(dataset.subset(rows), origin=None) for rows in (kept, held))
     return train, validation
+
+
+def labelled(dataset: Dataset) -> Dataset:
+    """Return the samples that have a label, in dataset order; a recipe that mixes finds partners among these.
+
+    Raises:
+        DatasetError: none has one.
+    """
+    rows = np.flatnonzero(dataset.labels >= 0)
+    if not len(rows):
+        raise DatasetError(
+            f"no training sample of {dataset.spec} has a label: there is nothing to learn without a teacher."
+        )
+    return replace(dataset.subset(rows), origin=None)
