@@ -31,7 +31,7 @@ class RecipeError(KdpipeError, ValueError):
 
 
 class DeviceError(KdpipeError):
-    """The requested device is not there."""
+    """The requested device is not there, or its memory does not suffice."""
 
 
 class StoreError(KdpipeError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -60,14 +62,33 @@ def test_the_saved_model_is_the_one_that_was_tested(
         assert "running" in name or not torch.equal(value, state["model"][name])
 
 
-def test_memory_that_does_not_suffice_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdpipe: Callable[..., Outcome]
-) -> None:
-    def exhaust(*_arguments: object, **_settings: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+def limited(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that may take 1,000 MiB of addresses more than it has when everything is imported."""
+    program = (
+        "import resource, sys, torch, torchvision, kdpipe.student, kdpipe.models, stages.train_student; "
+        "from pathlib import Path; from stages.cli import main; torch.set_num_threads(1); "
+        "taken = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + 1000 * 2**20, resource.RLIM_INFINITY)); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    monkeypatch.setattr(torch.autograd, "backward", exhaust)
-    refused(kdpipe(*STUDENT, "--out", tmp_path / "run"), "batch size of 128. Try --batch-size 64")
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
+def test_memory_that_does_not_suffice_is_one_line_with_a_size_that_does(tmp_path: Path) -> None:
+    command = ("train-student", "--data", "digits", "--student", "resnet20", "--device", "cpu", "--epochs", 1)
+    refusal = limited(*command, "--batch-size", 1024, "--out", tmp_path / "large")
+    assert refusal.returncode == 1
+    assert "Traceback" not in refusal.stderr
+    message = refusal.stderr.strip().splitlines()[-1]
+    found = re.search(r"cpu ran out of memory at a batch size of 1024; (\d+) fit\. Try --batch-size (\d+);", message)
+    assert found is not None, message
+    fits = int(found[1])
+    assert found[2] == found[1]
+    assert 16 <= fits <= 512
+    # Half of it, because addresses are limited here, which a process runs out of in more ways than of memory.
+    trained = limited(*command, "--batch-size", fits // 2, "--out", tmp_path / "fits")
+    assert trained.returncode == 0, trained.stderr
 
 
 def test_weights_and_temperature_that_follow_the_epochs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,13 @@ import torch
 from kdpipe.errors import DeviceError, DivergedError, RunError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
-from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation, Terms
 from kdpipe.student.divergence import LossWatch, not_finite
 from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
+from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
 from kdpipe.student.optimisation import Learner, Optimisation
-from kdpipe.student.runs import History, RunDirectory
+from kdpipe.student.position import Position, restore, state_of
+from kdpipe.student.runs import RunDirectory
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
@@ -41,29 +42,6 @@ class Cost:
 
     seconds: float
     images_per_second: float
-
-
-@dataclass
-class _Position:
-    """How far a run has come."""
-
-    history: History = field(default_factory=list)
-    """One row for each finished epoch."""
-    step: int = 0
-    """Steps done of the epoch after those."""
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Sums over the samples of these steps, of each loss term and of correct answers, and of the labelled samples."""
-    seconds: float = 0.0
-    """What these steps took."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, from 0."""
-        return len(self.history)
-
-    def __str__(self) -> str:
-        """Return the place in words."""
-        return f"step {self.step} of epoch {self.epoch + 1}" if self.step else f"the end of epoch {self.epoch}"
 
 
 def train(
@@ -96,10 +74,10 @@ def train(
         RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
     learner = Learner(module, optimisation, lr=schedule.lr, weight_decay=schedule.weight_decay, device=renderer.device)
-    position = _Position()
+    position = Position()
     state = run.load_checkpoint(say=say) if resume else None
     if state is not None:
-        position = _restore(state, learner, validation)
+        position = restore(state, learner, validation)
         say(f"Going on from {position}.")
     loop = _Loop(
         learner, renderer, preset, schedule, distillation, validation, run, checkpoint_every, should_stop, position
@@ -109,10 +87,9 @@ def train(
     samples = len(renderer.dataset)
     while position.epoch < schedule.epochs:
         with progress(f"epoch {position.epoch + 1}/{schedule.epochs}", total=samples) as advance:
-            try:
-                row = loop.epoch(advance)
-            except torch.OutOfMemoryError:
-                raise DeviceError(_smaller(schedule.batch_size, optimisation, renderer.device)) from None
+            row = _within_memory(loop, advance)
+        if row is None:
+            raise DeviceError(_smaller(loop))
         run.write_history(position.history)
         on_epoch(row)
     learner.finish()
@@ -133,7 +110,7 @@ class _Loop:
     run: RunDirectory
     checkpoint_every: float
     should_stop: Callable[[], bool]
-    position: _Position
+    position: Position
 
     def __post_init__(self) -> None:
         dataset = self.renderer.dataset
@@ -235,6 +212,13 @@ class _Loop:
             sums[name] = sums.get(name, 0) + value * (labelled if name in _OF_LABELLED else len(indices))
         sums["labelled"] = sums.get("labelled", 0) + labelled
 
+    def rehearse(self, size: int) -> None:
+        """Take a step of the epoch under way again, on its first ``size`` samples."""
+        view = view_of_epoch(self.position.epoch, self.schedule.views)
+        indices = self._batches(self.position.epoch, view)[0][:size]
+        weighed = None if self.distillation is None else self.distillation.terms(0, self.schedule.epochs)
+        self._step(indices, self.renderer(indices, view), view, weighed)
+
     def _pause(self) -> None:
         """Between two steps, stop if asked to, and save a checkpoint when it is time."""
         stopping = self.should_stop()
@@ -256,40 +240,31 @@ class _Loop:
     def _save(self) -> None:
         """Write a checkpoint, unless something in it is not finite."""
         self._check()
-        self.run.save_checkpoint(_state(self.position, self.learner, self.validation))
+        self.run.save_checkpoint(state_of(self.position, self.learner, self.validation))
         self.saved, self.saved_at = f"{self.run.checkpoint} holds {self.position}", time.monotonic()
 
     def _stopped(self) -> RunError:
         return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
 
 
-def _state(position: _Position, learner: Learner, validation: Validation | None) -> State:
-    return {
-        "format": 3,
-        "history": position.history,
-        "step": position.step,
-        "sums": position.sums,
-        "seconds": position.seconds,
-        **learner.state(),
-        **({} if validation is None else validation.state()),
-    }
+def _within_memory(loop: _Loop, advance: Callable[[int], None]) -> dict[str, float] | None:
+    """Train an epoch; return ``None`` where memory does not suffice, with nothing left that holds on to it."""
+    try:
+        return loop.epoch(advance)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+    return None
 
 
-def _restore(state: State, learner: Learner, validation: Validation | None) -> _Position:
-    if state.get("format") != 3:
-        raise RunError("the checkpoint was written by another version of kdpipe. Start the run without --resume.")
-    learner.restore(state)
-    if validation is not None:
-        validation.restore(state, learner)
-    sums = {name: total.to(learner.device) for name, total in state["sums"].items()}
-    return _Position(state["history"], state["step"], sums, state["seconds"])
-
-
-def _smaller(batch_size: int, optimisation: Optimisation, device: torch.device) -> str:
-    """Return what to try when a step does not fit in the device's memory."""
-    smaller = 1 << (max(2, batch_size // 2).bit_length() - 1)
-    reduced = " or --amp auto" if optimisation.amp == "fp32" and device.type == "cuda" else ""
+def _smaller(loop: _Loop) -> str:
+    """Return what to try when a step does not fit in memory."""
+    size, device = loop.schedule.batch_size, loop.renderer.device
+    reduced = " or --amp auto" if loop.learner.settings.amp == "fp32" and device.type == "cuda" else ""
+    fits = largest_that_fits(loop.rehearse, below=size)
+    if fits is None:
+        return f"{device} ran out of memory at a batch size of {size}, and 2 do not fit either: take a smaller model."
     return (
-        f"{device} ran out of memory at a batch size of {batch_size}. Try --batch-size {smaller}{reduced}; a smaller "
-        "batch usually wants a proportionally lower --lr."
+        f"{device} ran out of memory at a batch size of {size}; {fits} fit. Try --batch-size {fits}{reduced}; a "
+        "smaller batch usually wants a proportionally lower --lr."
     )

@@ -99,9 +99,27 @@ def test_the_tensor_that_is_not_finite_is_named() -> None:
     assert not_finite(torch.nn.Flatten()) is None
 
 
-def test_too_little_memory_is_one_line_with_what_to_try(tmp_path: Path) -> None:
-    def exhaust(_logits: torch.Tensor) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+def test_too_little_memory_is_one_line_with_a_batch_size_that_fits(tmp_path: Path) -> None:
+    def exhaust(logits: torch.Tensor) -> torch.Tensor:
+        if len(logits) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return logits.sum()
 
-    with pytest.raises(DeviceError, match=r"ran out of memory at a batch size of 32\. Try --batch-size 16"):
+    with pytest.raises(DeviceError, match=r"ran out of memory at a batch size of 32; 8 fit\. Try --batch-size 8;"):
         _train(tmp_path / "run", _From(9, exhaust))
+
+
+def test_where_no_batch_fits_the_model_is_too_large(tmp_path: Path) -> None:
+    def exhaust(_logits: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    with pytest.raises(DeviceError, match=r"batch size of 32, and 2 do not fit either"):
+        _train(tmp_path / "run", _From(1, exhaust))
+
+
+def test_another_error_is_not_taken_for_too_little_memory(tmp_path: Path) -> None:
+    def fail(_logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        _train(tmp_path / "run", _From(2, fail))
