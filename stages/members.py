@@ -19,25 +19,29 @@ def members(path: Path) -> list[RunDirectory]:
         RunError: A run is missing, unfinished or not counted in ``metrics.json``, or differs from the first in more
             than its seed.
     """
-    present = {found.name for found in path.glob("seed-*") if found.is_dir()}
-    summary = RunDirectory(path)
-    if (path / "run.json").exists() or not (present or summary.finished):
+    present = sorted(found.name for found in path.glob("seed-*") if found.is_dir())
+    seeds = _counted(RunDirectory(path))
+    if (path / "run.json").exists() or not (present or seeds):
         return []
-    unfinished = [name for name in sorted(present) if not RunDirectory(path / name).finished]
-    if unfinished:
-        raise _incomplete(path, f"{unfinished[0]} has no metrics.json")
-    if not summary.finished:
-        raise _incomplete(path, "it has no metrics.json")
-    seeds = summary.metrics().get("seeds", [])
-    lacking = [f"seed-{seed}" for seed in seeds if f"seed-{seed}" not in present]
-    if lacking:
-        raise _incomplete(path, f"its metrics.json counts {lacking[0]}, which is not there")
     runs = {seed: RunDirectory(path / f"seed-{seed}") for seed in seeds}
-    strangers = sorted(present.difference(run.path.name for run in runs.values()))
-    if strangers:
-        raise _incomplete(path, f"its metrics.json does not count {strangers[0]}")
+    names = [run.path.name for run in runs.values()]
+    for name in present:
+        if not RunDirectory(path / name).finished:
+            raise _incomplete(path, f"{name} has no metrics.json")
+    if not seeds:
+        raise _incomplete(path, "it has no metrics.json that counts them")
+    for name in sorted({*names}.symmetric_difference(present)):
+        what = f"does not count {name}" if name in present else f"counts {name}, which is not there"
+        raise _incomplete(path, f"its metrics.json {what}")
     _refuse_unlike(runs)
     return list(runs.values())
+
+
+def _counted(summary: RunDirectory) -> list[int]:
+    """Return the seeds that a ``metrics.json`` counts; none where there is no such file or it is of something else."""
+    metrics: Any = summary.metrics() if summary.finished else None
+    seeds = metrics.get("seeds") if isinstance(metrics, dict) else None
+    return seeds if isinstance(seeds, list) else []
 
 
 def _incomplete(path: Path, what: str) -> RunError:

@@ -10,7 +10,7 @@ from importlib import resources
 import kdpipe
 from kdpipe.benchmark import BenchmarkResult, Recommendation, StudentResult, recommend
 from kdpipe.report.plots import MOST_CURVES
-from kdpipe.report.tables import UNDEFINED, batch_sizes, millions, number, percent, recommended, size, spread
+from kdpipe.report.tables import UNDEFINED, batch_sizes, millions, nats, number, percent, recommended, size, spread
 
 DISTILLED = {"cache": "store", "live": "live teacher", "none": "labels only"}
 
@@ -159,7 +159,7 @@ def _row(student: StudentResult, sizes: list[int], *, chosen: bool) -> str:
         str(student.seed) if student.seed is not None else _count(len(student.runs), "seed"),
         spread(student, "top1", percent),
         spread(student, "top5", percent),
-        spread(student, "loss_value", number),
+        spread(student, "loss_value", nats),
         spread(student, "agreement", percent),
         spread(student, "gap_recovered", percent),
         millions(student.parameters),

@@ -70,7 +70,7 @@ def csv_text(result: BenchmarkResult) -> str:
 def table(result: BenchmarkResult) -> Table:
     """Return the students as a table for the console, the recommended one marked and in bold.
 
-    A student of several seeds has their number and the standard deviations in a second line, which costs no width.
+    A student of several seeds has their number and the standard deviations in a second line, to save width.
     """
     sizes = batch_sizes(result)
     chosen = recommended(result)
@@ -107,6 +107,11 @@ def summary(result: BenchmarkResult, *, report: Path) -> str:
 def percent(share: float | None) -> str:
     """Return a share of 1 as a percentage with two decimals and no sign."""
     return UNDEFINED if share is None or not math.isfinite(share) else f"{share * 100:.2f}"
+
+
+def nats(loss: float | None) -> str:
+    """Return a cross-entropy with three decimals."""
+    return UNDEFINED if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
 
 
 def spread(student: StudentResult, figure: Figure, form: Callable[[float | None], str]) -> str:
