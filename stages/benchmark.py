@@ -125,17 +125,10 @@ def _student(
     device: torch.device,
 ) -> StudentResult:
     """Measure a single run, or the runs of several seeds in the directory ``path``, of which the first is timed."""
+    names = [run.path.relative_to(path.parent).as_posix() for run in runs]
     measured = [
-        _measure(
-            f"{path.name}/{run.path.name}" if run.path != path else path.name,
-            run,
-            test,
-            teacher=teacher,
-            params=params,
-            device=device,
-            timed=run is runs[0],
-        )
-        for run in runs
+        _measure(name, run, test, teacher=teacher, params=params, device=device, timed=run is runs[0])
+        for name, run in zip(names, runs, strict=True)
     ]
     return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
 

@@ -58,8 +58,8 @@ def _refuse_unlike(runs: dict[int, RunDirectory]) -> None:
         trained = record["parameters"]["seed"]
         if trained != seed:
             raise RunError(f"{run.path} was trained with seed {trained}. Train it again with --seeds {seed}.")
-        shared = _flat({key: record.get(key) for key in _SHARED})
-        shared |= _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
+        shared = _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
+        shared |= _flat({key: record.get(key) for key in _SHARED})  # views and recipe as they were resolved
         first = first or shared
         differing = [key for key in {**first, **shared} if first.get(key) != shared.get(key)]
         if differing:
