@@ -3,9 +3,10 @@
     python benchmarks/losses.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 The teacher's views are cached once; every student trains on them in turn, with the published settings and weights of
-its loss (docs/LOSSES.md). dkd's weight is warmed up over a twelfth of the epochs, as 20 of 240 are. Accuracies are of
-the whole test split, after the last epoch. Finished runs are kept in --work and not repeated, so several processes may
-each train some of the --seeds. Writes benchmarks/results/losses.json after each run.
+its loss (docs/LOSSES.md); standardized-kd is kd with standardize. dkd's weight is warmed up over a twelfth of the
+epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in --work
+and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json after
+each run.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model
 
-ARMS = ("none", *LOSSES)
+ARMS = ("none", *LOSSES, "standardized-kd")
 RESULT = Path(__file__).parent / "results" / "losses.json"
 OPTIMISER: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "warmup_epochs": 1.0}
 
@@ -63,7 +64,7 @@ def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
     geometry = Geometry.of(model.preset)
     distillation = None
     if arm != "none":
-        loss = make(arm)
+        loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
         warmup = round(options.epochs * loss.warmup_epochs / 240)
         weight = Curve("constant", loss.kd_weight, warmup=warmup)
         distillation = Distillation(CachedTargets(store, join_checked(store, train_set)), loss, weight, loss.ce_weight)

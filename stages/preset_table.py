@@ -155,7 +155,7 @@ _CIFAR_TRAINING: Settings = {
     "warmup_epochs": 0,
 }
 _KD: Settings = {"loss": "kd", "temperature": 4, "kd_weight": 0.9, "ce_weight": 0.1}
-_STANDARDIZED_KD: Settings = {"loss": "standardized-kd", "kd_weight": 9, "ce_weight": 0.1}
+_STANDARDIZED_KD: Settings = {"loss": "kd", "standardize": True, "kd_weight": 9, "ce_weight": 0.1}
 _DKD: Settings = {
     "loss": "dkd",
     "temperature": 4,
@@ -186,7 +186,7 @@ def _cifar100(pair: _Pair) -> Iterator[Preset]:
     if (pair.teacher, pair.student) in _STANDARDIZED:
         temperature, distilled = _STANDARDIZED[pair.teacher, pair.student]
         settings = {**_STANDARDIZED_KD, "temperature": temperature}
-        yield published("standardized-kd", settings, _STANDARDIZATION, distilled, _ALONE)
+        yield published("kd-standardized", settings, _STANDARDIZATION, distilled, _ALONE)
 
 
 _IMAGENET_CACHING: Settings = {

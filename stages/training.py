@@ -52,7 +52,7 @@ def fit(
         "format": 1,
         "stage": stage,
         "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
+        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
         "recipe": {"name": str(recipe), "version": recipe.version, "seed": recipe_seed},
         "views": views,
         "seeds": seeds,

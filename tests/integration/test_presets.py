@@ -65,7 +65,11 @@ def columns(tables: str) -> list[list[str]]:
 
 
 def by_pair(kind: str) -> dict[str, Preset]:
-    chosen = [preset for preset in PRESETS if preset.name.startswith(kind)]
+    chosen = [
+        preset
+        for preset in PRESETS
+        if preset.name in {f"{kind}{preset.caching['teacher']}-{preset.settings['student']}"}
+    ]
     return {f"{preset.caching['teacher']} {preset.settings['student']}": preset for preset in chosen}
 
 
@@ -88,12 +92,13 @@ def test_figures_of_mdistiller() -> None:
 
 
 def test_figures_of_logit_standardization() -> None:
-    presets = by_pair("cifar100-standardized-kd-")
+    presets = by_pair("cifar100-kd-standardized-")
     published = columns(STANDARDIZATION)
     assert len(presets) == len(published) == 8
     for pair, standardized, temperature in published:
         assert f"{presets[pair].figures.distilled:.2f}" == standardized
         assert presets[pair].settings["temperature"] == int(temperature)
+        assert (presets[pair].settings["loss"], presets[pair].settings["standardize"]) == ("kd", True)
 
 
 def test_figures_of_our_own_are_those_of_the_benchmarks() -> None:
