@@ -101,10 +101,9 @@ _TORCHDISTILL = Source(
     "official/ilsvrc2012/yoshitomo-matsubara/kd-resnet18_from_resnet34.log",
 )
 
-_MOMENTUM = "published with plain momentum 0.9; sgd here is Nesterov"
 _FRESH_VIEWS = "published with new crops in every epoch; here the epochs take turns with the store's views"
 _BEST = "the published code keeps its best epoch on the test set; here it is the last one that is reported"
-_PUBLISHED = (_MOMENTUM, _FRESH_VIEWS, _BEST)
+_PUBLISHED = (_FRESH_VIEWS, _BEST)
 _ALONE = "teacher and student alone are RepDistiller's figures"
 _COLUMN = (
     "mdistiller's README heads this column ResNet32x4, MobileNet-V2; its KD is that of ShuffleV2, and "
@@ -148,6 +147,7 @@ _CIFAR_TRAINING: Settings = {
     "epochs": 240,
     "batch_size": 64,
     "optimizer": "sgd",
+    "nesterov": False,
     "weight_decay": 5e-4,
     "lr_schedule": "step",
     "lr_steps": "150,180,210",
@@ -199,6 +199,7 @@ _IMAGENET_TRAINING: Settings = {
     "student": "torchvision:resnet18",
     "epochs": 100,
     "optimizer": "sgd",
+    "nesterov": False,
     "weight_decay": 1e-4,
     "lr_schedule": "step",
     "lr_steps": "30,60,90",

@@ -101,6 +101,7 @@ def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedul
 def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
     return Optimisation(
         optimizer=params.optimizer,
+        nesterov=params.nesterov,
         decay_on=params.decay_on,
         label_smoothing=params.label_smoothing,
         clip_grad_norm=params.clip_grad_norm,

@@ -151,7 +151,7 @@ def test_the_settings_are_those_of_the_two_repositories(tmp_path: Path, kdpipe: 
     params = resolve(TrainStudent, section="train_student", file=file, flags=given)
     assert (params.epochs, params.batch_size, params.lr, params.weight_decay) == (240, 64, 0.01, 5e-4)
     assert (params.lr_schedule, params.lr_steps, params.lr_gamma) == ("step", (150, 180, 210), 0.1)
-    assert (params.warmup_epochs, params.optimizer) == (0, "sgd")
+    assert (params.warmup_epochs, params.optimizer, params.nesterov) == (0, "sgd", False)
     assert (params.loss, params.temperature, params.alpha, params.beta) == ("dkd", 4, 1, 6)
     assert (params.kd_weight, params.ce_weight) == ("constant:1,warmup=20", 1)
 
