@@ -52,7 +52,7 @@ def fit(
         "format": 1,
         "stage": stage,
         "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
+        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
         "recipe": {"name": str(recipe), "version": recipe.version, "seed": recipe_seed},
         "views": views,
         "seeds": seeds,
@@ -101,6 +101,7 @@ def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedul
 def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
     return Optimisation(
         optimizer=params.optimizer,
+        nesterov=params.nesterov,
         decay_on=params.decay_on,
         label_smoothing=params.label_smoothing,
         clip_grad_norm=params.clip_grad_norm,

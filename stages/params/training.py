@@ -72,8 +72,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     )
     loss: LossText = Field(
         "kd",
-        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd, wsld or standardized-kd; or "
-        "several with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd or wsld; or several "
+        "with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+    )
+    standardize: bool = Field(
+        False, description="Give the distillation loss the z-scores of both models' logits, each row's own."
     )
     temperature: CurveText = Field(
         None, description="Temperature of the distillation loss: a number or a curve; default: the loss's own."
@@ -120,6 +123,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
         """The loss's parameters that are given, but for the temperature."""
         given = {name: getattr(self, name) for name in ("alpha", "beta", "gamma", "soft_weight")}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def loss_name(self) -> str:
+        """What the distillation loss is called in messages, ``run.json`` and reports."""
+        return f"{self.loss}, standardized" if self.standardize else self.loss
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:

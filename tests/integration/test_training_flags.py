@@ -49,6 +49,22 @@ def test_a_resumed_run_must_learn_in_the_same_way(built: Built, tmp_path: Path, 
     assert kdpipe(*run, "--resume", "--checkpoint-every", 5).code == 0
 
 
+def test_momentum_is_nesterov_s_or_plain(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    def weights(out: str, *flags: object) -> bytes:
+        assert kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / out, *flags).code == 0
+        recorded = json.loads((tmp_path / out / "run.json").read_text())["parameters"]
+        assert recorded["nesterov"] is ("--no-nesterov" not in flags)
+        return (tmp_path / out / "model.safetensors").read_bytes()
+
+    assert weights("default") == weights("nesterov", "--nesterov") != weights("plain", "--no-nesterov")
+    plain = (*STUDENT, "--store", built.store, "--out", tmp_path / "plain", "--resume")
+    refused(kdpipe(*plain), "nesterov: False then, True now")
+    refused(
+        kdpipe(*STUDENT, "--optimizer", "adamw", "--no-nesterov", "--out", tmp_path / "adamw"),
+        "no-nesterov is for sgd, adamw has no such momentum",
+    )
+
+
 def test_the_saved_model_is_the_one_that_was_tested(
     built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
 ) -> None:
