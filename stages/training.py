@@ -12,7 +12,17 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
-from kdpipe.student import Cost, Distillation, Optimisation, RunDirectory, Schedule, Validation, predict, train
+from kdpipe.student import (
+    Cost,
+    Distillation,
+    Optimisation,
+    RunDirectory,
+    Sampling,
+    Schedule,
+    Validation,
+    predict,
+    train,
+)
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
@@ -68,7 +78,7 @@ def fit(
             model.module.to(device),
             renderer,
             preset=model.preset,
-            schedule=_schedule(params, views),
+            schedule=_schedule(params, views, data.sampling),
             optimisation=_optimisation(params),
             distillation=distillation,
             validation=validation,
@@ -83,7 +93,7 @@ def fit(
     _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device, validation=validation)
 
 
-def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedule:
+def _schedule(params: TrainTeacher | TrainStudent, views: int | None, sampling: Sampling | None) -> Schedule:
     return Schedule(
         epochs=params.epochs,
         batch_size=params.batch_size,
@@ -95,6 +105,7 @@ def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedul
         lr_gamma=params.lr_gamma,
         data_seed=params.data_seed,
         views=views,
+        sampling=sampling,
     )
 
 
@@ -175,13 +186,14 @@ def _identity(
     """Return what ``run.json`` says of the model, the data and the software."""
     splits = {"train": data.train, "validation": data.validation, "test": test_set}
     fingerprints = {split: part.fingerprint for split, part in splits.items() if part is not None}
+    weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
     return {
         "model": model.name,
         "num_parameters": model.parameters,
         "preset": model.preset.describe(),
         "preset_source": model.preset_source,
         "classes": list(data.train.classes),
-        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **lineage},
+        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),
     }

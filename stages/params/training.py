@@ -39,6 +39,10 @@ class Training(Learning, StageParams):
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
+    balance: bool = Field(False, description="Draw every class equally often, by drawing samples of small ones again.")
+    sample_weights: Path | None = Field(
+        None, description="CSV file with the columns key and weight: how often to draw each sample; 0 for never."
+    )
     checkpoint_every: float = Field(
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )

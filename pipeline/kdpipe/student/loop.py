@@ -26,7 +26,7 @@ from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
 from kdpipe.student.runs import RunDirectory
-from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
+from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
 
@@ -158,16 +158,17 @@ class _Loop:
         return row
 
     def _batches(self, epoch: int, view: int) -> list[Rows]:
-        """Return the epoch's batches: in the order that its soft targets need, or else all samples shuffled."""
+        """Return the batches of the epoch's samples: in the order that their soft targets need, or else shuffled."""
         schedule, seed = self.schedule, self.schedule.data_seed
+        samples = epoch_samples(len(self.renderer.dataset), schedule.sampling, data_seed=seed, epoch=epoch)
+        order = None
         if self.distillation is not None:
             upcoming = view_of_epoch(epoch + 1, schedule.views) if epoch + 1 < schedule.epochs else None
             self.distillation.targets.start_epoch(view, upcoming)
-            order = self.distillation.targets.order(data_seed=seed, epoch=epoch)
-            if order is not None:
-                return batches_of(order, batch_size=schedule.batch_size)
-        samples = len(self.renderer.dataset)
-        return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=seed, epoch=epoch)
+            order = self.distillation.targets.order(samples, data_seed=seed, epoch=epoch)
+        if order is None:
+            order = shuffled(samples, data_seed=seed, epoch=epoch)
+        return batches_of(order, batch_size=schedule.batch_size)
 
     def _rest(self, batches: list[Rows], view: int) -> Iterator[tuple[Rows, torch.Tensor]]:
         """Yield the batches that are left of an epoch with their pixels."""
