@@ -37,10 +37,8 @@ def test_each_sample_gets_its_weight(digits: Dataset, tmp_path: Path) -> None:
 
 
 def test_what_spreadsheets_and_data_frames_write_is_read(digits: Dataset, tmp_path: Path) -> None:
-    rows = "".join(
-        f'{index},"{weight}","{key}"\r\n' for index, (key, weight) in enumerate(zip(digits.keys, range(4), strict=True))
-    )
-    path = _write(tmp_path, ",weight,key\r\n" + rows + "\r\n", "utf-8-sig")
+    rows = "".join(f'"{key}",{index},"{index}"\r\n' for index, key in enumerate(digits.keys))
+    path = _write(tmp_path, "key,,weight\r\n" + rows + "\r\n", "utf-8-sig")
     assert read_sample_weights(path, digits).tolist() == [0, 1, 2, 3]
 
 

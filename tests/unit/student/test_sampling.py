@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdpipe.student import sampling
 from kdpipe.student.sampling import Sampling, apportion
 from kdpipe.student.schedule import epoch_batches, epoch_samples, shuffled
+from kdpipe.views import permutation
 
 DRAW = 2**32
 
@@ -53,8 +55,8 @@ def _wanted(rows: list[tuple[float, int]], balance: bool) -> list[Fraction]:
 def test_each_sample_is_drawn_its_mean_rounded_down_or_up(
     rows: list[tuple[float, int]], balance: bool, seed: int, epoch: int
 ) -> None:
-    sampling = Sampling.of(*_arrays(rows), balance=balance)
-    drawn = sampling.draw(data_seed=seed, epoch=epoch)
+    drawing = Sampling.of(*_arrays(rows), balance=balance)
+    drawn = drawing.draw(data_seed=seed, epoch=epoch)
     assert len(drawn) == len(rows)
     assert (np.diff(drawn) >= 0).all()
     counts = np.bincount(drawn, minlength=len(rows))
@@ -72,9 +74,9 @@ def test_each_sample_is_drawn_its_mean_rounded_down_or_up(
 @settings(max_examples=200, deadline=None)
 @given(rows=samples, balance=st.booleans())
 def test_means_are_exact_to_one_place_of_the_ruler(rows: list[tuple[float, int]], balance: bool) -> None:
-    sampling = Sampling.of(*_arrays(rows), balance=balance)
-    assert sampling.lengths.sum() == len(rows) * DRAW
-    for length, wanted in zip(sampling.lengths.tolist(), _wanted(rows, balance), strict=True):
+    drawing = Sampling.of(*_arrays(rows), balance=balance)
+    assert drawing.lengths.sum() == len(rows) * DRAW
+    for length, wanted in zip(drawing.lengths.tolist(), _wanted(rows, balance), strict=True):
         assert abs(length - wanted * DRAW) < 2
         assert length == 0 or wanted > 0
 
@@ -85,24 +87,36 @@ def test_over_epochs_each_sample_is_drawn_by_its_weight(balance: bool) -> None:
     labels = np.repeat([-1, 0, 1, 2], [5, 30, 9, 3]).astype(np.int32)
     given = rng.exponential(size=47)
     epochs = 4000
-    sampling = Sampling.of(given, labels, balance=balance)
-    counts = np.stack([np.bincount(sampling.draw(data_seed=1, epoch=epoch), minlength=47) for epoch in range(epochs)])
+    drawing = Sampling.of(given, labels, balance=balance)
+    counts = np.stack([np.bincount(drawing.draw(data_seed=1, epoch=epoch), minlength=47) for epoch in range(epochs)])
     expected = given / given.sum() * 47
     if balance:
         known = labels >= 0
         expected[known] *= (expected[known].sum() / 3 / np.bincount(labels[known], expected[known]))[labels[known]]
-    assert sampling.expected == pytest.approx(expected, abs=1e-9)
+    assert drawing.expected == pytest.approx(expected, abs=1e-9)
     part = expected % 1
     error = np.sqrt(part * (1 - part) / epochs)
     assert (np.abs(counts.mean(axis=0) - expected) < 5 * error + 1e-9).all()
 
 
 def test_samples_of_a_class_are_drawn_in_all_combinations() -> None:
-    """Half of four: with one order for all epochs there would be two pairs only."""
+    """Half of four: with one order for all epochs, or for all seeds, there would be a few pairs only."""
     labels = np.array([0] * 4 + [1] * 2, dtype=np.int32)
-    sampling = Sampling.of(np.array([1.0] * 4 + [4.0] * 2), labels)
-    pairs = {tuple(drawn[drawn < 4]) for drawn in (sampling.draw(data_seed=0, epoch=e) for e in range(200))}
-    assert {(first, second) for first in range(4) for second in range(first + 1, 4)} <= pairs
+    drawing = Sampling.of(np.array([1.0] * 4 + [4.0] * 2), labels)
+    for runs in ([(0, epoch) for epoch in range(200)], [(seed, 0) for seed in range(200)]):
+        drawn = [drawing.draw(data_seed=seed, epoch=epoch) for seed, epoch in runs]
+        pairs = {tuple(epoch[epoch < 4].tolist()) for epoch in drawn}
+        assert {(first, second) for first in range(4) for second in range(first + 1, 4)} <= pairs
+
+
+@pytest.mark.parametrize("start", [0, 1, DRAW - 1])
+def test_wherever_the_ruler_begins_there_are_as_many_draws(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "_start", lambda data_seed, epoch: start)
+    for weights in ([1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 2.0], [1.0, 1e-9, 1.0]):
+        drawn = Sampling.of(np.array(weights), np.zeros(3, np.int32)).draw(data_seed=0, epoch=0)
+        assert len(drawn) == 3
+        if 0 in weights:
+            assert set(drawn.tolist()) == {weights.index(max(weights))}
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.1, 1 / 3, 1e300, 5e-324])
@@ -110,12 +124,12 @@ def test_samples_of_a_class_are_drawn_in_all_combinations() -> None:
 def test_equal_weights_leave_the_order_as_it_was(weight: float, balance: bool) -> None:
     for samples in (1, 2, 96, 999):
         labels = (np.arange(samples) % 3).astype(np.int32) if samples % 3 == 0 else np.zeros(samples, dtype=np.int32)
-        sampling = Sampling.of(np.full(samples, weight), labels, balance=balance)
+        drawing = Sampling.of(np.full(samples, weight), labels, balance=balance)
         for epoch in (0, 7):
             seeds = {"data_seed": 3, "epoch": epoch}
-            order = shuffled(epoch_samples(samples, sampling, **seeds), **seeds)
-            expected = np.concatenate(epoch_batches(samples, batch_size=32, **seeds))
-            assert np.array_equal(order, expected)
+            order = shuffled(epoch_samples(samples, drawing, **seeds), **seeds)
+            assert np.array_equal(order, permutation(samples, seed=3, stream=0x0DE7 + epoch))
+            assert np.array_equal(order, np.concatenate(epoch_batches(samples, batch_size=32, **seeds)))
 
 
 def test_unlabelled_samples_keep_their_share() -> None:

@@ -71,10 +71,10 @@ def test_drawn_samples_are_read_in_windows_within_the_limit(
     """A chunk whose samples are drawn forty times as often as others fills a window no more than once."""
     store, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
     rows = join_checked(store, digits)
-    gathered: list[int] = []
+    gathered: list[np.ndarray] = []
     gather = LogitStore.gather
     monkeypatch.setattr(
-        LogitStore, "gather", lambda self, view, rows: gathered.append(len(rows)) or gather(self, view, rows)
+        LogitStore, "gather", lambda self, view, rows: gathered.append(rows) or gather(self, view, rows)
     )
     weights = np.where(np.arange(200) < 10, 40.0, np.where(np.arange(200) < 50, 0.0, 1.0))
     sampling = Sampling.of(weights, digits.labels)
@@ -91,7 +91,9 @@ def test_drawn_samples_are_read_in_windows_within_the_limit(
                 batch = order[start : start + 16]
                 given = targets.logits(batch, torch.empty(len(batch), 3, 32, 32))
                 assert np.array_equal(given.numpy(), whole.plane(1)[rows[batch]])
-    assert max(gathered) <= 5 * 10
+    assert max(map(len, gathered)) <= 5 * 10
+    assert max(len(set(part // 10)) for part in gathered) <= 5
+    assert not {1, 2, 3, 4} & set(np.concatenate(gathered) // 10), "chunks of which nothing is drawn are not read"
 
 
 def test_only_one_of_several_stores_may_be_read_in_windows(cut: Path, digits: Dataset) -> None:
