@@ -95,6 +95,7 @@ class Logs:
         try:
             log.start(run, settings)
         except Exception as error:
+            run.remove_log(name)
             if name in self._asked:
                 raise RunError(f"{log.title} cannot log this run ({_words(error)}). Leave out --{name}.") from error
             say(f"{log.title} does not log this run ({_words(error)}).")

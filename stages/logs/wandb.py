@@ -38,7 +38,7 @@ class WeightsAndBiases:
             project=os.environ.get("WANDB_PROJECT", "kdpipe"),
             name=os.environ.get("WANDB_NAME", str(run.path)),
             config=dict(settings),
-            dir=run.path,
+            dir=run.path.absolute(),
             id=id_before,
             resume=None if id_before is None else "allow",
             settings=wandb.Settings(console="off"),

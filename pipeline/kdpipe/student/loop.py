@@ -170,9 +170,10 @@ class _Loop:
         if not self.position.step or done == before:
             return ""
         means = self._means()
-        accuracy = means.pop("train_top1")
+        terms = {"loss": means.pop("loss"), **means}
+        accuracy = terms.pop("train_top1")
         seconds = (time.monotonic() - began) / (done - before) * (self.schedule.epochs * self.steps - done)
-        shown = [f"{name} {mean:.4f}" for name, mean in means.items()]
+        shown = [f"{name} {mean:.4f}" for name, mean in terms.items()]
         shown += [f"train top-1 {accuracy:.2%}", f"{timedelta(seconds=round(seconds))} left of the run"]
         return ", ".join(shown)
 

@@ -86,8 +86,8 @@ class RunDirectory:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
-            for name in filter(self._is_log, _LOGS):
-                shutil.rmtree(self.path / name)
+            for name in _LOGS:
+                self.remove_log(name)
         durable.write_json(written, record)
 
     def empty_log(self, name: str) -> Path:
@@ -97,13 +97,17 @@ class RunDirectory:
             RunError: it was made by something else.
         """
         folder = self.path / name
-        if self._is_log(name):
-            shutil.rmtree(folder)
+        self.remove_log(name)
         if folder.exists():
             raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
         folder.mkdir()
         (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
         return folder
+
+    def remove_log(self, name: str) -> None:
+        """Remove the folder of a log, unless it was made by something else."""
+        if self._is_log(name):
+            shutil.rmtree(self.path / name)
 
     def _is_log(self, name: str) -> bool:
         return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
