@@ -26,7 +26,7 @@ from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
-from kdpipe.student.runs import RunDirectory
+from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
