@@ -47,6 +47,15 @@ class Training(Learning, StageParams):
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )
     resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
+    dvclive: bool | None = Field(
+        None,
+        description="Log to OUT/dvclive with DVCLive; if left out, where OUT is in the DVC repository that the command "
+        "runs in.",
+    )
+    tensorboard: bool = Field(False, description="Log to OUT/tensorboard for TensorBoard.")
+    wandb: bool = Field(
+        False, description="Log to Weights & Biases and OUT/wandb; to the latter alone where WANDB_MODE is offline."
+    )
 
     @model_validator(mode="after")
     def _has_seeds_once(self) -> Self:

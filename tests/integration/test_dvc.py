@@ -82,6 +82,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(project, tmp_path / "project", symlinks=True)
     assert _ran(_run(folder, "dvc", "repro")) == set()
+    assert {path.parent.name for path in folder.glob("runs/*/dvclive")} == {"teacher"} | {
+        stage.removeprefix("train-student@") for stage in STUDENTS
+    }
+    assert "/dvclive/" not in _run(folder, "git", "ls-files", "runs")
     assert "cache-teacher" in _run(folder, "dvc", "dag")
 
     loss = folder / "pipeline" / "kdpipe" / "student" / "losses" / "kd.py"
@@ -90,6 +94,7 @@ def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Pa
     ran = _ran(_run(folder, "dvc", "exp", "run", "--set-param", "train_student.temperature=2"))
     assert ran == STUDENTS | {"benchmark"}
     assert _digest(folder) == before
+    assert "/dvclive/" not in _run(folder, "git", "ls-files", "runs")
     metrics = _run(folder, "dvc", "metrics", "diff", "HEAD")
     assert "test.loss" in metrics
     _run(folder, "dvc", "plots", "diff", "HEAD")
