@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
@@ -205,6 +206,10 @@ def test_logs_change_nothing_in_the_training(repository: Path, kdpipe: Kdpipe) -
     assert not set(NAMES) & {path.name for path in (repository / "without").iterdir()}
     weights, expected = ((repository / name / "model.safetensors").read_bytes() for name in ("with", "without"))
     assert weights == expected
+    drawn, expected_drawn = (
+        torch.load(repository / name / "checkpoint.pt")["generator"] for name in ("with", "without")
+    )
+    assert torch.equal(drawn, expected_drawn)
     history, expected_history = (_history(repository / name) for name in ("with", "without"))
     for column in set(history) - set(TIMES):
         assert history[column] == expected_history[column]
