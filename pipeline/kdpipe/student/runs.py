@@ -7,6 +7,7 @@ run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
                     the accuracy of the epoch that was best on it
+failure.json        why a student that was trained beside others could not go on
 dvclive/, tensorboard/, wandb/
                     what history.csv says and the test accuracies, for those programs
 """
@@ -31,7 +32,7 @@ History = list[dict[str, float]]
 
 _FILES = (
     *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
-    *("run.json", "history.csv", "metrics.json"),
+    *("run.json", "history.csv", "metrics.json", "failure.json"),
 )
 
 _LOGS = ("dvclive", "tensorboard", "wandb")
@@ -161,6 +162,19 @@ class RunDirectory:
         """
         return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
 
+    def load_earlier_checkpoint(self) -> State | None:
+        """Read the checkpoint before the newest, which is then the newest; ``None`` where there is none."""
+        return checkpoint.read_earlier(self.checkpoint)
+
+    def failure(self) -> str | None:
+        """Return why this student could not go on beside others; ``None`` where it could."""
+        path = self.path / "failure.json"
+        return _read_json(path)["message"] if path.is_file() else None
+
+    def write_failure(self, message: str) -> None:
+        """Remember why this student cannot go on, so that the others are resumed without it."""
+        durable.write_json(self.path / "failure.json", {"message": message})
+
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
         text = io.StringIO()
@@ -179,6 +193,7 @@ class RunDirectory:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
+        (self.path / "failure.json").unlink(missing_ok=True)
         durable.write_json(self.path / "metrics.json", metrics)
         checkpoint.before(self.checkpoint).unlink(missing_ok=True)
 
