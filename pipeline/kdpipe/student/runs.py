@@ -68,10 +68,8 @@ class RunDirectory:
         """Whether the run came to its end."""
         return (self.path / "metrics.json").is_file()
 
-    def start(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Make the directory ready for a run that is described by ``record``.
-
-        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+    def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Refuse what ``start`` would refuse, and change nothing.
 
         Raises:
             RunError: the directory holds something else than a run, or a run with other settings is resumed.
@@ -83,13 +81,23 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
-        else:
+
+    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run that is described by ``record``.
+
+        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+
+        Raises:
+            RunError: as ``refuse_start`` does.
+        """
+        self.refuse_start(record, resume=resume)
+        if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
             for name in _LOGS:
                 self.remove_log(name)
-        durable.write_json(written, record)
+        durable.write_json(self.path / "run.json", record)
 
     def empty_log(self, name: str) -> Path:
         """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
