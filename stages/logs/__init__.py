@@ -137,7 +137,8 @@ def choose(params: TrainTeacher | TrainStudent) -> Logs:
 def hyperparameters(record: Mapping[str, Any]) -> Flat:
     """Return what ``run.json`` says of the parameters, the model, the data and the stores, one level deep."""
     kept = {key: record[key] for key in ("stage", "distill", "model", "num_parameters", "device", "lineage")}
-    return _flat({**record["parameters"], **kept}, ".")
+    own = {key: value[0] if key == "student" else value for key, value in record["parameters"].items()}
+    return _flat({**own, **kept}, ".")
 
 
 def _make(name: str) -> Log:
