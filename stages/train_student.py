@@ -63,7 +63,7 @@ def _train(params: TrainStudent) -> None:
     views = _views(params, stores)
     data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
     train = data.train
-    model = load_model(params.student, train, size=params.input_size, seed=params.seed)
+    model = load_model(params.student, train, weights=params.init_weights, size=params.input_size, seed=params.seed)
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
     distillation = None
     if params.mode != "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.errors import RunError
 from kdpipe.models import Model
 from kdpipe.student import Cost, Distillation, Optimisation, RunDirectory, Schedule, Validation, predict, train
 from kdpipe.student.accuracy import accuracy
@@ -58,7 +60,7 @@ def fit(
         "seeds": seeds,
         "parameters": params.model_dump(mode="json"),
         "device": str(device),
-        **_identity(model, data, test_set, spec=params.data, lineage=lineage or {}),
+        **_identity(model, data, test_set, spec=params.data, lineage={**_origin(model, params), **(lineage or {})}),
     }
     run.start(record, resume=params.resume)
     say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
@@ -81,6 +83,19 @@ def fit(
             on_epoch=lambda row: say(_line(row, params.epochs)),
         )
     _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device, validation=validation)
+
+
+def _origin(model: Model, params: TrainTeacher | TrainStudent) -> dict[str, Any]:
+    """Return what ``run.json`` says of the weights that the model begins with; nothing where they are drawn.
+
+    Raises:
+        RunError: the run would replace them.
+    """
+    if params.init_weights is None:
+        return {}
+    if Path(params.init_weights.removeprefix("run:")).resolve().is_relative_to(params.out.resolve()):
+        raise RunError(f"{params.out} holds {params.init_weights}, which this run begins with. Pass another --out.")
+    return {"init_weights": {"name": params.init_weights, "digest": model.digest}}
 
 
 def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedule:

@@ -36,6 +36,11 @@ class Training(Learning, StageParams):
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
+    init_weights: str | None = Field(
+        None,
+        description="Weights to begin with instead of drawn ones: .safetensors, .pt, .pth, run:DIR for those of a "
+        "finished run, or a torchvision weights name.",
+    )
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
@@ -66,7 +71,7 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
     )
-    teacher: str | None = Field(None, description="Live teacher's model name.")
+    teacher: str | None = Field(None, description="Live teacher's model name, or run:DIR, a finished run.")
     weights: str | None = Field(
         None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
     )
