@@ -26,6 +26,7 @@ from kdpipe.student import (
     SoftTargets,
     Tempered,
     parse,
+    refuse_coarse,
     refuse_mixture,
     refuse_unlabelled,
     refuse_unsupported,
@@ -70,7 +71,7 @@ def _train(params: TrainStudent) -> None:
         for store in stores:
             _refuse_held_out(store, data)
     if params.mode == "cache":
-        distillation = _distillation(params, _cached_targets(params, stores, train), train, views.recipe)
+        distillation = _distillation(params, _cached_targets(params, stores, train, views.recipe), train, views.recipe)
     elif teacher is not None:
         for store in stores:
             _same_teacher(store, teacher)
@@ -136,13 +137,18 @@ def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
     )
 
 
-def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Dataset) -> SoftTargets:
-    """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
+def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Dataset, recipe: Recipe) -> SoftTargets:
+    """Check every store against the loss and the data, and serve its logits, or theirs mixed."""
     parts = []
     for store in stores:
         refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss)
+        if params.store_mix == "confidence":
+            refuse_coarse(store)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
-    return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
+    if len(parts) == 1:
+        return parts[0]
+    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+    return MixedTargets(parts, params.shares, mix=params.store_mix, labels=None if recipe.mixes else train.labels)
 
 
 def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:

@@ -68,6 +68,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
 
     student: str = Field(description="Model name; kdpipe models lists them.")
     out: Path = Field(description="Run directory to write.")
+    store_mix: Literal["mean", "confidence", "draw"] = Field(
+        "mean",
+        description="How several stores are one: the mean of their logits by --store-weight, a mean that also follows "
+        "each teacher's confidence in a sample, or one teacher drawn for each batch. docs/CHAINS.md says more.",
+    )
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
     )
@@ -141,6 +146,8 @@ class TrainStudent(StoresParams, TeacherParams, Training):
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
+        if self.mode == "cache" and self.store_mix != "mean" and len(self.store) < 2:
+            raise ValueError(f"store-mix {self.store_mix} is for several stores: give store more than once")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
         if self.recipe == "none" and self.views:

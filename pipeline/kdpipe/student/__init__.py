@@ -5,7 +5,7 @@ from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, train
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
-from kdpipe.student.mixed import MixedTargets, refuse_mixture
+from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.savings import savings
@@ -41,6 +41,7 @@ __all__ = [
     "parameters",
     "parse",
     "predict",
+    "refuse_coarse",
     "refuse_mixture",
     "refuse_unlabelled",
     "refuse_unsupported",
