@@ -205,3 +205,18 @@ def test_resuming_needs_the_same_beginning(built: Built, run: str, kdpipe: Kdpip
     changed = kdpipe(*STUDENT, "--init-weights", f"run:{origin}", "--out", out, "--resume")
     refused(changed, "started with other lineage", "init_weights")
     assert json.loads((out / "metrics.json").read_text())
+
+
+def test_a_run_of_one_s_own_network(kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = (
+        "import torch\n"
+        "def build(classes):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, classes))\n"
+    )
+    (tmp_path / "own_chain.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = ("train-teacher", *LIMITS, "--model", "own_chain:build", "--epochs", 1, "--device", "cpu")
+    assert kdpipe(*trained, "--out", tmp_path / "run").code == 0
+    weights = tmp_path / "run" / "model.safetensors"
+    named = _digest(kdpipe, tmp_path / "named.zarr", "--teacher", "own_chain:build", "--weights", weights)
+    assert _digest(kdpipe, tmp_path / "run.zarr", "--teacher", f"run:{tmp_path / 'run'}") == named

@@ -1,8 +1,8 @@
 """Soft targets from several stores at once: a weighted mean of their logits, sample by sample and view by view.
 
 The mean of logits is what several teachers agree on at any temperature: ``softmax(mean / T)`` is the geometric mean of
-their tempered probabilities, scaled to sum to 1 (the logarithmic opinion pool of Heskes, "Selecting Weighting Factors
-in Logarithmic Opinion Pools", 1998). So every loss takes it, and none has to know that there are several.
+their tempered probabilities, scaled to sum to 1 (the logarithmic opinion pool: Genest and Zidek, "Combining Probability
+Distributions", 1986). So every loss takes it, and none has to know that there are several.
 """
 
 from __future__ import annotations
