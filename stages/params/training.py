@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.params.base import StageParams, StoresParams, TeacherParams
 from stages.params.learning import Learning
-from stages.params.values import CurveText, LossText, Positive, RecipeText, Seed, Seeds
+from stages.params.values import CurveText, LossText, Names, Positive, RecipeText, Seed, Seeds
 
 
 class Training(Learning, StageParams):
@@ -44,10 +44,23 @@ class Training(Learning, StageParams):
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
+    balance: bool = Field(False, description="Draw every class equally often, by drawing samples of small ones again.")
+    sample_weights: Path | None = Field(
+        None, description="CSV file with the columns key and weight: how often to draw each sample; 0 for never."
+    )
     checkpoint_every: float = Field(
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )
     resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
+    dvclive: bool | None = Field(
+        None,
+        description="Log to OUT/dvclive with DVCLive; if left out, where OUT is in the DVC repository that the command "
+        "runs in.",
+    )
+    tensorboard: bool = Field(False, description="Log to OUT/tensorboard for TensorBoard.")
+    wandb: bool = Field(
+        False, description="Log to Weights & Biases and OUT/wandb; to the latter alone where WANDB_MODE is offline."
+    )
 
     @model_validator(mode="after")
     def _has_seeds_once(self) -> Self:
@@ -64,9 +77,16 @@ class TrainTeacher(Training):
 
 
 class TrainStudent(StoresParams, TeacherParams, Training):
-    """Train one student, with soft targets from a store, from a live teacher, or without any."""
+    """Train students, with soft targets from a store, from a live teacher, or without any."""
 
-    student: str = Field(description="Model name; kdpipe models lists them.")
+    student: Names = Field(
+        (),
+        description="Model name; kdpipe models lists them. Repeat for several that are trained together, each into a "
+        "run directory of its name below OUT.",
+    )
+    fleet: Path | None = Field(
+        None, description="YAML list of students to train together, each with settings of its own; docs/TRAINING.md."
+    )
     out: Path = Field(description="Run directory to write.")
     store_mix: Literal["mean", "confidence", "draw"] = Field(
         "mean",
@@ -82,8 +102,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     )
     loss: LossText = Field(
         "kd",
-        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd, wsld or standardized-kd; or "
-        "several with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd or wsld; or several "
+        "with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+    )
+    standardize: bool = Field(
+        False, description="Give the distillation loss the z-scores of both models' logits, each row's own."
     )
     temperature: CurveText = Field(
         None, description="Temperature of the distillation loss: a number or a curve; default: the loss's own."
@@ -110,6 +133,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
 
     @property
+    def architecture(self) -> str:
+        """The model of a single student."""
+        return self.student[0]
+
+    @property
     def memory_bytes(self) -> int:
         """The memory limit in bytes."""
         return int(self.memory_limit * 1024**3)
@@ -132,6 +160,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
         return {name: value for name, value in given.items() if value is not None}
 
     @property
+    def loss_name(self) -> str:
+        """What the distillation loss is called in messages, ``run.json`` and reports."""
+        return f"{self.loss}, standardized" if self.standardize else self.loss
+
+    @property
     def mode(self) -> Literal["cache", "live", "none"]:
         """Where soft targets come from, with the default resolved."""
         if self.distill is not None:
@@ -142,6 +175,12 @@ class TrainStudent(StoresParams, TeacherParams, Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if bool(self.student) == (self.fleet is not None):
+            raise ValueError("give --student, or --fleet for students with settings of their own")
+        several = self.fleet is not None or len(self.student) > 1
+        if several and (self.seeds or self.mode == "live"):
+            what = "seeds: list the students of each seed in --fleet" if self.seeds else "a live teacher: make a store"
+            raise ValueError(f"several students cannot be trained together with {what}")
         if min(self.temperatures, default=1) <= 0:
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:

@@ -3,11 +3,13 @@
 from kdpipe.student.curves import Curve
 from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
-from kdpipe.student.loop import Cost, train
+from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
+from kdpipe.student.sample_weights import read_sample_weights
+from kdpipe.student.sampling import Sampling
 from kdpipe.student.savings import savings
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.targets import (
@@ -19,6 +21,7 @@ from kdpipe.student.targets import (
     refuse_unsupported,
     soft_targets,
 )
+from kdpipe.student.trainee import Member
 from kdpipe.student.validation import Validation
 
 __all__ = [
@@ -29,9 +32,11 @@ __all__ = [
     "Distillation",
     "DistillationLoss",
     "LiveTargets",
+    "Member",
     "MixedTargets",
     "Optimisation",
     "RunDirectory",
+    "Sampling",
     "Schedule",
     "SoftTargets",
     "Tempered",
@@ -41,6 +46,7 @@ __all__ = [
     "parameters",
     "parse",
     "predict",
+    "read_sample_weights",
     "refuse_coarse",
     "refuse_mixture",
     "refuse_unlabelled",
@@ -48,4 +54,5 @@ __all__ = [
     "savings",
     "soft_targets",
     "train",
+    "train_together",
 ]

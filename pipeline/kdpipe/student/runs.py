@@ -7,6 +7,9 @@ run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
                     the accuracy of the epoch that was best on it
+failure.json        why a student that was trained beside others could not go on
+dvclive/, tensorboard/, wandb/
+                    what history.csv says and the test accuracies, for those programs
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +32,14 @@ History = list[dict[str, float]]
 
 _FILES = (
     *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
-    *("run.json", "history.csv", "metrics.json"),
+    *("run.json", "history.csv", "metrics.json", "failure.json"),
 )
 
-_MAY_CHANGE = ("resume", "checkpoint_every")
+_LOGS = ("dvclive", "tensorboard", "wandb")
+_LOG_MARK = ".kdpipe"
+"""In a log's folder: it may be replaced together with the run."""
+
+_MAY_CHANGE = ("resume", "checkpoint_every", *_LOGS)
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,8 @@ class RunDirectory:
         """Whether the run came to its end."""
         return (self.path / "metrics.json").is_file()
 
-    def start(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Make the directory ready for a run that is described by ``record``.
-
-        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+    def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Refuse what ``start`` would refuse, and change nothing.
 
         Raises:
             RunError: the directory holds something else than a run, or a run with other settings is resumed.
@@ -75,11 +81,45 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
-        else:
+
+    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run that is described by ``record``.
+
+        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+
+        Raises:
+            RunError: as ``refuse_start`` does.
+        """
+        self.refuse_start(record, resume=resume)
+        if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
-        durable.write_json(written, record)
+            for name in _LOGS:
+                self.remove_log(name)
+        durable.write_json(self.path / "run.json", record)
+
+    def empty_log(self, name: str) -> Path:
+        """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
+
+        Raises:
+            RunError: it was made by something else.
+        """
+        folder = self.path / name
+        self.remove_log(name)
+        if folder.exists():
+            raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
+        folder.mkdir()
+        (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
+        return folder
+
+    def remove_log(self, name: str) -> None:
+        """Remove the folder of a log, unless it was made by something else."""
+        if self._is_log(name):
+            shutil.rmtree(self.path / name)
+
+    def _is_log(self, name: str) -> bool:
+        return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
 
     def refuse_changes(self, asked: dict[str, Any]) -> None:
         """Refuse to take the run for one that was started with these sections of its record.
@@ -100,7 +140,8 @@ class RunDirectory:
         if self.path.is_file():
             raise RunError(f"{self.path} is a file: pass --out a directory.")
         present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
-        strangers = sorted(name for name in present if name not in _FILES and not name.startswith("."))
+        known = {*_FILES, *filter(self._is_log, present)}
+        strangers = sorted(name for name in present if name not in known and not name.startswith("."))
         if strangers:
             raise RunError(
                 f"{self.path} is not a run: it holds {strangers[0]}, and no run.json. Pass --out another directory."
@@ -129,6 +170,19 @@ class RunDirectory:
         """
         return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
 
+    def load_earlier_checkpoint(self) -> State | None:
+        """Read the checkpoint before the newest, which is then the newest; ``None`` where there is none."""
+        return checkpoint.read_earlier(self.checkpoint)
+
+    def failure(self) -> str | None:
+        """Return why this student could not go on beside others; ``None`` where it could."""
+        path = self.path / "failure.json"
+        return _read_json(path)["message"] if path.is_file() else None
+
+    def write_failure(self, message: str) -> None:
+        """Remember why this student cannot go on, so that the others are resumed without it."""
+        durable.write_json(self.path / "failure.json", {"message": message})
+
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
         text = io.StringIO()
@@ -147,6 +201,7 @@ class RunDirectory:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
+        (self.path / "failure.json").unlink(missing_ok=True)
         durable.write_json(self.path / "metrics.json", metrics)
         checkpoint.before(self.checkpoint).unlink(missing_ok=True)
 

@@ -105,7 +105,7 @@ class _Constant:
 
     def start_epoch(self, view: int, next_view: int | None) -> None: ...
 
-    def order(self, *, data_seed: int, epoch: int) -> None: ...
+    def order(self, samples: np.ndarray, *, data_seed: int, epoch: int) -> None: ...
 
     def skip(self, samples: int) -> None: ...
 
@@ -123,7 +123,7 @@ def test_mixed_targets_draw_one_teacher_for_each_batch_whatever_came_before() ->
     def epoch(number: int, *, done: int = 0) -> list[float]:
         targets = MixedTargets([_Constant(1, 0), _Constant(2, 0)], (0.4, 0.6), mix="draw")
         targets.start_epoch(1, None)
-        targets.order(data_seed=5, epoch=number)
+        targets.order(np.arange(24), data_seed=5, epoch=number)
         if done:
             targets.skip(3 * done)
         said = [targets.logits(batch, PIXELS) for batch in batches[done:]]
@@ -140,7 +140,7 @@ def test_mixed_targets_draw_one_teacher_for_each_batch_whatever_came_before() ->
 def test_every_part_is_asked_for_every_batch() -> None:
     parts = [_Constant(1, 0), _Constant(2, 0)]
     targets = MixedTargets(parts, (0.5, 0.5), mix="draw")
-    targets.order(data_seed=0, epoch=0)
+    targets.order(np.arange(24), data_seed=0, epoch=0)
     for batch in np.split(np.arange(24), 8):
         targets.logits(batch, PIXELS)
     assert [part.asked for part in parts] == [8, 8]
