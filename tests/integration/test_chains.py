@@ -220,3 +220,22 @@ def test_a_run_of_one_s_own_network(kdpipe: Kdpipe, tmp_path: Path, monkeypatch:
     weights = tmp_path / "run" / "model.safetensors"
     named = _digest(kdpipe, tmp_path / "named.zarr", "--teacher", "own_chain:build", "--weights", weights)
     assert _digest(kdpipe, tmp_path / "run.zarr", "--teacher", f"run:{tmp_path / 'run'}") == named
+
+
+def test_students_together_are_those_alone(built: Built, run: str, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    """One begins with weights of its own, and both hear the teachers that are drawn for the batches."""
+    other = tmp_path / "other.zarr"
+    assert kdpipe(*CACHE, "--teacher", "resnet14", "--out", other).code == 0
+    mixed = ("--store", built.store, "--store", other, "--store-mix", "draw", "--epochs", 2, "--batch-size", 64)
+    command = ("train-student", *LIMITS, "--device", "cpu", *mixed)
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(
+        f"- {{student: resnet8, name: tuned, init_weights: '{run}'}}\n- {{student: resnet8, name: drawn}}\n"
+    )
+    assert kdpipe(*command, "--fleet", fleet, "--out", tmp_path / "fleet").code == 0
+    origin = {"tuned": ("--init-weights", run), "drawn": ()}
+    for name, flags in origin.items():
+        assert kdpipe(*command, "--student", "resnet8", *flags, "--out", tmp_path / name).code == 0
+        together, alone = (folder / name for folder in (tmp_path / "fleet", tmp_path))
+        assert (together / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+        assert ("init_weights" in RunDirectory(together).record()["lineage"]) == (name == "tuned")
