@@ -14,6 +14,7 @@ from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot,
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.params import CacheTeacher
+from stages.params.base import brings_weights
 from stages.provenance import versions
 from stages.sources import load_model, load_split
 from stages.storing import check_top1, report, settle
@@ -54,10 +55,11 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
             precision=params.precision,
             features=params.features,
         )
-        for name, weights in zip(params.teacher, params.weights or (None,) * len(params.teacher), strict=True)
+        for name, weights in params.members
     ]
-    if not params.weights and not all(name.startswith("file:") for name in params.teacher):
-        say(f"No --weights: unless {', '.join(params.teacher)} loads its own, this teacher knows nothing.")
+    bare = [name for name, weights in params.members if weights is None and not brings_weights(name)]
+    if bare:
+        say(f"No --weights: unless {', '.join(bare)} loads its own, this teacher knows nothing.")
     return members[0] if len(members) == 1 else Ensemble(members)
 
 

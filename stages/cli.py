@@ -154,9 +154,9 @@ def verify(
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
     teacher: Annotated[
-        list[str] | None, typer.Option(help="Also recompute random rows with this model; repeat for an average.")
+        list[str] | None, typer.Option(help="Also recompute random rows with this model or run:DIR; repeat for each.")
     ] = None,
-    weights: Annotated[list[str] | None, typer.Option(help="The teacher's weights; repeat for each.")] = None,
+    weights: Annotated[list[str] | None, typer.Option(help="The teacher's weights; repeat for each teacher.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
     device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
 ) -> None:
@@ -220,7 +220,7 @@ def models_command(
     for listed, parameters, millions, features in rows:
         print(f"{listed:24} {parameters:12,} {millions:10.1f} {features:>10}")
     if name is None:
-        print("also: torchvision:NAME, timm:NAME, file:PATH.pt2, package.module:function")
+        print("also: torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2, package.module:function")
 
 
 @app.command("presets")

@@ -14,6 +14,7 @@ from kdpipe.store import Manifest, open_store
 from kdpipe.store.manifest import read
 from kdpipe.teacher import PRECISIONS, Ensemble, Forward, FrozenTeacher, recompute
 from stages.console import progress, say
+from stages.params.base import with_weights
 from stages.sources import load_model
 
 _SEED = 0
@@ -30,10 +31,10 @@ def recomputed(
         ParamsError: the numbers of teachers and weights differ.
         KdpipeError: the store, the dataset or a teacher cannot be loaded.
     """
-    if len(weights) not in (0, len(teachers)):
-        raise ParamsError(
-            f"{len(weights)} --weights for {len(teachers)} --teacher: give one for each in the same order."
-        )
+    try:
+        named = with_weights(teachers, weights)
+    except ValueError as error:
+        raise ParamsError(f"verify --teacher: {error}.") from None
     found = read(path)
     if found.fingerprint.precision not in PRECISIONS:
         return ["its logits were not computed by a model of kdpipe: there is no teacher to recompute them with"]
@@ -42,7 +43,7 @@ def recomputed(
     if len(teachers) != len(presets):
         return [f"it was written by {stated.name}, {len(presets)} teachers; --teacher names {len(teachers)}"]
     datasets = {split: dataset.load(data, split, progress=progress) for split in found.splits}
-    forward = _load(found, datasets["train"], teachers=teachers, weights=weights, presets=presets, device=device)
+    forward = _load(found, datasets["train"], teachers=named, presets=presets, device=device)
     given = forward.identity
     if given.digest != stated.digest:
         return [f"it was written by {stated.name}@{stated.digest[:8]}, not by {given.name}@{given.digest[:8]}"]
@@ -65,13 +66,12 @@ def _load(
     found: Manifest,
     train: Dataset,
     *,
-    teachers: Sequence[str],
-    weights: Sequence[str],
+    teachers: Sequence[tuple[str, str | None]],
     presets: Sequence[dict[str, Any]],
     device: str,
 ) -> FrozenTeacher:
     members = []
-    for name, file, described in zip(teachers, weights or (None,) * len(teachers), presets, strict=True):
+    for (name, file), described in zip(teachers, presets, strict=True):
         preset = Preset.parse(described)
         model = load_model(name, train, weights=file, mean=preset.mean, std=preset.std, size=preset.size)
         members.append(Forward(model, device=models.resolve_device(device), precision=found.fingerprint.precision))

@@ -95,8 +95,8 @@ def load_model(
     )
     if model.classes is not None and model.classes != train.classes and _named_alike(model.classes, train.classes):
         raise ModelError(
-            f"{weights} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … against "
-            f"{', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
+            f"{weights or name} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … "
+            f"against {', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
         )
     return model
 

@@ -20,6 +20,7 @@ from kdpipe.student import (
     SoftTargets,
     Tempered,
     parse,
+    refuse_coarse,
     refuse_mixture,
     refuse_unlabelled,
     refuse_unsupported,
@@ -48,7 +49,10 @@ def _train(params: TrainStudent) -> None:
     data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
     students = members(params)
     loaded = [
-        load_model(student.architecture, data.train, size=student.input_size, seed=student.seed) for student in students
+        load_model(
+            student.architecture, data.train, weights=student.init_weights, size=student.input_size, seed=student.seed
+        )
+        for student in students
     ]
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
     targets = _targets(students, stores, teacher, loaded[0], data, shown)
@@ -84,7 +88,7 @@ def _targets(
     for store in stores:
         _refuse_held_out(store, data)
     if teacher is None:
-        return _cached_targets(students, stores, data.train)
+        return _cached_targets(students, stores, data.train, shown.recipe)
     for store in stores:
         _same_teacher(store, teacher)
         join_checked(store, data.train, allow_drift=params.allow_drift)
@@ -128,15 +132,22 @@ def _shown(params: TrainStudent, stores: list[LogitStore]) -> Shown:
     )
 
 
-def _cached_targets(students: list[TrainStudent], stores: list[LogitStore], train: Dataset) -> SoftTargets:
-    """Check every store against the losses and the data, and serve their logits, or the weighted mean of them."""
+def _cached_targets(
+    students: list[TrainStudent], stores: list[LogitStore], train: Dataset, recipe: Recipe
+) -> SoftTargets:
+    """Check every store against the losses and the data, and serve its logits, or theirs mixed."""
     params, parts = students[0], []
     for store in stores:
         for student in students:
             loss = _loss(student, max(student.temperatures, default=None))
             refuse_unsupported(store, loss, name=student.loss_name)
+        if params.store_mix == "confidence":
+            refuse_coarse(store)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
-    return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
+    if len(parts) == 1:
+        return parts[0]
+    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+    return MixedTargets(parts, params.shares, mix=params.store_mix, labels=None if recipe.mixes else train.labels)
 
 
 def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:

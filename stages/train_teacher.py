@@ -16,6 +16,6 @@ def run(params: TrainTeacher) -> None:
 
 def _train(params: TrainTeacher) -> None:
     data, test = load_training(params, taught=False), load_split(params, "test")
-    model = load_model(params.model, data.train, size=params.input_size, seed=params.seed)
+    model = load_model(params.model, data.train, weights=params.init_weights, size=params.input_size, seed=params.seed)
     shown = Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
     fit([Task(model, params)], data, test, stage="train-teacher", shown=shown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,8 +131,22 @@ def _record(
         "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": shown.seed},
         "parameters": params.model_dump(mode="json"),
         "device": str(device),
-        **_identity(task.model, data, test_set, spec=params.data, lineage=task.lineage),
+        **_identity(task.model, data, test_set, spec=params.data, lineage={**_origin(task), **task.lineage}),
     }
+
+
+def _origin(task: Task) -> dict[str, Any]:
+    """Return what ``run.json`` says of the weights that the model begins with; nothing where they are drawn.
+
+    Raises:
+        RunError: the run would replace them.
+    """
+    weights, out = task.params.init_weights, task.params.out
+    if weights is None:
+        return {}
+    if Path(weights.removeprefix("run:")).resolve().is_relative_to(out.resolve()):
+        raise RunError(f"{out} holds {weights}, which this run begins with. Pass another --out.")
+    return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
 def _renderer(dataset: Dataset, shown: Shown, *, geometry: Geometry, device: torch.device) -> Renderer:

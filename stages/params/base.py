@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,28 @@ class StageParams(BaseModel):
         "auto", description="Keep decoded images in memory, stream them, or choose by their size."
     )
     device: str = Field("auto", description="auto (CUDA, then CPU), cpu, cuda, cuda:N or mps.")
+
+
+def with_weights(teachers: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return each teacher with its weights; ``run:DIR`` and ``file:PATH`` bring their own.
+
+    Raises:
+        ValueError: there are neither no weights nor one for each of the others.
+    """
+    takers = [name for name in teachers if not brings_weights(name)]
+    if len(weights) not in (0, len(takers)):
+        own = [name for name in teachers if brings_weights(name)]
+        besides = f"; {', '.join(own)} brings its own" if own else ""
+        raise ValueError(
+            f"{len(weights)} weights for {len(takers)} teachers: give one for each in the same order, or none{besides}"
+        )
+    given = iter(weights)
+    return [(name, None if brings_weights(name) else next(given, None)) for name in teachers]
+
+
+def brings_weights(teacher: str) -> bool:
+    """Say whether a teacher's name stands for its weights, too."""
+    return teacher.startswith(("run:", "file:"))
 
 
 class TeacherParams(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from stages.params.base import StageParams, TeacherParams
+from stages.params.base import StageParams, TeacherParams, with_weights
 from stages.params.values import Fraction, Names, Positive, RecipeText, Seed
 
 
@@ -47,11 +47,13 @@ class CacheTeacher(TeacherParams, StoreParams):
     """Run the teacher once over every view and keep its logits in a store."""
 
     teacher: Names = Field(
-        min_length=1, description="Model name; kdpipe models lists them. Repeat for several, with --average."
+        min_length=1,
+        description="Model name, see kdpipe models, or run:DIR, a finished run. Repeat for several, with --average.",
     )
     weights: Names = Field(
         (),
-        description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each.",
+        description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each "
+        "teacher that does not bring its own.",
     )
     features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
     average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
@@ -72,6 +74,11 @@ class CacheTeacher(TeacherParams, StoreParams):
             return 0 if self.recipe == "none" else 4
         return self.views
 
+    @property
+    def members(self) -> list[tuple[str, str | None]]:
+        """Each teacher with its weights, where they are given."""
+        return with_weights(self.teacher, self.weights)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.teacher) > 1 and not self.average:
@@ -81,11 +88,7 @@ class CacheTeacher(TeacherParams, StoreParams):
             )
         if len(self.teacher) > 1 and self.features:
             raise ValueError("features of several teachers have no mean: leave out --features or --average")
-        if len(self.weights) not in (0, len(self.teacher)):
-            raise ValueError(
-                f"{len(self.weights)} weights for {len(self.teacher)} teachers: give one for each in the same order, "
-                "or none"
-            )
+        with_weights(self.teacher, self.weights)
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
         return self

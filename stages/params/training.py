@@ -36,6 +36,11 @@ class Training(Learning, StageParams):
         description="Views to cycle through: all of the store's, or a new one each epoch where there is none.",
     )
     input_size: Positive | None = Field(None, description="Side of the model's input in pixels.")
+    init_weights: str | None = Field(
+        None,
+        description="Weights to begin with instead of drawn ones: .safetensors, .pt, .pth, run:DIR for those of a "
+        "finished run, or a torchvision weights name.",
+    )
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
@@ -83,10 +88,15 @@ class TrainStudent(StoresParams, TeacherParams, Training):
         None, description="YAML list of students to train together, each with settings of its own; docs/TRAINING.md."
     )
     out: Path = Field(description="Run directory to write.")
+    store_mix: Literal["mean", "confidence", "draw"] = Field(
+        "mean",
+        description="How several stores are one: the mean of their logits by --store-weight, a mean that also follows "
+        "each teacher's confidence in a sample, or one teacher drawn for each batch. docs/CHAINS.md says more.",
+    )
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
     )
-    teacher: str | None = Field(None, description="Live teacher's model name.")
+    teacher: str | None = Field(None, description="Live teacher's model name, or run:DIR, a finished run.")
     weights: str | None = Field(
         None, description="The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."
     )
@@ -175,6 +185,8 @@ class TrainStudent(StoresParams, TeacherParams, Training):
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:
             raise ValueError("distill cache needs store")
+        if self.mode == "cache" and self.store_mix != "mean" and len(self.store) < 2:
+            raise ValueError(f"store-mix {self.store_mix} is for several stores: give store more than once")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
         if self.recipe == "none" and self.views:

@@ -14,10 +14,11 @@ import torch
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import LogitStore, join_checked
+from kdpipe.store import LogitStore, join_checked, replay
 from kdpipe.student import CachedTargets, MixedTargets, refuse_mixture
+from kdpipe.student.weighing import drawn
 from kdpipe.views import Geometry, Renderer
-from tests.conftest import LIMITS, Built, Outcome, run_command
+from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
@@ -56,14 +57,16 @@ def test_targets_are_the_weighted_mean_of_each_sample_s_logits(built: Built, oth
         assert np.abs(given.numpy() - means[indices]).max() < 1e-5
 
 
+@pytest.mark.parametrize("mix", ["mean", "confidence", "draw"])
 def test_the_loss_of_the_first_batch(
-    built: Built, other: Path, digits: Dataset, kdpipe: Kdpipe, tmp_path: Path
+    mix: str, built: Built, other: Path, digits: Dataset, kdpipe: Kdpipe, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    mixed = ("--store", built.store, "--store-weight", 3, "--store", other, "--store-weight", 1)
+    mixed = ("--store", built.store, "--store-weight", 3, "--store", other, "--store-weight", 1, "--store-mix", mix)
     assert kdpipe(*STUDENT, *mixed, "--batch-size", 200, "--temperature", 2, "--out", run).code == 0
     history = (run / "history.csv").read_text().splitlines()
     row = dict(zip(history[0].split(","), map(float, history[1].split(",")), strict=True))
+    assert json.loads((run / "run.json").read_text())["parameters"]["store_mix"] == mix
 
     stores = [open_store(built.store), open_store(other)]
     torch.manual_seed(0)
@@ -71,9 +74,21 @@ def test_the_loss_of_the_first_batch(
     renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(student.preset))
     with torch.no_grad():
         said = student.module.train()(student.preset.normalise(renderer(range(200), 1))).double().numpy()
-    teacher = 0.75 * _expected(stores[0], digits, 1) + 0.25 * _expected(stores[1], digits, 1)
+    planes = [_expected(store, digits, 1) for store in stores]
+    right = np.array([0.75, 0.25])[:, None] * [_probabilities(plane)[range(200), digits.labels] for plane in planes]
+    teacher = {
+        "mean": 0.75 * planes[0] + 0.25 * planes[1],
+        "confidence": sum(
+            share[:, None] * plane for share, plane in zip(right / right.sum(axis=0), planes, strict=True)
+        ),
+        "draw": planes[drawn((0.75, 0.25), data_seed=0, epoch=0, first=0)],
+    }[mix]
     assert row["view"] == 1
     assert row["kd"] == pytest.approx(4 * _mean_kl(teacher / 2, said / 2), rel=1e-4)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
 
 
 def _mean_kl(reference: np.ndarray, other: np.ndarray) -> float:
@@ -153,6 +168,59 @@ def test_each_store_is_checked_on_its_own(
     assert fewer.code == 1
     assert "no logits for" in fewer.last_line
     assert str(built.store) in fewer.last_line
+
+
+def test_images_that_are_mixed_themselves_are_weighed_without_labels(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    stores: list[object] = []
+    for teacher in ("resnet8", "resnet14"):
+        stores += ["--store", tmp_path / f"{teacher}.zarr"]
+        cached = (
+            "cache-teacher",
+            *LIMITS,
+            "--teacher",
+            teacher,
+            "--recipe",
+            "mixup:1",
+            "--views",
+            1,
+            "--device",
+            "cpu",
+        )
+        assert kdpipe(*cached, "--out", stores[-1]).code == 0
+    run = (*STUDENT, *stores, "--store-mix", "confidence", "--ce-weight", 0, "--kd-weight", 1)
+    unlabelled = (*run, "--loss", "mse", "--batch-size", 200)
+    assert kdpipe(*unlabelled, "--out", tmp_path / "run").code == 0
+    row = (tmp_path / "run" / "history.csv").read_text().splitlines()[1].split(",")
+
+    digits = dataset.load("digits", "train", 200)
+    opened = [open_store(path) for path in stores[1::2]]
+    planes = [_expected(store, digits, 1) for store in opened]
+    surprise = [np.exp((_probabilities(plane) * np.log(_probabilities(plane))).sum(axis=1)) for plane in planes]
+    shares = np.array(surprise) / np.sum(surprise, axis=0)
+    teacher = sum(share[:, None] * plane for share, plane in zip(shares, planes, strict=True))
+    torch.manual_seed(0)
+    student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
+    pixels = replay(opened[0], digits, geometry=Geometry.of(student.preset))(range(200), 1)
+    with torch.no_grad():
+        said = student.module.train()(student.preset.normalise(pixels)).double().numpy()
+    centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (said, teacher)]
+    header = (tmp_path / "run" / "history.csv").read_text().splitlines()[0].split(",")
+    assert float(row[header.index("kd")]) == pytest.approx(((centred[0] - centred[1]) ** 2).mean(), rel=1e-4)
+
+
+def test_one_store_is_not_mixed_and_one_made_for_a_low_temperature_not_weighed(
+    built: Built, other: Path, kdpipe: Kdpipe, tmp_path: Path
+) -> None:
+    for mix in ("confidence", "draw"):
+        lone = kdpipe(*STUDENT, "--store", built.store, "--store-mix", mix, "--out", tmp_path / "run")
+        refused(lone, f"store-mix {mix} is for several stores")
+    cold = tmp_path / "cold.zarr"
+    cached = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--views", 1, "--device", "cpu", "--encoding")
+    assert kdpipe(*cached, "sqrtp4@0.5", "--out", cold).code == 0
+    both = (*STUDENT, "--store", other, "--store", cold, "--temperature", 0.5, "--out", tmp_path / "run")
+    refused(kdpipe(*both, "--store-mix", "confidence"), "cold.zarr keeps its logits as sqrtp4@0.5", "reads them at 1")
+    assert not (tmp_path / "run").exists()
+    assert kdpipe(*both, "--store-mix", "draw").code == 0
 
 
 def test_other_classes_are_refused(built: Built) -> None:

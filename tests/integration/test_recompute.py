@@ -136,7 +136,7 @@ def test_what_cannot_be_recomputed_is_said(built: Built, kdpipe: Kdpipe, tmp_pat
     assert "needs --data" in without_data.last_line
     miscounted = kdpipe("verify", built.store, *VERIFY, built.weights, "--weights", built.weights)
     assert miscounted.code == 1
-    assert "2 --weights for 1 --teacher" in miscounted.last_line
+    assert "2 weights for 1 teachers" in miscounted.last_line
     damaged = shutil.copytree(built.store, tmp_path / "damaged.zarr")
     (damaged / "train" / "codes" / "c" / "1" / "0" / "0").write_bytes(b"")
     outcome = kdpipe("verify", damaged, *VERIFY, built.weights)

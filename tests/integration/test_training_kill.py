@@ -143,3 +143,21 @@ def test_a_damaged_checkpoint(built: Built, uninterrupted: Path, tmp_path: Path)
     assert process.returncode == 0, errors
     assert f"{newest} is damaged; going on from {out / 'checkpoint.previous.pt'}" in errors
     _assert_alike(out, uninterrupted)
+
+
+def test_a_fine_tuning_that_was_killed(built: Built, tmp_path: Path) -> None:
+    flags = ("--init-weights", f"run:{built.weights.parent}", "--lr", 0.02)
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    process = _start(built, whole, *flags)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    process = _start(built, out, *flags)
+    _wait_for_checkpoints(out, STEPS + 2, process)
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    process = _start(built, out, *flags, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Going on from" in errors
+    _assert_alike(out, whole)

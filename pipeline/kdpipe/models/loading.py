@@ -13,7 +13,7 @@ from blake3 import blake3
 from torch import nn
 
 from kdpipe.errors import ModelError, did_you_mean
-from kdpipe.models import registry
+from kdpipe.models import registry, trained
 from kdpipe.models.cost import count_parameters, device_of
 from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.preprocessing import (
@@ -39,7 +39,7 @@ class Model:
     """A network that is ready to be shown images."""
 
     name: str
-    """The name it was asked for by."""
+    """The name it was asked for by; for ``run:DIR`` that of the architecture."""
     module: nn.Module
     """Maps normalised float32 ``(n, 3, S, S)`` to logits ``(n, classes)``; in evaluation mode, on the CPU."""
     preset: Preset
@@ -85,9 +85,10 @@ def load(
 ) -> Model:
     """Build the network ``name``, give it its weights, and settle how images are prepared for it.
 
-    ``weights`` is a ``.safetensors``, ``.pt`` or ``.pth`` file, for ``torchvision:NAME`` also a member of its
-    weights enum such as ``IMAGENET1K_V2``, and for ``timm:NAME`` also ``DEFAULT``. Without weights the
-    network is initialised from torch's global generator. Mean and std, and size, come from the arguments,
+    ``weights`` is a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``run:DIR`` for those of a finished run, for
+    ``torchvision:NAME`` also a member of its weights enum such as ``IMAGENET1K_V2``, and for ``timm:NAME`` also
+    ``DEFAULT``. ``run:DIR`` as a name is the architecture that its weights name, with these weights. Without weights
+    the network is initialised from torch's global generator. Mean and std, and size, come from the arguments,
     else the weights' header, else the package the model is from, else ``fallback_statistics()`` and
     ``fallback_size``.
 
@@ -96,6 +97,12 @@ def load(
         ParamsError: an argument is out of range.
     """
     flags = from_flags(mean, std, size=size, interpolation=interpolation)
+    if trained.is_run(name):
+        refuse_weights(name, weights)
+        weights = trained.weights_of(name)
+        name = trained.architecture_of(weights)
+    elif trained.is_run(weights):
+        weights = trained.weights_of(str(weights))
     loaded = load_module(name, weights, num_classes=num_classes)
     loaded.module.eval()
     sources = (flags, *loaded.presets)
@@ -111,8 +118,7 @@ def load(
 def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> Loaded:
     """Build the network and give it its weights, by whichever way its name calls for."""
     if registry.is_file(name):
-        if weights is not None:
-            raise ModelError(f"'{name}' carries its own weights; leave out {weights}")
+        refuse_weights(name, weights)
         program = load_program(Path(name.removeprefix("file:")))
         fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
         return Loaded(program, fixed)
@@ -136,6 +142,16 @@ def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> L
         raise class_mismatch(file.path, len(file.classes), num_classes)
     fit(module, file, num_classes=num_classes)
     return Loaded(module, (from_weights(file), *presets), file.classes)
+
+
+def refuse_weights(name: str, weights: str | Path | None) -> None:
+    """Refuse weights for a model that brings its own.
+
+    Raises:
+        ModelError: there are some.
+    """
+    if weights is not None:
+        raise ModelError(f"'{name}' carries its own weights; leave out {weights}")
 
 
 def load_torchvision(architecture: str, weights: str, *, num_classes: int) -> Loaded:

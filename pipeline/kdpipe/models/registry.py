@@ -1,7 +1,8 @@
 """Names of models to modules.
 
 ``resnet20`` and the like come from the zoo, ``torchvision:NAME`` and ``timm:NAME`` from those packages,
-``file:PATH.pt2`` is a program of torch.export, and ``package.module:function`` is the caller's own code.
+``file:PATH.pt2`` is a program of torch.export, ``run:DIR`` what a finished run trained, and ``package.module:function``
+is the caller's own code.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def create(name: str, num_classes: int) -> nn.Module:
     """Build the network called ``name``, in training mode on the CPU, drawing from torch's global generator.
 
     Raises:
-        ModelError: nothing has this name, or it is a program, which cannot be made anew.
+        ModelError: nothing has this name, or it is a program or a run, which cannot be made anew.
     """
     if name in BUILDERS:
         return BUILDERS[name](num_classes)
@@ -37,7 +38,7 @@ def create(name: str, num_classes: int) -> nn.Module:
         return create_torchvision(rest, num_classes)
     if source == "timm":
         return create_timm(rest, num_classes)
-    if source == "file":
+    if source in {"file", "run"}:
         raise ModelError(f"'{name}' carries its own weights and cannot be trained from scratch; name an architecture")
     return create_own(source, rest, num_classes)
 
@@ -50,7 +51,7 @@ def is_file(name: str) -> bool:
 def is_own(name: str) -> bool:
     """Say whether the name is ``package.module:function``."""
     source, colon, _ = name.partition(":")
-    return bool(colon) and source not in {"torchvision", "timm", "file"}
+    return bool(colon) and source not in {"torchvision", "timm", "file", "run"}
 
 
 def unknown(name: str) -> ModelError:
@@ -59,7 +60,7 @@ def unknown(name: str) -> ModelError:
     # The likeliest slips are the wrong case and a forgotten prefix.
     same = [f"'{other}'" for other in known if other.rpartition(":")[2].lower() == name.lower()]
     hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(name, known)
-    forms = "torchvision:NAME, timm:NAME, file:PATH.pt2 or package.module:function"
+    forms = "torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2 or package.module:function"
     return ModelError(f"unknown model '{name}'{hint} (or use {forms})")
 
 
@@ -125,7 +126,7 @@ def create_own(module_name: str, function_name: str, num_classes: int) -> nn.Mod
     try:
         imported = importlib.import_module(module_name)
     except (ImportError, ValueError, TypeError) as error:
-        prefixes = [f"{known}:{function_name}" for known in ("torchvision", "timm", "file")]
+        prefixes = [f"{known}:{function_name}" for known in ("torchvision", "timm", "file", "run")]
         raise ModelError(f"'{name}': cannot import '{module_name}': {error}{did_you_mean(name, prefixes)}") from error
     function = getattr(imported, function_name, None)
     if not callable(function):

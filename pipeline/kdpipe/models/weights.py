@@ -91,6 +91,21 @@ def read_safetensors(path: Path) -> WeightsFile:
     return WeightsFile(path, strip_prefixes(state), metadata, classes)
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """Read the header's strings of a safetensors file, and none of its tensors.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+
+
 def read_pickle(path: Path) -> Any:
     """Unpickle a torch file with nothing but tensors, containers and numbers allowed in it."""
     # Published checkpoints carry flags in a Namespace and accuracies as numpy scalars; both are inert.

@@ -5,7 +5,7 @@ from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
 from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
-from kdpipe.student.mixed import MixedTargets, refuse_mixture
+from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.sample_weights import read_sample_weights
@@ -47,6 +47,7 @@ __all__ = [
     "parse",
     "predict",
     "read_sample_weights",
+    "refuse_coarse",
     "refuse_mixture",
     "refuse_unlabelled",
     "refuse_unsupported",

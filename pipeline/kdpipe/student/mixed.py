@@ -1,28 +1,53 @@
-"""Soft targets from several stores at once: the weighted mean of their logits, sample by sample and view by view."""
+"""Soft targets from several stores at once: a weighted mean of their logits, sample by sample and view by view.
+
+The mean of logits is what several teachers agree on at any temperature: ``softmax(mean / T)`` is the geometric mean of
+their tempered probabilities, scaled to sum to 1 (the logarithmic opinion pool: Genest and Zidek, "Combining Probability
+Distributions", 1986). So every loss takes it, and none has to know that there are several.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.errors import StaleStoreError, StoreError, UnsupportedLossError
 from kdpipe.store import LogitStore
 from kdpipe.student.targets import SoftTargets
+from kdpipe.student.weighing import confidence, drawn
+
+Mix = Literal["mean", "confidence", "draw"]
 
 
 class MixedTargets:
-    """The weighted mean of what several sources say of the same samples and views."""
+    """What several sources say of the same samples and views, as one."""
 
-    def __init__(self, parts: Sequence[SoftTargets], shares: Sequence[float]) -> None:
-        """Mix ``parts`` with as many ``shares``, which sum to 1."""
-        self._parts = list(zip(parts, shares, strict=True))
+    def __init__(
+        self,
+        parts: Sequence[SoftTargets],
+        shares: Sequence[float],
+        *,
+        mix: Mix = "mean",
+        labels: npt.NDArray[np.integer] | None = None,
+    ) -> None:
+        """Mix ``parts`` with as many ``shares``, which sum to 1.
+
+        ``mean`` weighs each with its share, ``confidence`` with its share and its confidence in the sample, and
+        ``draw`` takes one for each batch, with its share as the probability. Confidence is measured by ``labels``, one
+        for each sample, -1 where there is none; without them by what each source says alone.
+        """
+        if len(parts) != len(shares):
+            raise ValueError(f"expected a share for each of {len(parts)} parts, found {len(shares)}")
+        self._parts, self._shares, self._mix = tuple(parts), tuple(shares), mix
+        self._labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+        self._data_seed = self._epoch = self._seen = 0
 
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the views to every part; each decodes its next plane while this one trains."""
-        for part, _ in self._parts:
+        for part in self._parts:
             part.start_epoch(view, next_view)
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
@@ -31,7 +56,8 @@ class MixedTargets:
         Raises:
             StoreError: two parts need an order of their own.
         """
-        orders = [part.order(samples, data_seed=data_seed, epoch=epoch) for part, _ in self._parts]
+        self._data_seed, self._epoch, self._seen = data_seed, epoch, 0
+        orders = [part.order(samples, data_seed=data_seed, epoch=epoch) for part in self._parts]
         needed = [order for order in orders if order is not None]
         if len(needed) > 1:
             raise StoreError(
@@ -42,13 +68,26 @@ class MixedTargets:
 
     def skip(self, samples: int) -> None:
         """Pass over samples in every part."""
-        for part, _ in self._parts:
+        self._seen = samples
+        for part in self._parts:
             part.skip(samples)
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
-        """Return the mean, float32 ``(n, classes)`` on the device of ``pixels``."""
-        weighed = [share * part.logits(indices, pixels) for part, share in self._parts]
-        return torch.stack(weighed).sum(dim=0)
+        """Return the mixed logits, float32 ``(n, classes)`` on the device of ``pixels``.
+
+        Every part is asked for every batch, as parts with an order of their own must be.
+        """
+        said = torch.stack([part.logits(indices, pixels) for part in self._parts])
+        first, self._seen = self._seen, self._seen + len(indices)
+        if self._mix == "draw":
+            return said[drawn(self._shares, data_seed=self._data_seed, epoch=self._epoch, first=first)]
+        weights = torch.tensor(self._shares, dtype=said.dtype, device=said.device)[:, None]
+        if self._mix == "confidence":
+            weights = confidence(said, self._labels_of(indices).to(said.device), weights[:, 0])
+        return (weights[:, :, None] * said).sum(dim=0)
+
+    def _labels_of(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.full((len(indices),), -1) if self._labels is None else self._labels[torch.from_numpy(indices)]
 
 
 def refuse_mixture(stores: Sequence[LogitStore]) -> None:
@@ -78,6 +117,20 @@ def refuse_mixture(stores: Sequence[LogitStore]) -> None:
                     f"{first.path} and {other.path} cannot be mixed: the first has the {what} {mine}, the second "
                     f"{its}. Mix stores of the same classes, recipe and seed, or train from one of them."
                 )
+
+
+def refuse_coarse(store: LogitStore) -> None:
+    """Refuse to weigh by confidence what a store's encoding does not keep at temperature 1.
+
+    Raises:
+        UnsupportedLossError: it is made for a lower temperature.
+    """
+    limit = store.encoding.max_temperature
+    if limit is not None and limit < 1:
+        raise UnsupportedLossError(
+            f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}; the "
+            "mix confidence reads them at 1. Use --store-mix mean, or a store with --encoding fp16."
+        )
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -14,7 +14,18 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
 from kdpipe.store import join_checked, layout
-from kdpipe.student import Distillation, MixedTargets, RunDirectory, Sampling, Schedule, make, soft_targets, train
+from kdpipe.student import (
+    Distillation,
+    MixedTargets,
+    RunDirectory,
+    Sampling,
+    Schedule,
+    WindowedTargets,
+    make,
+    soft_targets,
+    train,
+)
+from kdpipe.student.mixed import Mix
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, run_command
 
@@ -46,6 +57,13 @@ class Dropping(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
+
+
+class Milder(WindowedTargets):
+    """Halves what a store says."""
+
+    def logits(self, indices: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
+        return super().logits(indices, pixels) / 2
 
 
 class Run:
@@ -92,7 +110,7 @@ def _assert_resumes_alike(run: Run, folder: Path, steps: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("weighed", [False, True], ids=["each-once", "weighed"])
-@pytest.mark.parametrize("source", ["none", "cached", "windowed", "mixed"])
+@pytest.mark.parametrize("source", ["none", "cached", "windowed", "mixed", "confidence", "draw"])
 def test_stopped_after_any_step(source: str, weighed: bool, cut: Path, tmp_path: Path) -> None:
     digits = dataset.load("digits", "train", 200)
     weights = np.random.default_rng(0).exponential(size=200) ** 3
@@ -101,10 +119,18 @@ def test_stopped_after_any_step(source: str, weighed: bool, cut: Path, tmp_path:
     def distillation() -> Distillation | None:
         whole, tight = open_store(cut), open_store(cut, memory_limit=TIGHT)
         rows = join_checked(whole, digits)
+
+        def mixed(mix: Mix) -> MixedTargets:
+            # The second says half as much, so that it matters which is heard.
+            parts = [soft_targets(whole, rows), Milder(tight, rows)]
+            return MixedTargets(parts, (0.5, 0.5), mix=mix, labels=digits.labels)
+
         targets = {
             "cached": lambda: soft_targets(whole, rows),
             "windowed": lambda: soft_targets(tight, rows),
-            "mixed": lambda: MixedTargets([soft_targets(whole, rows), soft_targets(tight, rows)], (0.25, 0.75)),
+            "mixed": lambda: mixed("mean"),
+            "confidence": lambda: mixed("confidence"),
+            "draw": lambda: mixed("draw"),
         }
         if source == "none":
             return None
