@@ -123,7 +123,7 @@ def attention_map(said: torch.Tensor) -> torch.Tensor:
     return said.to(torch.float32, copy=True).square().mean(1)
 
 
-def _shape(kind: str, said: Shape) -> Shape | None:
+def signal_shape(kind: str, said: Shape) -> Shape | None:
     """Return the shape of a signal made of an output ``said``, both for one image; ``None`` where it cannot be made."""
     if kind == FEATURES:
         return {1: said[:1], 2: said[1:], 3: said[:1]}.get(len(said))
@@ -169,7 +169,7 @@ class Watch:
                 f"{name} has no layer '{layer}' whose output is one tensor{hint} kdpipe models {name} --layers lists "
                 "those that do."
             )
-        of_signal = _shape(signal.kind, shape)
+        of_signal = signal_shape(signal.kind, shape)
         if of_signal is None:
             raise ModelError(
                 f"{signal} of {name}: the layer's output has shape {shape} per image, expected {_NEEDED[signal.kind]}."
