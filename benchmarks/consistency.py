@@ -76,9 +76,9 @@ class LabelsOf:
         """Announce the views of the labels."""
         self._targets.start_epoch(self._label_view(view), None if next_view is None else self._label_view(next_view))
 
-    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """Ask for the order of the targets below."""
-        return self._targets.order(data_seed=data_seed, epoch=epoch)
+        return self._targets.order(samples, data_seed=data_seed, epoch=epoch)
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the labels of the samples, though ``pixels`` are not those that the teacher saw."""

@@ -3,9 +3,10 @@
     python benchmarks/losses.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 The teacher's views are cached once; every student trains on them in turn, with the published settings and weights of
-its loss (docs/LOSSES.md). dkd's weight is warmed up over a twelfth of the epochs, as 20 of 240 are. Accuracies are of
-the whole test split, after the last epoch. Finished runs are kept in --work and not repeated, so several processes may
-each train some of the --seeds. Writes benchmarks/results/losses.json after each run.
+its loss (docs/LOSSES.md); standardized-kd is kd with standardize. dkd's weight is warmed up over a twelfth of the
+epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in --work
+and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json after
+each run, with what was published for each loss (published_losses.py) beside what is measured.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ from typing import Any
 import torch
 from commands import describe, kdpipe
 from consistency_report import Finished, Run, spread
+from published_losses import ARMS as LOSS_ARMS
+from published_losses import as_json, published
 from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.store import join_checked, open_store, replay
-from kdpipe.student import LOSSES, CachedTargets, Curve, Distillation, RunDirectory, Schedule, make, predict, train
+from kdpipe.student import CachedTargets, Curve, Distillation, RunDirectory, Schedule, make, predict, train
 from kdpipe.student.accuracy import accuracy, agreement
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model
 
-ARMS = ("none", *LOSSES)
+ARMS = ("none", *LOSS_ARMS)
 RESULT = Path(__file__).parent / "results" / "losses.json"
 OPTIMISER: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "warmup_epochs": 1.0}
 
@@ -50,7 +53,13 @@ def main() -> None:
                 done.add(run)
                 durable.write_json(options.result, _result(done.read(), store, options))
                 print(f"seed {seed}, {arm}: top-1 {run['top1']:.2%}, {run['seconds']:.0f} s", flush=True)
-    durable.write_json(options.result, _result(done.read(), store, options))
+    result = _result(done.read(), store, options)
+    durable.write_json(options.result, result)
+    for arm, figures in result["losses"].items():
+        others = [
+            f"{pair} {their.top1:.2f} (alone {their.student_alone:.2f})" for pair, their in published(arm).items()
+        ]
+        print(f"{arm}: top-1 {figures['top1']['mean']:.2%}; published: {'; '.join(others) or 'none known'}")
 
 
 def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
@@ -63,7 +72,7 @@ def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
     geometry = Geometry.of(model.preset)
     distillation = None
     if arm != "none":
-        loss = make(arm)
+        loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
         warmup = round(options.epochs * loss.warmup_epochs / 240)
         weight = Curve("constant", loss.kd_weight, warmup=warmup)
         distillation = Distillation(CachedTargets(store, join_checked(store, train_set)), loss, weight, loss.ce_weight)
@@ -115,6 +124,7 @@ def _result(runs: list[Run], store: Path, options: argparse.Namespace) -> dict[s
                 "top1_minus_none": spread([found[s]["top1"] - none[s]["top1"] for s in sorted(found) if s in none]),
                 "agreement": spread([found[seed]["agreement"] for seed in sorted(found)]),
                 "seconds": [round(found[seed]["seconds"], 1) for seed in sorted(found)],
+                "published": as_json(arm),
             }
             for arm, found in by_arm.items()
             if found

@@ -48,7 +48,7 @@ class Unread:
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """There is nothing to prepare."""
 
-    def order(self, *, data_seed: int, epoch: int) -> None:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
 
     def skip(self, samples: int) -> None:

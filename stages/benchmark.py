@@ -16,13 +16,16 @@ from rich.console import Console
 from kdpipe import models, report
 from kdpipe.benchmark import (
     BenchmarkResult,
+    Latency,
     StoreIdentity,
     StudentResult,
     TeacherResult,
     agreement,
+    average,
     compare,
     latency,
     machine,
+    mean_history,
 )
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
@@ -32,6 +35,7 @@ from kdpipe.student import RunDirectory, predict
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Renderer
 from stages.console import progress, say
+from stages.members import members
 from stages.params import Benchmark
 from stages.sources import load_split
 
@@ -42,15 +46,14 @@ def run(params: Benchmark) -> None:
     """Measure every run and write the report to ``params.out``."""
     device = models.resolve_device(params.device)
     test = load_split(params, "test")
-    runs = {str(path.name): RunDirectory(path) for path in params.run}
+    runs = {path.name: members(path) or [RunDirectory(path)] for path in params.run}
     if len(runs) < len(params.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
-    stores = _stores(params, runs)
+    stores = _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = _mean_logits(stores, test)
     with _threads(params.threads):
         students = [
-            _measure(name, directory, test, teacher=teacher, params=params, device=device)
-            for name, directory in runs.items()
+            _student(path, runs[path.name], test, teacher=teacher, params=params, device=device) for path in params.run
         ]
     teaching = _teacher_result(stores, teacher, test)
     result = BenchmarkResult(
@@ -62,21 +65,20 @@ def run(params: Benchmark) -> None:
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
     )
-    written = report.write(
-        result, params.out, histories={name: directory.history() for name, directory in runs.items()}
-    )
+    histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
+    written = report.write(result, params.out, histories=histories)
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
     say(f"Report: {written['report.html']}")
 
 
-def _stores(params: Benchmark, runs: dict[str, RunDirectory]) -> list[tuple[LogitStore, float]]:
+def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStore, float]]:
     """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
     if params.store:
         return [
             (open_store(path, split="test"), share) for path, share in zip(params.store, params.shares, strict=True)
         ]
-    lineages = [directory.record()["lineage"].get("stores") for directory in runs.values()]
+    lineages = [directory.record()["lineage"].get("stores") for directory in runs]
     named = [stores for stores in lineages if stores]
     if not named:
         return []
@@ -113,6 +115,24 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
     return mean
 
 
+def _student(
+    path: Path,
+    runs: list[RunDirectory],
+    test: Dataset,
+    *,
+    teacher: npt.NDArray[np.float32] | None,
+    params: Benchmark,
+    device: torch.device,
+) -> StudentResult:
+    """Measure a single run, or the runs of several seeds in the directory ``path``, of which the first is timed."""
+    names = [run.path.relative_to(path.parent).as_posix() for run in runs]
+    measured = [
+        _measure(name, run, test, teacher=teacher, params=params, device=device, timed=run is runs[0])
+        for name, run in zip(names, runs, strict=True)
+    ]
+    return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
+
+
 def _measure(
     name: str,
     directory: RunDirectory,
@@ -121,6 +141,7 @@ def _measure(
     teacher: npt.NDArray[np.float32] | None,
     params: Benchmark,
     device: torch.device,
+    timed: bool,
 ) -> StudentResult:
     record, _ = directory.record(), directory.metrics()
     if tuple(record["classes"]) != test.classes:
@@ -130,7 +151,6 @@ def _measure(
     renderer = Renderer(test, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
     logits = predict(module, renderer, preset=model.preset, progress=progress)
     scores = accuracy(logits, test.labels)
-    say(f"Timing {name}.")
     parameters: dict[str, Any] = record["parameters"]
     return StudentResult(
         name=name,
@@ -145,17 +165,16 @@ def _measure(
         agreement=None if teacher is None else agreement(logits, teacher),
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
-        latencies={
-            batch: latency(
-                module,
-                size=model.preset.size,
-                device=device,
-                batch_size=batch,
-                repeats=params.latency_repeats,
-            )
-            for batch in BATCH_SIZES
-        },
+        latencies=_latencies(name, model, device, repeats=params.latency_repeats) if timed else {},
     )
+
+
+def _latencies(name: str, model: Model, device: torch.device, *, repeats: int) -> dict[int, Latency]:
+    say(f"Timing {name}.")
+    return {
+        batch: latency(model.module, size=model.preset.size, device=device, batch_size=batch, repeats=repeats)
+        for batch in BATCH_SIZES
+    }
 
 
 def _load(directory: RunDirectory, record: dict[str, Any]) -> Model:

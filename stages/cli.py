@@ -94,7 +94,7 @@ def _option(key: str, field: Any) -> inspect.Parameter:
         text += f" Default: {field.default}."
     flag = f"--{key.replace('_', '-')}"
     annotation = field.annotation
-    if annotation is bool:
+    if annotation in (bool, bool | None):
         kind: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)]
     elif get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
         kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar=_metavar(get_args(annotation)[0]))]

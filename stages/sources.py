@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
-from kdpipe.errors import ModelError
+from kdpipe.errors import DatasetError, ModelError
 from kdpipe.models import Model
+from kdpipe.student import Sampling, read_sample_weights
 from stages.console import progress, say
 from stages.params import StageParams, TrainStudent, TrainTeacher
 
@@ -30,24 +32,38 @@ class TrainingData:
     """What is trained on: all of it where nothing is held out."""
     validation: Dataset | None
     """What is held out."""
+    sampling: Sampling | None
+    """How often each sample of ``train`` is drawn; ``None`` for once an epoch."""
 
 
 def load_training(params: TrainTeacher | TrainStudent, *, taught: bool) -> TrainingData:
-    """Load the training split, limited as asked, and hold out what is asked for.
+    """Load the training split, limited as asked, hold out what is asked for, and weigh the rest.
 
     Where the model is not ``taught`` by a teacher, samples without a label are left out.
 
     Raises:
-        DatasetError: a class would be left without samples, or no sample has a label.
+        DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
     """
     whole = load_split(params, "train")
     if not taught and (whole.labels < 0).any():
         labelled = dataset.labelled(whole)
         say(f"Leaving {len(whole) - len(labelled):,} of {len(whole):,} samples out: they have no label.")
         whole = labelled
-    if params.validation == 0:
-        return TrainingData(whole, whole, None)
-    return TrainingData(whole, *dataset.hold_out(whole, params.validation))
+    train, held_out = dataset.hold_out(whole, params.validation) if params.validation else (whole, None)
+    return TrainingData(whole, train, held_out, _sampling(params, train))
+
+
+def _sampling(params: TrainTeacher | TrainStudent, train: Dataset) -> Sampling | None:
+    if params.sample_weights is None and not params.balance:
+        return None
+    if params.balance and (train.labels < 0).all():
+        raise DatasetError(f"no training sample of {train.spec} has a label: there is nothing to --balance.")
+    file = params.sample_weights
+    weights = np.ones(len(train)) if file is None else read_sample_weights(file, train)
+    sampling = Sampling.of(weights, train.labels, balance=params.balance)
+    often = sampling.expected
+    say(f"Drawing each sample {often.min():.3g} to {often.max():.3g} times an epoch on average.")
+    return sampling
 
 
 def load_model(

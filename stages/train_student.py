@@ -140,7 +140,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
     parts = []
     for store in stores:
-        refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss)
+        refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss_name)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
@@ -185,13 +185,13 @@ def _live_targets(
 
 def _loss(params: TrainStudent, temperature: float | None) -> DistillationLoss:
     settings = params.loss_settings if temperature is None else {**params.loss_settings, "temperature": temperature}
-    return parse(params.loss, **settings)
+    return parse(params.loss, standardize=params.standardize, **settings)
 
 
 def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe) -> Distillation:
     """Build the loss with the weights that are asked for, or else the published ones."""
     loss = _loss(params, params.temperatures[0] if params.temperatures else None)
-    refuse_unlabelled(loss, train, recipe, name=params.loss)
+    refuse_unlabelled(loss, train, recipe, name=params.loss_name)
     published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
     curve = Curve.parse(params.temperature) if isinstance(params.temperature, str) else None
     return Distillation(

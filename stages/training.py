@@ -12,10 +12,21 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
-from kdpipe.student import Cost, Distillation, Optimisation, RunDirectory, Schedule, Validation, predict, train
+from kdpipe.student import (
+    Cost,
+    Distillation,
+    Optimisation,
+    RunDirectory,
+    Sampling,
+    Schedule,
+    Validation,
+    predict,
+    train,
+)
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
+from stages.logs import choose
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
 from stages.sources import TrainingData
@@ -52,7 +63,7 @@ def fit(
         "format": 1,
         "stage": stage,
         "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss,
+        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
         "recipe": {"name": str(recipe), "version": recipe.version, "seed": recipe_seed},
         "views": views,
         "seeds": seeds,
@@ -60,30 +71,41 @@ def fit(
         "device": str(device),
         **_identity(model, data, test_set, spec=params.data, lineage=lineage or {}),
     }
+    logs = choose(params)
     run.start(record, resume=params.resume)
     say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
     validation = _validation(model, data.validation, run=run, device=device)
-    with stoppable() as should_stop:
-        cost = train(
-            model.module.to(device),
-            renderer,
-            preset=model.preset,
-            schedule=_schedule(params, views),
-            optimisation=_optimisation(params),
-            distillation=distillation,
-            validation=validation,
-            run=run,
-            resume=params.resume,
-            checkpoint_every=params.checkpoint_every,
-            should_stop=should_stop,
-            progress=progress,
-            say=say,
-            on_epoch=lambda row: say(_line(row, params.epochs)),
+
+    def report(row: dict[str, float]) -> None:
+        say(_line(row, params.epochs))
+        logs.epoch(row)
+
+    with logs.of(run, record):
+        with stoppable() as should_stop:
+            cost = train(
+                model.module.to(device),
+                renderer,
+                preset=model.preset,
+                schedule=_schedule(params, views, data.sampling),
+                optimisation=_optimisation(params),
+                distillation=distillation,
+                validation=validation,
+                run=run,
+                resume=params.resume,
+                checkpoint_every=params.checkpoint_every,
+                should_stop=should_stop,
+                progress=progress,
+                say=say,
+                on_resume=logs.epochs,
+                on_epoch=report,
+            )
+        scores = _finish(
+            model, test_set, run=run, cost=cost, epochs=params.epochs, device=device, validation=validation
         )
-    _finish(model, test_set, run=run, cost=cost, epochs=params.epochs, device=device, validation=validation)
+        logs.finish(scores, epoch=params.epochs)
 
 
-def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedule:
+def _schedule(params: TrainTeacher | TrainStudent, views: int | None, sampling: Sampling | None) -> Schedule:
     return Schedule(
         epochs=params.epochs,
         batch_size=params.batch_size,
@@ -95,12 +117,14 @@ def _schedule(params: TrainTeacher | TrainStudent, views: int | None) -> Schedul
         lr_gamma=params.lr_gamma,
         data_seed=params.data_seed,
         views=views,
+        sampling=sampling,
     )
 
 
 def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
     return Optimisation(
         optimizer=params.optimizer,
+        nesterov=params.nesterov,
         decay_on=params.decay_on,
         label_smoothing=params.label_smoothing,
         clip_grad_norm=params.clip_grad_norm,
@@ -136,8 +160,8 @@ def _finish(
     epochs: int,
     device: torch.device,
     validation: Validation | None,
-) -> None:
-    """Test the model once, and the best one on validation once, and write weights and metrics."""
+) -> dict[str, Any]:
+    """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     tester = Renderer(test_set, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
 
     def test() -> dict[str, float | None]:
@@ -158,6 +182,7 @@ def _finish(
         say(f"Best on validation: epoch {best.epoch} with {best.top1:.2%}; test top-1 {_percent(best_scores['top1'])}.")
     cost_figures = {"seconds": cost.seconds, "images_per_second": cost.images_per_second}
     run.write_metrics({**metrics, "epochs": epochs, **cost_figures})
+    return metrics
 
 
 def _chosen(epoch: int, top1: float, loss: float, test: dict[str, float | None]) -> dict[str, Any]:
@@ -174,13 +199,14 @@ def _identity(
     """Return what ``run.json`` says of the model, the data and the software."""
     splits = {"train": data.train, "validation": data.validation, "test": test_set}
     fingerprints = {split: part.fingerprint for split, part in splits.items() if part is not None}
+    weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
     return {
         "model": model.name,
         "num_parameters": model.parameters,
         "preset": model.preset.describe(),
         "preset_source": model.preset_source,
         "classes": list(data.train.classes),
-        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **lineage},
+        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),
     }

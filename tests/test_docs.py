@@ -24,6 +24,7 @@ from tests.conftest import ROOT, Built
 README = (ROOT / "README.md").read_text()
 FORMAT = (ROOT / "docs" / "FORMAT.md").read_text()
 VIEWS = (ROOT / "docs" / "VIEWS.md").read_text()
+LOSSES = (ROOT / "docs" / "LOSSES.md").read_text()
 
 
 def _python(text: str) -> list[str]:
@@ -77,6 +78,26 @@ def test_the_readme_s_python_runs(built: Built, tmp_path: Path) -> None:
     (tmp_path / "data" / "logits.zarr").symlink_to(built.store)
     for code in _python(README):
         subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_what_the_losses_reach_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "losses.json").read_text())["losses"]
+    for arm, figures in measured.items():
+        cells = [
+            "" if name == "top1_minus_none" and arm == "none" else f"{100 * each['mean']:.1f} ± {100 * each['std']:.1f}"
+            for name, each in figures.items()
+            if name in {"top1", "top1_minus_none", "agreement"}
+        ]
+        assert f"| `{arm}` | {' | '.join(cells)} |" in LOSSES
+
+
+def test_what_the_authors_of_losses_report_is_the_benchmarks_table() -> None:
+    script = ROOT / "benchmarks" / "published_losses.py"
+    printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed in LOSSES
+    # The gains that NKD gives itself, and the differences of what DIST gives.
+    for gain in ("71.96 (+2.06)", "72.58 (+3.37)", "71.75 (+2.69)", "76.31 (+3.81)", "72.07 (+2.31)", "73.24 (+3.11)"):
+        assert printed.count(gain) == 1
 
 
 def test_paths_named_in_the_documents_exist() -> None:

@@ -15,7 +15,10 @@ _ADAMW = {"lr": 1e-3, "weight_decay": 0.05}
 class Learning(BaseModel):
     """How a step is taken, and how large it is."""
 
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum 0.9, or AdamW.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with momentum 0.9, or AdamW.")
+    nesterov: bool = Field(
+        True, description="Nesterov's form of the momentum of sgd, or with --no-nesterov the plain one."
+    )
     lr: float = Field(0.1, gt=0, description="Peak learning rate; 0.001 if left out with adamw.")
     weight_decay: float = Field(
         5e-4, ge=0, description="L2 penalty of sgd, or decoupled decay of adamw, 0.05 if left out."
@@ -55,4 +58,10 @@ class Learning(BaseModel):
     def _has_steps(self) -> Self:
         if (self.lr_schedule == "step") != bool(self.lr_steps):
             raise ValueError("lr-schedule step and lr-steps go together: give both, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _has_momentum(self) -> Self:
+        if self.optimizer != "sgd" and not self.nesterov:
+            raise ValueError("no-nesterov is for sgd, adamw has no such momentum: leave it out, or pass --nesterov")
         return self

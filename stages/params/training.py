@@ -39,10 +39,23 @@ class Training(Learning, StageParams):
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
+    balance: bool = Field(False, description="Draw every class equally often, by drawing samples of small ones again.")
+    sample_weights: Path | None = Field(
+        None, description="CSV file with the columns key and weight: how often to draw each sample; 0 for never."
+    )
     checkpoint_every: float = Field(
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
     )
     resume: bool = Field(False, description="Continue the run in --out from its last checkpoint.")
+    dvclive: bool | None = Field(
+        None,
+        description="Log to OUT/dvclive with DVCLive; if left out, where OUT is in the DVC repository that the command "
+        "runs in.",
+    )
+    tensorboard: bool = Field(False, description="Log to OUT/tensorboard for TensorBoard.")
+    wandb: bool = Field(
+        False, description="Log to Weights & Biases and OUT/wandb; to the latter alone where WANDB_MODE is offline."
+    )
 
     @model_validator(mode="after")
     def _has_seeds_once(self) -> Self:
@@ -72,8 +85,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     )
     loss: LossText = Field(
         "kd",
-        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd, wsld or standardized-kd; or "
-        "several with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+        description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd or wsld; or several "
+        "with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+    )
+    standardize: bool = Field(
+        False, description="Give the distillation loss the z-scores of both models' logits, each row's own."
     )
     temperature: CurveText = Field(
         None, description="Temperature of the distillation loss: a number or a curve; default: the loss's own."
@@ -120,6 +136,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
         """The loss's parameters that are given, but for the temperature."""
         given = {name: getattr(self, name) for name in ("alpha", "beta", "gamma", "soft_weight")}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def loss_name(self) -> str:
+        """What the distillation loss is called in messages, ``run.json`` and reports."""
+        return f"{self.loss}, standardized" if self.standardize else self.loss
 
     @property
     def mode(self) -> Literal["cache", "live", "none"]:

@@ -90,6 +90,10 @@ def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Pa
     ran = _ran(_run(folder, "dvc", "exp", "run", "--set-param", "train_student.temperature=2"))
     assert ran == STUDENTS | {"benchmark"}
     assert _digest(folder) == before
+    logged = {f"train-student@{path.parent.name}" for path in folder.glob("runs/*/dvclive")}
+    assert logged == STUDENTS
+    assert "/dvclive/" not in _run(folder, "git", "ls-files", "runs")
+    assert _ran(_run(folder, "dvc", "repro")) == set()
     metrics = _run(folder, "dvc", "metrics", "diff", "HEAD")
     assert "test.loss" in metrics
     _run(folder, "dvc", "plots", "diff", "HEAD")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,33 @@ def test_every_loss_trains_with_its_published_weights(
     kd_weight = published.kd_weight / max(1, published.warmup_epochs)
     assert row["loss"] == pytest.approx(kd_weight * row["kd"] + published.ce_weight * row["ce"], rel=1e-5)
     assert row["kd"] > 0
+
+
+def test_a_standardised_loss_trains_and_is_recorded(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    run, flags = tmp_path / "run", ("--store", built.store, "--standardize")
+    assert kdpipe(*COMMON, *flags, "--epochs", 1, "--out", run).code == 0
+    (row,) = history(run)
+    assert row["loss"] == pytest.approx(9 * row["kd"] + 0.1 * row["ce"], rel=1e-5)
+    record = json.loads((run / "run.json").read_text())
+    assert (record["loss"], record["parameters"]["standardize"]) == ("kd, standardized", True)
+    refused(kdpipe(*COMMON, "--store", built.store, "--epochs", 1, "--resume", "--out", run), "standardize: True then")
+
+    assert kdpipe("benchmark", *LIMITS, "--run", run, "--out", tmp_path / "report", "--latency-repeats", 5).code == 0
+    assert "kd, standardized" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_standardised_and_plain_losses_add_up(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    def first(out: str, *loss: object) -> float:
+        flags = ("--store", built.store, "--batch-size", 200, "--epochs", 1, "--loss", *loss)
+        assert kdpipe(*COMMON, *flags, "--out", tmp_path / out).code == 0
+        return history(tmp_path / out)[0]["kd"]
+
+    both = first("both", "{kd: {standardize: true, weight: 2}, dkd: {weight: 3}}")
+    plain, standardised = first("dkd", "dkd"), first("kd", "kd", "--standardize")
+    assert both == pytest.approx(2 * standardised + 3 * plain, rel=1e-5)
+    assert standardised != pytest.approx(first("plain", "kd", "--temperature", 2), rel=0.1)
 
 
 def test_dkd_is_warmed_up_unless_told_otherwise(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
@@ -70,6 +98,9 @@ def test_several_losses_in_the_params_file(built: Built, tmp_path: Path, kdpipe:
         (("--loss", "{kd: {weight: -1}}"), "expected a number of 0 or more"),
         (("--loss", "{kd: 0.5}"), "expected its weight and settings by name"),
         (("--loss", "{kd: {}}", "--temperature", 2), "beside several losses"),
+        (("--loss", "hard", "--standardize"), "the loss hard reads only which class the teacher finds likeliest"),
+        (("--loss", "{kd: {}}", "--standardize"), "standardize beside several losses"),
+        (("--loss", "{kd: {standardize: often}}"), "cannot take standardize='often', expected true or false"),
         (("--loss", "{"), "not valid YAML"),
         (("--loss", "{}"), "there is no loss"),
     ],
@@ -92,13 +123,17 @@ class TestWhatALossNeeds:
 
         return cache
 
-    @pytest.mark.parametrize("loss", ["mse", "dkd", "nkd", "standardized-kd", "{kd: {}, mse: {}}"])
+    @pytest.mark.parametrize("loss", ["mse", "dkd", "nkd", "{kd: {standardize: true}}", "{kd: {}, mse: {}}"])
     def test_unlikely_logits(
         self, loss: str, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]
     ) -> None:
         store = cached("--encoding", "sqrtp8@4")
         outcome = kdpipe(*COMMON, "--store", store, "--loss", loss, "--out", tmp_path / "run")
         refused(outcome, "depends on the logits of unlikely classes", "--encoding fp16")
+
+    def test_z_scores(self, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+        flags = ("--store", cached("--encoding", "sqrtp8@4"), "--standardize")
+        refused(kdpipe(*COMMON, *flags, "--out", tmp_path / "run"), "the loss kd, standardized depends on the logits")
 
     @pytest.mark.parametrize("flags", [("kd", "--temperature", 8), ("kd", "--temperature", "linear:2,8")])
     def test_a_temperature(

@@ -171,7 +171,7 @@ class _Ordered:
 
     def start_epoch(self, view: int, next_view: int | None) -> None: ...
 
-    def order(self, *, data_seed: int, epoch: int) -> np.ndarray | None:
+    def order(self, samples: np.ndarray, *, data_seed: int, epoch: int) -> np.ndarray | None:
         return self._order
 
     def logits(self, indices: np.ndarray, pixels: torch.Tensor) -> torch.Tensor: ...
@@ -180,7 +180,9 @@ class _Ordered:
 def test_one_part_may_set_the_order_of_the_samples_two_may_not() -> None:
     order = np.array([2, 0, 1])
     mixed = MixedTargets([_Ordered(None), _Ordered(order)], (0.5, 0.5))
-    assert mixed.order(data_seed=0, epoch=0) is order
-    assert MixedTargets([_Ordered(None), _Ordered(None)], (0.5, 0.5)).order(data_seed=0, epoch=0) is None
+    assert mixed.order(order, data_seed=0, epoch=0) is order
+    assert MixedTargets([_Ordered(None), _Ordered(None)], (0.5, 0.5)).order(order, data_seed=0, epoch=0) is None
     with pytest.raises(StoreError, match="2 of the 3 stores do not fit in memory"):
-        MixedTargets([_Ordered(order), _Ordered(None), _Ordered(order)], (0.4, 0.3, 0.3)).order(data_seed=0, epoch=0)
+        MixedTargets([_Ordered(order), _Ordered(None), _Ordered(order)], (0.4, 0.3, 0.3)).order(
+            order, data_seed=0, epoch=0
+        )

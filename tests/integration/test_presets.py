@@ -55,6 +55,19 @@ resnet32x4 ShuffleV2, vgg13 MobileNetV2
 """The row KD+Ours of the tables in logit-standardization-KD's README, and the temperatures in the names of its logs."""
 
 
+IMAGENET = """
+kd-512-resnet34-resnet18, dkd-512-resnet34-resnet18, kd-512-resnet50-MobileNetV1, dkd-512-resnet50-MobileNetV1
+73.31 69.76 71.03, 73.31 69.76 71.70, 76.16 68.87 70.50, 76.16 68.87 72.05
+
+wsld-256-resnet34-resnet18, wsld-256-resnet50-MobileNetV1, kd-768-resnet34-resnet18
+73.31 69.76 72.04, 76.16 68.87 71.52, 73.31 69.76 71.37
+"""
+"""Teacher, student alone and distilled: mdistiller's README, then that of WSLD, and torchdistill's log.
+
+What is reached alone is torchvision's for ResNet-18, and of WSLD's README for MobileNet.
+"""
+
+
 def columns(tables: str) -> list[list[str]]:
     """Return the columns of transcribed tables, one list of cells for each."""
     found: list[list[str]] = []
@@ -65,7 +78,11 @@ def columns(tables: str) -> list[list[str]]:
 
 
 def by_pair(kind: str) -> dict[str, Preset]:
-    chosen = [preset for preset in PRESETS if preset.name.startswith(kind)]
+    chosen = [
+        preset
+        for preset in PRESETS
+        if preset.name in {f"{kind}{preset.caching['teacher']}-{preset.settings['student']}"}
+    ]
     return {f"{preset.caching['teacher']} {preset.settings['student']}": preset for preset in chosen}
 
 
@@ -88,12 +105,22 @@ def test_figures_of_mdistiller() -> None:
 
 
 def test_figures_of_logit_standardization() -> None:
-    presets = by_pair("cifar100-standardized-kd-")
+    presets = by_pair("cifar100-kd-standardized-")
     published = columns(STANDARDIZATION)
     assert len(presets) == len(published) == 8
     for pair, standardized, temperature in published:
         assert f"{presets[pair].figures.distilled:.2f}" == standardized
         assert presets[pair].settings["temperature"] == int(temperature)
+        assert (presets[pair].settings["loss"], presets[pair].settings["standardize"]) == ("kd", True)
+
+
+def test_figures_for_imagenet() -> None:
+    presets = {preset.name: preset.figures for preset in PRESETS if preset.name.startswith("imagenet-")}
+    published = columns(IMAGENET)
+    assert len(presets) == len(published) == 7
+    for name, top1 in published:
+        figures = presets[f"imagenet-{name}"]
+        assert f"{figures.teacher:.2f} {figures.baseline:.2f} {figures.distilled:.2f}" == top1
 
 
 def test_figures_of_our_own_are_those_of_the_benchmarks() -> None:
@@ -146,9 +173,41 @@ def test_the_settings_are_those_of_the_two_repositories(tmp_path: Path, kdpipe: 
     params = resolve(TrainStudent, section="train_student", file=file, flags=given)
     assert (params.epochs, params.batch_size, params.lr, params.weight_decay) == (240, 64, 0.01, 5e-4)
     assert (params.lr_schedule, params.lr_steps, params.lr_gamma) == ("step", (150, 180, 210), 0.1)
-    assert (params.warmup_epochs, params.optimizer) == (0, "sgd")
+    assert (params.warmup_epochs, params.optimizer, params.nesterov) == (0, "sgd", False)
     assert (params.loss, params.temperature, params.alpha, params.beta) == ("dkd", 4, 1, 6)
     assert (params.kd_weight, params.ce_weight) == ("constant:1,warmup=20", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "numbers"),
+    [
+        # https://github.com/megvii-research/mdistiller, configs/imagenet/r50_mv1
+        ("kd-512-resnet50", "kd", (1, None, 0.5, 0.5, 512, 0.2, False)),
+        ("dkd-512-resnet50", "dkd", (1, 2, 1, 1, 512, 0.2, False)),
+        # https://github.com/bellymonster/Weighted-Soft-Label-Distillation
+        ("wsld-256-resnet50", "wsld", (2, None, 2.5, 1, 256, 0.1, True)),
+    ],
+)
+def test_the_settings_for_mobilenet_are_the_published_ones(
+    name: str, loss: str, numbers: tuple[float | None, ...], tmp_path: Path, kdpipe: Kdpipe
+) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(kdpipe("presets", f"imagenet-{name}-MobileNetV1").out)
+    given = {"data": "folder:PATH", "store": (tmp_path,), "out": tmp_path}
+    params = resolve(TrainStudent, section="train_student", file=file, flags=given)
+    found = (params.temperature, params.beta, params.kd_weight, params.ce_weight)
+    assert (*found, params.batch_size, params.lr, params.nesterov) == numbers
+    assert (params.loss, params.student, params.epochs, params.weight_decay) == (loss, "MobileNetV1", 100, 1e-4)
+    assert (params.lr_schedule, params.lr_steps, params.lr_gamma) == ("step", (30, 60, 90), 0.1)
+
+
+def test_a_mobilenet_preset_trains_on_small_images(built: Built, tmp_path: Path, kdpipe: Kdpipe) -> None:
+    file, run = tmp_path / "params.yaml", tmp_path / "run"
+    file.write_text(kdpipe("presets", "imagenet-dkd-512-resnet50-MobileNetV1").out)
+    flags = ("--params", file, "--store", built.store, "--input-size", 32, "--epochs", 1, "--device", "cpu")
+    assert kdpipe("train-student", *LIMITS, *flags, "--out", run).code == 0
+    record = json.loads((run / "run.json").read_text())
+    assert (record["model"], record["preset"]["size"]) == ("MobileNetV1", 32)
 
 
 def test_a_printed_preset_trains(built: Built, tmp_path: Path, kdpipe: Kdpipe) -> None:

@@ -49,6 +49,22 @@ def test_a_resumed_run_must_learn_in_the_same_way(built: Built, tmp_path: Path, 
     assert kdpipe(*run, "--resume", "--checkpoint-every", 5).code == 0
 
 
+def test_momentum_is_nesterov_s_or_plain(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    def weights(out: str, *flags: object) -> bytes:
+        assert kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / out, *flags).code == 0
+        recorded = json.loads((tmp_path / out / "run.json").read_text())["parameters"]
+        assert recorded["nesterov"] is ("--no-nesterov" not in flags)
+        return (tmp_path / out / "model.safetensors").read_bytes()
+
+    assert weights("default") == weights("nesterov", "--nesterov") != weights("plain", "--no-nesterov")
+    plain = (*STUDENT, "--store", built.store, "--out", tmp_path / "plain", "--resume")
+    refused(kdpipe(*plain), "nesterov: False then, True now")
+    refused(
+        kdpipe(*STUDENT, "--optimizer", "adamw", "--no-nesterov", "--out", tmp_path / "adamw"),
+        "no-nesterov is for sgd, adamw has no such momentum",
+    )
+
+
 def test_the_saved_model_is_the_one_that_was_tested(
     built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
 ) -> None:
@@ -119,8 +135,8 @@ def test_a_store_must_serve_the_largest_temperature(
 
 def test_the_document_s_flags_and_curves_exist(kdpipe: Callable[..., Outcome]) -> None:
     text = (ROOT / "docs" / "TRAINING.md").read_text()
-    shown = kdpipe("train-student", "--help").out
-    flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help"}
+    shown = "".join(kdpipe(command, "--help").out for command in ("train-student", "benchmark"))
+    flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help", "--logdir"}
     assert len(flags) > 12
     assert all(re.search(rf"{flag}[ /\n]", shown) for flag in flags)
     curves = re.findall(r"^\| `([a-z]+:[^`]+)`", text, flags=re.MULTILINE)

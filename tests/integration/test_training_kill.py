@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kdpipe import dataset
 from tests.conftest import LIMITS, ROOT, Built
 
 EPOCHS, STEPS = 4, 7
@@ -24,7 +25,7 @@ def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
     command = (
         *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--out", out, "--device", "cpu"),
         *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
-        *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", *flags),
+        *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", "--balance", "--sample-weights", _weights(built), *flags),
     )
     return subprocess.Popen(
         [sys.executable, "-m", "kdpipe", *map(str, command)],
@@ -34,6 +35,18 @@ def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
         text=True,
         cwd=ROOT,
     )
+
+
+def _weights(built: Built) -> Path:
+    """Write another weight for each sample; those of two classes are small."""
+    digits = dataset.load("digits", "train", 200)
+    path = built.store.parent / "weights.csv"
+    rows = (
+        f"{key},{(1 + row % 7) * (0.1 if label < 2 else 1)}"
+        for row, (key, label) in enumerate(zip(digits.keys, digits.labels, strict=True))
+    )
+    path.write_text("\n".join(["key,weight", *rows]))
+    return path
 
 
 def _wait_for_checkpoints(out: Path, number: int, process: subprocess.Popen[str]) -> None:

@@ -6,12 +6,7 @@ Everything here works on arrays, modules and plain values; reading runs and stor
 from __future__ import annotations
 
 from kdpipe.benchmark.comparison import (
-    BenchmarkResult,
-    Distill,
     Recommendation,
-    StoreIdentity,
-    StudentResult,
-    TeacherResult,
     compare,
     gap_recovered,
     pareto_front,
@@ -19,12 +14,23 @@ from kdpipe.benchmark.comparison import (
 )
 from kdpipe.benchmark.latency import Latency, latency
 from kdpipe.benchmark.machine import machine
+from kdpipe.benchmark.results import (
+    BenchmarkResult,
+    Distill,
+    Figure,
+    StoreIdentity,
+    StudentResult,
+    TeacherResult,
+    average,
+    mean_history,
+)
 from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 
 __all__ = [
     "Accuracy",
     "BenchmarkResult",
     "Distill",
+    "Figure",
     "Latency",
     "Recommendation",
     "StoreIdentity",
@@ -32,10 +38,12 @@ __all__ = [
     "TeacherResult",
     "accuracy",
     "agreement",
+    "average",
     "compare",
     "gap_recovered",
     "latency",
     "machine",
+    "mean_history",
     "pareto_front",
     "recommend",
 ]

@@ -3,108 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from kdpipe.benchmark.latency import Latency
-from kdpipe.errors import RunError
+from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 
-Distill = Literal["cache", "live", "none"]
+Baselines = dict[int | None, list[float]]
 TOLERANCE = 0.005
 """How much top-1 the recommended student may lose against the best one: half a percentage point."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudentResult:
-    """One training run, measured."""
-
-    name: str
-    """Name of the run, unique within a benchmark."""
-    path: Path
-    """Directory of the run."""
-    architecture: str
-    distill: Distill
-    """Where the soft targets came from: a store, a teacher in the loop, or nowhere."""
-    loss: str
-    """Name of the loss that the student was trained with."""
-    seed: int
-    top1: float | None
-    """Test accuracy, 0..1; None without labels."""
-    top5: float | None
-    """Test top-5 accuracy, 0..1; None without labels."""
-    loss_value: float | None
-    """Mean cross-entropy on the test set, in nats; None without labels."""
-    parameters: int
-    """Number of parameters."""
-    file_bytes: int
-    """Size of the weights on disk, in bytes."""
-    latencies: Mapping[int, Latency] = field(default_factory=dict)
-    """Latency by batch size."""
-    agreement: float | None = None
-    """Share of test samples on which student and teacher name the same class; None without a teacher."""
-    gap_recovered: float | None = None
-    """See ``gap_recovered()``; filled by ``compare()``."""
-    on_front: bool = False
-    """Whether no other student is at once as accurate and as fast, and better in one; see ``compare()``."""
-
-    @property
-    def single_image_ms(self) -> float | None:
-        """Median latency at batch size 1, in milliseconds; None if it was not measured."""
-        return self.latencies[1].p50_ms if 1 in self.latencies else None
-
-
-@dataclass(frozen=True)
-class TeacherResult:
-    """The teacher's accuracy on the test set."""
-
-    name: str
-    top1: float | None
-    top5: float | None
-
-
-@dataclass(frozen=True)
-class StoreIdentity:
-    """One of the stores that the students learnt from."""
-
-    path: str
-    digest: str
-    weight: float = 1.0
-    """Its share of the mean of all stores' logits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkResult:
-    """All students of one benchmark, measured on the same samples and the same machine.
-
-    Raises:
-        RunError: There is no student, or two of them share a name.
-
-    """
-
-    dataset: str
-    """The dataset as the user wrote it."""
-    samples: int
-    """Number of test samples."""
-    students: tuple[StudentResult, ...]
-    machine: Mapping[str, str | int | None]
-    """What ``machine()`` returned."""
-    created: str
-    """When the benchmark ran, as an ISO 8601 time."""
-    teacher: TeacherResult | None = None
-    stores: tuple[StoreIdentity, ...] = ()
-    """The stores whose mean is the teacher; empty where the students had none."""
-
-    def __post_init__(self) -> None:
-        """Refuse results that cannot be told apart by name."""
-        names = [student.name for student in self.students]
-        if not names:
-            raise RunError("a benchmark needs at least one student run, got none. Train one with train-student.")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
 
 
 class Recommendation(NamedTuple):
@@ -145,9 +53,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def compare(students: Sequence[StudentResult], *, teacher_top1: float | None) -> tuple[StudentResult, ...]:
     """Return the students in the same order, with ``gap_recovered`` and ``on_front`` filled in.
 
-    A distilled run's baseline is the mean top-1 of the runs of the same architecture with ``distill="none"``;
-    those runs have no gap themselves. The front is of top-1 against the median latency at batch size 1;
-    a student that lacks one of the two is not on it.
+    The baselines of a distilled student are the runs of the same architecture with ``distill="none"``, which have
+    no gap themselves. Where both have the same seeds, each run is compared with the mean top-1 of the baselines of its
+    own seed, and the student has the mean of these gaps. Otherwise, or where one of them is undefined, mean top-1
+    is compared with mean top-1.
+
+    The front is of top-1 against the median latency at batch size 1; a student that lacks one of the two is not
+    on it.
     """
     nan = math.nan
     points = [
@@ -157,49 +69,87 @@ def compare(students: Sequence[StudentResult], *, teacher_top1: float | None) ->
         )
         for student in students
     ]
-    compared = []
-    for student, on_front in zip(students, pareto_front(points), strict=True):
-        baselines = [
-            other.top1
-            for other in students
-            if other.distill == "none" and other.architecture == student.architecture and other.top1 is not None
+    return tuple(
+        replace(_with_gap(student, _baselines(student, students), teacher_top1=teacher_top1), on_front=on_front)
+        for student, on_front in zip(students, pareto_front(points), strict=True)
+    )
+
+
+def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> Baselines:
+    """Return what the runs that a distilled student is compared with reach, by their seed."""
+    found: Baselines = {}
+    for other in students:
+        if student.distill != "none" and other.distill == "none" and other.architecture == student.architecture:
+            for run in other.runs:
+                if run.top1 is not None:
+                    found.setdefault(run.seed, []).append(run.top1)
+    return found
+
+
+def _with_gap(student: StudentResult, baselines: Baselines, *, teacher_top1: float | None) -> StudentResult:
+    """Return the student with its ``gap_recovered``, and with those of its runs where they are paired by seed."""
+    if not baselines:
+        return replace(student, gap_recovered=None)
+    if set(baselines) == {run.seed for run in student.runs}:
+        gaps = [
+            gap_recovered(run.top1, baseline=fmean(baselines[run.seed]), teacher=teacher_top1) for run in student.runs
         ]
-        recovered = None
-        if student.distill != "none" and baselines:
-            recovered = gap_recovered(student.top1, baseline=fmean(baselines), teacher=teacher_top1)
-        compared.append(replace(student, gap_recovered=recovered, on_front=on_front))
-    return tuple(compared)
+        known = [gap for gap in gaps if gap is not None]
+        if len(known) == len(gaps):
+            paired = zip(student.members, known, strict=False)  # a single run has no members
+            members = tuple(replace(run, gap_recovered=gap) for run, gap in paired)
+            return replace(student, gap_recovered=fmean(known), members=members)
+    baseline = fmean(top1 for of_a_seed in baselines.values() for top1 in of_a_seed)
+    return replace(student, gap_recovered=gap_recovered(student.top1, baseline=baseline, teacher=teacher_top1))
 
 
 def recommend(result: BenchmarkResult) -> Recommendation:
     """Name the student to ship: the fastest whose top-1 lies within ``TOLERANCE`` of the best student's.
 
-    Fast means the median latency at batch size 1; ties go to the more accurate student, then to the first
-    name. Students without a known top-1 are considered only if nobody has one, and students without a latency
-    only if no other is left.
+    The top-1 of several seeds is their mean. Fast means the median latency at batch size 1; ties go to the more
+    accurate student, then to the first name. Students without a known top-1 are considered only if nobody has one,
+    and students without a latency only if no other is left.
     """
     rated = [student for student in result.students if student.top1 is not None]
     if not rated:
         chosen = min(result.students, key=_by_speed)
-        return Recommendation(chosen.name, f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}.")
+        reason = f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}."
+        return Recommendation(chosen.name, reason + _which_run(chosen))
     best = min(rated, key=lambda student: (-_top1(student), *_by_speed(student)))
     # The small term keeps a student that is exactly half a point behind, which binary fractions can miss.
     close = [student for student in rated if _top1(best) - _top1(student) <= TOLERANCE + 1e-9]
     chosen = min(close, key=_by_speed)
-    return Recommendation(chosen.name, _reason(chosen, best=best))
+    return Recommendation(chosen.name, _reason(chosen, best=best) + _which_run(chosen))
 
 
 def _reason(chosen: StudentResult, *, best: StudentResult) -> str:
-    figures = f"{chosen.name} reaches {_top1(chosen):.2%} top-1"
+    figures = f"{chosen.name} reaches {_shown_top1(chosen)} top-1"
+    if len(chosen.members) > 1:
+        figures += f" in the mean of {len(chosen.members)} seeds"
     points = f"{TOLERANCE * 100:g} percentage points"
     if chosen.single_image_ms is None:
         return f"{figures}, the best of all students; latency at batch size 1 was not measured."
     figures += f" at {chosen.single_image_ms:.3g} ms per image (batch size 1, median)"
     if chosen is best:
         return f"{figures}: the best of all students, and no faster one lies within {points} of it."
-    lead = f"{best.name} ({_top1(best):.2%}"
+    lead = f"{best.name} ({_shown_top1(best)}"
     lead += ")" if best.single_image_ms is None else f" at {best.single_image_ms:.3g} ms)"
     return f"{figures}: the fastest within {points} of the best student, {lead}."
+
+
+def _shown_top1(student: StudentResult) -> str:
+    std = student.std("top1")
+    return f"{_top1(student):.2%}" if std is None else f"{_top1(student) * 100:.2f} ± {std * 100:.2f}%"
+
+
+def _which_run(chosen: StudentResult) -> str:
+    """Name the run of several seeds to ship, and why it is not the best of them."""
+    if not chosen.members:
+        return ""
+    run = f" The run to ship is {chosen.shipped.as_posix()}"
+    if len(chosen.members) == 1:
+        return f"{run}."
+    return f"{run}, the first seed: picked by its test accuracy, a run would look better than it is."
 
 
 def _pace(student: StudentResult) -> str:

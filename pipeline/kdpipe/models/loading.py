@@ -28,6 +28,7 @@ from kdpipe.models.preprocessing import (
 from kdpipe.models.preset import Preset
 from kdpipe.models.program import ExportedModel, load_program
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, tensor_bytes
+from kdpipe.models.zoo import FOR_IMAGENET
 
 IMAGENET_SIZE = 224
 IMAGENET_RESIZE = 256
@@ -126,6 +127,8 @@ def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> L
         presets = (from_timm(module),)
     elif source == "torchvision":
         presets = (Known("torchvision", size=IMAGENET_SIZE, resize=IMAGENET_RESIZE),)
+    elif name in FOR_IMAGENET:
+        presets = (Known("zoo", size=IMAGENET_SIZE, resize=IMAGENET_RESIZE),)
     if weights is None:
         return Loaded(module, presets)
     file = read_weights(Path(weights))

@@ -10,7 +10,7 @@ from importlib import resources
 import kdpipe
 from kdpipe.benchmark import BenchmarkResult, Recommendation, StudentResult, recommend
 from kdpipe.report.plots import MOST_CURVES
-from kdpipe.report.tables import UNDEFINED, batch_sizes, millions, number, percent, size
+from kdpipe.report.tables import UNDEFINED, batch_sizes, millions, nats, number, percent, recommended, size, spread
 
 DISTILLED = {"cache": "store", "live": "live teacher", "none": "labels only"}
 
@@ -32,7 +32,8 @@ DEFINITIONS = (
         "Gap recovered",
         "(student − baseline) / (teacher − baseline), all top-1. The baseline is the mean of the runs "
         "of the same architecture trained on labels only. 0 is no gain, 100 matches the teacher. "
-        "Undefined (n/a) without a baseline, or where the teacher is not better than it.",
+        "Undefined (n/a) without a baseline, or where the teacher is not better than it. Where student and "
+        "baseline have the same several seeds, it is the mean of the gaps seed by seed.",
     ),
     (
         "Latency",
@@ -52,11 +53,14 @@ DEFINITIONS = (
     (
         "Recommendation",
         "The fastest student (median, batch size 1) whose top-1 lies within half a percentage point "
-        "of the best student's.",
+        "of the best student's, in the mean of its seeds. Of several seeds the first is to ship: the best on the "
+        "test samples would be one that luck chose.",
     ),
 )
 
-CURVES_TEXT = f"Figures by epoch, one line per student; at most {MOST_CURVES} students are drawn."
+CURVES_TEXT = (
+    f"Figures by epoch, one line per student, the mean of its seeds; at most {MOST_CURVES} students are drawn."
+)
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -100,10 +104,10 @@ def html_page(result: BenchmarkResult, *, pareto: bytes, curves: bytes | None = 
 
 
 def _recommendation(chosen: Recommendation, result: BenchmarkResult) -> str:
-    student = next(student for student in result.students if student.name == chosen.name)
+    student = recommended(result)
     figures = [
-        ("top-1", _unit(percent(student.top1), "%")),
-        ("of the gap recovered", _unit(percent(student.gap_recovered), "%")),
+        ("top-1", _unit(spread(student, "top1", percent), "%")),
+        ("of the gap recovered", _unit(spread(student, "gap_recovered", percent), "%")),
         ("latency, batch 1", _unit(number(student.single_image_ms), "ms")),
         ("parameters", millions(student.parameters)),
         ("on disk", size(student.file_bytes)),
@@ -119,7 +123,7 @@ def _recommendation(chosen: Recommendation, result: BenchmarkResult) -> str:
 
 def _table(result: BenchmarkResult) -> str:
     sizes = batch_sizes(result)
-    chosen = recommend(result).name
+    chosen = recommended(result)
     left = ["Student", "Architecture", "Learnt from", "Loss"]
     right = [
         "Seed",
@@ -136,7 +140,7 @@ def _table(result: BenchmarkResult) -> str:
     batches = "".join(f'<th scope="colgroup" colspan="3" class="b">Batch {batch}</th>' for batch in sizes)
     timings = '<th scope="col" class="n">p50 ms</th><th scope="col" class="n">p95 ms</th>'
     timings += '<th scope="col" class="n">images/s</th>'
-    rows = "".join(_row(student, sizes, chosen=student.name == chosen) for student in result.students)
+    rows = "".join(_row(student, sizes, chosen=student is chosen) for student in result.students)
     teacher = result.teacher
     if teacher is not None:
         accuracies = "".join(f'<td class="n">{percent(share)}</td>' for share in (teacher.top1, teacher.top5))
@@ -152,12 +156,12 @@ def _table(result: BenchmarkResult) -> str:
 def _row(student: StudentResult, sizes: list[int], *, chosen: bool) -> str:
     texts = [student.architecture, DISTILLED[student.distill], student.loss]
     numbers = [
-        str(student.seed),
-        percent(student.top1),
-        percent(student.top5),
-        number(student.loss_value),
-        percent(student.agreement),
-        percent(student.gap_recovered),
+        str(student.seed) if student.seed is not None else _count(len(student.runs), "seed"),
+        spread(student, "top1", percent),
+        spread(student, "top5", percent),
+        spread(student, "loss_value", nats),
+        spread(student, "agreement", percent),
+        spread(student, "gap_recovered", percent),
         millions(student.parameters),
         size(student.file_bytes),
     ]
@@ -175,12 +179,18 @@ def _row(student: StudentResult, sizes: list[int], *, chosen: bool) -> str:
 def _table_note(result: BenchmarkResult) -> str:
     devices = {timed.device for student in result.students for timed in student.latencies.values()}
     where = f" Latencies were measured on {', '.join(sorted(devices))}." if devices else ""
+    if any(student.members for student in result.students):
+        where += (
+            " Figures of several seeds are their mean ± sample standard deviation; size and latencies are of the first."
+        )
     return f'<p class="note">◆ on the Pareto front. The recommended student is shaded.{escape(where)}</p>'
 
 
 def _pareto_text(result: BenchmarkResult) -> str:
     front = [student.name for student in result.students if student.on_front]
-    return f"Up and left is better. On the Pareto front: {', '.join(front) or 'nobody'}."
+    bars = any(student.std("top1") is not None for student in result.students)
+    meaning = " Bars are ± one sample standard deviation over the seeds." if bars else ""
+    return f"Up and left is better. On the Pareto front: {', '.join(front) or 'nobody'}.{meaning}"
 
 
 def _figure(heading: str, png: bytes, text: str) -> str:
@@ -212,7 +222,8 @@ def _lineage(result: BenchmarkResult) -> list[tuple[str, str]]:
     for store in result.stores:
         share = "" if len(result.stores) == 1 else f", {store.weight:.3g} of the mean"
         pairs += [("store", store.path + share), ("store digest", store.digest)]
-    pairs += [(f"run {student.name}", student.path.as_posix()) for student in result.students]
+    runs = [run for student in result.students for run in student.runs]
+    pairs += [(f"run {run.name}", run.path.as_posix()) for run in runs]
     return [*pairs, ("benchmarked", result.created)]
 
 

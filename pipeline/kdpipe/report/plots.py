@@ -38,7 +38,8 @@ def pareto_png(result: BenchmarkResult) -> bytes:
     """Draw top-1 against the median latency at batch size 1, and return the PNG.
 
     The front is a step line: the best accuracy to be had within a given latency. The teacher's accuracy, if
-    known, is a dashed line. Labels that would cover something are left out, except those of the front.
+    known, is a dashed line. Bars of one standard deviation either way stand on students of several seeds. Labels
+    that would cover something are left out, except those of the front.
     """
     figure, axes = _canvas(8.0, 5.0)
     placed = [(student, point) for student in result.students if (point := _point(student)) is not None]
@@ -59,6 +60,9 @@ def pareto_png(result: BenchmarkResult) -> bytes:
                 label=label,
                 zorder=3,
             )
+    for student, (latency, accuracy) in placed:
+        if bar := _bar(student):
+            axes.errorbar(latency, accuracy, bar, color=STYLES[student.distill][0], capsize=3, linewidth=1.1, zorder=2)
     _scale(axes, [point for _, point in placed])
     teacher = result.teacher
     if teacher is not None and teacher.top1 is not None:
@@ -158,6 +162,11 @@ def _point(student: StudentResult) -> tuple[float, float] | None:
     return point if all(map(math.isfinite, point)) else None
 
 
+def _bar(student: StudentResult) -> float:
+    """Return the standard deviation of top-1 over the seeds in percentage points, 0 without one."""
+    return 100 * (student.std("top1") or 0.0)
+
+
 def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
     """Leave room for labels around the points, and use a log axis for latencies that differ tenfold."""
     fastest, slowest = min(x for x, _ in points), max(x for x, _ in points)
@@ -192,6 +201,9 @@ def _label_points(figure: Figure, axes: Axes, placed: Sequence[tuple[StudentResu
     figure.draw_without_rendering()  # settles the layout, so that pixel positions are final
     inside = axes.get_window_extent()
     taken = [_around(axes.transData.transform(point)) for _, point in placed]
+    for student, (x, y) in placed:
+        ends = axes.transData.transform([(x, y - _bar(student)), (x, y + _bar(student))])
+        taken.append(Bbox(ends).padded(2))
     for line in axes.lines:
         corners = line.get_transform().transform(line.get_xydata())
         taken += [Bbox([start, end]).padded(2) for start, end in itertools.pairwise(corners)]

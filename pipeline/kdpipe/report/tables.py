@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdpipe.benchmark import BenchmarkResult, Latency, StudentResult, recommend
+from kdpipe.benchmark import BenchmarkResult, Figure, Latency, StudentResult, recommend
 
 UNDEFINED = "n/a"
+FIGURES: dict[Figure, str] = {
+    "top1": "top1",
+    "top5": "top5",
+    "loss_value": "cross_entropy",
+    "agreement": "agreement",
+    "gap_recovered": "gap_recovered",
+}
+"""What several seeds spread in, with its name in ``metrics.json`` and ``results.csv``."""
 
 
 def batch_sizes(result: BenchmarkResult) -> list[int]:
@@ -24,9 +33,10 @@ def batch_sizes(result: BenchmarkResult) -> list[int]:
 
 def metrics(result: BenchmarkResult) -> dict[str, Any]:
     """Return the benchmark as nested JSON values; a figure that is undefined or not finite is None."""
-    teacher = result.teacher
+    teacher, chosen = result.teacher, recommended(result)
     return {
-        "recommended": recommend(result).name,
+        "recommended": chosen.name,
+        "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
         "students": {student.name: _student_metrics(student) for student in result.students},
         "dataset": result.dataset,
@@ -36,11 +46,20 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
     }
 
 
+def recommended(result: BenchmarkResult) -> StudentResult:
+    """Return the student to ship."""
+    name = recommend(result).name
+    return next(student for student in result.students if student.name == name)
+
+
 def csv_text(result: BenchmarkResult) -> str:
-    """Return one CSV row per student: shares in 0..1, times in milliseconds, sizes in bytes."""
+    """Return one CSV row per student: shares in 0..1, times in milliseconds, sizes in bytes.
+
+    Figures of several seeds are means, with the sample standard deviation under the same name and ``_std``.
+    """
     sizes = batch_sizes(result)
-    recommended = recommend(result).name
-    rows = [_csv_row(student, sizes, recommended=student.name == recommended) for student in result.students]
+    chosen = recommended(result)
+    rows = [_csv_row(student, sizes, recommended=student is chosen) for student in result.students]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -49,9 +68,12 @@ def csv_text(result: BenchmarkResult) -> str:
 
 
 def table(result: BenchmarkResult) -> Table:
-    """Return the students as a table for the console, the recommended one marked and in bold."""
+    """Return the students as a table for the console, the recommended one marked and in bold.
+
+    A student of several seeds has their number and the standard deviations in a second line, to save width.
+    """
     sizes = batch_sizes(result)
-    recommended = recommend(result).name
+    chosen = recommended(result)
     drawn = Table(title=Text(f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples"))
     drawn.add_column("student", overflow="fold")
     drawn.add_column("distill")
@@ -59,9 +81,9 @@ def table(result: BenchmarkResult) -> Table:
         drawn.add_column(heading, justify="right")
     drawn.add_column("front", justify="center")
     for student in result.students:
-        cells = _console_cells(student, sizes)
-        chosen = student.name == recommended
-        drawn.add_row(Text(f"* {student.name}" if chosen else student.name), *cells, style="bold" if chosen else None)
+        name = f"* {student.name}" if student is chosen else student.name
+        seeds = f"\n{len(student.members)} seeds" if len(student.members) > 1 else ""
+        drawn.add_row(Text(name + seeds), *_console_cells(student, sizes), style="bold" if student is chosen else None)
     if result.teacher is not None:
         blank = [""] * (5 + len(_timing_headings(sizes)))
         drawn.add_section()
@@ -87,6 +109,17 @@ def percent(share: float | None) -> str:
     return UNDEFINED if share is None or not math.isfinite(share) else f"{share * 100:.2f}"
 
 
+def nats(loss: float | None) -> str:
+    """Return a cross-entropy with three decimals."""
+    return UNDEFINED if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
+
+
+def spread(student: StudentResult, figure: Figure, form: Callable[[float | None], str]) -> str:
+    """Return a figure as ``form`` writes it and, of several seeds, ± its standard deviation."""
+    value, std = form(getattr(student, figure)), student.std(figure)
+    return value if std is None else f"{value} ± {form(std)}"
+
+
 def number(value: float | None) -> str:
     """Return a measured value with three significant digits, and never in scientific notation."""
     if value is None or not math.isfinite(value):
@@ -110,22 +143,34 @@ def size(count: float) -> str:
 
 def _student_metrics(student: StudentResult) -> dict[str, Any]:
     timed = sorted(student.latencies.items())
-    return {
+    found = {
         "architecture": student.architecture,
         "distill": student.distill,
         "loss": student.loss,
         "seed": student.seed,
-        "top1": _finite(student.top1),
-        "top5": _finite(student.top5),
-        "cross_entropy": _finite(student.loss_value),
-        "agreement": _finite(student.agreement),
-        "gap_recovered": _finite(student.gap_recovered),
+        "seeds": len(student.runs),
+        **{key: _finite(value) for key, value in _spreads(student).items()},
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
         "images_per_second": {f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed},
         "on_front": student.on_front,
     }
+    return found | ({"runs": [_run_metrics(run) for run in student.members]} if student.members else {})
+
+
+def _run_metrics(run: StudentResult) -> dict[str, Any]:
+    figures = {key: _finite(getattr(run, figure)) for figure, key in FIGURES.items()}
+    return {"path": run.path.as_posix(), "seed": run.seed, **figures}
+
+
+def _spreads(student: StudentResult) -> dict[str, float | None]:
+    """Return each figure, of several seeds their mean, followed by its standard deviation."""
+    found = {}
+    for figure, key in FIGURES.items():
+        found[key] = getattr(student, figure)
+        found[f"{key}_std"] = student.std(figure)
+    return found
 
 
 def _percentiles(latency: Latency) -> dict[str, float | None]:
@@ -140,11 +185,8 @@ def _csv_row(student: StudentResult, sizes: list[int], *, recommended: bool) -> 
         "distill": student.distill,
         "loss": student.loss,
         "seed": student.seed,
-        "top1": student.top1,
-        "top5": student.top5,
-        "cross_entropy": student.loss_value,
-        "agreement": student.agreement,
-        "gap_recovered": student.gap_recovered,
+        "seeds": len(student.runs),
+        **_spreads(student),
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "on_front": student.on_front,
@@ -169,11 +211,10 @@ def _console_cells(student: StudentResult, sizes: list[int]) -> list[str]:
     if sizes:
         first, last = student.latencies.get(sizes[0]), student.latencies.get(sizes[-1])
         timings = [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
+    shares: tuple[Figure, ...] = ("top1", "agreement", "gap_recovered")
     return [
         student.distill,
-        percent(student.top1),
-        percent(student.agreement),
-        percent(student.gap_recovered),
+        *(spread(student, figure, percent).replace(" ±", "\n±") for figure in shares),
         millions(student.parameters),
         size(student.file_bytes),
         *timings,

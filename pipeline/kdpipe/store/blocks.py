@@ -7,6 +7,7 @@ window is decoded while it is used. ``docs/DECISIONS.md`` says how far that is f
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +24,13 @@ _BLOCK_STREAM, _SAMPLE_STREAM = 0xB10C_0000, 0x5A3F_0000
 
 
 def windows(store: LogitStore, rows: Indices, *, data_seed: int, epoch: int) -> list[Indices]:
-    """Return the samples of each window of an epoch in their order; together they are every sample once.
+    """Return the samples of each window of an epoch in their order; together they are every one of ``rows`` once.
 
     The same arguments, chunks and memory limit give the same windows on any machine.
 
     Args:
         store: whose chunks and memory limit decide what a window is.
-        rows: the store's row of each sample of the consumer's dataset, int64 ``(n,)``.
+        rows: the store's row of each sample of the epoch, int64 ``(n,)``; a row may be there several times.
         data_seed: seed of the order, as everywhere.
         epoch: from 0; each has its own order.
 
@@ -59,16 +60,26 @@ def draw(chunk: Indices, *, held: int, data_seed: int, epoch: int) -> list[Indic
     return np.split(order, np.cumsum(np.bincount(window_in_order))[:-1])
 
 
+class _Window(NamedTuple):
+    """The logits of a window: sample ``i`` of it is the row ``places[i]`` of a plane."""
+
+    plane: Plane
+    places: torch.Tensor
+
+
 class Pool:
     """Gives the logits of an epoch's samples in the order of its windows, two of which are in memory at most."""
 
     def __init__(self, store: LogitStore, rows: Indices, parts: list[Indices], *, view: int) -> None:
-        """Begin to decode the first of the windows ``parts``; ``rows`` are as for ``windows``."""
+        """Begin to decode the first of the windows ``parts``, whose sample ``i`` is the store's row ``rows[i]``.
+
+        A sample may be in a window several times, and is in memory once.
+        """
         self._store, self._rows, self._parts, self._view = store, rows, parts, view
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-window")
         self._number, self._used = 0, 0
-        self._current: Plane | None = None
-        self._coming: Future[Plane] = self._submit(0)
+        self._current: _Window | None = None
+        self._coming: Future[_Window] = self._submit(0)
 
     def logits(self, indices: Indices, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(indices), classes)``; see ``take``."""
@@ -84,12 +95,12 @@ class Pool:
         found = []
         given = 0
         while given < len(indices):
-            plane, part = self._plane(), self._parts[self._number]
+            window, part = self._window(), self._parts[self._number]
             taken = min(len(indices) - given, len(part) - self._used)
             here = slice(self._used, self._used + taken)
             if not np.array_equal(part[here], indices[given : given + taken]):
                 raise ValueError("samples were asked for in another order than that of the windows")
-            found.append(plane.take(here))
+            found.append(window.plane.take(window.places[here]))
             given += taken
             self._used += taken
         return Plane.joined(found)
@@ -99,7 +110,7 @@ class Pool:
         self._executor.shutdown(cancel_futures=True)
         self._current = None
 
-    def _plane(self) -> Plane:
+    def _window(self) -> _Window:
         """Return the window in use; where it is used up, free it, take the next one and begin with the one after."""
         if self._current is not None and self._used == len(self._parts[self._number]):
             self._current, self._number, self._used = None, self._number + 1, 0
@@ -111,5 +122,9 @@ class Pool:
                 self._coming = self._submit(self._number + 1)
         return self._current
 
-    def _submit(self, number: int) -> Future[Plane]:
-        return self._executor.submit(self._store.gather, self._view, self._rows[self._parts[number]])
+    def _submit(self, number: int) -> Future[_Window]:
+        return self._executor.submit(self._read, self._parts[number])
+
+    def _read(self, part: Indices) -> _Window:
+        rows, places = np.unique(self._rows[part], return_inverse=True)
+        return _Window(self._store.gather(self._view, rows), torch.from_numpy(places))

@@ -8,6 +8,8 @@ from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, pa
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.runs import RunDirectory
+from kdpipe.student.sample_weights import read_sample_weights
+from kdpipe.student.sampling import Sampling
 from kdpipe.student.savings import savings
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.targets import (
@@ -32,6 +34,7 @@ __all__ = [
     "MixedTargets",
     "Optimisation",
     "RunDirectory",
+    "Sampling",
     "Schedule",
     "SoftTargets",
     "Tempered",
@@ -41,6 +44,7 @@ __all__ = [
     "parameters",
     "parse",
     "predict",
+    "read_sample_weights",
     "refuse_mixture",
     "refuse_unlabelled",
     "refuse_unsupported",

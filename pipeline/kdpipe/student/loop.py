@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,8 @@ from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
-from kdpipe.student.runs import RunDirectory
-from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, view_of_epoch
+from kdpipe.student.runs import History, RunDirectory
+from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
 
@@ -59,6 +60,7 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _message: None,
+    on_resume: Callable[[History], None] = lambda _history: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None,
 ) -> Cost:
     """Train ``module`` in place on the renderer's dataset and device; write history and checkpoints.
@@ -66,7 +68,8 @@ def train(
     Without ``distillation`` the loss is cross-entropy to the labels. Checkpoints are written at the end of each epoch
     and every ``checkpoint_every`` seconds in between. ``validation`` measures the model after each epoch, which changes
     nothing else, and has the best weights in the end. ``should_stop`` is asked after each step. ``on_epoch`` gets each
-    row of the history, and ``say`` messages for a person.
+    row of the history when it is made, ``on_resume`` those made before the run was resumed, and ``say`` messages for a
+    person.
 
     Raises:
         DeviceError: the device's memory does not hold a step.
@@ -84,9 +87,10 @@ def train(
     )
     if position.history:
         run.write_history(position.history)
+        on_resume(position.history)
     samples = len(renderer.dataset)
     while position.epoch < schedule.epochs:
-        with progress(f"epoch {position.epoch + 1}/{schedule.epochs}", total=samples) as advance:
+        with progress(f"epoch {position.epoch + 1}/{schedule.epochs}", samples, status=loop.status) as advance:
             row = _within_memory(loop, advance)
         if row is None:
             raise DeviceError(_smaller(loop))
@@ -117,6 +121,8 @@ class _Loop:
         self.labels = torch.from_numpy(dataset.labels.astype(np.int64)).to(self.renderer.device)
         plain = epoch_batches(len(dataset), batch_size=self.schedule.batch_size, data_seed=0, epoch=0)
         self.steps = len(plain)
+        self.seen = 0
+        self.started = time.monotonic(), self.position.epoch * self.steps + self.position.step
         self.saved_at = time.monotonic()
         self.saved = f"{self.run.checkpoint} holds {self.position}" if self.position.epoch or self.position.step else ""
         self.watch = LossWatch(lambda: f"{self.saved or 'There is no checkpoint yet'}; try a lower --lr.")
@@ -129,21 +135,21 @@ class _Loop:
         weighed = None if self.distillation is None else self.distillation.terms(epoch, self.schedule.epochs)
         row = {"epoch": epoch + 1, "view": view, "lr": self.schedule.rate(epoch * self.steps, self.steps)}
         row |= {} if weighed is None else weighed.moving
-        advance(sum(map(len, batches[: position.step])))
+        self.seen = sum(map(len, batches[: position.step]))
+        advance(self.seen)
         began = time.perf_counter() - position.seconds
         for indices, pixels in self._rest(batches, view):
             terms = self._step(indices, pixels, view, weighed)
             position.step += 1
             self._count(terms, indices)
+            self.seen += len(indices)
             self.watch.add(terms, epoch=epoch + 1, step=position.step)
             advance(len(indices))
             if position.step < len(batches):
                 position.seconds = time.perf_counter() - began
                 self._pause()
                 began = time.perf_counter() - position.seconds
-        labelled = position.sums.pop("labelled").clamp(min=1).item()
-        counts = dict.fromkeys(_OF_LABELLED, labelled)
-        row |= {name: total.item() / counts.get(name, samples) for name, total in sorted(position.sums.items())}
+        row |= self._means()
         seconds = time.perf_counter() - began
         if self.validation is not None:
             self._check()
@@ -157,17 +163,42 @@ class _Loop:
             raise self._stopped()
         return row
 
+    def status(self) -> str:
+        """Return the means of the epoch so far, for which the device is waited for, and what the run still takes."""
+        began, before = self.started
+        done = self.position.epoch * self.steps + self.position.step
+        if not self.position.step or done == before:
+            return ""
+        means = self._means()
+        terms = {"loss": means.pop("loss"), **means}
+        accuracy = terms.pop("train_top1")
+        seconds = (time.monotonic() - began) / (done - before) * (self.schedule.epochs * self.steps - done)
+        shown = [f"{name} {mean:.4f}" for name, mean in terms.items()]
+        shown += [f"train top-1 {accuracy:.2%}", f"{timedelta(seconds=round(seconds))} left of the run"]
+        return ", ".join(shown)
+
+    def _means(self) -> dict[str, float]:
+        """Return the mean of each loss term and the accuracy over the samples seen in the epoch under way."""
+        sums = self.position.sums
+        counts = dict.fromkeys(_OF_LABELLED, sums["labelled"].clamp(min=1).item())
+        return {
+            name: total.item() / counts.get(name, self.seen)
+            for name, total in sorted(sums.items())
+            if name != "labelled"
+        }
+
     def _batches(self, epoch: int, view: int) -> list[Rows]:
-        """Return the epoch's batches: in the order that its soft targets need, or else all samples shuffled."""
+        """Return the batches of the epoch's samples: in the order that their soft targets need, or else shuffled."""
         schedule, seed = self.schedule, self.schedule.data_seed
+        samples = epoch_samples(len(self.renderer.dataset), schedule.sampling, data_seed=seed, epoch=epoch)
+        order = None
         if self.distillation is not None:
             upcoming = view_of_epoch(epoch + 1, schedule.views) if epoch + 1 < schedule.epochs else None
             self.distillation.targets.start_epoch(view, upcoming)
-            order = self.distillation.targets.order(data_seed=seed, epoch=epoch)
-            if order is not None:
-                return batches_of(order, batch_size=schedule.batch_size)
-        samples = len(self.renderer.dataset)
-        return epoch_batches(samples, batch_size=schedule.batch_size, data_seed=seed, epoch=epoch)
+            order = self.distillation.targets.order(samples, data_seed=seed, epoch=epoch)
+        if order is None:
+            order = shuffled(samples, data_seed=seed, epoch=epoch)
+        return batches_of(order, batch_size=schedule.batch_size)
 
     def _rest(self, batches: list[Rows], view: int) -> Iterator[tuple[Rows, torch.Tensor]]:
         """Yield the batches that are left of an epoch with their pixels."""

@@ -25,13 +25,13 @@ class MixedTargets:
         for part, _ in self._parts:
             part.start_epoch(view, next_view)
 
-    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
         """Return the order that the one part needs whose planes do not fit in memory; ``None`` where all fit.
 
         Raises:
             StoreError: two parts need an order of their own.
         """
-        orders = [part.order(data_seed=data_seed, epoch=epoch) for part, _ in self._parts]
+        orders = [part.order(samples, data_seed=data_seed, epoch=epoch) for part, _ in self._parts]
         needed = [order for order in orders if order is not None]
         if len(needed) > 1:
             raise StoreError(

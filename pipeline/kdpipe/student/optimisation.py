@@ -20,7 +20,9 @@ class Optimisation:
     """How a step is taken."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    """SGD with Nesterov momentum 0.9, or AdamW with PyTorch's betas 0.9 and 0.999."""
+    """SGD with momentum 0.9, or AdamW with PyTorch's betas 0.9 and 0.999."""
+    nesterov: bool = True
+    """Nesterov's form of the momentum of SGD; without it the plain one, as in RepDistiller and mdistiller."""
     decay_on: Literal["auto", "all", "weights"] = "auto"
     """What weight decay pulls on: ``all`` parameters, or ``weights`` without biases and the parameters of norms.
 
@@ -182,7 +184,7 @@ def _optimiser(
     groups = [{"params": list(module.parameters())}] if decays_all else _groups(module)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=settings.nesterov)
 
 
 def _groups(module: torch.nn.Module) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
                     the accuracy of the epoch that was best on it
+dvclive/, tensorboard/, wandb/
+                    what history.csv says and the test accuracies, for those programs
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +34,11 @@ _FILES = (
     *("run.json", "history.csv", "metrics.json"),
 )
 
-_MAY_CHANGE = ("resume", "checkpoint_every")
+_LOGS = ("dvclive", "tensorboard", "wandb")
+_LOG_MARK = ".kdpipe"
+"""In a log's folder: it may be replaced together with the run."""
+
+_MAY_CHANGE = ("resume", "checkpoint_every", *_LOGS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,31 @@ class RunDirectory:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
+            for name in _LOGS:
+                self.remove_log(name)
         durable.write_json(written, record)
+
+    def empty_log(self, name: str) -> Path:
+        """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
+
+        Raises:
+            RunError: it was made by something else.
+        """
+        folder = self.path / name
+        self.remove_log(name)
+        if folder.exists():
+            raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
+        folder.mkdir()
+        (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
+        return folder
+
+    def remove_log(self, name: str) -> None:
+        """Remove the folder of a log, unless it was made by something else."""
+        if self._is_log(name):
+            shutil.rmtree(self.path / name)
+
+    def _is_log(self, name: str) -> bool:
+        return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
 
     def refuse_changes(self, asked: dict[str, Any]) -> None:
         """Refuse to take the run for one that was started with these sections of its record.
@@ -100,7 +131,8 @@ class RunDirectory:
         if self.path.is_file():
             raise RunError(f"{self.path} is a file: pass --out a directory.")
         present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
-        strangers = sorted(name for name in present if name not in _FILES and not name.startswith("."))
+        known = {*_FILES, *filter(self._is_log, present)}
+        strangers = sorted(name for name in present if name not in known and not name.startswith("."))
         if strangers:
             raise RunError(
                 f"{self.path} is not a run: it holds {strangers[0]}, and no run.json. Pass --out another directory."

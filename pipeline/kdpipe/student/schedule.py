@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.student.sampling import Sampling
 from kdpipe.views import permutation
 
 _ORDER_STREAM = 0x0_0DE7
@@ -38,6 +39,9 @@ class Schedule:
     """Epochs after which ``step`` multiplies the learning rate by ``lr_gamma``."""
     lr_gamma: float = 0.1
 
+    sampling: Sampling | None = None
+    """How often each sample is drawn; ``None`` for once an epoch."""
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step from 0, where an epoch has ``steps``."""
         total = steps * self.epochs
@@ -61,10 +65,19 @@ def view_of_epoch(epoch: int, views: int | None) -> int:
     return 0 if views == 0 else 1 + epoch % views
 
 
+def epoch_samples(samples: int, sampling: Sampling | None, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the samples of an epoch in ascending order, as many as there are: each once, or as they are drawn."""
+    return np.arange(samples) if sampling is None else sampling.draw(data_seed=data_seed, epoch=epoch)
+
+
+def shuffled(samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Return the samples of an epoch in its order."""
+    return samples[permutation(len(samples), seed=data_seed, stream=(_ORDER_STREAM + epoch) % 2**32)]
+
+
 def epoch_batches(samples: int, *, batch_size: int, data_seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
     """Return the batches of an epoch, all samples shuffled."""
-    order = permutation(samples, seed=data_seed, stream=(_ORDER_STREAM + epoch) % 2**32)
-    return batches_of(order, batch_size=batch_size)
+    return batches_of(shuffled(np.arange(samples), data_seed=data_seed, epoch=epoch), batch_size=batch_size)
 
 
 def batches_of(order: npt.NDArray[np.int64], *, batch_size: int) -> list[npt.NDArray[np.int64]]:

@@ -22,8 +22,11 @@ class SoftTargets(Protocol):
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the view of the coming epoch and of the one after it."""
 
-    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
-        """Return the order in which the epoch that was announced must ask for samples; ``None`` where any will do."""
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
+        """Return the order in which the epoch that was announced must ask for its samples; ``None`` where any will do.
+
+        ``samples`` are ascending, ``(n,)``; each may be there several times, or not at all.
+        """
 
     def skip(self, samples: int) -> None:
         """Pass over the first samples of the order that was just drawn, which an interrupted epoch has seen."""
@@ -51,7 +54,7 @@ class CachedTargets:
         if next_view is not None and next_view != view:
             self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
 
-    def order(self, *, data_seed: int, epoch: int) -> None:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
 
     def skip(self, samples: int) -> None:
@@ -77,9 +80,10 @@ class WindowedTargets:
         """Remember the view."""
         self._view = view
 
-    def order(self, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """Draw the epoch's windows and begin to decode them."""
-        self._parts = windows(self._store, self._rows, data_seed=data_seed, epoch=epoch)
+        parts = windows(self._store, self._rows[samples], data_seed=data_seed, epoch=epoch)
+        self._parts = [samples[part] for part in parts]
         self._open(self._parts)
         return np.concatenate(self._parts)
 
@@ -120,7 +124,7 @@ class LiveTargets:
         """Remember the view."""
         self._view = view
 
-    def order(self, *, data_seed: int, epoch: int) -> None:
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
 
     def skip(self, samples: int) -> None:

@@ -15,7 +15,7 @@ ZOO_DIMS = {
     **{"resnet8x4": 256, "resnet32x4": 256, "ResNet18": 512, "ResNet50": 2048},
     **{f"wrn_{depth}_{width}": 64 * width for depth in (16, 40) for width in (1, 2)},
     **{f"vgg{depth}": 512 for depth in (8, 11, 13, 16, 19)},
-    **{"MobileNetV2": 1280, "ShuffleV1": 960, "ShuffleV2": 1024},
+    **{"MobileNetV2": 1280, "ShuffleV1": 960, "ShuffleV2": 1024, "MobileNetV1": 1024},
 }
 """Channels of the last stage in the papers' tables."""
 

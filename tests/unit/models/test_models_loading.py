@@ -191,6 +191,16 @@ def test_torchvision_weights_of_ones_own(tmp_path: Path) -> None:
     assert torch.equal(model.module.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"])
 
 
+def test_a_network_for_imagenet_is_shown_images_as_torchvision_s_are() -> None:
+    def shown(**flags: int) -> tuple[int, int]:
+        preset = models.load(
+            "MobileNetV1", num_classes=4, fallback_statistics=lambda: DATASET, fallback_size=48, **flags
+        ).preset
+        return preset.size, preset.resize
+
+    assert (shown(), shown(size=32)) == ((224, 256), (32, 37))
+
+
 def test_the_header_of_the_weights_speaks_before_the_package(tmp_path: Path) -> None:
     path, name = tmp_path / "own.safetensors", "torchvision:squeezenet1_1"
     network = models.create(name, 3)

@@ -75,4 +75,4 @@ def test_own_code_is_found_in_the_working_directory(tmp_path: Path, monkeypatch:
 
 
 def test_names_are_unique_and_creatable() -> None:
-    assert len(set(models.names())) == len(models.names()) == 23
+    assert len(set(models.names())) == len(models.names()) == 24

@@ -99,6 +99,53 @@ def test_networks_take_other_sizes() -> None:
             assert models.create(name, 3).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+def test_mobilenet_v1_has_the_published_parameters_and_macs() -> None:
+    network = models.create("MobileNetV1", 1000)
+    assert models.count_parameters(network) == 4_231_976
+    # Howard et al., 2017, table 4, "1.0 MobileNet-224".
+    assert f"{models.macs(network, 224) / 1e6:.0f}" == "569"
+
+
+@pytest.mark.parametrize(("side", "final"), [(224, 7), (160, 5), (225, 8), (32, 1), (31, 1), (8, 1)])
+def test_mobilenet_v1_takes_any_size(side: int, final: int) -> None:
+    network = models.create("MobileNetV1", 3).eval()
+    sides = []
+    network.model.register_forward_hook(lambda _module, _shown, said: sides.append(tuple(said.shape)))  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, side, side)).shape == (2, 3)
+    assert sides == [(2, 1024, final, final)]
+
+
+def test_mobilenet_v1_computes_what_its_definition_says() -> None:
+    from torch.nn import functional as F
+
+    torch.manual_seed(0)
+    network = models.create("MobileNetV1", 5)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.05, 0.5)  # type: ignore[union-attr]
+    state = network.eval().state_dict()
+
+    def step(x: torch.Tensor, block: int, part: int, stride: int, groups: int, padding: int) -> torch.Tensor:
+        weight = state[f"model.{block}.{part}.weight"]
+        x = F.conv2d(x, weight, stride=stride, groups=groups, padding=padding)
+        norm = [state[f"model.{block}.{part + 1}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *norm).relu()
+
+    images = torch.randn(2, 3, 64, 64)
+    x = step(images, 0, 0, 2, 1, 1)
+    channels = [32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024]
+    for block in range(1, 14):
+        stride = 2 if channels[block - 1] != channels[block] and block > 1 else 1
+        x = step(x, block, 0, stride, channels[block - 1], 1)
+        x = step(x, block, 3, 1, 1, 0)
+        assert x.shape[1] == channels[block]
+    logits = F.linear(x.flatten(2).mean(2), state["fc.weight"], state["fc.bias"])
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), logits)
+
+
 def test_initialisation_follows_the_global_generator() -> None:
     torch.manual_seed(1)
     first = models.create("resnet8", 10).state_dict()
@@ -174,6 +221,18 @@ def test_initialisation_follows_the_global_generator() -> None:
                 "layer2.7.conv3.weight": (116, 116, 1, 1),
                 "conv2.weight": (1024, 464, 1, 1),
                 "linear.bias": (100,),
+            },
+        ),
+        (
+            # As mdistiller's models/imagenet/mobilenetv1.py names them.
+            "MobileNetV1",
+            {
+                "model.0.0.weight": (32, 3, 3, 3),
+                "model.0.1.running_var": (32,),
+                "model.1.0.weight": (32, 1, 3, 3),
+                "model.12.3.weight": (1024, 512, 1, 1),
+                "model.13.4.bias": (1024,),
+                "fc.weight": (100, 1024),
             },
         ),
         ("ResNet18", {"layer2.0.shortcut.0.weight": (128, 64, 1, 1), "linear.weight": (100, 512)}),

@@ -19,6 +19,7 @@ from kdpipe.benchmark import (
     StoreIdentity,
     StudentResult,
     TeacherResult,
+    average,
     compare,
     recommend,
 )
@@ -232,3 +233,103 @@ def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_p
     body = write(result, tmp_path)["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
     counts = [row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]]
     assert counts == [18] * 5
+
+
+@pytest.fixture
+def seeded() -> BenchmarkResult:
+    """Two students of three seeds, one of a single seed below ``--seeds``, and a single run."""
+
+    def seeds(name: str, *top1: float, **other: object) -> StudentResult:
+        runs = [_student(f"{name}/seed-{seed}", top1=share, seed=seed, **other) for seed, share in enumerate(top1)]
+        runs = [replace(run, path=Path("runs") / run.name, loss_value=run.top1 * 2) for run in runs]
+        return average(runs, name=name, path=Path("runs") / name)
+
+    students = [
+        seeds("kd", 0.84, 0.88, 0.86, ms=1.0),
+        seeds("labels", 0.80, 0.82, 0.78, ms=1.5, distill="none", agreement=None),
+        seeds("one", 0.70, ms=2.0, architecture="resnet14"),
+        _student("single", top1=0.75, ms=3.0, architecture="resnet14"),
+    ]
+    return BenchmarkResult(
+        dataset="cifar10", samples=10_000, students=compare(students, teacher_top1=0.9), machine={}, created="now",
+        teacher=TeacherResult("resnet56", 0.9, 0.999),
+    )  # fmt: skip
+
+
+def test_several_seeds_are_one_entry_with_their_runs(seeded: BenchmarkResult, tmp_path: Path) -> None:
+    read = json.loads(write(seeded, tmp_path)["metrics.json"].read_text(), parse_constant=_refuse_constant)
+    assert (read["recommended"], read["recommended_run"]) == ("kd", "runs/kd/seed-0")
+    students = read["students"]
+    assert list(students) == ["kd", "labels", "one", "single"]
+    assert [student["seeds"] for student in students.values()] == [3, 3, 1, 1]
+    assert [student["seed"] for student in students.values()] == [None, None, 0, 3]
+    kd = students["kd"]
+    assert (kd["top1"], kd["top1_std"]) == pytest.approx((0.86, 0.02))
+    assert (kd["cross_entropy"], kd["cross_entropy_std"]) == pytest.approx((1.72, 0.04))
+    gaps = [0.04 / 0.1, 0.06 / 0.08, 0.08 / 0.12]
+    assert (kd["gap_recovered"], kd["gap_recovered_std"]) == pytest.approx((np.mean(gaps), np.std(gaps, ddof=1)))
+    assert [(run["seed"], run["path"]) for run in kd["runs"]] == [(seed, f"runs/kd/seed-{seed}") for seed in range(3)]
+    assert [run["gap_recovered"] for run in kd["runs"]] == pytest.approx(gaps)
+    assert "runs" not in students["single"]
+    assert {students[name]["top1_std"] for name in ("one", "single")} == {None}
+
+
+def test_csv_of_several_seeds(seeded: BenchmarkResult, tmp_path: Path) -> None:
+    with write(seeded, tmp_path)["results.csv"].open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(rows["kd"]["top1"]) == pytest.approx(0.86)
+    assert float(rows["kd"]["top1_std"]) == pytest.approx(0.02)
+    assert [row["seeds"] for row in rows.values()] == ["3", "3", "1", "1"]
+    assert [row["seed"] for row in rows.values()] == ["n/a", "n/a", "0", "3"]
+    assert rows["one"]["top1_std"] == rows["single"]["top1_std"] == rows["labels"]["gap_recovered_std"] == "n/a"
+    assert float(rows["kd"]["batch1_p50_ms"]) == 1.0
+
+
+def test_page_and_summary_show_means_and_the_run_to_ship(seeded: BenchmarkResult, tmp_path: Path) -> None:
+    paths = write(seeded, tmp_path)
+    page = _parse(paths["report.html"])
+    for expected in ("86.00 ± 2.00", "80.00 ± 2.00", "1.720 ± 0.040", "3 seeds", "runs/kd/seed-2", "sample standard"):
+        assert expected in page.text
+    assert page.text.count("70.00") == 1
+    assert "70.00 ±" not in page.text
+    body = paths["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
+    assert {row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]} == {18}
+    text = paths["summary.txt"].read_text()
+    assert "runs/kd/seed-0" in text
+    assert text.count("3 seeds") == 3
+    assert "± 2.00" in text
+    plain = replace(seeded, students=seeded.students[3:])
+    assert "standard deviation" not in _parse(write(plain, tmp_path)["report.html"]).text
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_deviations_take_hardly_any_width_in_the_terminal(seeded: BenchmarkResult, width: int) -> None:
+    means = replace(seeded, students=tuple(replace(student, members=()) for student in seeded.students))
+    console = Console(width=width)
+    drawn = [console.render_lines(table(result), pad=False) for result in (seeded, means)]
+    widths = [sum(len(segment.text) for segment in lines[1]) for lines in drawn]
+    assert widths[1] <= widths[0] <= min(width, widths[1] + 2)
+    text = ["".join(segment.text for segment in line) for line in drawn[0]]
+    assert sum("± 2.00" in line for line in text) == 2
+    assert not any("…" in line for line in text)
+
+
+def _rows(png: Path, colour: tuple[int, int, int]) -> np.ndarray:
+    """Return the rows of the axes in which a colour is found."""
+    pixels = np.asarray(Image.open(png).convert("RGB")).astype(int)[:640]
+    return np.flatnonzero((np.abs(pixels - colour).max(axis=-1) < 40).any(axis=1))
+
+
+def test_bars_in_the_picture_are_as_long_as_the_deviation(seeded: BenchmarkResult, tmp_path: Path) -> None:
+    """The bar of 86 ± 2 % reaches from one student's height, 84 %, to the other's, 88 %."""
+    kd = seeded.students[0]
+    marks = [_student(f"m{share}", top1=share, ms=4.0, distill="live") for share in (0.84, 0.88)]
+    pictures = {}
+    for name, student in (("several", kd), ("single", replace(kd, members=()))):
+        result = replace(seeded, students=(student, *marks), teacher=None)
+        pictures[name] = write(result, tmp_path / name)["pareto.png"]
+    orange = _rows(pictures["several"], (0xD5, 0x5E, 0))
+    distance = np.ptp(orange) - np.ptp(orange[orange < orange.mean()])
+    assert distance > 200
+    assert np.ptp(_rows(pictures["several"], (0, 0x72, 0xB2))) == pytest.approx(distance, abs=6)
+    assert np.ptp(_rows(pictures["single"], (0, 0x72, 0xB2))) < 30

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from kdpipe.encoding import get
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.student import LOSSES, make
+from kdpipe.student import LOSSES, DistillationLoss, make
 from kdpipe.student.losses import parameters
 from tests.conftest import ROOT
 
@@ -41,14 +42,33 @@ SETTINGS = [
     ("nkd", {"temperature": 3.0, "gamma": 3.5}),
     ("wsld", {}),
     ("wsld", {"temperature": 2.0}),
-    ("standardized-kd", {}),
-    ("standardized-kd", {"temperature": 3.0}),
+    ("kd", {"standardize": True}),
+    ("kd", {"standardize": True, "temperature": 3.0}),
+    ("soft-ce", {"standardize": True}),
+    ("mixed", {"standardize": True}),
+    ("mse", {"standardize": True}),
+    ("dkd", {"standardize": True}),
+    ("dist", {"standardize": True, "gamma": 0.5}),
+    ("nkd", {"standardize": True}),
+    ("wsld", {"standardize": True}),
 ]
+STANDARDIZED = [f"standardized {name}" for name in LOSSES if name != "hard"]
 CASES = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
 EVERY = pytest.mark.parametrize("name", LOSSES)
-NEED_LABELS = ["dkd", "nkd", "wsld"]
-OF_SINGLE_SAMPLES = sorted(set(LOSSES) - {"dist"})
-ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", "standardized-kd"]
+EITHER_WAY = pytest.mark.parametrize("name", [*LOSSES, *STANDARDIZED])
+NEED_LABELS = ["dkd", "nkd", "wsld", "standardized dkd", "standardized nkd", "standardized wsld"]
+OF_SINGLE_SAMPLES = sorted({*LOSSES, *STANDARDIZED} - {"dist", "standardized dist"})
+ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", *(f"standardized {name}" for name in ("kd", "mse", "dkd", "dist"))]
+
+
+def _make(name: str, **settings: Any) -> DistillationLoss:
+    """Return the loss called ``name``, or that of z-scores: ``standardized kd``."""
+    standardized, _, plain = name.rpartition(" ")
+    return make(plain, **{"standardize": True} if standardized else {}, **settings)
+
+
+def _takes_temperature(name: str) -> bool:
+    return "temperature" in {each.name for each in parameters(name.rpartition(" ")[2])}
 
 
 def _softmax(row: Row, temperature: float = 1.0) -> list[float]:
@@ -62,6 +82,10 @@ def _kl(p: Row, q: Row) -> float:
 
 def _cross_entropy(p: Row, q: Row) -> float:
     return -sum(a * math.log(b) for a, b in zip(p, q, strict=True))
+
+
+def _z_scores(row: Row) -> list[float]:
+    return [(value - _mean(row)) / statistics.stdev(row) for value in row]
 
 
 def _without(row: Row, label: int) -> list[float]:
@@ -91,9 +115,12 @@ def _reference(
     labels: Sequence[int],
     *,
     constant: Rows,
-    settings: dict[str, float],
+    settings: dict[str, Any],
 ) -> float:
     """Return the loss by its formula; ``constant`` is the student where no gradient is taken."""
+    if settings.get("standardize"):
+        student, teacher, constant = ([_z_scores(row) for row in rows] for rows in (student, teacher, constant))
+        settings = {"temperature": 2.0} | settings if name == "kd" else settings
     setting = {each.name: each.default for each in parameters(name)} | settings
     heat = setting.get("temperature", 1.0)
     pairs = list(zip(student, teacher, strict=True))
@@ -135,19 +162,13 @@ def _reference(
             return target + setting["gamma"] * heat**2 * others
 
         return _labelled(normalised, student, teacher, labels)
-    if name == "wsld":
-        values = []
-        for s, t, fixed, y in zip(student, teacher, constant, labels, strict=True):
-            if y >= 0:
-                weight = 1 - math.exp(-math.log(_softmax(fixed)[y]) / math.log(_softmax(t)[y]))
-                values.append(heat**2 * weight * _cross_entropy(_softmax(t, heat), _softmax(s, heat)))
-        return _mean(values)
-    assert name == "standardized-kd"
-
-    def scores(row: Row) -> list[float]:
-        return [(value - _mean(row)) / statistics.stdev(row) for value in row]
-
-    return heat**2 * _mean([_kl(_softmax(scores(t), heat), _softmax(scores(s), heat)) for s, t in pairs])
+    assert name == "wsld"
+    values = []
+    for s, t, fixed, y in zip(student, teacher, constant, labels, strict=True):
+        if y >= 0:
+            weight = 1 - math.exp(-math.log(_softmax(fixed)[y]) / math.log(_softmax(t)[y]))
+            values.append(heat**2 * weight * _cross_entropy(_softmax(t, heat), _softmax(s, heat)))
+    return _mean(values)
 
 
 def _batch(shape: tuple[int, int], *, spread: float = 2.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -164,10 +185,10 @@ def _labels(shape: tuple[int, int], *, unlabelled: bool = False, seed: int = 1) 
 
 
 def _value_and_gradient(
-    name: str, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, **settings: float
+    name: str, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, **settings: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     student = student.clone().requires_grad_(True)
-    loss = make(name, **settings)(student, teacher, labels)
+    loss = _make(name, **settings)(student, teacher, labels)
     assert loss.shape == ()
     (gradient,) = torch.autograd.grad(loss, student)
     return loss.detach(), gradient
@@ -283,9 +304,26 @@ class TestClosedForms:
         soft = make("soft-ce")(self.TEACHER, self.TEACHER, self.LABELS)
         torch.testing.assert_close(wsld, soft * (1 - math.exp(-1)), rtol=1e-5, atol=0)
 
-    def test_standardised_kd_ignores_the_size_of_logits(self) -> None:
-        found = make("standardized-kd")(5 * self.STUDENT + 3, self.TEACHER / 7, self.LABELS)
-        torch.testing.assert_close(found, self.loss("standardized-kd"))
+    @pytest.mark.parametrize("name", STANDARDIZED)
+    def test_standardised_losses_ignore_the_size_of_logits(self, name: str) -> None:
+        loss = _make(name)
+        found = loss(5 * self.STUDENT + 3, self.TEACHER / 7, self.LABELS)
+        torch.testing.assert_close(found, loss(self.STUDENT, self.TEACHER, self.LABELS))
+
+    def test_squared_error_of_z_scores_is_a_correlation(self) -> None:
+        rows = zip(self.STUDENT.tolist(), self.TEACHER.tolist(), strict=True)
+        distances = [2 * (1 - statistics.correlation(s, t)) * 4 / 5 for s, t in rows]
+        assert make("mse", standardize=True)(self.STUDENT, self.TEACHER, self.LABELS).item() == pytest.approx(
+            statistics.fmean(distances)
+        )
+
+    def test_z_scores_of_z_scores_are_the_same(self) -> None:
+        scores = [
+            (rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True) for rows in (self.STUDENT, self.TEACHER)
+        ]
+        torch.testing.assert_close(
+            make("dkd", standardize=True)(self.STUDENT, self.TEACHER, self.LABELS), make("dkd")(*scores, self.LABELS)
+        )
 
 
 class TestInvariance:
@@ -295,43 +333,43 @@ class TestInvariance:
 
     @pytest.mark.parametrize("name", OF_SINGLE_SAMPLES)
     def test_a_batch_s_loss_is_the_mean_of_its_samples(self, name: str) -> None:
-        loss = make(name)
+        loss = _make(name)
         singles = [
             loss(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1]) for i in range(self.SHAPE[0])
         ]
         torch.testing.assert_close(loss(self.STUDENT, self.TEACHER, self.LABELS), torch.stack(singles).mean())
 
     def test_only_the_relations_within_rows_are_those_of_single_samples(self) -> None:
-        rows = make("dist", gamma=0.0)
+        rows = _make("dist", gamma=0.0)
         singles = [
-            make("dist")(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1])
+            _make("dist")(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1])
             for i in range(self.SHAPE[0])
         ]
         torch.testing.assert_close(rows(self.STUDENT, self.TEACHER, self.LABELS), torch.stack(singles).mean())
 
-    @EVERY
+    @EITHER_WAY
     def test_a_batch_given_twice_has_the_same_loss(self, name: str) -> None:
-        once = make(name)(self.STUDENT, self.TEACHER, self.LABELS)
-        twice = make(name)(self.STUDENT.repeat(2, 1), self.TEACHER.repeat(2, 1), self.LABELS.repeat(2))
+        once = _make(name)(self.STUDENT, self.TEACHER, self.LABELS)
+        twice = _make(name)(self.STUDENT.repeat(2, 1), self.TEACHER.repeat(2, 1), self.LABELS.repeat(2))
         torch.testing.assert_close(twice, once)
 
-    @EVERY
+    @EITHER_WAY
     def test_the_order_of_samples_does_not_matter(self, name: str) -> None:
         order = torch.tensor([3, 1, 5, 0, 2, 4])
-        found = make(name)(self.STUDENT[order], self.TEACHER[order], self.LABELS[order])
-        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+        found = _make(name)(self.STUDENT[order], self.TEACHER[order], self.LABELS[order])
+        torch.testing.assert_close(found, _make(name)(self.STUDENT, self.TEACHER, self.LABELS))
 
-    @EVERY
+    @EITHER_WAY
     def test_the_order_of_classes_does_not_matter(self, name: str) -> None:
         order = torch.tensor([2, 4, 0, 1, 3])
-        found = make(name)(self.STUDENT[:, order], self.TEACHER[:, order], order.argsort()[self.LABELS])
-        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+        found = _make(name)(self.STUDENT[:, order], self.TEACHER[:, order], order.argsort()[self.LABELS])
+        torch.testing.assert_close(found, _make(name)(self.STUDENT, self.TEACHER, self.LABELS))
 
-    @EVERY
+    @EITHER_WAY
     def test_what_is_added_to_a_row_does_not_matter(self, name: str) -> None:
         rows = torch.arange(6.0, dtype=torch.float64)[:, None]
-        found = make(name)(self.STUDENT + rows, self.TEACHER - 2 * rows, self.LABELS)
-        torch.testing.assert_close(found, make(name)(self.STUDENT, self.TEACHER, self.LABELS))
+        found = _make(name)(self.STUDENT + rows, self.TEACHER - 2 * rows, self.LABELS)
+        torch.testing.assert_close(found, _make(name)(self.STUDENT, self.TEACHER, self.LABELS))
 
     @pytest.mark.parametrize("name", ZERO_WHERE_EQUAL)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -343,7 +381,7 @@ class TestInvariance:
 
     @pytest.mark.parametrize("name", ZERO_WHERE_EQUAL)
     def test_other_logits_cost_something(self, name: str) -> None:
-        assert make(name)(self.STUDENT, self.TEACHER, self.LABELS).item() > 0.1
+        assert _make(name)(self.STUDENT, self.TEACHER, self.LABELS).item() > 0.1
 
 
 class TestLabels:
@@ -352,9 +390,9 @@ class TestLabels:
     LABELS = _labels(SHAPE, unlabelled=True)
     NONE = torch.full((7,), -1)
 
-    @EVERY
+    @EITHER_WAY
     def test_need_for_labels_is_declared(self, name: str) -> None:
-        loss = make(name)
+        loss = _make(name)
         others = (self.LABELS + 1) % self.SHAPE[1]
         depends = loss(self.STUDENT, self.TEACHER, self.LABELS) != loss(self.STUDENT, self.TEACHER, others)
         assert loss.needs_label == depends == (name in NEED_LABELS)
@@ -405,18 +443,18 @@ class TestNumbers:
             torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-3, atol=1e-4)
 
-    @EVERY
+    @EITHER_WAY
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_half_precision_is_computed_in_float32(self, name: str, dtype: torch.dtype) -> None:
         student, teacher = (logits.to(dtype) for logits in _batch((6, 5)))
         labels = _labels((6, 5))
-        found = make(name)(student, teacher, labels)
+        found = _make(name)(student, teacher, labels)
         assert found.dtype == torch.float32
-        torch.testing.assert_close(found, make(name)(student.float(), teacher.float(), labels))
+        torch.testing.assert_close(found, _make(name)(student.float(), teacher.float(), labels))
         _, gradient = _value_and_gradient(name, student, teacher, labels)
         assert gradient.dtype == dtype
 
-    @pytest.mark.parametrize("name", ["dist", "standardized-kd"])
+    @pytest.mark.parametrize("name", ["dist", *STANDARDIZED])
     def test_a_student_that_tells_nothing_apart_gets_no_wild_gradient(self, name: str) -> None:
         _, teacher = _batch((128, 10))
         for value in (0.0, 0.1, 123.4):
@@ -429,7 +467,7 @@ class TestNumbers:
         teacher[:, 3] -= 60
         student = teacher.clone()
         student[:, 3] = teacher[:, 3].flip(0)
-        loss = make("dist", temperature=1.0, beta=0.0, gamma=8.0)
+        loss = _make("dist", temperature=1.0, beta=0.0, gamma=8.0)
         rare, expected = (torch.softmax(logits, 1)[:, 3].tolist() for logits in (student, teacher))
         distance = 1 - statistics.correlation(rare, expected)
         assert loss(student.float(), teacher.float(), _labels((16, 8))).item() == pytest.approx(distance, rel=1e-4)
@@ -437,35 +475,36 @@ class TestNumbers:
     def test_a_sample_that_neither_finds_hard_weighs_nothing(self) -> None:
         logits, labels = torch.tensor([[1e3, 0.0, 0.0], [1.0, 2.0, 3.0]]), torch.tensor([0, 2])
         value, gradient = _value_and_gradient("wsld", logits, logits, labels)
-        alone = make("wsld")(logits[1:], logits[1:], labels[1:])
+        alone = _make("wsld")(logits[1:], logits[1:], labels[1:])
         torch.testing.assert_close(value, alone / 2)
         assert gradient.isfinite().all()
 
-    @EVERY
+    @EITHER_WAY
     def test_random_state_is_left_alone(self, name: str) -> None:
         before = torch.get_rng_state()
-        make(name)(*_batch((3, 4)), _labels((3, 4)))
+        _make(name)(*_batch((3, 4)), _labels((3, 4)))
         assert torch.equal(before, torch.get_rng_state())
 
 
 class TestDeclarations:
-    @EVERY
+    @EITHER_WAY
     def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
-        settings = {"temperature": 3.0} if "temperature" in {each.name for each in parameters(name)} else {}
-        reads = {"hard": 0.0, "mse": None, "standardized-kd": None, "dkd": None, "nkd": None}
-        assert make(name, **settings).teacher_temperature == reads.get(name, 3.0)
+        settings = {"temperature": 3.0} if _takes_temperature(name) else {}
+        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, **dict.fromkeys(STANDARDIZED)}
+        assert _make(name, **settings).teacher_temperature == reads.get(name, 3.0)
 
     def test_wsld_reads_the_label_s_probability_at_temperature_one(self) -> None:
-        assert make("wsld", temperature=0.5).teacher_temperature == 1.0
+        assert _make("wsld", temperature=0.5).teacher_temperature == 1.0
 
-    @EVERY
+    # Half of the loss mixed is hard, which needs no more than a decision: of z-scores it is refused though it might do.
+    @pytest.mark.parametrize("name", [name for name in (*LOSSES, *STANDARDIZED) if name != "standardized mixed"])
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_an_encoding_for_that_temperature_serves_the_loss_and_no_other(self, name: str, temperature: float) -> None:
         student, teacher = (logits.float() for logits in _batch((256, 10)))
         labels = _labels((256, 10))
         teacher[torch.arange(256), labels] += 12
-        settings = {"temperature": temperature} if "temperature" in {each.name for each in parameters(name)} else {}
-        loss = make(name, **settings)
+        settings = {"temperature": temperature} if _takes_temperature(name) else {}
+        loss = _make(name, **settings)
         encoding = get(f"sqrtp8@{temperature:g}").calibrate(teacher)
         encoded = encoding.encode(teacher)
         decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
@@ -478,20 +517,18 @@ class TestDeclarations:
         student, teacher = _batch((6, 5))
         only = F.one_hot(teacher.argmax(dim=1), 5)
         labels = _labels((6, 5))
-        assert make("hard")(student, teacher, labels) == make("hard")(student, only.double(), labels)
+        assert _make("hard")(student, teacher, labels) == _make("hard")(student, only.double(), labels)
 
-    @EVERY
+    @EITHER_WAY
     def test_losses_are_values(self, name: str) -> None:
-        assert make(name) == make(name)
-        assert hash(make(name)) == hash(make(name))
+        assert _make(name) == _make(name)
+        assert hash(_make(name)) == hash(_make(name))
         with pytest.raises(AttributeError):
-            make(name).needs_label = True  # type: ignore[misc]
+            _make(name).needs_label = True  # type: ignore[misc]
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        ("wrong", "right"), [("dkdd", "dkd"), ("standardised-kd", "standardized-kd"), ("soft_ce", "soft-ce")]
-    )
+    @pytest.mark.parametrize(("wrong", "right"), [("dkdd", "dkd"), ("soft_ce", "soft-ce")])
     def test_an_unknown_name_is_answered_with_the_nearest(self, wrong: str, right: str) -> None:
         with pytest.raises(
             UnsupportedLossError, match=rf"^unknown loss '{wrong}'; did you mean '{right}'\? Known: kd, .*\.$"
@@ -505,6 +542,20 @@ class TestRefusals:
             "the loss dkd has no parameter 'bet'; did you mean 'beta'? "
             "Its parameters: temperature (above 0), alpha (0 or more), beta (0 or more)."
         )
+
+    def test_a_slip_in_standardize_is_answered_with_it(self) -> None:
+        with pytest.raises(UnsupportedLossError, match="did you mean 'standardize'"):
+            make("mse", standardise=True)
+
+    @pytest.mark.parametrize("value", ["yes", 1, 0, 1.0, None])
+    def test_standardize_is_true_or_false(self, value: Any) -> None:
+        with pytest.raises(UnsupportedLossError, match=r"kd cannot take standardize=.*, expected true or false\.$"):
+            make("kd", standardize=value)
+
+    def test_a_decision_has_no_z_scores(self) -> None:
+        with pytest.raises(UnsupportedLossError, match="the loss hard reads only which class"):
+            make("hard", standardize=True)
+        assert make("hard", standardize=False) == make("hard")
 
     @pytest.mark.parametrize("name", ["hard", "mse"])
     def test_a_loss_without_parameters_says_so(self, name: str) -> None:
@@ -561,6 +612,13 @@ class TestDocumentation:
     def test_a_row_has_the_published_weights_and_the_need_for_labels(self, name: str) -> None:
         loss = make(name)
         assert self.row(name)[3:5] == [f"{loss.kd_weight:g}, {loss.ce_weight:g}", "yes" if loss.needs_label else "no"]
+
+    @pytest.mark.parametrize("name", STANDARDIZED)
+    def test_z_scores_have_the_loss_s_weights_but_for_kd(self, name: str) -> None:
+        loss, plain = _make(name), _make(name.rpartition(" ")[2])
+        published = (9, 0.1) if name == "standardized kd" else (plain.kd_weight, plain.ce_weight)
+        assert (loss.kd_weight, loss.ce_weight) == published
+        assert loss.warmup_epochs == plain.warmup_epochs
 
     @EVERY
     def test_the_paper_is_in_the_row_and_in_the_docstring(self, name: str) -> None:

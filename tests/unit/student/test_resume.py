@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
 from kdpipe.store import join_checked, layout
-from kdpipe.student import Distillation, MixedTargets, RunDirectory, Schedule, make, soft_targets, train
+from kdpipe.student import Distillation, MixedTargets, RunDirectory, Sampling, Schedule, make, soft_targets, train
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, run_command
 
@@ -49,8 +51,10 @@ class Dropping(torch.nn.Module):
 class Run:
     """Trains the same student from the same soft targets into any directory."""
 
-    def __init__(self, digits: Dataset, targets: Callable[[], Distillation | None]) -> None:
-        self._digits, self._targets = digits, targets
+    def __init__(
+        self, digits: Dataset, targets: Callable[[], Distillation | None], schedule: Schedule = SCHEDULE
+    ) -> None:
+        self._digits, self._targets, self._schedule = digits, targets, schedule
 
     def __call__(self, run: RunDirectory, *, resume: bool = False, stop_after: int | None = None) -> torch.nn.Module:
         torch.manual_seed(1)
@@ -61,7 +65,7 @@ class Run:
             student,
             Renderer(self._digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset), workers=1),
             preset=model.preset,
-            schedule=SCHEDULE,
+            schedule=self._schedule,
             distillation=self._targets(),
             run=run,
             resume=resume,
@@ -87,9 +91,12 @@ def _assert_resumes_alike(run: Run, folder: Path, steps: tuple[int, ...]) -> Non
             ]
 
 
+@pytest.mark.parametrize("weighed", [False, True], ids=["each-once", "weighed"])
 @pytest.mark.parametrize("source", ["none", "cached", "windowed", "mixed"])
-def test_stopped_after_any_step(source: str, cut: Path, tmp_path: Path) -> None:
+def test_stopped_after_any_step(source: str, weighed: bool, cut: Path, tmp_path: Path) -> None:
     digits = dataset.load("digits", "train", 200)
+    weights = np.random.default_rng(0).exponential(size=200) ** 3
+    schedule = replace(SCHEDULE, sampling=Sampling.of(weights, digits.labels) if weighed else None)
 
     def distillation() -> Distillation | None:
         whole, tight = open_store(cut), open_store(cut, memory_limit=TIGHT)
@@ -103,7 +110,7 @@ def test_stopped_after_any_step(source: str, cut: Path, tmp_path: Path) -> None:
             return None
         return Distillation(targets[source](), make("kd"), kd_weight=0.9, ce_weight=0.1)
 
-    _assert_resumes_alike(Run(digits, distillation), tmp_path, (1, 3, STEPS - 1, STEPS, STEPS + 2))
+    _assert_resumes_alike(Run(digits, distillation, schedule), tmp_path, (1, 3, STEPS - 1, STEPS, STEPS + 2))
 
 
 def test_streamed_images_draw_no_random_numbers_twice(tmp_path: Path) -> None:

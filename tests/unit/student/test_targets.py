@@ -11,8 +11,8 @@ import torch
 from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import join_checked, layout
-from kdpipe.student import CachedTargets, MixedTargets, WindowedTargets, soft_targets
+from kdpipe.store import LogitStore, join_checked, layout
+from kdpipe.student import CachedTargets, MixedTargets, Sampling, WindowedTargets, soft_targets
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command
 
@@ -57,7 +57,7 @@ def test_planes_that_do_not_fit_are_read_in_windows(cut: Path, digits: Dataset) 
     assert isinstance(soft_targets(open_store(cut), rows), CachedTargets)
     for epoch, view in enumerate((1, 2, 1)):
         targets.start_epoch(view, None)
-        order = targets.order(data_seed=5, epoch=epoch)
+        order = targets.order(np.arange(70), data_seed=5, epoch=epoch)
         assert sorted(order) == list(range(70))
         for start in range(0, 70, 16):
             batch = order[start : start + 16]
@@ -65,18 +65,49 @@ def test_planes_that_do_not_fit_are_read_in_windows(cut: Path, digits: Dataset) 
             assert np.array_equal(given.numpy(), open_store(cut).plane(view)[rows[batch]])
 
 
+def test_drawn_samples_are_read_in_windows_within_the_limit(
+    cut: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk whose samples are drawn forty times as often as others fills a window no more than once."""
+    store, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
+    rows = join_checked(store, digits)
+    gathered: list[np.ndarray] = []
+    gather = LogitStore.gather
+    monkeypatch.setattr(
+        LogitStore, "gather", lambda self, view, rows: gathered.append(rows) or gather(self, view, rows)
+    )
+    weights = np.where(np.arange(200) < 10, 40.0, np.where(np.arange(200) < 50, 0.0, 1.0))
+    sampling = Sampling.of(weights, digits.labels)
+    targets = soft_targets(store, rows)
+    for epoch in range(2):
+        samples = sampling.draw(data_seed=5, epoch=epoch)
+        targets.start_epoch(1, None)
+        order = targets.order(samples, data_seed=5, epoch=epoch)
+        assert np.array_equal(np.sort(order), samples)
+        for skipped in (0, 37):
+            if skipped:
+                targets.skip(skipped)
+            for start in range(skipped, 200, 16):
+                batch = order[start : start + 16]
+                given = targets.logits(batch, torch.empty(len(batch), 3, 32, 32))
+                assert np.array_equal(given.numpy(), whole.plane(1)[rows[batch]])
+    assert max(map(len, gathered)) <= 5 * 10
+    assert max(len(set(part // 10)) for part in gathered) <= 5
+    assert not {1, 2, 3, 4} & set(np.concatenate(gathered) // 10), "chunks of which nothing is drawn are not read"
+
+
 def test_only_one_of_several_stores_may_be_read_in_windows(cut: Path, digits: Dataset) -> None:
     tight, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
     rows = join_checked(whole, digits)
     mixed = MixedTargets([soft_targets(whole, rows), soft_targets(tight, rows)], (0.5, 0.5))
     mixed.start_epoch(1, 2)
-    order = mixed.order(data_seed=0, epoch=0)
+    order = mixed.order(np.arange(200), data_seed=0, epoch=0)
     assert order is not None
     given = mixed.logits(order[:9], torch.empty(9, 3, 32, 32))
     assert np.allclose(given.numpy(), whole.plane(1)[rows[order[:9]]])
     both = MixedTargets([soft_targets(tight, rows), soft_targets(tight, rows)], (0.5, 0.5))
     with pytest.raises(StoreError, match=r"planes of 2 of the 2 stores do not fit.*--memory-limit"):
-        both.order(data_seed=0, epoch=0)
+        both.order(np.arange(200), data_seed=0, epoch=0)
 
 
 def test_a_student_trains_on_planes_that_do_not_fit(cut: Path, tmp_path: Path) -> None:

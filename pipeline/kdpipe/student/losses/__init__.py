@@ -1,6 +1,7 @@
 """Distillation losses by name: ``make("kd", temperature=4.0)`` returns the term alone, without cross-entropy.
 
-``parse`` also reads several of them with weights. ``docs/LOSSES.md`` has the table of all.
+``make("kd", standardize=True)`` is ``kd`` of z-scores. ``parse`` also reads several losses with weights.
+``docs/LOSSES.md`` has the table of all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from kdpipe.student.losses.mixed import Mixed
 from kdpipe.student.losses.mse import MSE
 from kdpipe.student.losses.nkd import NKD
 from kdpipe.student.losses.soft_ce import SoftCE
-from kdpipe.student.losses.standardized import StandardizedKD
+from kdpipe.student.losses.standardized import KD_TEMPERATURE, Standardized
 from kdpipe.student.losses.wsld import WSLD
 
 __all__ = [
@@ -38,7 +39,7 @@ __all__ = [
     "Mixed",
     "Parameter",
     "SoftCE",
-    "StandardizedKD",
+    "Standardized",
     "make",
     "parameters",
     "parse",
@@ -54,28 +55,44 @@ LOSSES: dict[str, type[Any]] = {
     "dist": DIST,
     "nkd": NKD,
     "wsld": WSLD,
-    "standardized-kd": StandardizedKD,
 }
 """Every distillation loss, a ``DistillationLoss``, by the name that ``--loss`` takes."""
 
 
-def make(name: str, **settings: float) -> DistillationLoss:
+def make(name: str, *, standardize: bool = False, **settings: float) -> DistillationLoss:
     """Return the loss called ``name`` with its settings, such as ``temperature``; the rest have their defaults.
+
+    With ``standardize`` it is that of z-scores, see ``Standardized``; the default of ``kd`` is then their temperature.
 
     Raises:
         UnsupportedLossError: there is no such loss or parameter, or a value is out of range; the message names the
-            nearest, and the loss's parameters.
+            nearest, and the loss's parameters. Or z-scores of ``hard``, for which they change nothing of the teacher.
     """
     known = {each.name: each for each in parameters(name)}
     listed = ", ".join(f"{each.name} ({each.range.description})" for each in known.values()) or "none"
     for setting, value in settings.items():
         if setting not in known:
-            hint = did_you_mean(setting, known) or "."
+            hint = did_you_mean(setting, [*known, "standardize"]) or "."
             raise UnsupportedLossError(f"the loss {name} has no parameter '{setting}'{hint} Its parameters: {listed}.")
         if value not in known[setting].range:
             raise UnsupportedLossError(f"the loss {name} cannot take {setting}={value}. Its parameters: {listed}.")
-    loss: DistillationLoss = LOSSES[name](**settings)
-    return loss
+    if not _standardizes(name, standardize):
+        loss: DistillationLoss = LOSSES[name](**settings)
+        return loss
+    published = {"temperature": KD_TEMPERATURE} if name == "kd" else {}
+    return Standardized(LOSSES[name](**{**published, **settings}))
+
+
+def _standardizes(name: str, asked: object) -> bool:
+    """Return whether z-scores are asked for, or refuse them for the loss called ``name``."""
+    if not isinstance(asked, bool):
+        raise UnsupportedLossError(f"the loss {name} cannot take standardize={asked!r}, expected true or false.")
+    if asked and name == "hard":
+        raise UnsupportedLossError(
+            "the loss hard reads only which class the teacher finds likeliest, which z-scores do not change: leave "
+            "standardize out."
+        )
+    return asked
 
 
 def parameters(name: str) -> tuple[Parameter, ...]:
@@ -90,10 +107,10 @@ def parameters(name: str) -> tuple[Parameter, ...]:
     return parameters_of(LOSSES[name])
 
 
-def parse(text: str, **settings: float) -> DistillationLoss:
+def parse(text: str, *, standardize: bool = False, **settings: float) -> DistillationLoss:
     """Return the loss that ``text`` names, with ``settings``, or several as YAML, each with its own:
 
-        {kd: {weight: 0.5, temperature: 2}, dist: {weight: 1}}
+        {kd: {weight: 0.5, temperature: 2}, dkd: {weight: 1, standardize: true}}
 
     A weight that is left out is the published one.
 
@@ -101,9 +118,12 @@ def parse(text: str, **settings: float) -> DistillationLoss:
         UnsupportedLossError: as for ``make``; the YAML cannot be read; or settings are given beside several losses.
     """
     if not text.lstrip().startswith("{"):
-        return make(text, **settings)
-    if settings:
-        raise UnsupportedLossError(f"{', '.join(settings)} beside several losses: write each loss's own, as in {text}")
+        return make(text, standardize=standardize, **settings)
+    given_beside = [*(["standardize"] if standardize else []), *settings]
+    if given_beside:
+        raise UnsupportedLossError(
+            f"{', '.join(given_beside)} beside several losses: write each loss's own, as in {text}"
+        )
     try:
         written = yaml.safe_load(text)
     except yaml.YAMLError as error:

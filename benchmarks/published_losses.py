@@ -1,0 +1,102 @@
+"""What the authors of the losses report, for pairs of teacher and student that several of them use.
+
+    python benchmarks/published_losses.py
+
+prints the table of docs/LOSSES.md. The figures of kd, dkd, wsld and standardized-kd are those of the published recipes
+(``kdpipe presets``); the others are from the READMEs that are named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from kdpipe.student import LOSSES
+from stages.preset_table import PRESETS
+
+ARMS = (*LOSSES, "standardized-kd")
+"""Every loss, and ``kd`` with ``standardize``."""
+
+PAIRS = {
+    "CIFAR-100, resnet56 -> resnet20": {
+        "kd": "cifar100-kd-resnet56-resnet20",
+        "dkd": "cifar100-dkd-resnet56-resnet20",
+        "standardized-kd": "cifar100-kd-standardized-resnet56-resnet20",
+    },
+    "CIFAR-100, resnet32x4 -> resnet8x4": {
+        "kd": "cifar100-kd-resnet32x4-resnet8x4",
+        "dkd": "cifar100-dkd-resnet32x4-resnet8x4",
+        "standardized-kd": "cifar100-kd-standardized-resnet32x4-resnet8x4",
+    },
+    "ImageNet, resnet34 -> resnet18": {
+        "kd": "imagenet-kd-512-resnet34-resnet18",
+        "dkd": "imagenet-dkd-512-resnet34-resnet18",
+        "wsld": "imagenet-wsld-256-resnet34-resnet18",
+    },
+    "ImageNet, resnet50 -> MobileNetV1": {
+        "kd": "imagenet-kd-512-resnet50-MobileNetV1",
+        "dkd": "imagenet-dkd-512-resnet50-MobileNetV1",
+        "wsld": "imagenet-wsld-256-resnet50-MobileNetV1",
+    },
+}
+"""The published recipe for each loss, by pair."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """Test top-1 in percent."""
+
+    top1: float
+    student_alone: float
+    """The same student without a teacher, as the source or the recipe has it."""
+    page: str
+    """Where the figure was read."""
+
+
+_DIST = "https://github.com/hunto/DIST_KD"
+_NKD = "https://github.com/yzd-v/cls_KD/blob/master/nkd.md"
+_ELSEWHERE = {
+    "CIFAR-100, resnet56 -> resnet20": {"dist": Published(71.75, 69.06, _DIST)},
+    "CIFAR-100, resnet32x4 -> resnet8x4": {"dist": Published(76.31, 72.50, _DIST)},
+    "ImageNet, resnet34 -> resnet18": {
+        "dist": Published(72.07, 69.76, _DIST),
+        "nkd": Published(71.96, 69.90, _NKD),
+    },
+    "ImageNet, resnet50 -> MobileNetV1": {
+        "dist": Published(73.24, 70.13, _DIST),
+        "nkd": Published(72.58, 69.21, _NKD),
+    },
+}
+"""Tables "ImageNet, Baseline settings" and "CIFAR-100" of DIST's README, "NKD" of NKD's."""
+
+
+def published(arm: str) -> dict[str, Published]:
+    """Return what is published for a loss by pair; empty where nothing is known."""
+    presets = {preset.name: preset for preset in PRESETS}
+    found = {pair: others[arm] for pair, others in _ELSEWHERE.items() if arm in others}
+    for pair, names in PAIRS.items():
+        if arm in names:
+            preset = presets[names[arm]]
+            assert preset.figures.distilled is not None
+            assert preset.figures.baseline is not None
+            found[pair] = Published(preset.figures.distilled, preset.figures.baseline, preset.source.page)
+    return found
+
+
+def as_json(arm: str) -> dict[str, dict[str, float | str]]:
+    """Return the same for a results file."""
+    return {pair: asdict(figures) for pair, figures in published(arm).items()}
+
+
+def table() -> str:
+    """Return the table in Markdown: top-1 and how much more that is than the student alone, a dash where unknown."""
+
+    def cell(figures: Published | None) -> str:
+        return "-" if figures is None else f"{figures.top1:.2f} (+{figures.top1 - figures.student_alone:.2f})"
+
+    rows = [("loss", *PAIRS), ("---",) * (1 + len(PAIRS))]
+    rows += [(f"`{arm}`", *(cell(published(arm).get(pair)) for pair in PAIRS)) for arm in ARMS]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows).replace(" --- ", "---")
+
+
+if __name__ == "__main__":
+    print(table())

@@ -1,0 +1,181 @@
+"""Where the figures of a training go besides `history.csv`: DVCLive, TensorBoard and Weights & Biases.
+
+Each log has a folder of its own in the run directory. What is asked for and cannot be begun stops the run before it
+trains; a log that fails later is left alone with one line, and the training goes on. A resumed run begins its logs anew
+from the history in its checkpoint, so they hold each epoch once. Nothing of a log is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from kdpipe.errors import ParamsError, RunError
+from kdpipe.student import RunDirectory
+from stages.console import say
+from stages.params import TrainStudent, TrainTeacher
+
+Row = Mapping[str, float]
+"""A row of the history: the epoch, from 1, and its figures by name."""
+Flat = dict[str, str | int | float | bool]
+
+_EXTRAS = {"dvclive": "dvc", "tensorboard": "tensorboard", "wandb": "wandb"}
+"""The extra that installs each log's package; the flags have the packages' names."""
+
+
+class Log(Protocol):
+    """One place that a run is logged to; any of its methods may fail in ways of its own."""
+
+    title: str
+    """What people call it."""
+
+    def start(self, run: RunDirectory, settings: Flat) -> None:
+        """Begin the log of ``run`` with its parameters and what it is made from."""
+        ...
+
+    def epoch(self, row: Row) -> None:
+        """Log an epoch."""
+        ...
+
+    def finish(self, scores: Mapping[str, float], *, epoch: int) -> None:
+        """Log the accuracies on the test set, measured after the last epoch."""
+        ...
+
+    def close(self, *, failed: bool) -> None:
+        """End the log, also where the run was stopped or ``failed``."""
+        ...
+
+
+class Logs:
+    """The logs of one run; those that fail while it trains are dropped."""
+
+    def __init__(self, logs: Mapping[str, Log], *, asked: frozenset[str]) -> None:
+        """Take logs by the name of their package; ``asked`` are those that must not fail when they start."""
+        self._logs = dict(logs)
+        self._asked = asked
+
+    @contextmanager
+    def of(self, run: RunDirectory, record: dict[str, Any]) -> Iterator[None]:
+        """Start every log with the run's record, and close it at the end of the block.
+
+        Raises:
+            RunError: a log that was asked for cannot be started.
+        """
+        settings = hyperparameters(record)
+        failed = True
+        try:
+            for name in list(self._logs):
+                self._start(name, run, settings)
+            if self._logs:
+                say(f"Logging to {', '.join(str(run.path / name) for name in self._logs)}.")
+            yield
+            failed = False
+        finally:
+            self._each(lambda log: log.close(failed=failed))
+
+    def epochs(self, rows: list[dict[str, float]]) -> None:
+        """Log epochs, in their order."""
+        for row in rows:
+            self.epoch(row)
+
+    def epoch(self, row: Row) -> None:
+        """Log an epoch."""
+        self._each(lambda log: log.epoch(row))
+
+    def finish(self, metrics: Mapping[str, Any], *, epoch: int) -> None:
+        """Log the numbers in ``metrics``, under names such as ``test/top1``."""
+        scores = {name: value for name, value in _flat(metrics, "/").items() if not isinstance(value, str)}
+        self._each(lambda log: log.finish(scores, epoch=epoch))
+
+    def _start(self, name: str, run: RunDirectory, settings: Flat) -> None:
+        log = self._logs.pop(name)
+        try:
+            log.start(run, settings)
+        except Exception as error:
+            run.remove_log(name)
+            if name in self._asked:
+                raise RunError(f"{log.title} cannot log this run ({_words(error)}). Leave out --{name}.") from error
+            say(f"{log.title} does not log this run ({_words(error)}).")
+        else:
+            self._logs[name] = log
+
+    def _each(self, act: Callable[[Log], None]) -> None:
+        for name, log in list(self._logs.items()):
+            try:
+                act(log)
+            except Exception as error:
+                del self._logs[name]
+                say(f"{log.title} logs no more of this run ({_words(error)}). The run goes on.")
+
+
+def choose(params: TrainTeacher | TrainStudent) -> Logs:
+    """Return the logs that are asked for, and DVCLive's where the run is made in a DVC repository.
+
+    Raises:
+        ParamsError: a package is not installed, or DVCLive is asked for outside of a DVC repository.
+    """
+    asked = [name for name in _EXTRAS if getattr(params, name)]
+    missing = [name for name in asked if find_spec(name) is None]
+    if missing:
+        extras = ",".join(_EXTRAS[name] for name in missing)
+        raise ParamsError(f"--{missing[0]} needs {missing[0]}, which is not installed: pip install 'kdpipe[{extras}]'.")
+    inside = _in_dvc_repository(params.out)
+    if params.dvclive and not inside:
+        raise ParamsError(
+            f"--dvclive needs a DVC repository that holds both {params.out} and the working directory. "
+            "Run it in one, make one with dvc init, or leave out --dvclive."
+        )
+    chosen = list(asked)
+    if params.dvclive is None and inside and find_spec("dvclive") is not None:
+        chosen.append("dvclive")
+    return Logs({name: _make(name) for name in chosen}, asked=frozenset(asked))
+
+
+def hyperparameters(record: Mapping[str, Any]) -> Flat:
+    """Return what ``run.json`` says of the parameters, the model, the data and the stores, one level deep."""
+    kept = {key: record[key] for key in ("stage", "distill", "model", "num_parameters", "device", "lineage")}
+    return _flat({**record["parameters"], **kept}, ".")
+
+
+def _make(name: str) -> Log:
+    if name == "dvclive":
+        from stages.logs.dvclive import DVCLive
+
+        return DVCLive()
+    if name == "tensorboard":
+        from stages.logs.tensorboard import TensorBoard
+
+        return TensorBoard()
+    from stages.logs.wandb import WeightsAndBiases
+
+    return WeightsAndBiases()
+
+
+def _in_dvc_repository(out: Path) -> bool:
+    """Whether the working directory is in a DVC repository, and ``out`` in the same one.
+
+    DVCLive looks from the working directory only, and makes a git repository without DVC one with it.
+    """
+    here = Path.cwd()
+    root = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)
+    return root is not None and out.resolve().is_relative_to(root)
+
+
+def _flat(nested: Mapping[str, Any], separator: str) -> Flat:
+    """Return nested mappings and lists as one mapping; ``None`` and empty lists are left out."""
+    found: Flat = {}
+    for key, value in nested.items():
+        if isinstance(value, list):
+            value = dict(zip(map(str, range(len(value))), value, strict=True))
+        if isinstance(value, Mapping):
+            found |= {f"{key}{separator}{rest}": leaf for rest, leaf in _flat(value, separator).items()}
+        elif value is not None:
+            found[key] = value
+    return found
+
+
+def _words(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,49 @@
+"""The log that `tensorboard --logdir` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdpipe.student import RunDirectory
+    from stages.logs import Flat, Row
+
+
+class TensorBoard:
+    """Writes ``OUT/tensorboard``: a scalar for each column of the history, and the parameters for its HParams page."""
+
+    title = "TensorBoard"
+
+    def __init__(self) -> None:
+        """Touch nothing yet."""
+        self._writer: Any = None
+        self._session_end: Any = None
+
+    def start(self, run: RunDirectory, settings: Flat) -> None:
+        """Open the event file and write the parameters."""
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+
+        self._writer = SummaryWriter(str(run.empty_log("tensorboard")))
+        experiment, session, self._session_end = hparams(settings, {"test/top1": None})
+        self._writer.file_writer.add_summary(experiment)
+        self._writer.file_writer.add_summary(session)
+
+    def epoch(self, row: Row) -> None:
+        """Write each figure at the step of its epoch, from 1."""
+        for name, value in row.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, int(row["epoch"]))
+        self._writer.flush()
+
+    def finish(self, scores: Mapping[str, float], *, epoch: int) -> None:
+        """Write the accuracies at the step of the last epoch."""
+        for name, value in scores.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.file_writer.add_summary(self._session_end)
+
+    def close(self, *, failed: bool) -> None:  # noqa: ARG002
+        """Write what is left and close the file."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,145 @@
+"""Students of several seeds: means, deviations, gaps by seed, and which run to ship."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kdpipe.benchmark import BenchmarkResult, Latency, StudentResult, average, compare, mean_history, recommend
+
+SHARES = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 10_000), min_size=2, max_size=7)
+
+
+def _run(name: str, *, top1: float | None, seed: int = 0, ms: float = 1.0, **other: Any) -> StudentResult:
+    values: dict[str, Any] = {
+        "path": Path("runs") / name, "architecture": "resnet8", "distill": "cache", "loss": "kd", "top5": None,
+        "loss_value": None, "parameters": 10, "file_bytes": 40,
+        "latencies": {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")},
+    }  # fmt: skip
+    return StudentResult(name=name, top1=top1, seed=seed, **values | other)
+
+
+def _seeds(
+    name: str, top1: Sequence[float | None], *, seeds: Sequence[int] | None = None, **other: Any
+) -> StudentResult:
+    numbers = range(len(top1)) if seeds is None else seeds
+    members = [
+        _run(f"{name}/seed-{seed}", top1=value, seed=seed, **other) for seed, value in zip(numbers, top1, strict=True)
+    ]
+    return average(members, name=name, path=Path("runs") / name)
+
+
+def _recommended(*students: StudentResult) -> tuple[str, str]:
+    return recommend(BenchmarkResult(dataset="d", samples=1, students=students, machine={}, created="2025-01-01"))
+
+
+@given(SHARES)
+@settings(max_examples=100, deadline=None)
+def test_mean_and_deviation_are_those_of_numpy(values: list[float]) -> None:
+    student = _seeds("a", values)
+    assert student.top1 == pytest.approx(np.mean(values), abs=1e-12)
+    assert student.std("top1") == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+
+
+def test_every_figure_of_several_seeds_is_a_mean_and_the_rest_is_the_first_run_s() -> None:
+    first = _run("a/seed-4", top1=0.5, seed=4, ms=2.0, top5=0.9, loss_value=1.0, agreement=0.25, file_bytes=41)
+    second = _run("a/seed-1", top1=0.75, seed=1, ms=9.0, top5=0.8, loss_value=2.0, agreement=0.75, latencies={})
+    student = average([first, second], name="a", path=Path("runs/a"))
+    assert (student.top1, student.top5, student.loss_value, student.agreement) == pytest.approx((0.625, 0.85, 1.5, 0.5))
+    assert (student.std("top5"), student.std("loss_value")) == pytest.approx((0.1 / 2**0.5, 0.5**0.5))
+    assert (student.name, student.path, student.seed, student.members) == ("a", Path("runs/a"), None, (first, second))
+    assert (student.single_image_ms, student.file_bytes, student.shipped) == (2.0, 41, first.path)
+
+
+def test_one_seed_has_no_deviation() -> None:
+    student = _seeds("a", [0.5], seeds=[7])
+    assert (student.top1, student.std("top1"), student.seed) == (0.5, None, 7)
+    assert _run("a", top1=0.5).std("top1") is None
+
+
+def test_a_figure_that_a_run_lacks_has_neither_mean_nor_deviation() -> None:
+    unlabelled = _seeds("a", [None, None, None])
+    assert (unlabelled.top1, unlabelled.std("top1"), unlabelled.std("agreement")) == (None, None, None)
+    members = [_run("a", top1=0.5, loss_value=1.0), _run("b", top1=0.6, loss_value=math.inf)]
+    assert average(members, name="c", path=Path("c")).std("loss_value") is None
+    assert average([*members, _run("d", top1=None)], name="c", path=Path("c")).top1 is None
+
+
+def test_gaps_are_paired_by_seed_whatever_their_order() -> None:
+    distilled = _seeds("kd", [0.80, 0.70, 0.75], seeds=[0, 1, 2])
+    labels = _seeds("none", [0.65, 0.60, 0.50], seeds=[2, 0, 1], distill="none", agreement=None)
+    compared, baseline = compare([distilled, labels], teacher_top1=0.9)
+    expected = [(0.80 - 0.60) / 0.30, (0.70 - 0.50) / 0.40, (0.75 - 0.65) / 0.25]
+    assert [run.gap_recovered for run in compared.members] == pytest.approx(expected)
+    assert compared.gap_recovered == pytest.approx(np.mean(expected))
+    assert compared.std("gap_recovered") == pytest.approx(np.std(expected, ddof=1))
+    assert (baseline.gap_recovered, baseline.std("gap_recovered")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [_seeds("none", [0.5, 0.6], seeds=[0, 1], distill="none")],
+        [_seeds("none", [0.5, 0.55, 0.6], seeds=[0, 1, 3], distill="none")],
+        [_run("none", top1=0.55, distill="none")],
+        [_run("none-0", top1=0.5, distill="none"), _run("none-8", top1=0.6, seed=8, distill="none")],
+    ],
+)
+def test_other_seeds_are_compared_by_their_means(labels: list[StudentResult]) -> None:
+    compared = compare([_seeds("kd", [0.7, 0.8, 0.75]), *labels], teacher_top1=0.95)[0]
+    assert compared.gap_recovered == pytest.approx((0.75 - 0.55) / (0.95 - 0.55))
+    assert compared.std("gap_recovered") is None
+
+
+def test_single_runs_pair_with_a_student_of_several_seeds() -> None:
+    labels = [_run("none-0", top1=0.5, distill="none"), _run("none-1", top1=0.6, seed=1, distill="none")]
+    together = _seeds("none", [0.5, 0.6], distill="none")
+    for baselines in (labels, [together]):
+        single, several = compare(
+            [_run("one", top1=0.7, seed=1), _seeds("kd", [0.6, 0.7]), *baselines], teacher_top1=0.8
+        )[:2]
+        assert single.gap_recovered == pytest.approx((0.7 - 0.55) / (0.8 - 0.55))
+        assert several.gap_recovered == pytest.approx((0.1 / 0.3 + 0.1 / 0.2) / 2)
+
+
+def test_a_seed_without_a_gap_leaves_that_of_the_means() -> None:
+    labels = _seeds("none", [0.50, 0.90], distill="none")
+    compared = compare([_seeds("kd", [0.8, 0.7]), labels], teacher_top1=0.85)[0]
+    assert compared.gap_recovered == pytest.approx((0.75 - 0.70) / (0.85 - 0.70))
+    assert compared.std("gap_recovered") is None
+    assert compare([_seeds("kd", [None, None]), labels], teacher_top1=0.85)[0].gap_recovered is None
+
+
+def test_the_recommendation_compares_means_and_names_the_first_seed() -> None:
+    lucky = _seeds("lucky", [0.80, 0.99, 0.82], seeds=[3, 4, 5], ms=1.0)
+    name, reason = _recommended(lucky, _run("steady", top1=0.9, ms=2.0))
+    assert name == "steady"
+    assert "seed" not in reason
+    name, reason = _recommended(lucky, _run("slow", top1=0.872, ms=2.0))
+    assert name == "lucky"
+    assert "87.00 ± 10.44% top-1 in the mean of 3 seeds" in reason
+    assert "runs/lucky/seed-3, the first seed" in reason
+    assert "(87.00 ± 10.44% at 1 ms)" in _recommended(lucky, _run("fast", top1=0.869, ms=0.5))[1]
+
+
+def test_one_seed_or_no_labels_name_a_run_as_well() -> None:
+    name, reason = _recommended(_seeds("one", [0.5], seeds=[2]))
+    assert name == "one"
+    assert reason.startswith("one reaches 50.00% top-1 at 1 ms")
+    assert reason.endswith("The run to ship is runs/one/seed-2.")
+    name, reason = _recommended(_seeds("dark", [None, None]), replace(_run("slow", top1=None), latencies={}))
+    assert name == "dark"
+    assert "runs/dark/seed-0" in reason
+
+
+def test_histories_are_averaged_by_epoch() -> None:
+    runs = [[{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0, "kd": 3.0}], [{"epoch": 1, "loss": 4.0}] * 2]
+    assert mean_history(runs) == [{"epoch": 1, "loss": 3.0}, {"epoch": 1.5, "loss": 2.5}]
+    assert mean_history(runs[:1]) == runs[0]
+    assert mean_history([runs[0], []]) == []
