@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,11 @@ from kdpipe.store.probes import lacking
 from kdpipe.student import (
     Curve,
     Distillation,
-    DistillationLoss,
     LiveTargets,
     MixedTargets,
     RunDirectory,
     SoftTargets,
     Tempered,
-    parse,
     refuse_mixture,
     refuse_unlabelled,
     refuse_unsupported,
@@ -37,6 +35,7 @@ from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import say
 from stages.params import TrainStudent
 from stages.seeds import for_each_seed
+from stages.signals import beside, logits_loss, signal_terms, watched
 from stages.sources import TrainingData, load_model, load_split, load_training
 from stages.training import fit
 
@@ -64,13 +63,18 @@ def _train(params: TrainStudent) -> None:
     data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
     train = data.train
     model = load_model(params.student, train, size=params.input_size, seed=params.seed)
+    terms = signal_terms(params, stores, model)
+    stores = [beside(store, terms) for store in stores]
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
     distillation = None
     if params.mode != "none":
         for store in stores:
             _refuse_held_out(store, data)
     if params.mode == "cache":
-        distillation = _distillation(params, _cached_targets(params, stores, train), train, views.recipe)
+        distillation = replace(
+            _distillation(params, _cached_targets(params, stores, train), train, views.recipe),
+            signals=watched(params, terms, stores[0], model),
+        )
     elif teacher is not None:
         for store in stores:
             _same_teacher(store, teacher)
@@ -140,7 +144,7 @@ def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Datas
     """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
     parts = []
     for store in stores:
-        refuse_unsupported(store, _loss(params, max(params.temperatures, default=None)), name=params.loss_name)
+        refuse_unsupported(store, logits_loss(params, max(params.temperatures, default=None)), name=params.loss_name)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
@@ -183,20 +187,15 @@ def _live_targets(
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _loss(params: TrainStudent, temperature: float | None) -> DistillationLoss:
-    settings = params.loss_settings if temperature is None else {**params.loss_settings, "temperature": temperature}
-    return parse(params.loss, standardize=params.standardize, **settings)
-
-
 def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe) -> Distillation:
     """Build the loss with the weights that are asked for, or else the published ones."""
-    loss = _loss(params, params.temperatures[0] if params.temperatures else None)
+    loss = logits_loss(params, params.temperatures[0] if params.temperatures else None)
     refuse_unlabelled(loss, train, recipe, name=params.loss_name)
     published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
     curve = Curve.parse(params.temperature) if isinstance(params.temperature, str) else None
     return Distillation(
         targets=targets,
-        loss=loss if curve is None else Tempered(curve, partial(_loss, params)),
+        loss=loss if curve is None else Tempered(curve, partial(logits_loss, params)),
         kd_weight=published if params.kd_weight is None else Curve.parse(params.kd_weight),
         ce_weight=loss.ce_weight if params.ce_weight is None else Curve.parse(params.ce_weight),
     )

@@ -10,7 +10,7 @@ import torch
 
 from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.store import LogitStore
-from kdpipe.student.targets import SoftTargets
+from kdpipe.student.targets import Signals, SoftTargets
 
 
 class MixedTargets:
@@ -44,6 +44,10 @@ class MixedTargets:
         """Pass over samples in every part."""
         for part, _ in self._parts:
             part.skip(samples)
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Return the mean of the logits, and no signals: those of several teachers have no mean."""
+        return self.logits(indices, pixels), {}
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the mean, float32 ``(n, classes)`` on the device of ``pixels``."""

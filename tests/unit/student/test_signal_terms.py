@@ -38,7 +38,7 @@ def _pairs(text: str, kept: Sequence[str], student: nn.Module | None = None) -> 
 def _terms(text: str, student: nn.Module, seed: int = 0) -> SignalTerms:
     _, wanted = split(text)
     terms = settle(wanted, list(SHAPES), student, size=32, name="resnet8", source="s.zarr")
-    return SignalTerms(terms, student, shapes=SHAPES, size=32, name="resnet8", seed=seed)
+    return SignalTerms(terms, student, shapes=SHAPES, size=32, name="resnet8", seed=seed, device=torch.device("cpu"))
 
 
 def _taught(n: int, seed: int = 0) -> dict[str, torch.Tensor]:

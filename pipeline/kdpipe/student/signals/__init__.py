@@ -4,7 +4,7 @@ They have another contract than those of ``kdpipe.student.losses``, which see lo
 """
 
 from kdpipe.student.signals.attention import AttentionTransfer
-from kdpipe.student.signals.base import SignalLoss
+from kdpipe.student.signals.base import NoLogits, SignalLoss
 from kdpipe.student.signals.features import FeatureRegression
 from kdpipe.student.signals.rkd import RKD
 from kdpipe.student.signals.terms import SignalTerm, SignalTerms, settle
@@ -15,6 +15,7 @@ __all__ = [
     "SIGNAL_LOSSES",
     "AttentionTransfer",
     "FeatureRegression",
+    "NoLogits",
     "SignalLoss",
     "SignalTerm",
     "SignalTerms",

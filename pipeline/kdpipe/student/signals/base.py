@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 
 from kdpipe.models.signals import Shape
+
+
+@dataclass(frozen=True)
+class NoLogits:
+    """The loss on logits of a student that learns from signals alone: 0, beside which cross-entropy counts in full."""
+
+    needs_label: ClassVar[bool] = False
+    kd_weight: ClassVar[float] = 1.0
+    ce_weight: ClassVar[float] = 1.0
+    warmup_epochs: ClassVar[int] = 0
+    teacher_temperature: ClassVar[float | None] = 0.0
+
+    def __call__(
+        self,
+        student_logits: torch.Tensor,
+        teacher_logits: torch.Tensor,  # noqa: ARG002
+        labels: torch.Tensor,  # noqa: ARG002
+    ) -> torch.Tensor:
+        """Return 0."""
+        return student_logits.new_zeros(())
 
 
 class SignalLoss(Protocol):

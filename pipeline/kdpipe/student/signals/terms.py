@@ -93,10 +93,11 @@ class SignalTerms:
         size: int,
         name: str,
         seed: int,
+        device: torch.device,
     ) -> None:
         """Hook onto ``student``; ``shapes`` are those of the teacher's signals, by name.
 
-        The projections are drawn by ``seed``, whatever has been drawn before, and are on the student's device.
+        The projections are drawn by ``seed``, whatever has been drawn before, and moved to ``device``.
 
         Raises:
             ModelError: the student has no such layer, or it cannot give the signal.
@@ -104,7 +105,6 @@ class SignalTerms:
         self.terms = tuple(terms)
         watched = sorted({ours for term in terms for ours, _ in term.pairs})
         self._watch = Watch(student, watched, size=size, name=name)
-        device = next(student.parameters()).device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = {
