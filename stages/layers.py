@@ -27,5 +27,3 @@ def show_layers(name: str | None, *, num_classes: int, size: int | None) -> None
     penultimate = model.penultimate
     if penultimate is not None:
         print(f"{'penultimate':{width}}  {penultimate.dim}, shown to {penultimate.layer}")
-    if not found:
-        print("none: kdpipe cannot look into it, as for an exported program")

@@ -83,8 +83,8 @@ def layers(module: nn.Module, size: int) -> dict[str, Shape]:
     """Show two noise images of side ``size`` and return the layers whose output is one tensor, with its shape.
 
     The shape is that for one image. Layers are in the order in which they are done, so one comes after its parts; of
-    one that runs several times it is the last time that counts. An exported program has none. The module's modes are as
-    before afterwards.
+    one that runs several times it is the last time that counts. Of an exported program there is but the whole. The
+    module's modes are as before afterwards.
     """
     shapes: dict[str, Shape] = {}
 

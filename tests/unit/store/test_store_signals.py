@@ -187,6 +187,9 @@ def test_a_file_that_the_ledger_lists_and_is_gone_costs_its_shard(store: Path, t
 
 def test_views_are_added_and_the_others_stay(store: Path, tmp_path: Path) -> None:
     before = contents(store)
+    with build(store, plan(views=2)) as builder:
+        waiting = [shard for shard in small_store.all_shards(builder) if not builder.is_done(shard)]
+        assert {(shard.split, shard.view) for shard in waiting} == {("train", 2)}
     fill(store, plan(views=2))
     direct = fill(tmp_path / "direct.zarr", plan(views=2))
     assert open_store(store).digest == open_store(direct).digest
@@ -206,6 +209,19 @@ def test_logits_are_those_of_a_store_without_signals(store: Path, tmp_path: Path
     assert open_store(store).digest != plain.digest
     described = json.loads((tmp_path / "plain.zarr/zarr.json").read_bytes())["attributes"]["kdpipe"]
     assert not {"signals", "features"} & described.keys()
+
+
+def test_penultimate_features_alone_make_the_store_that_they_always_made(tmp_path: Path) -> None:
+    """The digest is that of the version before there were other signals."""
+    only = {"features:penultimate": SHAPES["features:penultimate"]}
+    with build(tmp_path / "a.zarr", replace(make_plan(), signals=only)) as builder:
+        for shard in small_store.all_shards(builder):
+            rows = torch.arange(shard.start, shard.stop, dtype=torch.float32)
+            features = (rows[:, None] + torch.arange(7) + shard.view) / 8
+            builder.submit(shard, shard_logits(builder, shard), {"features:penultimate": features})
+        sealed = builder.seal({})
+    assert sealed.digest == "b5cdb666240e4e39b76a2a0f24fb952e"
+    assert "signals" not in json.loads((tmp_path / "a.zarr/zarr.json").read_bytes())["attributes"]["kdpipe"]
 
 
 def test_they_are_part_of_what_was_asked_for(store: Path) -> None:
