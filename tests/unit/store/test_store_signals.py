@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -356,6 +357,16 @@ def test_a_large_claim_takes_no_memory(store: Path) -> None:
         open_store(store, memory_limit=2**20).signal("features:layer2", range(TRAIN))
     with pytest.raises(StoreError):
         open_store(store, memory_limit=2**20, beside=["features:layer2"]).codes(0)
+
+
+def test_shards_are_bounded_by_the_widest_signal(store: Path) -> None:
+    def claim(manifest: dict[str, dict[str, Any]]) -> None:
+        manifest["signals"]["features:layer2"] = [2**20 - 1]
+        manifest["splits"]["train"]["shard_rows"] = 1024
+
+    resealed(store, claim)
+    with pytest.raises(CorruptStoreError, match="shards of 1024 rows, which nothing that kdpipe writes has"):
+        open_store(store)
 
 
 def test_inspect_shows_each_with_its_size(store: Path, tmp_path: Path) -> None:
