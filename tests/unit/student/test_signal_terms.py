@@ -72,6 +72,8 @@ def test_layers_of_one_name_may_be_listed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("feature", "unknown loss 'feature'; did you mean 'features'"),
+        ("{kd: {}, atention: {}}", "unknown loss 'atention'; did you mean 'attention'.* Known: kd, .*rkd, attention"),
         ("{rkd: {angel: 3}}", r"no parameter 'angel'; did you mean 'angle'\? .*weight, layers, distance \(0 or more\)"),
         ("{rkd: {angle: -3}}", "cannot take angle=-3"),
         ("{features: {weight: -1}}", "weight -1, expected a number of 0 or more"),

@@ -17,12 +17,13 @@ class FeatureRegression:
 
     Romero et al., "FitNets: Hints for Thin Deep Nets" (2015), equation 3, sums half of it over all places of a hint
     layer and trains on it before the rest; here, as in RepDistiller and mdistiller, the mean is added to the other
-    terms. They regress unpooled maps through a convolution with a weight of 100; pooled features are small to store,
-    and their projection is linear. Several pairs of layers make it hierarchical.
+    terms. They regress unpooled maps through a convolution with a weight of 100. Pooled features are small to store;
+    the weight of 10 is ours, since three pairs of layers at 100 are unstable at a learning rate of 0.1
+    (docs/SIGNALS.md). Several pairs make it hierarchical.
     """
 
     kind: ClassVar[str] = "features"
-    weight: ClassVar[float] = 1.0
+    weight: ClassVar[float] = 10.0
 
     def projection(self, student: Shape, teacher: Shape) -> torch.nn.Module:
         """Return the linear regressor."""

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kdpipe.errors import UnsupportedLossError, did_you_mean
+from kdpipe.student.losses import LOSSES
 from kdpipe.student.losses.base import parameters_of
 from kdpipe.student.signals.attention import AttentionTransfer
 from kdpipe.student.signals.base import SignalLoss
@@ -40,19 +41,31 @@ def split(text: str) -> tuple[str | None, tuple[Wanted, ...]]:
     ``layers`` may also be one name or a list, where student and teacher call them the same.
 
     Raises:
-        UnsupportedLossError: a loss on signals has a parameter that it does not know, or a value out of range.
+        UnsupportedLossError: there is no such loss, or one on signals has a parameter that it does not know, or a value
+            out of range.
     """
-    if text in SIGNAL_LOSSES:
-        return None, (_wanted(text, {}),)
-    try:
-        written = yaml.safe_load(text) if text.lstrip().startswith("{") else None
-    except yaml.YAMLError:
-        written = None
-    if not isinstance(written, Mapping) or not SIGNAL_LOSSES.keys() & written.keys():
+    written = _read(text)
+    for name in written:
+        if name not in LOSSES and name not in SIGNAL_LOSSES:
+            hint = did_you_mean(str(name), (*LOSSES, *SIGNAL_LOSSES)) or "."
+            known = f"{', '.join(LOSSES)}, and of the teacher's layers {', '.join(SIGNAL_LOSSES)}"
+            raise UnsupportedLossError(f"unknown loss '{name}'{hint} Known: {known}.")
+    if not SIGNAL_LOSSES.keys() & written.keys():
         return text, ()
     wanted = tuple(_wanted(name, given) for name, given in written.items() if name in SIGNAL_LOSSES)
     rest = {name: given for name, given in written.items() if name not in SIGNAL_LOSSES}
     return json.dumps(rest) if rest else None, wanted
+
+
+def _read(text: str) -> Mapping[Any, Any]:
+    """Return the losses with what is written of each; none of YAML that cannot be read, which ``losses.parse`` says."""
+    if not text.lstrip().startswith("{"):
+        return {text: None}
+    try:
+        written = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return {}
+    return written if isinstance(written, Mapping) else {}
 
 
 def _wanted(name: str, given: Any) -> Wanted:
