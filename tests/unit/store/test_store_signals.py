@@ -175,6 +175,8 @@ def test_a_build_resumes_to_the_same_bytes(store: Path, tmp_path: Path) -> None:
         half_written = resumed / "train/features-layer2-0/c/1/2"
         half_written.mkdir(parents=True, exist_ok=True)
         (half_written / "0").write_bytes(b"half of it")
+        with build(resumed, plan()):
+            assert not (half_written / "0").exists()
         assert contents(fill(resumed, plan())) == contents(store)
 
 
