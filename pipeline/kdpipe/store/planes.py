@@ -45,7 +45,8 @@ class Plane:
 
     def take(self, rows: torch.Tensor | slice) -> Plane:
         """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
-        return self._each(lambda kept: _taken(kept, rows))
+        beside = {name: _taken(kept, rows) for name, kept in self.beside.items()}
+        return Plane(_taken(self.codes, rows), _taken(self.row_max, rows), self.encoding, self.classes, beside)
 
     @classmethod
     def joined(cls, parts: Sequence[Plane]) -> Plane:
@@ -65,10 +66,6 @@ class Plane:
     def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""
         return {name: _taken(kept, rows).to(device).float() for name, kept in self.beside.items()}
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Plane:
-        beside = {name: change(kept) for name, kept in self.beside.items()}
-        return Plane(change(self.codes), change(self.row_max), self.encoding, self.classes, beside)
 
 
 def _taken(kept: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:

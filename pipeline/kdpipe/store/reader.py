@@ -47,11 +47,11 @@ class LogitStore:
         self._encoding = encoding.from_description(found.encoding)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
-        self.beside = tuple(beside)
+        self.beside = tuple(dict.fromkeys(beside))
         """Signals that planes hold beside the logits."""
-        for name in beside:
+        for name in self.beside:
             self._check_signal(name)
-        self._reader = PlaneReader(path, found, split, self._encoding, beside=beside)
+        self._reader = PlaneReader(path, found, split, self._encoding, beside=self.beside)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
         self._specs = arrays.specs(
             found.splits[split],
