@@ -43,6 +43,11 @@ def resolve(model: type[P], *, section: str, file: Path | None, flags: Mapping[s
     return resolved
 
 
+def in_words(error: ValidationError) -> str:
+    """Return what is wrong with a stage's parameters, each by the name of its flag."""
+    return "; ".join(_describe(fault["loc"], fault["msg"], fault["input"], {}, None, "") for fault in error.errors())
+
+
 def _describe(
     place: Sequence[int | str],
     message: str,

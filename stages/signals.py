@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from kdpipe import models
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.models import Model
@@ -67,17 +65,18 @@ def beside(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
     return open_store(store.path, store.split, memory_limit=store.memory_limit, beside=names) if names else store
 
 
-def watched(params: TrainStudent, terms: Sequence[SignalTerm], store: LogitStore, student: Model) -> SignalTerms | None:
+def watch(
+    params: TrainStudent, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], student: Model
+) -> SignalTerms | None:
     """Hook the terms onto the student; its projections are drawn by the run's seed."""
     if not terms:
         return None
-    device: torch.device = models.resolve_device(params.device)
     return SignalTerms(
         terms,
         student.module,
-        shapes=store.manifest.kept,
+        shapes=stores[0].manifest.kept,
         size=student.preset.size,
         name=student.name,
         seed=params.seed,
-        device=device,
+        device=models.resolve_device(params.device),
     )

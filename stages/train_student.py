@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
@@ -21,7 +17,6 @@ from kdpipe.student import (
     Distillation,
     LiveTargets,
     MixedTargets,
-    RunDirectory,
     SoftTargets,
     Tempered,
     refuse_mixture,
@@ -30,87 +25,84 @@ from kdpipe.student import (
     savings,
     soft_targets,
 )
+from kdpipe.student.signals import SignalTerms
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import say
+from stages.fleet import members
 from stages.params import TrainStudent
 from stages.seeds import for_each_seed
-from stages.signals import beside, logits_loss, signal_terms, watched
+from stages.signals import beside, logits_loss, signal_terms, watch
 from stages.sources import TrainingData, load_model, load_split, load_training
-from stages.training import fit
-
-
-@dataclass(frozen=True)
-class _Views:
-    """Which views the student trains on."""
-
-    recipe: Recipe
-    seed: int
-    views: int | None
-    population: npt.NDArray[np.uint8] | None = None
-    """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
+from stages.training import Shown, Task, fit
 
 
 def run(params: TrainStudent) -> None:
-    """Train ``params.student`` and leave its run directory, or that of each seed, at ``params.out``."""
+    """Train the students and leave their run directories, or those of each seed, at or below ``params.out``."""
     for_each_seed(params, _train)
 
 
 def _train(params: TrainStudent) -> None:
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
-    views = _views(params, stores)
+    shown = _shown(params, stores)
     data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
-    train = data.train
-    model = load_model(params.student, train, size=params.input_size, seed=params.seed)
-    terms = signal_terms(params, stores, model)
-    stores = [beside(store, terms) for store in stores]
+    students = members(params)
+    loaded = [
+        load_model(student.architecture, data.train, size=student.input_size, seed=student.seed) for student in students
+    ]
+    terms = [signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
+    stores = [beside(store, list(chain(*terms))) for store in stores]
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
-    distillation = None
-    if params.mode != "none":
-        for store in stores:
-            _refuse_held_out(store, data)
-    if params.mode == "cache":
-        distillation = replace(
-            _distillation(params, _cached_targets(params, stores, train), train, views.recipe),
-            signals=watched(params, terms, stores[0], model),
+    targets = _targets(students, stores, teacher, loaded[0], data, shown)
+    watched = [watch(student, own, stores, model) for student, own, model in zip(students, terms, loaded, strict=True)]
+    lineage = _lineage(stores, params.shares, teacher)
+    tasks = [
+        Task(
+            model,
+            student,
+            None if targets is None else _distillation(student, targets, data.train, shown.recipe, signals),
+            lineage,
         )
-    elif teacher is not None:
-        for store in stores:
-            _same_teacher(store, teacher)
-            join_checked(store, train, allow_drift=params.allow_drift)
-        targets = _live_targets(teacher, model, train, views=views, params=params)
-        distillation = _distillation(params, targets, train, views.recipe)
-    # Loading a live teacher draws random numbers; the student's own start here.
-    torch.manual_seed(params.seed)
-    fit(
-        model,
-        data,
-        test,
-        params=params,
-        stage="train-student",
-        recipe=views.recipe,
-        recipe_seed=views.seed,
-        views=views.views,
-        population=views.population,
-        run=RunDirectory(params.out),
-        distillation=distillation,
-        lineage=_lineage(stores, params.shares, teacher),
-    )
+        for student, model, signals in zip(students, loaded, watched, strict=True)
+    ]
+    fit(tasks, data, test, stage="train-student", shown=shown)
     if params.mode == "cache" and len(stores) == 1:
-        saved = savings(stores[0], samples=len(train), epochs=params.epochs)
+        saved = savings(stores[0], samples=len(data.train), epochs=params.epochs)
         if saved is not None:
             say(str(saved))
 
 
-def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
+def _targets(
+    students: list[TrainStudent],
+    stores: list[LogitStore],
+    teacher: Model | None,
+    model: Model,
+    data: TrainingData,
+    shown: Shown,
+) -> SoftTargets | None:
+    """Return the soft targets that all students share; ``model`` is one of them."""
+    params = students[0]
+    if params.mode == "none":
+        return None
+    for store in stores:
+        _refuse_held_out(store, data)
+    if teacher is None:
+        return _cached_targets(students, stores, data.train)
+    for store in stores:
+        _same_teacher(store, teacher)
+        join_checked(store, data.train, allow_drift=params.allow_drift)
+    return _live_targets(teacher, model, data.train, shown=shown, params=params)
+
+
+def _shown(params: TrainStudent, stores: list[LogitStore]) -> Shown:
     """Take recipe, seed and number of views from the stores where there are any, else from the flags.
 
     Raises:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
     if not stores:
-        return _Views(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
+        return Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
@@ -131,7 +123,7 @@ def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
         )
     # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
     default = None if params.mode == "none" else store.num_views
-    return _Views(
+    return Shown(
         recipe=stored_recipe(store),
         seed=stored.seed,
         views=default if params.views is None else params.views,
@@ -140,11 +132,13 @@ def _views(params: TrainStudent, stores: list[LogitStore]) -> _Views:
     )
 
 
-def _cached_targets(params: TrainStudent, stores: list[LogitStore], train: Dataset) -> SoftTargets:
-    """Check every store against the loss and the data, and serve their logits, or the weighted mean of them."""
-    parts = []
+def _cached_targets(students: list[TrainStudent], stores: list[LogitStore], train: Dataset) -> SoftTargets:
+    """Check every store against the losses and the data, and serve their logits, or the weighted mean of them."""
+    params, parts = students[0], []
     for store in stores:
-        refuse_unsupported(store, logits_loss(params, max(params.temperatures, default=None)), name=params.loss_name)
+        for student in students:
+            loss = logits_loss(student, max(student.temperatures, default=None))
+            refuse_unsupported(store, loss, name=student.loss_name)
         parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
     return parts[0] if len(parts) == 1 else MixedTargets(parts, params.shares)
 
@@ -174,20 +168,20 @@ def _same_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
-def _live_targets(
-    teacher: Model, student: Model, train: Dataset, *, views: _Views, params: TrainStudent
-) -> LiveTargets:
+def _live_targets(teacher: Model, student: Model, train: Dataset, *, shown: Shown, params: TrainStudent) -> LiveTargets:
     device = models.resolve_device(params.device)
     geometry = Geometry.of(teacher.preset)
     renderer = None
     if geometry != Geometry.of(student.preset):
         renderer = Renderer(
-            train, views.recipe, seed=views.seed, geometry=geometry, device=device, population=views.population
+            train, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population
         )
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe) -> Distillation:
+def _distillation(
+    params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+) -> Distillation:
     """Build the loss with the weights that are asked for, or else the published ones."""
     loss = logits_loss(params, params.temperatures[0] if params.temperatures else None)
     refuse_unlabelled(loss, train, recipe, name=params.loss_name)
@@ -198,6 +192,7 @@ def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, re
         loss=loss if curve is None else Tempered(curve, partial(logits_loss, params)),
         kd_weight=published if params.kd_weight is None else Curve.parse(params.kd_weight),
         ce_weight=loss.ce_weight if params.ce_weight is None else Curve.parse(params.ce_weight),
+        signals=signals,
     )
 
 

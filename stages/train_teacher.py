@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from kdpipe.student import RunDirectory
 from kdpipe.views import Recipe
 from stages.params import TrainTeacher
 from stages.seeds import for_each_seed
 from stages.sources import load_model, load_split, load_training
-from stages.training import fit
+from stages.training import Shown, Task, fit
 
 
 def run(params: TrainTeacher) -> None:
@@ -18,14 +17,5 @@ def run(params: TrainTeacher) -> None:
 def _train(params: TrainTeacher) -> None:
     data, test = load_training(params, taught=False), load_split(params, "test")
     model = load_model(params.model, data.train, size=params.input_size, seed=params.seed)
-    fit(
-        model,
-        data,
-        test,
-        params=params,
-        stage="train-teacher",
-        recipe=Recipe.parse(params.recipe or "crop-flip"),
-        recipe_seed=params.recipe_seed or 0,
-        views=params.views,
-        run=RunDirectory(params.out),
-    )
+    shown = Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
+    fit([Task(model, params)], data, test, stage="train-teacher", shown=shown)

@@ -1,8 +1,10 @@
-"""What the two training stages share: one run from a model and its data to the files it leaves."""
+"""What the two training stages share: runs from models and their data to the files they leave."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,98 +13,156 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.errors import KdpipeError, RunError
 from kdpipe.models import Model
 from kdpipe.student import (
     Cost,
     Distillation,
+    Member,
     Optimisation,
     RunDirectory,
     Sampling,
     Schedule,
     Validation,
     predict,
-    train,
+    train_together,
 )
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
-from stages.logs import choose
+from stages.logs import Logs, choose
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
 from stages.sources import TrainingData
 from stages.stopping import stoppable
 
 
-def fit(
-    model: Model,
-    data: TrainingData,
-    test_set: Dataset,
-    *,
-    params: TrainTeacher | TrainStudent,
-    stage: str,
-    recipe: Recipe,
-    recipe_seed: int,
-    views: int | None,
-    run: RunDirectory,
-    population: npt.NDArray[np.uint8] | None = None,
-    distillation: Distillation | None = None,
-    lineage: dict[str, Any] | None = None,
-) -> None:
-    """Train ``model`` in place, test it once at the end, and write the run directory.
+@dataclass(frozen=True)
+class Shown:
+    """Which views are trained on."""
 
-    Where samples are held out for validation, the weights that were best on them are tested once as well.
+    recipe: Recipe
+    seed: int
+    views: int | None
+    """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
+    population: npt.NDArray[np.uint8] | None = None
+    """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
-    ``population`` are the samples that a recipe mixes, see ``Renderer``.
+
+@dataclass(frozen=True)
+class Task:
+    """A model to train, and what it learns from."""
+
+    model: Model
+    params: TrainTeacher | TrainStudent
+    distillation: Distillation | None = None
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def run(self) -> RunDirectory:
+        """Where it is written."""
+        return RunDirectory(self.params.out)
+
+
+def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown) -> None:
+    """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
+
+    Where samples are held out for validation, the weights that were best on them are tested once as well. What all
+    models share, such as the batch size, is in the parameters of each.
+
+    Raises:
+        KdpipeError: the one model cannot be trained to its end.
+        RunError: some of several cannot; the others are.
     """
+    params = tasks[0].params
     device = models.resolve_device(params.device)
-    geometry = Geometry.of(model.preset)
-    views = views if recipe.augments else 0
-    renderer = Renderer(data.train, recipe, seed=recipe_seed, geometry=geometry, device=device, population=population)
-    seeds = {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": recipe_seed}
-    record = {
-        "format": 1,
-        "stage": stage,
-        "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": "ce" if distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
-        "recipe": {"name": str(recipe), "version": recipe.version, "seed": recipe_seed},
-        "views": views,
-        "seeds": seeds,
-        "parameters": params.model_dump(mode="json"),
-        "device": str(device),
-        **_identity(model, data, test_set, spec=params.data, lineage=lineage or {}),
-    }
-    logs = choose(params)
-    run.start(record, resume=params.resume)
-    say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
-    validation = _validation(model, data.validation, run=run, device=device)
-
-    def report(row: dict[str, float]) -> None:
-        say(_line(row, params.epochs))
-        logs.epoch(row)
-
-    with logs.of(run, record):
+    shown = replace(shown, views=shown.views if shown.recipe.augments else 0)
+    records = [_record(task, data, test_set, stage=stage, shown=shown, device=device) for task in tasks]
+    logs = [choose(task.params) for task in tasks]
+    for task, record in zip(tasks, records, strict=True):
+        task.run.refuse_start(record, resume=params.resume)
+    renderers: dict[Geometry, Renderer] = {}
+    members: list[Member] = []
+    with ExitStack() as opened:
+        for task, record, log in zip(tasks, records, logs, strict=True):
+            task.run.start(record, resume=params.resume)
+            model, geometry = task.model, Geometry.of(task.model.preset)
+            say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
+            opened.enter_context(log.of(task.run, record))
+            if geometry not in renderers:
+                renderers[geometry] = _renderer(data.train, shown, geometry=geometry, device=device)
+            members.append(_member(task, data, renderers[geometry], shown=shown, logs=log, alone=len(tasks) == 1))
         with stoppable() as should_stop:
-            cost = train(
-                model.module.to(device),
-                renderer,
-                preset=model.preset,
-                schedule=_schedule(params, views, data.sampling),
-                optimisation=_optimisation(params),
-                distillation=distillation,
-                validation=validation,
-                run=run,
+            trained = train_together(
+                members,
                 resume=params.resume,
                 checkpoint_every=params.checkpoint_every,
                 should_stop=should_stop,
                 progress=progress,
                 say=say,
-                on_resume=logs.epochs,
-                on_epoch=report,
             )
-        scores = _finish(
-            model, test_set, run=run, cost=cost, epochs=params.epochs, device=device, validation=validation
+        if len(tasks) == 1 and isinstance(trained[0], KdpipeError):
+            raise trained[0]
+        for task, member, cost, log in zip(tasks, members, trained, logs, strict=True):
+            if isinstance(cost, Cost):
+                scores = _finish(task, test_set, cost=cost, device=device, validation=member.validation)
+                log.finish(scores, epoch=params.epochs)
+    failed = [task.run.path.name for task, cost in zip(tasks, trained, strict=True) if isinstance(cost, KdpipeError)]
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(tasks)} students could not be trained to their end ({', '.join(failed)}); "
+            "failure.json in the run directory of each says why. The others are finished."
         )
-        logs.finish(scores, epoch=params.epochs)
+
+
+def _record(
+    task: Task, data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown, device: torch.device
+) -> dict[str, Any]:
+    """Return what ``run.json`` says."""
+    params, recipe = task.params, shown.recipe
+    return {
+        "format": 1,
+        "stage": stage,
+        "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
+        "loss": "ce" if task.distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
+        "recipe": {"name": str(recipe), "version": recipe.version, "seed": shown.seed},
+        "views": shown.views,
+        "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": shown.seed},
+        "parameters": params.model_dump(mode="json"),
+        "device": str(device),
+        **_identity(task.model, data, test_set, spec=params.data, lineage=task.lineage),
+    }
+
+
+def _renderer(dataset: Dataset, shown: Shown, *, geometry: Geometry, device: torch.device) -> Renderer:
+    return Renderer(
+        dataset, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population
+    )
+
+
+def _member(task: Task, data: TrainingData, renderer: Renderer, *, shown: Shown, logs: Logs, alone: bool) -> Member:
+    """Return the student as the training loop takes it, with its own draws starting from its seed."""
+    params, model = task.params, task.model
+
+    def report(row: dict[str, float]) -> None:
+        say(_line(row, params.epochs) if alone else f"{task.run.path.name}, {_line(row, params.epochs)}")
+        logs.epoch(row)
+
+    module = model.module.to(renderer.device)
+    validation = _validation(model, data.validation, run=task.run, device=renderer.device)
+    torch.manual_seed(params.seed)
+    return Member(
+        module,
+        renderer,
+        model.preset,
+        _schedule(params, shown.views, data.sampling),
+        task.distillation,
+        task.run,
+        _optimisation(params),
+        validation,
+        on_resume=logs.epochs,
+        on_epoch=report,
+    )
 
 
 def _schedule(params: TrainTeacher | TrainStudent, views: int | None, sampling: Sampling | None) -> Schedule:
@@ -152,16 +212,10 @@ def _validation(
 
 
 def _finish(
-    model: Model,
-    test_set: Dataset,
-    *,
-    run: RunDirectory,
-    cost: Cost,
-    epochs: int,
-    device: torch.device,
-    validation: Validation | None,
+    task: Task, test_set: Dataset, *, cost: Cost, device: torch.device, validation: Validation | None
 ) -> dict[str, Any]:
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
+    model, run, epochs = task.model, task.run, task.params.epochs
     tester = Renderer(test_set, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
 
     def test() -> dict[str, float | None]:
@@ -194,7 +248,7 @@ def _percent(share: float | None) -> str:
 
 
 def _identity(
-    model: Model, data: TrainingData, test_set: Dataset, *, spec: str, lineage: dict[str, Any]
+    model: Model, data: TrainingData, test_set: Dataset, *, spec: str, lineage: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what ``run.json`` says of the model, the data and the software."""
     splits = {"train": data.train, "validation": data.validation, "test": test_set}

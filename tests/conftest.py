@@ -36,6 +36,10 @@ def refused(outcome: Outcome, *parts: str) -> None:
         assert part in lines[-1]
 
 
+os.environ["OMP_NUM_THREADS"] = "1"
+"""For the commands that tests start: threads of several that run at once would wait for each other."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     before = os.environ.get("KDPIPE_CACHE")

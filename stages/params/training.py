@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.params.base import StageParams, StoresParams, TeacherParams
 from stages.params.learning import Learning
-from stages.params.values import CurveText, LossText, Positive, RecipeText, Seed, Seeds
+from stages.params.values import CurveText, LossText, Names, Positive, RecipeText, Seed, Seeds
 
 
 class Training(Learning, StageParams):
@@ -72,9 +72,16 @@ class TrainTeacher(Training):
 
 
 class TrainStudent(StoresParams, TeacherParams, Training):
-    """Train one student, with soft targets from a store, from a live teacher, or without any."""
+    """Train students, with soft targets from a store, from a live teacher, or without any."""
 
-    student: str = Field(description="Model name; kdpipe models lists them.")
+    student: Names = Field(
+        (),
+        description="Model name; kdpipe models lists them. Repeat for several that are trained together, each into a "
+        "run directory of its name below OUT.",
+    )
+    fleet: Path | None = Field(
+        None, description="YAML list of students to train together, each with settings of its own; docs/TRAINING.md."
+    )
     out: Path = Field(description="Run directory to write.")
     distill: Literal["cache", "live", "none"] | None = Field(
         None, description="Where soft targets come from: cache when a store is given, live when a teacher is."
@@ -116,6 +123,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     allow_drift: bool = Field(False, description="Accept that pixels render differently than for the teacher.")
 
     @property
+    def architecture(self) -> str:
+        """The model of a single student."""
+        return self.student[0]
+
+    @property
     def memory_bytes(self) -> int:
         """The memory limit in bytes."""
         return int(self.memory_limit * 1024**3)
@@ -153,6 +165,12 @@ class TrainStudent(StoresParams, TeacherParams, Training):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if bool(self.student) == (self.fleet is not None):
+            raise ValueError("give --student, or --fleet for students with settings of their own")
+        several = self.fleet is not None or len(self.student) > 1
+        if several and (self.seeds or self.mode == "live"):
+            what = "seeds: list the students of each seed in --fleet" if self.seeds else "a live teacher: make a store"
+            raise ValueError(f"several students cannot be trained together with {what}")
         if min(self.temperatures, default=1) <= 0:
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:

@@ -156,7 +156,7 @@ def test_a_preset_is_valid(preset: Preset, tmp_path: Path, kdpipe: Kdpipe) -> No
 
     make(student.loss, temperature=student.temperatures[0], **student.loss_settings)
     Recipe.parse(teacher.recipe)
-    for name in (student.student, *teacher.teacher):
+    for name in (student.architecture, *teacher.teacher):
         known = name in models.names() or name.startswith("torchvision:")
         assert known
         models.create(name, 10)
@@ -197,7 +197,7 @@ def test_the_settings_for_mobilenet_are_the_published_ones(
     params = resolve(TrainStudent, section="train_student", file=file, flags=given)
     found = (params.temperature, params.beta, params.kd_weight, params.ce_weight)
     assert (*found, params.batch_size, params.lr, params.nesterov) == numbers
-    assert (params.loss, params.student, params.epochs, params.weight_decay) == (loss, "MobileNetV1", 100, 1e-4)
+    assert (params.loss, params.architecture, params.epochs, params.weight_decay) == (loss, "MobileNetV1", 100, 1e-4)
     assert (params.lr_schedule, params.lr_steps, params.lr_gamma) == ("step", (30, 60, 90), 0.1)
 
 

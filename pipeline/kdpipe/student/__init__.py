@@ -3,7 +3,7 @@
 from kdpipe.student.curves import Curve
 from kdpipe.student.distillation import Distillation, Tempered
 from kdpipe.student.evaluation import predict
-from kdpipe.student.loop import Cost, train
+from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
@@ -21,6 +21,7 @@ from kdpipe.student.targets import (
     refuse_unsupported,
     soft_targets,
 )
+from kdpipe.student.trainee import Member
 from kdpipe.student.validation import Validation
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Distillation",
     "DistillationLoss",
     "LiveTargets",
+    "Member",
     "MixedTargets",
     "Optimisation",
     "RunDirectory",
@@ -51,4 +53,5 @@ __all__ = [
     "savings",
     "soft_targets",
     "train",
+    "train_together",
 ]

@@ -67,6 +67,14 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
     return state
 
 
+def read_earlier(path: Path) -> State | None:
+    """Read the checkpoint before the newest, which is removed; ``None`` where it is missing or damaged."""
+    state, _ = _load(before(path))
+    if state is not None:
+        path.unlink(missing_ok=True)
+    return state
+
+
 def _unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 

@@ -17,7 +17,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
-def largest_that_fits(step: Callable[[int], None], *, below: int) -> int | None:
+def largest_that_fits(step: Callable[[int], object], *, below: int) -> int | None:
     """Return the largest power of two below ``below``, and above 1, for which ``step`` finds the memory.
 
     ``step`` takes a number of samples; ``None`` where not even 2 fit. They are tried from the smallest on, because an
@@ -31,7 +31,7 @@ def largest_that_fits(step: Callable[[int], None], *, below: int) -> int | None:
     return fitting
 
 
-def _fits(step: Callable[[int], None], size: int) -> bool:
+def _fits(step: Callable[[int], object], size: int) -> bool:
     try:
         step(size)
     except (RuntimeError, MemoryError) as error:

@@ -7,6 +7,7 @@ run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
                     the accuracy of the epoch that was best on it
+failure.json        why a student that was trained beside others could not go on
 dvclive/, tensorboard/, wandb/
                     what history.csv says and the test accuracies, for those programs
 """
@@ -31,7 +32,7 @@ History = list[dict[str, float]]
 
 _FILES = (
     *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
-    *("run.json", "history.csv", "metrics.json"),
+    *("run.json", "history.csv", "metrics.json", "failure.json"),
 )
 
 _LOGS = ("dvclive", "tensorboard", "wandb")
@@ -67,10 +68,8 @@ class RunDirectory:
         """Whether the run came to its end."""
         return (self.path / "metrics.json").is_file()
 
-    def start(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Make the directory ready for a run that is described by ``record``.
-
-        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+    def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Refuse what ``start`` would refuse, and change nothing.
 
         Raises:
             RunError: the directory holds something else than a run, or a run with other settings is resumed.
@@ -82,13 +81,23 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
-        else:
+
+    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run that is described by ``record``.
+
+        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+
+        Raises:
+            RunError: as ``refuse_start`` does.
+        """
+        self.refuse_start(record, resume=resume)
+        if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
             for name in _LOGS:
                 self.remove_log(name)
-        durable.write_json(written, record)
+        durable.write_json(self.path / "run.json", record)
 
     def empty_log(self, name: str) -> Path:
         """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
@@ -161,6 +170,19 @@ class RunDirectory:
         """
         return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
 
+    def load_earlier_checkpoint(self) -> State | None:
+        """Read the checkpoint before the newest, which is then the newest; ``None`` where there is none."""
+        return checkpoint.read_earlier(self.checkpoint)
+
+    def failure(self) -> str | None:
+        """Return why this student could not go on beside others; ``None`` where it could."""
+        path = self.path / "failure.json"
+        return _read_json(path)["message"] if path.is_file() else None
+
+    def write_failure(self, message: str) -> None:
+        """Remember why this student cannot go on, so that the others are resumed without it."""
+        durable.write_json(self.path / "failure.json", {"message": message})
+
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
         text = io.StringIO()
@@ -179,6 +201,7 @@ class RunDirectory:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
+        (self.path / "failure.json").unlink(missing_ok=True)
         durable.write_json(self.path / "metrics.json", metrics)
         checkpoint.before(self.checkpoint).unlink(missing_ok=True)
 
