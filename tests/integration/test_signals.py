@@ -200,3 +200,10 @@ def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
     }
     ours = np.stack([open_store(store).signal("features:layer3", range(200), view) for view in range(2)])
     assert shown["features:layer3 (2, 200, 64)"] == pytest.approx(float(ours.mean()), rel=1e-5)
+
+
+def test_the_documented_python_reads_them(store: Path, tmp_path: Path) -> None:
+    (code,) = [block.split("```")[0] for block in (ROOT / "docs" / "SIGNALS.md").read_text().split("```python\n")[1:]]
+    (tmp_path / "logits.zarr").symlink_to(store)
+    shown = "\nassert features.shape == (128, 64) and str(features.dtype) == 'torch.float32'"
+    subprocess.run([sys.executable, "-c", code + shown], check=True, cwd=tmp_path)
