@@ -137,6 +137,7 @@ def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(ours.module.state_dict()[name], value, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(signals.projections.state_dict()["features.0.weight"], projection.weight.detach())
     assert not torch.equal(projection.weight.detach(), initial["features.0.weight"])
+    assert not any(part._forward_hooks for part in ours.module.modules())
 
 
 def test_a_run_has_a_column_for_each_and_a_model_without_projections(

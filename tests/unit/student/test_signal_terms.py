@@ -11,6 +11,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError, UnsupportedLossError
 from kdpipe.models import create
+from kdpipe.student.batches import Batch
 from kdpipe.student.losses import parse
 from kdpipe.student.signals import SignalTerms, settle, split
 
@@ -220,3 +221,12 @@ def test_a_plain_loop_learns_and_resumes_with_its_projections(text: str) -> None
     again.projections.load_state_dict(saved[1])
     theirs.load_state_dict(saved[2])
     assert _train(resumed, again, theirs, range(6)) == straight
+
+
+def test_the_first_samples_of_a_batch_come_with_their_signals() -> None:
+    taught = _taught(4)
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    batch = Batch((images,), torch.zeros(4, dtype=torch.int64), None, torch.zeros(4, 10), taught)
+    head = batch.head(3)
+    assert all(torch.equal(signal, taught[name][:3]) for name, signal in head.signals.items())
+    assert head.signals.keys() == taught.keys()
