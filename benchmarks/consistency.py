@@ -84,6 +84,12 @@ class LabelsOf:
         """Return the labels of the samples, though ``pixels`` are not those that the teacher saw."""
         return self._targets.logits(indices, pixels)
 
+    def answer(
+        self, indices: npt.NDArray[np.int64], pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the labels, and no signals of layers."""
+        return self.logits(indices, pixels), {}
+
 
 def plain_view(view: int) -> int:  # noqa: ARG001
     """Return the view of which ``fixed`` has its labels."""

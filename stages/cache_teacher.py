@@ -9,6 +9,7 @@ import torch
 
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
+from kdpipe.models import Signal
 from kdpipe.store import Builder, build
 from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
 from kdpipe.views import Geometry, Recipe, Renderer
@@ -53,7 +54,7 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
             load_model(name, train, weights=weights, mean=params.mean, std=params.std, size=params.input_size),
             device=device,
             precision=params.precision,
-            features=params.features,
+            signals=[Signal.parse(name) for name in params.kept_signals],
         )
         for name, weights in params.members
     ]

@@ -200,7 +200,10 @@ def verify(
 def models_command(
     name: Annotated[str | None, typer.Argument(help="Show this model only; any name that a stage takes.")] = None,
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    size: Annotated[int, typer.Option(help="Side of the input in pixels.")] = 32,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List the layers of NAME instead, for --signals.")] = False,
 ) -> None:
     """List the models that can teach or learn, with parameters, multiply-accumulates and penultimate features.
 
@@ -210,6 +213,12 @@ def models_command(
     """
     from kdpipe import models
 
+    if layers:
+        from stages.layers import show_layers
+
+        show_layers(name, num_classes=num_classes, size=size)
+        return
+    size = size or 32
     rows = []
     for listed in models.names() if name is None else [name]:
         module = models.create(listed, num_classes)

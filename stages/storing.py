@@ -73,6 +73,9 @@ def report(params: StoreParams) -> None:
     found = summary(params.out)
     for line in fidelity_lines(found):
         say(line)
+    for name, signal in found["signals"].items():
+        shape = " x ".join(map(str, signal["shape"]))
+        say(f"{name} ({shape}): {signal['bytes'] / 1e6:.2f} MB, {signal['bytes_per_sample']:.1f} bytes per row.")
     say(
         f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
         f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from kdpipe import models
@@ -14,12 +15,10 @@ from kdpipe.store.probes import lacking
 from kdpipe.student import (
     Curve,
     Distillation,
-    DistillationLoss,
     LiveTargets,
     MixedTargets,
     SoftTargets,
     Tempered,
-    parse,
     refuse_coarse,
     refuse_mixture,
     refuse_unlabelled,
@@ -27,12 +26,14 @@ from kdpipe.student import (
     savings,
     soft_targets,
 )
+from kdpipe.student.signals import SignalTerms
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import say
 from stages.fleet import members
 from stages.params import TrainStudent
 from stages.seeds import for_each_seed
+from stages.signals import beside, logits_loss, signal_terms, watch
 from stages.sources import TrainingData, load_model, load_split, load_training
 from stages.training import Shown, Task, fit
 
@@ -54,17 +55,20 @@ def _train(params: TrainStudent) -> None:
         )
         for student in students
     ]
+    terms = [signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
+    stores = [beside(store, list(chain(*terms))) for store in stores]
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
     targets = _targets(students, stores, teacher, loaded[0], data, shown)
+    watched = [watch(student, own, stores, model) for student, own, model in zip(students, terms, loaded, strict=True)]
     lineage = _lineage(stores, params.shares, teacher)
     tasks = [
         Task(
             model,
             student,
-            None if targets is None else _distillation(student, targets, data.train, shown.recipe),
+            None if targets is None else _distillation(student, targets, data.train, shown.recipe, signals),
             lineage,
         )
-        for student, model in zip(students, loaded, strict=True)
+        for student, model, signals in zip(students, loaded, watched, strict=True)
     ]
     fit(tasks, data, test, stage="train-student", shown=shown)
     if params.mode == "cache" and len(stores) == 1:
@@ -139,7 +143,7 @@ def _cached_targets(
     params, parts = students[0], []
     for store in stores:
         for student in students:
-            loss = _loss(student, max(student.temperatures, default=None))
+            loss = logits_loss(student, max(student.temperatures, default=None))
             refuse_unsupported(store, loss, name=student.loss_name)
         if params.store_mix == "confidence":
             refuse_coarse(store)
@@ -186,22 +190,20 @@ def _live_targets(teacher: Model, student: Model, train: Dataset, *, shown: Show
     return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
-def _loss(params: TrainStudent, temperature: float | None) -> DistillationLoss:
-    settings = params.loss_settings if temperature is None else {**params.loss_settings, "temperature": temperature}
-    return parse(params.loss, standardize=params.standardize, **settings)
-
-
-def _distillation(params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe) -> Distillation:
+def _distillation(
+    params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+) -> Distillation:
     """Build the loss with the weights that are asked for, or else the published ones."""
-    loss = _loss(params, params.temperatures[0] if params.temperatures else None)
+    loss = logits_loss(params, params.temperatures[0] if params.temperatures else None)
     refuse_unlabelled(loss, train, recipe, name=params.loss_name)
     published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
     curve = Curve.parse(params.temperature) if isinstance(params.temperature, str) else None
     return Distillation(
         targets=targets,
-        loss=loss if curve is None else Tempered(curve, partial(_loss, params)),
+        loss=loss if curve is None else Tempered(curve, partial(logits_loss, params)),
         kd_weight=published if params.kd_weight is None else Curve.parse(params.kd_weight),
         ce_weight=loss.ce_weight if params.ce_weight is None else Curve.parse(params.ce_weight),
+        signals=signals,
     )
 
 

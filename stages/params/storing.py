@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from stages.params.base import StageParams, TeacherParams, with_weights
-from stages.params.values import Fraction, Names, Positive, RecipeText, Seed
+from stages.params.values import Fraction, Names, Positive, RecipeText, Seed, SignalNames
 
 
 class StoreParams(StageParams):
@@ -55,7 +55,14 @@ class CacheTeacher(TeacherParams, StoreParams):
         description="The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name. Repeat for each "
         "teacher that does not bring its own.",
     )
-    features: bool = Field(False, description="Also keep what the teacher's last layer is shown, in float16.")
+    features: bool = Field(
+        False, description="The same as --signals features:penultimate, what the last layer is shown."
+    )
+    signals: SignalNames = Field(
+        (),
+        description="Also keep, in float16, what layers show: logits,features:LAYER[,LAYER],attention:LAYER. Logits "
+        "are always kept; kdpipe models NAME --layers lists the layers.",
+    )
     average: bool = Field(False, description="Keep the plain mean of the logits of several teachers.")
     views: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Augmented views beside the plain one: 4, or 0 with the recipe none."
@@ -79,6 +86,11 @@ class CacheTeacher(TeacherParams, StoreParams):
         """Each teacher with its weights, where they are given."""
         return with_weights(self.teacher, self.weights)
 
+    @property
+    def kept_signals(self) -> tuple[str, ...]:
+        """Names of what is kept beside the logits, ``features`` included."""
+        return tuple(sorted({*self.signals, *(("features:penultimate",) if self.features else ())}))
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if len(self.teacher) > 1 and not self.average:
@@ -86,8 +98,9 @@ class CacheTeacher(TeacherParams, StoreParams):
                 f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
                 "mean of their logits, or make a store for each"
             )
-        if len(self.teacher) > 1 and self.features:
-            raise ValueError("features of several teachers have no mean: leave out --features or --average")
+        if len(self.teacher) > 1 and self.kept_signals:
+            flag = "--features" if self.features else "--signals"
+            raise ValueError(f"features of several teachers have no mean: leave out {flag} or --average")
         with_weights(self.teacher, self.weights)
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")

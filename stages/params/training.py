@@ -103,7 +103,8 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     loss: LossText = Field(
         "kd",
         description="Distillation loss: kd, soft-ce, hard, mixed, mse, dkd, dist, nkd or wsld; or several "
-        "with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table.",
+        "with weights, such as {kd: {weight: 0.5}, dist: {weight: 1}}. docs/LOSSES.md has the table. Or features, rkd "
+        "and attention, of the teacher's layers: docs/SIGNALS.md.",
     )
     standardize: bool = Field(
         False, description="Give the distillation loss the z-scores of both models' logits, each row's own."

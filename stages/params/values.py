@@ -43,6 +43,14 @@ def _curve_text(value: Any) -> Any:
     return curve.first if curve.is_constant else str(curve)
 
 
+def _signal_names(value: Any) -> Any:
+    """Return the names of signals, each once: they are written with commas between, or the flag is repeated."""
+    from kdpipe.models import parse_signals
+
+    parts = value if isinstance(value, list | tuple) else [value]
+    return tuple(map(str, parse_signals(",".join(map(str, parts)))))
+
+
 def _loss_text(value: Any) -> Any:
     """Return a loss as text: several, a mapping in YAML, become JSON."""
     return json.dumps(value) if isinstance(value, dict) else value
@@ -56,6 +64,8 @@ RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
 LossText = Annotated[str, BeforeValidator(_loss_text)]
 """A distillation loss, or several as YAML; see ``kdpipe.student.losses``."""
+SignalNames = Annotated[tuple[str, ...], BeforeValidator(_signal_names)]
+"""What to keep of a teacher's layers; see ``kdpipe.models.signals``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_one_as_many)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

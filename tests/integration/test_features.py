@@ -67,7 +67,7 @@ def test_features_change_nothing_of_the_logits_and_grow_with_the_views(
         assert np.array_equal(open_store(plain).plane(view), open_store(direct).plane(view))
     refused = kdpipe(*_cache(built, plain, "--features", "--views", 2))
     assert refused.code == 1
-    assert "features: the store has none, asked for 64" in refused.last_line
+    assert "features:penultimate: the store has none, asked for 64" in refused.last_line
 
 
 def test_an_interrupted_store_of_features_resumes(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:

@@ -10,18 +10,23 @@ from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.loading import Model, load, probe
 from kdpipe.models.preset import Preset
 from kdpipe.models.registry import create, names
+from kdpipe.models.signals import Signal, Watch, layers, parse_signals
 from kdpipe.models.weights import save_weights
 
 __all__ = [
     "Model",
     "Penultimate",
     "Preset",
+    "Signal",
+    "Watch",
     "count_parameters",
     "create",
     "find_penultimate",
+    "layers",
     "load",
     "macs",
     "names",
+    "parse_signals",
     "probe",
     "resolve_device",
     "save_weights",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -14,6 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdpipe.encoding import LZ4, Compression, Encoding
 from kdpipe.store.manifest import Split
+from kdpipe.store.signals import Shape, array_name
 
 _SIDE_ROWS = 1_048_576
 """Rows per chunk of the arrays that hold one small entry per sample."""
@@ -21,8 +24,8 @@ _SIDE_ROWS = 1_048_576
 
 _MAX_METADATA_BYTES = 65_536
 
-SHARDED = ("codes", "row_max", "features")
-"""The arrays that are written shard by shard; the others are known before the teacher runs."""
+SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
+"""The arrays that are known before the teacher runs; the others are written shard by shard."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,10 @@ class Spec:
     compression: Compression = LZ4
 
 
-def specs(split: Split, *, encoding: Encoding, classes: int, features: int | None = None) -> dict[str, Spec]:
-    """Return the arrays of a split by name; ``features`` is the number of features per sample."""
+def specs(
+    split: Split, *, encoding: Encoding, classes: int, signals: Mapping[str, Shape] | None = None
+) -> dict[str, Spec]:
+    """Return the arrays of a split by name; ``signals`` are those kept beside the logits, as ``Manifest.kept``."""
     width, dtype = encoding.width(classes), encoding.dtype
     samples, planes, probes = split.samples, split.planes, split.probes
     side = min(samples, _SIDE_ROWS)
@@ -61,13 +66,14 @@ def specs(split: Split, *, encoding: Encoding, classes: int, features: int | Non
         "probe_row": Spec((probes,), (probes,), None, "int64", ("probe",), -1),
         "probe_hash": Spec((planes, probes), (planes, probes), None, "uint64", ("view", "probe"), 0),
     }
-    if features is not None:
-        found["features"] = Spec(
-            (planes, samples, features),
-            (1, split.chunk_rows, features),
-            (1, split.shard_rows, features),
+    for name, shape in (signals or {}).items():
+        length = math.prod(shape)
+        found[array_name(name)] = Spec(
+            (planes, samples, length),
+            (1, split.chunk_rows, length),
+            (1, split.shard_rows, length),
             "float16",
-            ("view", "sample", "feature"),
+            ("view", "sample", "feature" if len(shape) == 1 else "place"),
             float("nan"),
         )
     return found
@@ -161,7 +167,7 @@ def side_files(split: str, expected: dict[str, Spec]) -> set[str]:
     paths = {f"{split}/zarr.json"}
     for name, spec in expected.items():
         paths.add(f"{split}/{name}/zarr.json")
-        if name not in SHARDED:
+        if name in SIDE:
             grid = [range(-(-length // chunk)) for length, chunk in zip(spec.shape, spec.chunks, strict=True)]
             paths |= {f"{split}/{name}/c/{'/'.join(map(str, place))}" for place in product(*grid)}
     return paths

@@ -82,7 +82,11 @@ class Pool:
         self._coming: Future[_Window] = self._submit(0)
 
     def logits(self, indices: Indices, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return float32 ``(len(indices), classes)``; ``indices`` must be the next samples of the windows.
+        """Return float32 ``(len(indices), classes)``; see ``take``."""
+        return self.take(indices).logits(slice(None), device)
+
+    def take(self, indices: Indices) -> Plane:
+        """Return some rows, still encoded; ``indices`` must be the next samples of the windows.
 
         Raises:
             CorruptStoreError: a chunk of the window is damaged.
@@ -96,10 +100,10 @@ class Pool:
             here = slice(self._used, self._used + taken)
             if not np.array_equal(part[here], indices[given : given + taken]):
                 raise ValueError("samples were asked for in another order than that of the windows")
-            found.append(window.plane.logits(window.places[here], device))
+            found.append(window.plane.take(window.places[here]))
             given += taken
             self._used += taken
-        return torch.cat(found)
+        return Plane.joined(found)
 
     def close(self) -> None:
         """Drop what is in memory, and what is being decoded."""

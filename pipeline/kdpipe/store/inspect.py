@@ -12,12 +12,13 @@ from kdpipe.store import arrays, manifest
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import file_sizes
+from kdpipe.store.signals import array_name
 
 
 def summary(store: Path) -> dict[str, Any]:
     """Describe a sealed or unsealed store; ``samples``, ``classes`` and ``views`` are those of ``train``.
 
-    Bytes per sample are those of one row of a plane: its codes and its maximum, without features.
+    Bytes per sample are those of one row of a plane: its codes and its maximum, without signals.
 
     Raises:
         StoreError: there is no store, or its manifest is damaged.
@@ -38,6 +39,7 @@ def summary(store: Path) -> dict[str, Any]:
         "views": train.planes - 1,
         "encoding": found.fingerprint.encoding,
         "features": found.features,
+        "signals": {name: _signal(found, name, sizes) for name in found.kept},
         "bytes": sum(file_sizes(store).values()),
         "bytes_per_sample": splits["train"]["bytes_per_sample"],
         "fp32_bytes_per_sample": 4 * len(found.classes),
@@ -76,6 +78,19 @@ def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, An
         "shards_total": split.shards,
         "bytes_per_sample": label_bytes / (split.samples * split.planes) if done == split.shards else None,
         "fidelity": None if measured is None else Fidelity.from_json(measured).summary(),
+    }
+
+
+def _signal(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """Describe one signal; ``bytes`` are those of its finished shards in all splits, as they are on disk."""
+    array = array_name(name)
+    stored = sum(size for path, size in sizes.items() if path.split("/")[1:3] == [array, "c"])
+    rows = sum(split.samples * split.planes for split in found.splits.values())
+    return {
+        "shape": list(found.kept[name]),
+        "array": array,
+        "bytes": stored,
+        "bytes_per_sample": stored / rows if found.state == "sealed" else None,
     }
 
 

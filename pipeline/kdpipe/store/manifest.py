@@ -16,12 +16,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
+from kdpipe.store.signals import PENULTIMATE, Shape, Signals
 
 MAX_MANIFEST_BYTES = 64 * 1024**2
 
-_DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "files", "planes")
+_DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """What a store's digest covers: what was computed and from what, not when, where or how well."""
-_ABSENT_WHEN_EMPTY = ("features", "provenance", "choice", "fidelity", "rendering")
+_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering")
 
 Digest = str
 """BLAKE3, 32 hexadecimal digits (128 bits)."""
@@ -170,6 +171,8 @@ class Manifest(_Strict):
     """The teacher's first logits for a fixed input."""
     features: int | None = Field(None, gt=0, lt=2**20)
     """Length of the penultimate features kept beside the logits."""
+    signals: Signals = {}
+    """Shapes of the other signals kept beside the logits, by name; see ``kdpipe.models.signals``."""
     provenance: Provenance = Provenance()
     choice: Choice | None = None
     """How the encoding was chosen, where it was."""
@@ -193,6 +196,12 @@ class Manifest(_Strict):
         if "train" not in self.splits:
             raise ValueError("there is no split 'train'")
         return self
+
+    @property
+    def kept(self) -> dict[str, Shape]:
+        """The shape of every signal beside the logits, by name: the penultimate features first, the others sorted."""
+        first = {} if self.features is None else {PENULTIMATE: (self.features,)}
+        return first | dict(sorted(self.signals.items()))
 
     @property
     def temperatures(self) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,19 +15,22 @@ MEMORY_LIMIT = 8 * 1024**3
 """Default of ``open_store``: 8 GiB hold two planes of 1.28 million samples and 1,000 classes in fp16."""
 
 
-def open_store(path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT) -> LogitStore:
+def open_store(
+    path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT, beside: Sequence[str] = ()
+) -> LogitStore:
     """Open one split of a sealed store, after comparing its files' names and sizes with the manifest.
 
     Args:
         path: the store's directory, ``NAME.zarr``.
         split: ``train`` or ``test``.
         memory_limit: bytes that planes may take; two at most are held. A buffer per thread comes on top.
+        beside: signals, such as ``features:layer3``, that planes hold beside the logits, for training.
 
     Raises:
         StoreNotFoundError: there is no store at ``path``.
         UnsealedStoreError: it is still being built, or its build was interrupted.
         CorruptStoreError: files are missing, extra or of another size, or metadata is damaged.
-        StoreError: there is no such split, or it claims more memory than the limit.
+        StoreError: there is no such split or signal, or the split claims more memory than the limit.
     """
     store = Path(path)
     found = manifest.read(store)
@@ -49,7 +53,7 @@ def open_store(path: str | Path, split: str = "train", *, memory_limit: int = ME
     ]
     if metadata_faults:
         raise CorruptStoreError(f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {store}")
-    return LogitStore(store, found, split, memory_limit=memory_limit)
+    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside)
 
 
 def missing_or_resized(store: Path, found: Manifest) -> list[str]:

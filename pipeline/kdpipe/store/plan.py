@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
 from kdpipe.store.layout import Layout
 from kdpipe.store.manifest import Choice, Fingerprint, Manifest, Provenance, Rendering, Split
+from kdpipe.store.signals import PENULTIMATE, Shape, array_name
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ class Shard:
     number: int
     start: int
     stop: int
-    features: bool = False
-    """Whether features are kept beside the logits."""
+    signals: tuple[str, ...] = ()
+    """Names of the signals that are kept beside the logits."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The shard's files, relative to the store: codes, row maxima, and features where there are any."""
-        names = arrays.SHARDED if self.features else ("codes", "row_max")
+        """The shard's files, relative to the store: codes, row maxima, and signals where there are any."""
+        names = ("codes", "row_max", *map(array_name, self.signals))
         return tuple(arrays.shard_path(self.split, name, view=self.view, shard=self.number) for name in names)
 
 
@@ -78,8 +81,8 @@ class Plan:
     """The fingerprint's encoding, fitted to a pilot of logits; ``None`` where there is nothing to fit."""
     choice: Choice | None = None
     """How the encoding was chosen, where it was."""
-    features: int | None = None
-    """Length of the features to keep, ``None`` to keep none."""
+    signals: Mapping[str, Shape] = field(default_factory=dict)
+    """Shape of each signal to keep beside the logits, by name."""
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
     """What makes the pixels."""
@@ -93,7 +96,9 @@ class Plan:
         """Return the manifest of the store while it is being built."""
         chosen = self.calibrated or encoding.get(self.fingerprint.encoding)
         code_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
-        row_bytes = max(code_bytes, 2 * (self.features or 0))
+        row_bytes = max([code_bytes, *(2 * math.prod(shape) for shape in self.signals.values())])
+        signals = dict(self.signals)
+        penultimate = signals.pop(PENULTIMATE, None)
         splits = {}
         for name, split in self.splits.items():
             samples = len(split.sample_ids)
@@ -113,7 +118,8 @@ class Plan:
             splits=splits,
             dataset=self.dataset,
             teacher_probe=self.teacher_probe,
-            features=self.features,
+            features=None if penultimate is None else penultimate[0],
+            signals=signals,
             provenance=self.provenance,
             rendering=self.rendering,
             choice=self.choice,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from kdpipe.encoding import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.signals import array_name
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,21 +40,39 @@ class Plane:
     encoding: Encoding
     classes: int
     """Number of classes, the length of a row of logits."""
+    beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Signals that were asked for beside the logits, float16 ``(n, channels)`` or ``(n, H, W)``, by name."""
 
     def take(self, rows: torch.Tensor | slice) -> Plane:
         """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
-        if isinstance(rows, slice):
-            return Plane(self.codes[rows], self.row_max[rows], self.encoding, self.classes)
-        # NumPy gathers rows several times as fast as torch's indexing, and by ``take`` faster than by its own.
-        codes, row_max = (
-            torch.from_numpy(kept.numpy().take(rows.numpy(), axis=0)) for kept in (self.codes, self.row_max)
-        )
-        return Plane(codes, row_max, self.encoding, self.classes)
+        beside = {name: _taken(kept, rows) for name, kept in self.beside.items()}
+        return Plane(_taken(self.codes, rows), _taken(self.row_max, rows), self.encoding, self.classes, beside)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Plane]) -> Plane:
+        """Return the rows of several parts of one store, one after the other."""
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        beside = {name: torch.cat([part.beside[name] for part in parts]) for name in first.beside}
+        codes, row_max = torch.cat([part.codes for part in parts]), torch.cat([part.row_max for part in parts])
+        return cls(codes, row_max, first.encoding, first.classes, beside)
 
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
         taken = self.take(rows)
         return self.encoding.decode(taken.codes.to(device), taken.row_max.to(device), self.classes)
+
+    def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""
+        return {name: _taken(kept, rows).to(device).float() for name, kept in self.beside.items()}
+
+
+def _taken(kept: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+    if isinstance(rows, slice):
+        return kept[rows]
+    # NumPy gathers rows several times as fast as torch's indexing, and by ``take`` faster than by its own.
+    return torch.from_numpy(kept.numpy().take(rows.numpy(), axis=0))
 
 
 class _Piece(NamedTuple):
@@ -107,8 +126,13 @@ class _Job(NamedTuple):
 class PlaneReader:
     """Decodes the planes of one split; each file is compared with its digest when it is first needed."""
 
-    def __init__(self, store: Path, found: Manifest, split: str, encoding: Encoding) -> None:
-        """Read from a store whose metadata was checked; nothing is opened yet."""
+    def __init__(
+        self, store: Path, found: Manifest, split: str, encoding: Encoding, *, beside: Sequence[str] = ()
+    ) -> None:
+        """Read from a store whose metadata was checked; nothing is opened yet.
+
+        Planes hold the signals ``beside`` the logits.
+        """
         cut = found.splits[split]
         self._store, self._split, self._samples = store, split, cut.samples
         self._found = found
@@ -119,10 +143,11 @@ class PlaneReader:
             _Array("codes", encoding.dtype, (encoding.width(self._classes),), cut.chunk_rows, per_shard),
             _Array("row_max", "float32", (), cut.shard_rows, None),
         )
-        kept = found.features
-        self._features: tuple[_Array, ...] = (
-            () if kept is None else (_Array("features", "float16", (kept,), cut.chunk_rows, per_shard),)
-        )
+        self._signals = {
+            name: _Array(array_name(name), "float16", (math.prod(shape),), cut.chunk_rows, per_shard)
+            for name, shape in found.kept.items()
+        }
+        self._beside = tuple(beside)
         self._trusted: set[tuple[str, int, int]] = set()
         """Files by name, inode and time of change, whose digest was found right."""
         # Blosc's own threads would compete with ours.
@@ -130,13 +155,17 @@ class PlaneReader:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row of codes and its maximum take in memory."""
-        return sum(array.row_bytes for array in self._labels)
+        """Bytes that a row of a plane takes in memory: codes, their maximum and the signals beside them."""
+        return sum(array.row_bytes for array in self._in_planes)
+
+    @property
+    def _in_planes(self) -> tuple[_Array, ...]:
+        return (*self._labels, *(self._signals[name] for name in self._beside))
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk, decoded."""
-        largest: int = max(array.chunk_rows * array.row_bytes for array in (*self._labels, *self._features))
+        largest: int = max(array.chunk_rows * array.row_bytes for array in (*self._labels, *self._signals.values()))
         return largest
 
     def read(self, view: int, start: int, stop: int) -> Plane:
@@ -152,16 +181,16 @@ class PlaneReader:
         """Decode the chunks that hold ``rows``, and return those rows in their order; see ``read`` for errors."""
         return self._plane(view, len(rows), lambda array: _scattered(rows, array))
 
-    def features(self, view: int, rows: Rows) -> npt.NDArray[np.float16]:
-        """Return the features of ``rows`` in their order, float16 ``(n, dim)``; see ``read`` for errors."""
-        (array,) = self._features
+    def signal(self, name: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
+        """Return a signal of ``rows`` in their order, float16 ``(n, *shape)``; see ``read`` for errors."""
+        array = self._signals[name]
         out = np.empty((len(rows), *array.row), np.float16)
         self._fill_or_raise(view, self._jobs(view, array, _scattered(rows, array), out))
-        return out
+        return out.reshape(len(rows), *self._found.kept[name])
 
     def faults(self, view: int) -> Iterator[str]:
         """Decode all of a view, about 128 MiB at a time, and yield one line for each chunk or file that is damaged."""
-        for array in (*self._labels, *self._features):
+        for array in (*self._labels, *self._signals.values()):
             span = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
             for start in range(0, self._samples, span):
                 stop = min(start + span, self._samples)
@@ -169,11 +198,13 @@ class PlaneReader:
                 yield from self._fill(view, self._jobs(view, array, _consecutive(start, stop, array), out))
 
     def _plane(self, view: int, rows: int, cut: Callable[[_Array], list[_Piece]]) -> Plane:
-        outs = [np.empty((rows, *array.row), array.dtype) for array in self._labels]
-        jobs = [self._jobs(view, array, cut(array), out) for array, out in zip(self._labels, outs, strict=True)]
+        outs = [np.empty((rows, *array.row), array.dtype) for array in self._in_planes]
+        jobs = [self._jobs(view, array, cut(array), out) for array, out in zip(self._in_planes, outs, strict=True)]
         self._fill_or_raise(view, list(chain(*jobs)))
-        codes, row_max = map(torch.from_numpy, outs)
-        return Plane(codes, row_max, self._encoding, self._classes)
+        codes, row_max, *signals = map(torch.from_numpy, outs)
+        kept = self._found.kept
+        beside = {name: flat.view(rows, *kept[name]) for name, flat in zip(self._beside, signals, strict=True)}
+        return Plane(codes, row_max, self._encoding, self._classes, beside)
 
     def _fill_or_raise(self, view: int, jobs: list[_Job]) -> None:
         for fault in self._fill(view, jobs):

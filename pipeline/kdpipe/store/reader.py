@@ -6,6 +6,7 @@ whose planes are larger, ranges and single rows are still there, and ``blocks`` 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import arrays, shards, side
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.planes import Plane, PlaneReader
+from kdpipe.store.signals import PENULTIMATE
 
 if TYPE_CHECKING:
     from kdpipe.store.attached import AttachedDataset
@@ -33,7 +35,9 @@ _SHARD_ROWS, _SHARD_BYTES = 65_536, 128 * 1024**2
 class LogitStore:
     """One split of a sealed store."""
 
-    def __init__(self, path: Path, found: Manifest, split: str, *, memory_limit: int) -> None:
+    def __init__(
+        self, path: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str] = ()
+    ) -> None:
         """Open a split; use ``open_store``, which checks the store first."""
         self.path = path
         self.manifest = found
@@ -43,13 +47,17 @@ class LogitStore:
         self._encoding = encoding.from_description(found.encoding)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
-        self._reader = PlaneReader(path, found, split, self._encoding)
+        self.beside = tuple(dict.fromkeys(beside))
+        """Signals that planes hold beside the logits."""
+        for name in self.beside:
+            self._check_signal(name)
+        self._reader = PlaneReader(path, found, split, self._encoding, beside=self.beside)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
         self._specs = arrays.specs(
             found.splits[split],
             encoding=self._encoding,
             classes=self.num_classes,
-            features=found.features,
+            signals=found.kept,
         )
         self._check_arrays()
         # The ids first: they are never absent, so a claim of many samples needs a file of them.
@@ -90,6 +98,11 @@ class LogitStore:
         return self._encoding
 
     @property
+    def signals(self) -> tuple[str, ...]:
+        """Names of all signals that are kept beside the logits, such as ``features:layer3``."""
+        return tuple(self.manifest.kept)
+
+    @property
     def digest(self) -> str:
         """The store's digest: equal for equal work."""
         assert self.manifest.digest is not None
@@ -97,12 +110,12 @@ class LogitStore:
 
     @property
     def plane_bytes(self) -> int:
-        """Bytes that a plane takes in memory, still encoded."""
+        """Bytes that a plane takes in memory, still encoded, with the signals ``beside`` it."""
         return self.num_samples * self.row_bytes
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that one sample of one view takes in memory, still encoded."""
+        """Bytes that one sample of one view takes in memory, as in ``plane_bytes``."""
         return self._reader.row_bytes
 
     @property
@@ -174,23 +187,35 @@ class LogitStore:
         gathered: npt.NDArray[np.float32] = plane.numpy()
         return gathered
 
+    def signal(self, name: str, indices: Any, view: int = 0) -> npt.NDArray[np.float32]:
+        """Return a signal of some samples, float32 ``(len(indices), channels)`` or ``(len(indices), H, W)``.
+
+        Nothing is kept: each call decodes the chunks that it needs. ``indices`` are as for ``logits``. To train on
+        signals, give their names to ``open_store(..., beside=)``: planes then hold them.
+
+        Raises:
+            StoreError: the store has no such signal or view, or it takes more than the memory limit.
+            CorruptStoreError: as for ``codes``.
+        """
+        return self._signal(name, indices, view).astype(np.float32)
+
     def features(self, indices: Any, view: int = 0) -> npt.NDArray[np.float16]:
         """Return what the teacher's last layer was given for some samples, float16 ``(len(indices), dim)``.
 
-        Nothing is kept: each call decodes the chunks that it needs. ``indices`` are as for ``logits``.
-
-        Raises:
-            StoreError: the store has no features, or no such view, or they take more than the memory limit.
-            CorruptStoreError: as for ``codes``.
+        See ``signal`` for errors.
         """
-        dim = self.manifest.features
-        if dim is None:
+        if PENULTIMATE not in self.signals:
             raise StoreError(f"{self.path} keeps no features. Make it with: kdpipe cache-teacher --features")
+        return self._signal(PENULTIMATE, indices, view)
+
+    def _signal(self, name: str, indices: Any, view: int) -> npt.NDArray[np.float16]:
+        self._check_signal(name)
         rows = _positions(indices)
         self._check_view(view)
         self._check_indices(rows)
-        self._check_memory(2 * dim * len(rows), f"the features of {len(rows):,} rows of '{self.split}'")
-        return self._reader.features(view, rows)
+        row_bytes = 4 * math.prod(self.manifest.kept[name])
+        self._check_memory(row_bytes * len(rows), f"{name} of {len(rows):,} rows of '{self.split}'")
+        return self._reader.signal(name, view, rows)
 
     def attach(
         self,
@@ -235,6 +260,13 @@ class LogitStore:
         self._check_view(view)
         return self._reader.faults(view)
 
+    def _check_signal(self, name: str) -> None:
+        if name not in self.signals:
+            kept = f", only {', '.join(self.signals)}" if self.signals else ""
+            raise StoreError(
+                f"{self.path} keeps no {name}{kept}. Make a store with: kdpipe cache-teacher --signals logits,{name}"
+            )
+
     def _check_view(self, view: int) -> None:
         if not 0 <= view <= self.num_views:
             raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
@@ -256,7 +288,10 @@ class LogitStore:
     def _check_arrays(self) -> None:
         """Make sure that all sizes make sense and are allowed, and that the metadata says the same."""
         cut = self.manifest.splits[self.split]
-        shard_bytes = cut.shard_rows * self._specs["codes"].shape[2] * np.dtype(self._encoding.dtype).itemsize
+        widest = max(
+            spec.shape[2] * np.dtype(spec.dtype).itemsize for spec in self._specs.values() if spec.shards is not None
+        )
+        shard_bytes = cut.shard_rows * widest
         if (
             cut.chunk_rows > cut.samples
             or cut.shard_rows > _SHARD_ROWS

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import manifest, shards
-from kdpipe.store.arrays import SHARDED, Spec
+from kdpipe.store.arrays import SIDE, Spec
 from kdpipe.store.manifest import Manifest
 
 _ALWAYS_ALLOWED = 64 * 1024**2
@@ -24,9 +24,7 @@ def check_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit:
     Raises:
         StoreError: they do; the message names the limit.
     """
-    claimed = sum(
-        math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name not in SHARDED
-    )
+    claimed = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name in SIDE)
     if claimed > max(memory_limit, _ALWAYS_ALLOWED):
         raise StoreError(
             f"{store}: the ids, digests and labels of '{split}' would take {claimed:,} bytes of memory, the limit is "

@@ -17,6 +17,7 @@ from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
 from kdpipe.store.probes import rendering_differences
+from kdpipe.store.signals import Shape
 
 _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories beside a store that a kill may leave: ``.NAME.zarr.new`` and so on."""
@@ -88,8 +89,10 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
         elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
-    if found.features != wanted.features:
-        differing.append(f"features: the store has {found.features or 'none'}, asked for {wanted.features or 'none'}")
+    for name in sorted(found.kept.keys() | wanted.kept.keys()):
+        mine, other = (_sides(one.kept.get(name)) for one in (found, wanted))
+        if mine != other:
+            differing.append(f"{name}: the store has {mine}, asked for {other}")
     same_length = len(found.teacher_probe) == len(wanted.teacher_probe)
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
@@ -121,7 +124,7 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
     """Open a sealed store for the views that it lacks; the planes that it has stay as they are."""
-    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/({'|'.join(arrays.SHARDED)})/c/.*", name)}
+    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/(?!({'|'.join(arrays.SIDE)})/)[^/]+/c/.*", name)}
     entries = [Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)]
     Ledger(path).rewrite(entries, choice=wanted.choice)
     manifest.write(path, wanted)
@@ -135,7 +138,11 @@ def side_files(found: Manifest) -> set[str]:
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
     chosen = encoding.from_description(found.encoding)
-    return arrays.specs(found.splits[split], encoding=chosen, classes=len(found.classes), features=found.features)
+    return arrays.specs(found.splits[split], encoding=chosen, classes=len(found.classes), signals=found.kept)
+
+
+def _sides(shape: Shape | None) -> str:
+    return "none" if shape is None else "x".join(map(str, shape))
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:

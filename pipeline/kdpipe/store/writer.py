@@ -6,7 +6,7 @@ first shard that is not; batches never straddle a shard, so it ends with the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,6 +26,7 @@ from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Entry, Ledger, lock
 from kdpipe.store.manifest import File, Manifest
 from kdpipe.store.plan import Plan, Shard
+from kdpipe.store.signals import array_name
 
 _QUEUE = 2
 """Shards that may wait to be encoded and written while the teacher goes on."""
@@ -85,30 +86,29 @@ class Builder:
         """Return every shard of a plane, done or not."""
         cut = self.manifest.splits[split]
         bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
-        features = self.manifest.features is not None
-        return [Shard(split, view, number, start, stop, features) for number, (start, stop) in enumerate(bounds)]
+        signals = tuple(self.manifest.kept)
+        return [Shard(split, view, number, start, stop, signals) for number, (start, stop) in enumerate(bounds)]
 
     def is_done(self, shard: Shard) -> bool:
         """Whether a shard is on disk and in the ledger."""
         return self.sealed or all(path in self._done for path in shard.paths)
 
-    def submit(self, shard: Shard, logits: torch.Tensor, features: torch.Tensor | None = None) -> None:
+    def submit(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
-        A store with features takes them beside the logits, ``(stop - start, dim)``. Waits while too many shards are
-        queued. An error of an earlier shard is raised here.
+        A store with signals takes them beside the logits, by name, ``(stop - start, *shape)``. Waits while too many
+        shards are queued. An error of an earlier shard is raised here.
         """
-        rows, dim = shard.stop - shard.start, self.manifest.features
-        for what, block, expected in (
-            ("logits", logits, (rows, len(self.manifest.classes))),
-            ("features", features, None if dim is None else (rows, dim)),
-        ):
-            found = None if block is None else tuple(block.shape)
+        rows, given = shard.stop - shard.start, {"logits": logits, **(signals or {})}
+        wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept}
+        for what in sorted(given.keys() | wanted.keys()):
+            found = tuple(given[what].shape) if what in given else None
+            expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
                 raise ModelError(f"the teacher gave {what} of shape {found} for a shard of {expected}.")
         while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
-        self._writing.append(self._executor.submit(self._write, shard, logits, features))
+        self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}))
 
     def drain(self) -> None:
         """Wait until everything that was submitted is on disk; raise the first error."""
@@ -193,14 +193,14 @@ class Builder:
             totals[split] = total
         return totals
 
-    def _write(self, shard: Shard, logits: torch.Tensor, features: torch.Tensor | None) -> None:
+    def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
         self._refuse_not_finite(shard, "logits", logits)
         encoded = self._encoding.encode(logits)
         values = {"codes": encoded.codes, "row_max": encoded.row_max}
-        if features is not None:
-            kept = features.to(torch.float16)
-            self._refuse_not_finite(shard, "features, kept in float16,", kept)
-            values["features"] = kept.cpu().numpy()
+        for name, signal in signals.items():
+            kept = signal.to(torch.float16).flatten(1)
+            self._refuse_not_finite(shard, f"{name}, kept in float16,", kept)
+            values[array_name(name)] = kept.cpu().numpy()
         lost = self._lost(logits, encoded)
         with writing(self.path):
             for name in shard.paths:
@@ -286,7 +286,7 @@ def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
         if (path / name).is_file() and _entry(path, name) == replace(entry, fidelity=None)
     }
     for folder in path.glob("*/*/c"):
-        if folder.parent.name in arrays.SHARDED:
+        if folder.parent.name not in arrays.SIDE:
             for file in folder.rglob("*"):
                 if file.is_file() and file.relative_to(path).as_posix() not in confirmed:
                     file.unlink()

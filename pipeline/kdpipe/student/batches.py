@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
-from kdpipe.student.targets import SoftTargets
+from kdpipe.student.targets import Signals, SoftTargets
 from kdpipe.views import Renderer, SecondLabels
 
 Rows = npt.NDArray[np.int64]
@@ -29,6 +29,8 @@ class Batch:
     """What the view mixes into the labels; ``None`` where it mixes nothing."""
     soft_targets: torch.Tensor | None
     """The teacher's logits, float32 ``(n, classes)``; ``None`` where there is no teacher."""
+    signals: Signals
+    """What the teacher's layers showed, float32 ``(n, *shape)``, by name, as far as it was asked for."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -43,6 +45,7 @@ class Batch:
             labels=self.labels[:size],
             second=None if second is None else SecondLabels(second.labels[:size], second.own_share[:size]),
             soft_targets=None if self.soft_targets is None else self.soft_targets[:size],
+            signals={name: signal[:size] for name, signal in self.signals.items()},
         )
 
 
@@ -100,9 +103,11 @@ class Batches:
             yield self._batch(rows, pixels, view)
 
     def _batch(self, rows: Rows, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
+        soft_targets, signals = (None, {}) if self._targets is None else self._targets.answer(rows, pixels[0])
         return Batch(
             pixels,
             self._labels[torch.from_numpy(rows).to(self.device)],
             self._renderers[0].second_labels(rows, view),
-            None if self._targets is None else self._targets.logits(rows, pixels[0]),
+            soft_targets,
+            signals,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from kdpipe.student.curves import Curve
 from kdpipe.student.losses import DistillationLoss
+from kdpipe.student.signals import SignalTerms
 from kdpipe.student.targets import SoftTargets
 
 
@@ -38,6 +39,8 @@ class Distillation:
     loss: DistillationLoss | Tempered
     kd_weight: float | Curve
     ce_weight: float | Curve
+    signals: SignalTerms | None = None
+    """What is added to the distillation term for what the teacher's layers show."""
 
     def terms(self, epoch: int, epochs: int) -> Terms:
         """Return what holds in ``epoch``, from 0, of a training of ``epochs``."""

@@ -16,7 +16,7 @@ import torch
 
 from kdpipe.errors import StaleStoreError, StoreError, UnsupportedLossError
 from kdpipe.store import LogitStore
-from kdpipe.student.targets import SoftTargets
+from kdpipe.student.targets import Signals, SoftTargets
 from kdpipe.student.weighing import confidence, drawn
 
 Mix = Literal["mean", "confidence", "draw"]
@@ -71,6 +71,10 @@ class MixedTargets:
         self._seen = samples
         for part in self._parts:
             part.skip(samples)
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Return the mean of the logits, and no signals: those of several teachers have no mean."""
+        return self.logits(indices, pixels), {}
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the mixed logits, float32 ``(n, classes)`` on the device of ``pixels``.

@@ -53,14 +53,17 @@ class Learner:
         lr: float,
         weight_decay: float,
         device: torch.device,
+        beside: torch.nn.Module | None = None,
     ) -> None:
-        """Train ``module``, which is on ``device``, in place."""
+        """Train ``module``, which is on ``device``, in place, and what is learned ``beside`` it but no part of it."""
         self.module = module.train()
+        self._beside = torch.nn.Module() if beside is None else beside
         self.settings = optimisation
         self.device = device
         if optimisation.channels_last:
             module.to(memory_format=torch.channels_last)
-        self._optimiser = _optimiser(module, optimisation, lr=lr, weight_decay=weight_decay)
+        self._learned = torch.nn.ModuleList([module, self._beside])
+        self._optimiser = _optimiser(self._learned, optimisation, lr=lr, weight_decay=weight_decay)
         self._dtype = arithmetic(optimisation.amp, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._average = None if optimisation.ema is None else Average(module, optimisation.ema)
@@ -85,7 +88,7 @@ class Learner:
         torch.autograd.backward(self._scaler.scale(loss))
         if self.settings.clip_grad_norm is not None:
             self._scaler.unscale_(self._optimiser)
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._learned.parameters(), self.settings.clip_grad_norm)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         if self._average is not None:
@@ -123,6 +126,8 @@ class Learner:
         }
         if self._average is not None:
             state["average"] = self._average.values
+        if self._beside.state_dict():
+            state["beside"] = self._beside.state_dict()
         if torch.cuda.is_available():
             state["cuda_generators"] = torch.cuda.get_rng_state_all()
         return state
@@ -130,6 +135,7 @@ class Learner:
     def restore(self, state: State) -> None:
         """Go back to a ``state``."""
         self.module.load_state_dict(state["model"])
+        self._beside.load_state_dict(state.get("beside", {}))
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:

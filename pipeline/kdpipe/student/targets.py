@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from kdpipe.errors import UnsupportedLossError
 from kdpipe.store import LogitStore, Plane, Pool, windows
 from kdpipe.student.losses import DistillationLoss
 from kdpipe.views import Recipe, Renderer
+
+Signals = Mapping[str, torch.Tensor]
+"""What layers of the teacher show, by name; see ``kdpipe.models.signals``."""
 
 
 class SoftTargets(Protocol):
@@ -33,6 +37,9 @@ class SoftTargets(Protocol):
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Return the logits, and the signals that come with them, float32 ``(n, *shape)``, on the same device."""
 
 
 class CachedTargets:
@@ -62,8 +69,12 @@ class CachedTargets:
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Gather and decode the rows of a batch."""
+        return self.answer(indices, pixels)[0]
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Gather and decode the rows of a batch, with the signals that the store was opened with."""
         assert self._plane is not None
-        return self._plane.logits(self._rows[torch.from_numpy(indices)], pixels.device)
+        return _decoded(self._plane.take(self._rows[torch.from_numpy(indices)]), pixels.device)
 
 
 class WindowedTargets:
@@ -102,8 +113,16 @@ class WindowedTargets:
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Decode the next rows of the windows, which must be those of the batch."""
+        return self.answer(indices, pixels)[0]
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Decode the next rows, with the signals that the store was opened with."""
         assert self._pool is not None
-        return self._pool.logits(indices, pixels.device)
+        return _decoded(self._pool.take(indices), pixels.device)
+
+
+def _decoded(rows: Plane, device: torch.device) -> tuple[torch.Tensor, Signals]:
+    return rows.logits(slice(None), device), rows.signals(slice(None), device)
 
 
 def soft_targets(store: LogitStore, rows: npt.NDArray[np.int64]) -> CachedTargets | WindowedTargets:
@@ -134,6 +153,10 @@ class LiveTargets:
         """Run the teacher on the batch."""
         seen = pixels if self._renderer is None else self._renderer(indices, self._view)
         return self._forward(seen).clone()
+
+    def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Run the teacher on the batch; what its layers show is not asked for."""
+        return self.logits(indices, pixels), {}
 
 
 def refuse_unsupported(store: LogitStore, loss: DistillationLoss, *, name: str) -> None:

@@ -69,13 +69,15 @@ class Trainee:
         self.position = Position()
         self.seen = 0
         """Samples of the epoch under way that were learnt from."""
-        schedule = member.schedule
+        schedule, distillation = member.schedule, member.distillation
+        self._signals = None if distillation is None else distillation.signals
         self._learner = Learner(
             member.module,
             member.optimisation,
             lr=schedule.lr,
             weight_decay=schedule.weight_decay,
             device=member.renderer.device,
+            beside=None if self._signals is None else self._signals.projections,
         )
         self._steps, self._source = steps, source
         self._generators = member.generators
@@ -174,7 +176,9 @@ class Trainee:
         return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
 
     def finish(self) -> None:
-        """Leave the trained weights in the module."""
+        """Leave the trained weights in the module, and nothing that watches it."""
+        if self._signals is not None:
+            self._signals.close()
         self._learner.finish()
 
     def means(self) -> dict[str, float]:
@@ -200,6 +204,9 @@ class Trainee:
             terms["loss"] = terms["ce"]
         else:
             terms["kd"] = self._terms.loss(logits, batch.soft_targets, batch.labels)
+            if self._signals is not None:
+                of_layers = self._signals(batch.signals)
+                terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
             terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
         step = self.position.epoch * self._steps + self.position.step
         self._learner.step(terms["loss"], rate=self.member.schedule.rate(step, self._steps))

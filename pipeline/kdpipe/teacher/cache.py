@@ -65,7 +65,7 @@ def plan(
         classes=train.classes,
         splits=splits,
         calibrated=encoding,
-        features=source.feature_dim,
+        signals=source.signals,
         rendering=rendering(recipe, geometry, datasets, probes),
     )
 
@@ -111,13 +111,25 @@ def cache_plane(
     batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
     rendered = renderer.batches(batches, view)
     for shard in missing:
-        logits, features = [], []
+        logits: list[torch.Tensor] = []
+        signals: dict[str, list[torch.Tensor]] = {}
         for _ in _cut(shard.start, shard.stop, batch_size):
             said, seen = forward.answer(next(rendered))
             logits.append(said)
-            features += [] if seen is None else [seen]
+            for name, signal in seen.items():
+                signals.setdefault(name, []).append(_storable(name, signal))
             advance(len(said))
-        builder.submit(shard, torch.cat(logits), torch.cat(features) if features else None)
+        builder.submit(shard, torch.cat(logits), {name: torch.cat(blocks) for name, blocks in signals.items()})
+
+
+def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
+    """Return a signal in float16; attention maps as shares of their largest entry.
+
+    Their uses normalise them, and squared activations may exceed float16.
+    """
+    if name.startswith("attention:"):
+        signal = signal / signal.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return signal.to(torch.float16)
 
 
 def _cut(start: int, stop: int, size: int) -> list[npt.NDArray[np.int64]]:

@@ -62,12 +62,13 @@ class Ensemble:
         return probe(*(member.model for member in self.members))
 
     @property
-    def feature_dim(self) -> None:
-        """There is no mean of features: each member's have a space of their own."""
+    def signals(self) -> dict[str, tuple[int, ...]]:
+        """None: features have no mean, as each member's have a space of their own."""
+        return {}
 
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Return the mean logits, and no features."""
-        return self(pixels), None
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the mean logits, and no signals."""
+        return self(pixels), {}
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:

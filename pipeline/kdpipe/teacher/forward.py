@@ -1,14 +1,15 @@
-"""One frozen model, one batch of pixels, one block of logits, and of features if asked for."""
+"""One frozen model, one batch of pixels, one block of logits, and of each signal that is asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from kdpipe.errors import ModelError
-from kdpipe.models import Model, Preset, probe
+from kdpipe.models import Model, Preset, Signal, Watch, probe
 from kdpipe.store import Teacher
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,8 +36,8 @@ class Source(Protocol):
         """How it computes; of a model, a key of ``PRECISIONS``."""
 
     @property
-    def feature_dim(self) -> int | None:
-        """Length of the features that come with the logits; ``None`` where none do."""
+    def signals(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape for one image of each signal that comes with the logits, by name."""
 
     def probe(self) -> list[float]:
         """Return the first logits of one fixed synthetic image."""
@@ -45,8 +46,8 @@ class Source(Protocol):
 class FrozenTeacher(Source, Protocol):
     """Whoever answers pixels with logits, one model or several."""
 
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return float32 logits and features ``(n, feature_dim)``, for uint8 ``(n, 3, H, W)`` rendered pixels."""
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return float32 logits and signals ``(n, *shape)`` by name, for uint8 ``(n, 3, H, W)`` rendered pixels."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
@@ -55,21 +56,20 @@ class FrozenTeacher(Source, Protocol):
 class Forward:
     """A model in evaluation mode on a device, called with pixels and answering with logits."""
 
-    def __init__(self, model: Model, *, device: torch.device, precision: str = "fp32", features: bool = False) -> None:
-        """Move the model to ``device`` and freeze it; with ``features``, watch what its last layer is shown.
+    def __init__(
+        self, model: Model, *, device: torch.device, precision: str = "fp32", signals: Sequence[Signal] = ()
+    ) -> None:
+        """Move the model to ``device``, freeze it and watch the layers of ``signals``.
 
         Raises:
-            ModelError: features are asked for, and no layer of the model makes the logits.
+            ModelError: a layer is not there, or cannot give its signal.
         """
         self.model = model
         self.device = device
         self.precision = precision
         self._dtype = PRECISIONS[precision]
         self._module = model.module.to(device).requires_grad_(False)
-        self._penultimate = model.penultimate if features else None
-        self._shown: torch.Tensor | None = None
-        if features:
-            self._watch()
+        self._watch = Watch(self._module, signals, size=model.preset.size, name=model.name)
         if device.type == "cuda" and precision == "fp32":
             torch.backends.cuda.matmul.allow_tf32 = False
             torch.backends.cudnn.allow_tf32 = False
@@ -90,9 +90,9 @@ class Forward:
         return self.model.preset
 
     @property
-    def feature_dim(self) -> int | None:
-        """Length of the penultimate features, where they were asked for."""
-        return None if self._penultimate is None else self._penultimate.dim
+    def signals(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of each signal that was asked for."""
+        return self._watch.shapes
 
     def probe(self) -> list[float]:
         """Return the first logits of one fixed synthetic image, to 4 significant digits."""
@@ -103,27 +103,14 @@ class Forward:
         return self.answer(pixels)[0]
 
     @torch.inference_mode()
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return logits, and penultimate features ``(n, feature_dim)`` if asked for, float32 on the device."""
+    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return logits, and the signals that were asked for by name, float32 on the device."""
         inputs = self.model.preset.normalise(pixels.to(self.device))
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:
             raise ModelError(f"{self.model.name} answers with shape {tuple(logits.shape)}, expected (n, classes).")
-        features, self._shown = self._shown, None
-        return logits.float(), None if features is None else features.float()
-
-    def _watch(self) -> None:
-        if self._penultimate is None:
-            raise ModelError(
-                f"no layer of {self.model.name} makes its logits, so it has no penultimate features that kdpipe can "
-                "find. Leave out --features."
-            )
-
-        def remember(_layer: torch.nn.Module, shown: tuple[torch.Tensor, ...]) -> None:
-            self._shown = shown[0].flatten(1)
-
-        self._module.get_submodule(self._penultimate.layer).register_forward_pre_hook(remember)
+        return logits.float(), self._watch.take()
 
 
 def _portable(name: str) -> str:

@@ -27,7 +27,7 @@ class Imported:
 
     device = torch.device("cpu")
     precision = "imported"
-    feature_dim = None
+    signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
         self, files: Mapping[str, Path], datasets: Mapping[str, Dataset], *, name: str, preset: Preset, views: int

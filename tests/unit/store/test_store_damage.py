@@ -244,7 +244,7 @@ def signed(store: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     """Change the manifest as somebody could who computes its digests anew."""
     found = manifests.read(store).to_json()
     edit(found)
-    covered = ("format", "fingerprint", "classes", "encoding", "splits", "features", "files", "planes")
+    covered = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
     found["digest"] = manifests.digest_json({key: found[key] for key in covered if key in found})
     del found["checksum"]
     found["checksum"] = manifests.digest_json(found)

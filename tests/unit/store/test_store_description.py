@@ -152,12 +152,14 @@ class TestFeatures:
         return torch.randn(samples, self.DIM, generator=generator)
 
     def make(self, store: Path, *, at_most: int | None = None) -> Path:
-        with build(store, replace(make_plan(), features=self.DIM)) as builder:
+        with build(store, replace(make_plan(), signals={"features:penultimate": (self.DIM,)})) as builder:
             waiting = [shard for shard in small_store.all_shards(builder) if not builder.is_done(shard)]
             for shard in waiting[:at_most]:
                 samples = builder.manifest.splits[shard.split].samples
                 plane = self.features(shard.split, shard.view, samples)
-                builder.submit(shard, shard_logits(builder, shard), plane[shard.start : shard.stop])
+                builder.submit(
+                    shard, shard_logits(builder, shard), {"features:penultimate": plane[shard.start : shard.stop]}
+                )
             builder.drain()
             if at_most is None:
                 builder.seal({"made": "for a test"})
@@ -194,20 +196,20 @@ class TestFeatures:
 
     def test_are_part_of_what_was_asked_for(self, store: Path) -> None:
         with (
-            pytest.raises(StaleStoreError, match="features: the store has 7, asked for none"),
+            pytest.raises(StaleStoreError, match="features:penultimate: the store has 7, asked for none"),
             build(store, make_plan()),
         ):
             pass
 
     def test_that_are_missing_or_too_large_are_refused(self, tmp_path: Path) -> None:
-        with build(tmp_path / "b.zarr", replace(make_plan(), features=self.DIM)) as builder:
+        with build(tmp_path / "b.zarr", replace(make_plan(), signals={"features:penultimate": (self.DIM,)})) as builder:
             shard = small_store.all_shards(builder)[0]
             logits = shard_logits(builder, shard)
-            with pytest.raises(ModelError, match="features of shape None"):
+            with pytest.raises(ModelError, match="features:penultimate of shape None"):
                 builder.submit(shard, logits)
             huge = torch.zeros(len(logits), self.DIM)
             huge[2, 3] = 7e4
-            builder.submit(shard, logits, huge)
+            builder.submit(shard, logits, {"features:penultimate": huge})
             with pytest.raises(DivergedError, match=f"features.*sample {shard.start + 2}"):
                 builder.drain()
             assert not builder.is_done(shard)

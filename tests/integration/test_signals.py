@@ -1,0 +1,209 @@
+"""What a teacher's layers show beside its logits: cached, killed and resumed, inspected, verified."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from kdpipe import dataset, models, open_store
+from kdpipe.views import Geometry, Renderer
+from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
+
+Kdpipe = Callable[..., Outcome]
+
+SIGNALS = "logits,features:layer2,layer3,attention:layer2"
+
+
+def _cache(built: Built, out: Path, *extra: object) -> tuple[object, ...]:
+    return (
+        *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
+        *("--batch-size", 64, "--out", out, *extra),
+    )
+
+
+@pytest.fixture(scope="module")
+def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("signals") / "s.zarr"
+    command = [sys.executable, "-m", "kdpipe", *map(str, _cache(built, out, "--signals", SIGNALS, "--views", 1))]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    return out
+
+
+def test_every_view_is_what_the_layers_say_of_its_pixels(built: Built, store: Path) -> None:
+    for split, limit, views in (("train", 200, 2), ("test", 60, 1)):
+        data = dataset.load("digits", split, limit)
+        teacher = models.load("resnet8", num_classes=10, weights=built.weights, fallback_statistics=data.statistics)
+        net = teacher.module
+        renderer = Renderer(data, "crop-flip", seed=0, geometry=Geometry.of(teacher.preset))
+        opened = open_store(store, split)
+        for view in range(views):
+            with torch.no_grad():
+                images = teacher.preset.normalise(renderer(range(limit), view))
+                second = net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(images)))))
+                third = net.layer3(second)
+            squares = second.square().mean(1)
+            expected = {
+                "features:layer2": second.mean((2, 3)),
+                "features:layer3": third.mean((2, 3)),
+                "attention:layer2": squares / squares.amax((1, 2), keepdim=True),
+            }
+            assert set(opened.signals) == set(expected)
+            for name, signals in expected.items():
+                found = opened.signal(name, range(limit), view)
+                assert found.shape == tuple(signals.shape)
+                assert np.abs(found - signals.numpy()).max() <= 1e-3 * (1 + float(signals.abs().max()))
+
+
+def test_a_stranger_reads_them_with_zarr_alone(store: Path) -> None:
+    root = zarr.open_group(store, mode="r")
+    said = root.attrs["kdpipe"]["signals"]
+    assert said == {"attention:layer2": [16, 16], "features:layer2": [32], "features:layer3": [64]}
+    for name, shape in said.items():
+        array = root["train/" + name.replace(":", "-").replace(".", "-")][...]
+        assert array.dtype == np.float16
+        assert array.shape == (2, 200, int(np.prod(shape)))
+
+
+def test_features_are_one_of_them(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    """The flag and the name make the same store, to the digest."""
+    flag, name = tmp_path / "flag.zarr", tmp_path / "name.zarr"
+    assert kdpipe(*_cache(built, flag, "--features", "--views", 0)).code == 0
+    assert kdpipe(*_cache(built, name, "--signals", "features:penultimate", "--views", 0)).code == 0
+    assert open_store(flag).digest == open_store(name).digest
+    both = kdpipe(*_cache(built, name, "--features", "--signals", "logits,features:penultimate", "--views", 0))
+    assert "nothing to do" in both.err
+    third = tmp_path / "third.zarr"
+    assert kdpipe(*_cache(built, third, "--signals", "features:layer3", "--views", 0)).code == 0
+    rows = range(200)
+    pooled = open_store(third).signal("features:layer3", rows)
+    assert np.abs(pooled - open_store(flag).features(rows)).max() < 1e-3  # a resnet pools what layer3 says
+
+
+def test_views_are_added(built: Built, kdpipe: Kdpipe, store: Path, tmp_path: Path) -> None:
+    grown = tmp_path / "grown.zarr"
+    assert kdpipe(*_cache(built, grown, "--signals", SIGNALS, "--views", 0)).code == 0
+    assert kdpipe(*_cache(built, grown, "--signals", SIGNALS, "--views", 1)).code == 0
+    assert open_store(grown).digest == open_store(store).digest
+    other = kdpipe(*_cache(built, grown, "--signals", "features:layer3", "--views", 1))
+    refused(other, "features:layer2: the store has 32, asked for none", "--overwrite")
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_digest(built: Built, store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed.zarr"
+    arguments = _cache(built, out, "--signals", SIGNALS, "--views", 1)
+    command = [sys.executable, "-m", "kdpipe", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ledger = out.with_name(out.name + ".ledger")
+    killed = 0
+    for lines in (0, 5, 10):  # a shard is five files
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and (not ledger.exists() or ledger.read_bytes().count(b"\n") < lines):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert open_store(out).digest == open_store(store).digest
+    for file in store.rglob("*"):
+        if file.is_file() and file.name != "zarr.json":
+            assert (out / file.relative_to(store)).read_bytes() == file.read_bytes()
+
+
+def test_inspect_and_verify(store: Path, kdpipe: Kdpipe) -> None:
+    found = json.loads(kdpipe("inspect", store, "--json").out)["signals"]
+    assert {name: signal["shape"] for name, signal in found.items()} == {
+        "attention:layer2": [16, 16],
+        "features:layer2": [32],
+        "features:layer3": [64],
+    }
+    for signals in found.values():
+        stored = sum(file.stat().st_size for file in store.glob(f"*/{signals['array']}/c/**/*") if file.is_file())
+        assert signals["bytes"] == stored > 0
+    assert "signals.attention:layer2.bytes" in kdpipe("inspect", store).out
+    assert kdpipe("verify", store, "--deep").code == 0
+
+
+def test_verify_notices_a_changed_bit(store: Path, kdpipe: Kdpipe) -> None:
+    path = store / "train/attention-layer2/c/1/0/0"
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:100] + bytes([content[100] ^ 4]) + content[101:])
+        verified = kdpipe("verify", store)
+        assert verified.code == 1
+        assert "train/attention-layer2/c/1/0/0 does not match its digest" in verified.err
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("signals", "parts"),
+    [
+        ("features:layr3", ("no layer 'layr3'", "did you mean 'layer3'?", "kdpipe models resnet8 --layers")),
+        ("attention:fc", ("attention:fc of resnet8", "(10,)", "(channels, H, W)")),
+        ("layer3", ("--signals", "'layer3' is no signal", "features:LAYER")),
+        ("attention:penultimate", ("--signals", "penultimate")),
+    ],
+)
+def test_what_cannot_be_kept_is_one_line(
+    signals: str, parts: tuple[str, ...], built: Built, kdpipe: Kdpipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "l.zarr"
+    refused(kdpipe(*_cache(built, out, "--signals", signals)), *parts)
+    assert not out.exists()
+
+
+def test_several_teachers_have_no_mean_of_them(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    second = ("--teacher", "resnet8", "--weights", built.weights, "--average")
+    both = kdpipe(*_cache(built, tmp_path / "l.zarr", *second, "--signals", SIGNALS))
+    refused(both, "features of several teachers have no mean", "--signals")
+
+
+def test_models_lists_layers_at_the_model_s_own_size(kdpipe: Kdpipe) -> None:
+    heading, *rows = kdpipe("models", "resnet8", "--layers").out.splitlines()
+    assert "32 x 32" in heading
+    listed = {row.split("  ", 1)[0]: row.split("  ", 1)[1].strip() for row in rows}
+    assert listed["layer2"] == "32 x 16 x 16"
+    assert listed["fc"] == "10"
+    assert listed["penultimate"] == "64, shown to fc"
+    large = kdpipe("models", "torchvision:resnet18", "--layers").out
+    assert "224 x 224" in large.splitlines()[0]
+    assert any(row.split() == ["layer4", "512", "x", "7", "x", "7"] for row in large.splitlines())
+    small = kdpipe("models", "resnet8", "--layers", "--size", 16).out
+    assert any(row.split() == ["layer2", "32", "x", "8", "x", "8"] for row in small.splitlines())
+    refused(kdpipe("models", "--layers"), "models --layers needs the name of one model")
+
+
+def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
+    blocks = (ROOT / "docs" / "FORMAT.md").read_text().split("```python\n")[1:]
+    (script,) = [block.split("```")[0] for block in blocks if '"signals"' in block.split("```")[0]]
+    (tmp_path / "read.py").write_text("import sys\nsys.modules['kdpipe'] = None\n" + script)
+    ran = subprocess.run([sys.executable, tmp_path / "read.py", store], check=True, capture_output=True, text=True)
+    lines = [line.rsplit(" ", 1) for line in ran.stdout.splitlines()]
+    shown = {place: float(mean) for place, mean in lines}
+    assert shown.keys() == {
+        "attention:layer2 (2, 200, 16, 16)",
+        "features:layer2 (2, 200, 32)",
+        "features:layer3 (2, 200, 64)",
+    }
+    ours = np.stack([open_store(store).signal("features:layer3", range(200), view) for view in range(2)])
+    assert shown["features:layer3 (2, 200, 64)"] == pytest.approx(float(ours.mean()), rel=1e-5)
+
+
+def test_the_documented_python_reads_them(store: Path, tmp_path: Path) -> None:
+    (code,) = [block.split("```")[0] for block in (ROOT / "docs" / "SIGNALS.md").read_text().split("```python\n")[1:]]
+    (tmp_path / "logits.zarr").symlink_to(store)
+    shown = "\nassert features.shape == (128, 64) and str(features.dtype) == 'torch.float32'"
+    subprocess.run([sys.executable, "-c", code + shown], check=True, cwd=tmp_path)
