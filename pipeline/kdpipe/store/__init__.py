@@ -4,12 +4,13 @@ from kdpipe.store.attached import AttachedDataset
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
 from kdpipe.store.join import changed_content, join, join_checked
-from kdpipe.store.manifest import Candidate, Choice, Fingerprint, Manifest, Provenance, Recipe, Rendering, Teacher
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import MEMORY_LIMIT, open_store
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
 from kdpipe.store.probes import Drift, drift, probe_hashes, probe_rows, rendering, replay, stored_recipe
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.sections import Candidate, Choice, Fingerprint, Provenance, Recipe, Rendering, Teacher
 from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_data, verify_deep, verify_files
 from kdpipe.store.writer import Builder, build

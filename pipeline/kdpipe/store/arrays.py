@@ -15,7 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdpipe.encoding import LZ4, Compression, Encoding
-from kdpipe.store.manifest import Split
+from kdpipe.store.sections import Split
 from kdpipe.store.signals import Shape, array_name
 
 _SIDE_ROWS = 1_048_576

@@ -18,7 +18,7 @@ from typing import Any
 from kdpipe import durable
 from kdpipe.encoding import Fidelity
 from kdpipe.errors import CorruptStoreError, StoreLockedError
-from kdpipe.store.manifest import Choice
+from kdpipe.store.sections import Choice
 
 
 @dataclass(frozen=True)

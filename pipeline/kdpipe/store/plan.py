@@ -14,7 +14,8 @@ from kdpipe import encoding
 from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
 from kdpipe.store.layout import Layout
-from kdpipe.store.manifest import Choice, Fingerprint, Manifest, Provenance, Rendering, Split
+from kdpipe.store.manifest import Manifest
+from kdpipe.store.sections import Choice, Fingerprint, Provenance, Rendering, Split
 from kdpipe.store.signals import PENULTIMATE, Shape, array_name
 
 

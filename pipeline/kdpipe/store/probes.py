@@ -17,8 +17,8 @@ from blake3 import blake3
 from kdpipe.dataset import Dataset, decoder_name
 from kdpipe.errors import RecipeError, StaleStoreError
 from kdpipe.models import Preset
-from kdpipe.store.manifest import Rendering
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.sections import Rendering
 from kdpipe.views import Geometry, Population, Recipe, Renderer, trial
 
 PROBES = 8

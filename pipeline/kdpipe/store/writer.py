@@ -24,8 +24,9 @@ from kdpipe.store import arrays, manifest, skeleton
 from kdpipe.store.disk import writing
 from kdpipe.store.layout import Layout
 from kdpipe.store.ledger import Entry, Ledger, lock
-from kdpipe.store.manifest import File, Manifest
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan, Shard
+from kdpipe.store.sections import File
 from kdpipe.store.signals import array_name
 
 _QUEUE = 2

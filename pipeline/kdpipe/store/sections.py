@@ -1,0 +1,154 @@
+"""The sections of a manifest: what the logits are of, who made them, and how they are kept."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+Digest = str
+"""BLAKE3, 32 hexadecimal digits (128 bits)."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Teacher(_Strict):
+    """Who produced the logits."""
+
+    name: str
+    digest: Digest
+    preset: dict[str, JsonValue]
+    parameters: int
+
+
+def _increasing(table: tuple[int, ...]) -> tuple[int, ...]:
+    if list(table) != sorted(table):
+        raise ValueError("thresholds must not decrease")
+    return table
+
+
+Table = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=2**32)], ...],
+    Field(strict=False, min_length=256, max_length=256),
+    AfterValidator(_increasing),
+]
+
+
+class Recipe(_Strict):
+    """How the augmented views were drawn."""
+
+    name: str
+    version: str
+    seed: int = Field(ge=0, lt=2**32)
+    thresholds: dict[str, Table] = {}
+    """The table that each mixing operation draws its lambda with; see ``kdpipe.views.beta``."""
+
+
+class Fingerprint(_Strict):
+    """Everything that the codes depend on: equal fingerprints give equal stores."""
+
+    teacher: Teacher
+    dataset: dict[str, Digest]
+    recipe: Recipe
+    encoding: str
+    precision: str
+    batch_size: int = Field(gt=0)
+    device: str
+
+    def differences(self, asked: Fingerprint) -> list[str]:
+        """Name each part in which ``asked`` differs, as ``part: store has X, asked for Y``."""
+        mine, other = _flatten(self.model_dump()), _flatten(asked.model_dump())
+        return [
+            f"{key}: the store has {_shorten(mine.get(key))}, asked for {_shorten(other.get(key))}"
+            for key in sorted(mine.keys() | other.keys())
+            if mine.get(key) != other.get(key)
+        ]
+
+
+class Split(_Strict):
+    """One split's size and cut."""
+
+    samples: int = Field(gt=0, lt=2**40)
+    planes: int = Field(gt=0, lt=2**20)
+    chunk_rows: int = Field(gt=0)
+    shard_rows: int = Field(gt=0)
+    probes: int = Field(ge=0, le=4096)
+
+    @model_validator(mode="after")
+    def _chunks_fill_shards(self) -> Self:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError("shard_rows must be a multiple of chunk_rows")
+        return self
+
+    @property
+    def shards(self) -> int:
+        """Number of shards in all planes."""
+        return self.planes * -(-self.samples // self.shard_rows)
+
+
+class Provenance(_Strict):
+    """What people need to know before they use a store that others made; in their own words."""
+
+    title: str | None = None
+    license: str | None = None
+    allowed_use: str | None = None
+    contact: str | None = None
+    notes: str | None = None
+
+    def updated(self, newer: Provenance) -> Provenance:
+        """Return this with what ``newer`` says in its place."""
+        return self.model_copy(update=newer.model_dump(exclude_none=True))
+
+
+class Candidate(_Strict):
+    """An encoding as it was measured on the pilot."""
+
+    name: str
+    bytes_per_sample: float
+    kl: tuple[float, ...] = Field(strict=False)
+    """Mean KL at each of the budget's temperatures."""
+    within: bool
+
+
+class Choice(_Strict):
+    """The budget that the encoding was chosen by, and the table that it was chosen from."""
+
+    max_kl: float
+    temperatures: tuple[float, ...] = Field(strict=False)
+    table: tuple[Candidate, ...] = Field(strict=False)
+
+
+class Rendering(_Strict):
+    """What made the pixels that the teacher saw, to say what differs where the replay probes do."""
+
+    decoder: str
+    """What decoded the image files, with its version."""
+    trial: dict[str, str]
+    """What the resize and each of the recipe's operations made of synthetic images; see ``kdpipe.views.trial``."""
+    sources: dict[str, Annotated[tuple[str, ...], Field(strict=False)]]
+    """64-bit hashes of the probes' decoded source images, by split."""
+
+
+class File(_Strict):
+    """One file of the store, by its path relative to the store."""
+
+    size: int = Field(ge=0)
+    digest: Digest
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            flat.update(_flatten(entry, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = entry
+    return flat
+
+
+def _shorten(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    is_digest = len(text) == 32 and all(character in "0123456789abcdef" for character in text)
+    return text[:8] + "…" if is_digest else text
