@@ -12,7 +12,7 @@ import torch
 
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
 from kdpipe.student.targets import SoftTargets
-from kdpipe.views import Renderer, SecondLabels
+from kdpipe.views import Renderer, Renderers, SecondLabels
 
 Rows = npt.NDArray[np.int64]
 
@@ -51,7 +51,8 @@ class Batches:
 
     def __init__(self, renderers: Sequence[Renderer], schedule: Schedule, targets: SoftTargets | None) -> None:
         """Render one dataset by each of ``renderers``, which differ in the size of a model's input alone."""
-        self._renderers, self._schedule, self._targets = tuple(renderers), schedule, targets
+        self._schedule, self._targets = schedule, targets
+        self._renderers, self._first = Renderers(renderers), renderers[0]
         self.device = renderers[0].device
         self.samples = len(renderers[0].dataset)
         """Samples in an epoch."""
@@ -75,7 +76,7 @@ class Batches:
         """Return the first ``size`` samples of an epoch, whose batches must then be drawn anew."""
         rows = self._drawn(epoch)[0][:size]
         view = self.view(epoch)
-        return self._batch(rows, tuple(renderer(rows, view) for renderer in self._renderers), view)
+        return self._batch(rows, self._renderers(rows, view), view)
 
     def _drawn(self, epoch: int) -> list[Rows]:
         """Return the rows of each batch: in the order that the soft targets need, or else shuffled."""
@@ -91,18 +92,17 @@ class Batches:
         return batches_of(order, batch_size=schedule.batch_size)
 
     def _rendered(self, batches: list[Rows], view: int) -> Iterator[Batch]:
-        streams = [renderer.batches(batches, view) for renderer in self._renderers]
+        stream = self._renderers.batches(batches, view)
         # A DataLoader draws from torch's generator when it starts, and the students' own draws must not depend on that.
         with torch.random.fork_rng(devices=[]):
-            first = tuple(next(stream) for stream in streams)
-        rest = zip(*streams, strict=True)
-        for rows, pixels in zip(batches, itertools.chain([first], rest), strict=True):
+            first = next(stream)
+        for rows, pixels in zip(batches, itertools.chain([first], stream), strict=True):
             yield self._batch(rows, pixels, view)
 
     def _batch(self, rows: Rows, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
         return Batch(
             pixels,
             self._labels[torch.from_numpy(rows).to(self.device)],
-            self._renderers[0].second_labels(rows, view),
+            self._first.second_labels(rows, view),
             None if self._targets is None else self._targets.logits(rows, pixels[0]),
         )

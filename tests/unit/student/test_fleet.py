@@ -148,6 +148,14 @@ def test_each_equals_itself_alone(fleet: Fleet, alone: Fleet, names: tuple[str, 
     _assert_alike(fleet, alone, *names)
 
 
+def test_streamed_images(loaded: tuple[Dataset, LogitStore], alone: Fleet, tmp_path: Path) -> None:
+    fleet = Fleet(dataset.load("digits", "train", 200, loading="stream"), loaded[1], tmp_path)
+    with pytest.raises(RunError, match="step 3 of epoch 1"):
+        fleet("dropping", "wide", stop_after=3)
+    fleet("dropping", "wide", resume=True)
+    _assert_alike(fleet, alone, "dropping", "wide")
+
+
 def test_images_are_rendered_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[int] = []
     original = Renderer.__call__
