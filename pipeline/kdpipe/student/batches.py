@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,11 +91,7 @@ class Batches:
         return batches_of(order, batch_size=schedule.batch_size)
 
     def _rendered(self, batches: list[Rows], view: int) -> Iterator[Batch]:
-        stream = self._renderers.batches(batches, view)
-        # A DataLoader draws from torch's generator when it starts, and the students' own draws must not depend on that.
-        with torch.random.fork_rng(devices=[]):
-            first = next(stream)
-        for rows, pixels in zip(batches, itertools.chain([first], stream), strict=True):
+        for rows, pixels in zip(batches, self._renderers.batches(batches, view), strict=True):
             yield self._batch(rows, pixels, view)
 
     def _batch(self, rows: Rows, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:

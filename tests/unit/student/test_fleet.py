@@ -233,6 +233,21 @@ def test_killed_between_the_checkpoints_of_two_members(halfway: Fleet, alone: Fl
     _assert_alike(halfway, alone, *NAMES)
 
 
+def test_killed_twice_between_two_checkpoints(halfway: Fleet, alone: Fleet) -> None:
+    """What was ahead the first time is out of the way the second time."""
+    for steps in (0, 2):
+        if steps:
+            with pytest.raises(RunError, match="step 4 of epoch 2"):
+                halfway(*NAMES, resume=True, stop_after=steps)
+        for name in NAMES[1:]:
+            newest = halfway.run(name).checkpoint
+            before(newest).replace(newest)
+    said: list[str] = []
+    halfway(*NAMES, resume=True, say=said.append)
+    assert said[-1] == "Going on from step 2 of epoch 2."
+    _assert_alike(halfway, alone, *NAMES)
+
+
 def test_killed_within_a_checkpoint(halfway: Fleet, alone: Fleet) -> None:
     """One member has the next one, of another the newest is put aside already, and the others come after."""
     with pytest.raises(RunError, match="step 4 of epoch 2"):
