@@ -26,18 +26,21 @@ def members(params: TrainStudent) -> list[TrainStudent]:
     A single student is itself. Several have directories below ``params.out``, of their names.
 
     Raises:
-        ParamsError: the fleet's file cannot be read, two students have one name, or one has a setting that all share.
+        ParamsError: the fleet's file cannot be read, two students have one name, or one has a setting that all share or
+            a value that is wrong.
     """
     if params.fleet is None and len(params.student) == 1:
         return [params]
     listed = [{"student": name} for name in params.student] if params.fleet is None else _read(params.fleet)
-    named = [{"name": str(each.get("student", "")).rpartition(":")[2], **each} for each in listed]
+    named = [{"name": each["student"].rpartition(":")[2], **each} for each in listed]
     names = [each["name"] for each in named]
     for name in names:
         if names.count(name) > 1:
             raise ParamsError(f"two students are called '{name}': give each a name of its own in --fleet.")
-        if not name or Path(name).name != name:
+        if name == ".." or Path(name).name != name or not name:
             raise ParamsError(f"'{name}' cannot be the name of a student: it is a directory below --out.")
+    if params.out.is_file():
+        raise ParamsError(f"{params.out} is a file: pass --out a directory.")
     return [_member(params, each) for each in named]
 
 
@@ -57,6 +60,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 raise ParamsError(f"student {number} of {path} has '{key}', but {why}{hint}.")
         if "student" not in each:
             raise ParamsError(f"student {number} of {path} lacks 'student', the name of a model.")
+        for key in ("student", "name"):
+            if not isinstance(each.get(key, ""), str):
+                raise ParamsError(f"student {number} of {path} has the {key} {each[key]}, expected text: quote it.")
     return written
 
 

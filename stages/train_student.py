@@ -1,4 +1,4 @@
-"""Stage `train-student`: train one student against a store, a live teacher, or hard labels alone."""
+"""Stage `train-student`: train students against a store, a live teacher, or hard labels alone."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def run(params: TrainStudent) -> None:
 
 
 def _train(params: TrainStudent) -> None:
+    students = members(params)
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     shown = _shown(params, stores)
     data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
-    students = members(params)
     loaded = [
         load_model(
             student.architecture, data.train, weights=student.init_weights, size=student.input_size, seed=student.seed

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
 from stages.sources import TrainingData
 from stages.stopping import stoppable
+
+Plain = Callable[[Dataset, Geometry], Renderer]
+"""Returns the one renderer of the plain view of a dataset at a size."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,17 @@ def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: 
     logs = [choose(task.params) for task in tasks]
     for task, record in zip(tasks, records, strict=True):
         task.run.refuse_start(record, resume=params.resume)
-    renderers: dict[Geometry, Renderer] = {}
+    rendering = cache(partial(_renderer, data.train, shown, device))
+    plain = cache(partial(_plain, device))
     members: list[Member] = []
     with ExitStack() as opened:
         for task, record, log in zip(tasks, records, logs, strict=True):
             task.run.start(record, resume=params.resume)
-            model, geometry = task.model, Geometry.of(task.model.preset)
+            model = task.model
             say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
             opened.enter_context(log.of(task.run, record))
-            if geometry not in renderers:
-                renderers[geometry] = _renderer(data.train, shown, geometry=geometry, device=device)
-            members.append(_member(task, data, renderers[geometry], shown=shown, logs=log, alone=len(tasks) == 1))
+            renderer = rendering(Geometry.of(model.preset))
+            members.append(_member(task, data, renderer, plain, shown=shown, logs=log, alone=len(tasks) == 1))
         with stoppable() as should_stop:
             trained = train_together(
                 members,
@@ -106,7 +110,7 @@ def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: 
             raise trained[0]
         for task, member, cost, log in zip(tasks, members, trained, logs, strict=True):
             if isinstance(cost, Cost):
-                scores = _finish(task, test_set, cost=cost, device=device, validation=member.validation)
+                scores = _finish(task, test_set, cost=cost, plain=plain, validation=member.validation)
                 log.finish(scores, epoch=params.epochs)
     failed = [task.run.path.name for task, cost in zip(tasks, trained, strict=True) if isinstance(cost, KdpipeError)]
     if failed:
@@ -149,13 +153,17 @@ def _origin(task: Task) -> dict[str, Any]:
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
-def _renderer(dataset: Dataset, shown: Shown, *, geometry: Geometry, device: torch.device) -> Renderer:
-    return Renderer(
-        dataset, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population
-    )
+def _renderer(train: Dataset, shown: Shown, device: torch.device, geometry: Geometry) -> Renderer:
+    return Renderer(train, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population)
 
 
-def _member(task: Task, data: TrainingData, renderer: Renderer, *, shown: Shown, logs: Logs, alone: bool) -> Member:
+def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Renderer:
+    return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
+
+
+def _member(
+    task: Task, data: TrainingData, renderer: Renderer, plain: Plain, *, shown: Shown, logs: Logs, alone: bool
+) -> Member:
     """Return the student as the training loop takes it, with its own draws starting from its seed."""
     params, model = task.params, task.model
 
@@ -164,7 +172,7 @@ def _member(task: Task, data: TrainingData, renderer: Renderer, *, shown: Shown,
         logs.epoch(row)
 
     module = model.module.to(renderer.device)
-    validation = _validation(model, data.validation, run=task.run, device=renderer.device)
+    validation = _validation(model, data.validation, plain, run=task.run)
     torch.manual_seed(params.seed)
     return Member(
         module,
@@ -210,9 +218,7 @@ def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
     )
 
 
-def _validation(
-    model: Model, held_out: Dataset | None, *, run: RunDirectory, device: torch.device
-) -> Validation | None:
+def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: RunDirectory) -> Validation | None:
     """Return what measures the model on the held-out samples and writes the best weights to the run directory."""
     if held_out is None:
         return None
@@ -222,16 +228,15 @@ def _validation(
             run.best_weights, module, architecture=model.name, preset=model.preset, classes=held_out.classes
         )
 
-    renderer = Renderer(held_out, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
-    return Validation(renderer, preset=model.preset, keep=keep)
+    return Validation(plain(held_out, Geometry.of(model.preset)), preset=model.preset, keep=keep)
 
 
 def _finish(
-    task: Task, test_set: Dataset, *, cost: Cost, device: torch.device, validation: Validation | None
+    task: Task, test_set: Dataset, *, cost: Cost, plain: Plain, validation: Validation | None
 ) -> dict[str, Any]:
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     model, run, epochs = task.model, task.run, task.params.epochs
-    tester = Renderer(test_set, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
+    tester = plain(test_set, Geometry.of(model.preset))
 
     def test() -> dict[str, float | None]:
         return asdict(accuracy(predict(model.module, tester, preset=model.preset, progress=progress), test_set.labels))

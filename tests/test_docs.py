@@ -19,6 +19,8 @@ import yaml
 from kdpipe import dataset, encoding, models
 from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer
 from stages.cli import STAGES, app
+from stages.fleet import members
+from stages.params import TrainStudent
 from tests.conftest import ROOT, Built
 
 README = (ROOT / "README.md").read_text()
@@ -100,6 +102,16 @@ def test_what_the_authors_of_losses_report_is_the_benchmarks_table() -> None:
     # The gains that NKD gives itself, and the differences of what DIST gives.
     for gain in ("71.96 (+2.06)", "72.58 (+3.37)", "71.75 (+2.69)", "76.31 (+3.81)", "72.07 (+2.31)", "73.24 (+3.11)"):
         assert printed.count(gain) == 1
+
+
+def test_the_fleet_in_the_documents_is_a_fleet(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "TRAINING.md").read_text()
+    (written,) = re.findall(r"```yaml\n(.*?)```", text.split("## Several students at once")[1], flags=re.DOTALL)
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(written)
+    found = members(TrainStudent(data="digits", fleet=fleet, out=tmp_path / "runs"))
+    assert [each.out.name for each in found][:3] == ["resnet8", "resnet8-dkd", "resnet8-seed-1"]
+    assert len(found) == 5
 
 
 def test_paths_named_in_the_documents_exist() -> None:

@@ -41,6 +41,7 @@ class WeightsAndBiases:
             dir=run.path.absolute(),
             id=id_before,
             resume=None if id_before is None else "allow",
+            reinit="create_new",  # each of several students has its own
             settings=wandb.Settings(console="off"),
         )
         Path(kept).write_text(self._run.id + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, model_validator
 
 from stages.params.values import Epochs
 
@@ -49,10 +49,14 @@ class Learning(BaseModel):
     channels_last: bool = Field(False, description="Keep images and weights with the channels last in memory.")
     compile: bool = Field(False, description="Compile the trained model's forward pass with torch.compile.")
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults(cls, values: Any) -> Any:
-        return {**_ADAMW, **values} if isinstance(values, dict) and values.get("optimizer") == "adamw" else values
+    def _defaults(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict) or values.get("optimizer") != "adamw":
+            return validate(values)
+        made = validate({**_ADAMW, **values})
+        made.model_fields_set.intersection_update(values)  # defaults are not set
+        return made
 
     @model_validator(mode="after")
     def _has_steps(self) -> Self:

@@ -185,7 +185,7 @@ def test_every_log_has_every_figure(built: Built, repository: Path, kdpipe: Kdpi
     digest = record["lineage"]["stores"][0]["digest"]
     expected = {
         "lr": 0.1,
-        "student": "resnet8",
+        "model": "resnet8",
         "num_parameters": record["num_parameters"],
         "kd_weight": "linear:1,0.5",
     }
@@ -197,6 +197,17 @@ def test_every_log_has_every_figure(built: Built, repository: Path, kdpipe: Kdpi
     assert "refs/exps" not in _run(repository, "git", "for-each-ref")
     assert not list(repository.rglob("dvc.yaml"))
     assert "test.top1" in _run(repository, "dvc", "metrics", "show", "runs/a/dvclive/metrics.json")
+
+
+def test_students_that_are_trained_together_have_logs_of_their_own(repository: Path, kdpipe: Kdpipe) -> None:
+    members = [{"student": "resnet8"}, {"name": "slow", "student": "resnet8", "lr": 0.01}]
+    (repository / "fleet.yaml").write_text(yaml.safe_dump(members))
+    flags = ("train-student", *LIMITS, "--fleet", "fleet.yaml", "--epochs", EPOCHS, "--out", "runs")
+    assert kdpipe(*flags, "--tensorboard", "--wandb").code == 0
+    for name, lr in (("resnet8", 0.1), ("slow", 0.01)):
+        _assert_holds(repository / "runs" / name, *NAMES)
+        for found in _hyperparameters(repository / "runs" / name).values():
+            assert found["lr"] == lr
 
 
 def test_logs_change_nothing_in_the_training(repository: Path, kdpipe: Kdpipe) -> None:

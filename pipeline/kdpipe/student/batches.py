@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ import torch
 
 from kdpipe.student.schedule import Schedule, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
 from kdpipe.student.targets import Signals, SoftTargets
-from kdpipe.views import Renderer, SecondLabels
+from kdpipe.views import Renderer, Renderers, SecondLabels
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,7 +53,8 @@ class Batches:
 
     def __init__(self, renderers: Sequence[Renderer], schedule: Schedule, targets: SoftTargets | None) -> None:
         """Render one dataset by each of ``renderers``, which differ in the size of a model's input alone."""
-        self._renderers, self._schedule, self._targets = tuple(renderers), schedule, targets
+        self._schedule, self._targets = schedule, targets
+        self._renderers, self._first = Renderers(renderers), renderers[0]
         self.device = renderers[0].device
         self.samples = len(renderers[0].dataset)
         """Samples in an epoch."""
@@ -78,7 +78,7 @@ class Batches:
         """Return the first ``size`` samples of an epoch, whose batches must then be drawn anew."""
         rows = self._drawn(epoch)[0][:size]
         view = self.view(epoch)
-        return self._batch(rows, tuple(renderer(rows, view) for renderer in self._renderers), view)
+        return self._batch(rows, self._renderers(rows, view), view)
 
     def _drawn(self, epoch: int) -> list[Rows]:
         """Return the rows of each batch: in the order that the soft targets need, or else shuffled."""
@@ -94,12 +94,7 @@ class Batches:
         return batches_of(order, batch_size=schedule.batch_size)
 
     def _rendered(self, batches: list[Rows], view: int) -> Iterator[Batch]:
-        streams = [renderer.batches(batches, view) for renderer in self._renderers]
-        # A DataLoader draws from torch's generator when it starts, and the students' own draws must not depend on that.
-        with torch.random.fork_rng(devices=[]):
-            first = tuple(next(stream) for stream in streams)
-        rest = zip(*streams, strict=True)
-        for rows, pixels in zip(batches, itertools.chain([first], rest), strict=True):
+        for rows, pixels in zip(batches, self._renderers.batches(batches, view), strict=True):
             yield self._batch(rows, pixels, view)
 
     def _batch(self, rows: Rows, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
@@ -107,7 +102,7 @@ class Batches:
         return Batch(
             pixels,
             self._labels[torch.from_numpy(rows).to(self.device)],
-            self._renderers[0].second_labels(rows, view),
+            self._first.second_labels(rows, view),
             soft_targets,
             signals,
         )

@@ -68,11 +68,8 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
 
 
 def read_earlier(path: Path) -> State | None:
-    """Read the checkpoint before the newest, which is removed; ``None`` where it is missing or damaged."""
-    state, _ = _load(before(path))
-    if state is not None:
-        path.unlink(missing_ok=True)
-    return state
+    """Read the checkpoint before the newest; ``None`` where it is missing or damaged."""
+    return _load(before(path))[0]
 
 
 def _unfinished(path: Path) -> Path:

@@ -266,10 +266,10 @@ class _Fleet:
 
 
 def _meeting(trainees: Sequence[Trainee], say: Callable[[str], None]) -> list[tuple[Trainee, State]]:
-    """Return the newest checkpoints that are of one step; none where a run was stopped before its first.
+    """Return the newest checkpoints that are of one step, and drop newer ones; none where one run has none yet.
 
     Raises:
-        RunError: a checkpoint cannot be read, or no two are of one step.
+        RunError: a checkpoint cannot be read, or they are of different steps; none is dropped.
     """
     found = [trainee.run.load_checkpoint(say=say) for trainee in trainees]
     states = [state for state in found if state is not None]
@@ -285,6 +285,9 @@ def _meeting(trainees: Sequence[Trainee], say: Callable[[str], None]) -> list[tu
                 "on together. Start them without --resume, or resume each alone."
             )
         met.append((trainee, earlier))
+    for (trainee, earlier), state in zip(met, states, strict=True):
+        if earlier is not state:
+            trainee.run.drop_newest_checkpoint()
     return met
 
 

@@ -171,8 +171,12 @@ class RunDirectory:
         return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
 
     def load_earlier_checkpoint(self) -> State | None:
-        """Read the checkpoint before the newest, which is then the newest; ``None`` where there is none."""
+        """Read the checkpoint before the newest; ``None`` where there is none that is not damaged."""
         return checkpoint.read_earlier(self.checkpoint)
+
+    def drop_newest_checkpoint(self) -> None:
+        """Make the checkpoint before the newest the one to go on from."""
+        self.checkpoint.unlink()
 
     def failure(self) -> str | None:
         """Return why this student could not go on beside others; ``None`` where it could."""

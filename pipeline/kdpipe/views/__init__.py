@@ -5,7 +5,7 @@ from kdpipe.views.mixing import Population
 from kdpipe.views.operations import OPERATIONS, PHASES
 from kdpipe.views.philox import Draws, permutation, philox
 from kdpipe.views.recipe import Recipe
-from kdpipe.views.render import Renderer, SecondLabels, render
+from kdpipe.views.render import Renderer, Renderers, SecondLabels, render
 from kdpipe.views.trial import trial
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Population",
     "Recipe",
     "Renderer",
+    "Renderers",
     "SecondLabels",
     "permutation",
     "philox",

@@ -104,12 +104,11 @@ class Renderer:
     def _start(self) -> None:
         pixels = self._images.pixels
         self._pixels = pixels if pixels is None else pixels.to(self.device)
-        self._queue = _Queue()
-        self._loader: DataLoader[torch.Tensor] | None = None
+        self._alone: Renderers | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the pixels and the worker processes out."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "_queue", "_loader")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "_alone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the pixels from the dataset again."""
@@ -123,32 +122,23 @@ class Renderer:
             DatasetError: a partner that is to be mixed in is not in the dataset.
         """
         rows = self._needed(np.array(indices, dtype=np.int64), view)
-        return self._finish(self._framed(rows, view), rows, view)
+        return self._finish(self._framed(self._decoded(rows), rows, view), rows, view)
 
     def batches(self, batches: Sequence[Rows], view: int) -> Iterator[torch.Tensor]:
         """Render one batch after the other; those of a streamed dataset are made ahead by worker processes."""
         if self.dataset.in_memory:
-            for rows in batches:
-                yield self(rows, view)
-            return
-        if self._loader is None:
-            self._loader = DataLoader(
-                _Worker(self),
-                batch_sampler=self._queue,
-                num_workers=self._workers,
-                collate_fn=itemgetter(0),
-                persistent_workers=True,
-                # A fork after this process has decoded Zarr would deadlock in the child.
-                multiprocessing_context="spawn",
-            )
-        self._queue.batches = [(self._needed(rows, view), view) for rows in batches]
-        for (rows, _), images in zip(self._queue.batches, self._loader, strict=True):
-            yield images if self.device.type == "cpu" else self._finish(images, rows, view)
+            return (self(rows, view) for rows in batches)
+        self._alone = self._alone or Renderers([self])
+        return (images for (images,) in self._alone.batches(batches, view))
 
-    def work(self, rows: Rows, view: int) -> torch.Tensor:
-        """Do what a worker process does of a batch: all of it on a CPU, all but colours and mixing for a device."""
-        framed = self._framed(rows, view)
+    def work(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
+        """Do what a worker process does of decoded images: all on a CPU, all but colours and mixing for a device."""
+        framed = self._framed(images, rows, view)
         return self._finish(framed, rows, view) if self.device.type == "cpu" else framed
+
+    def complete(self, images: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
+        """Do what a worker process has left."""
+        return images if self.device.type == "cpu" else self._finish(images, rows, view)
 
     def second_labels(self, indices: Indices, view: int) -> SecondLabels | None:
         """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
@@ -169,15 +159,16 @@ class Renderer:
     def _draws(self, rows: Rows, view: int) -> Draws:
         return Draws(self._images.sample_ids[rows], self.seed, view)
 
-    def _framed(self, rows: Rows, view: int) -> torch.Tensor:
-        """Decode the images of the rows that ``_needed`` named, and bring them to the input size."""
+    def _decoded(self, rows: Rows) -> Images:
+        """Return the source images of the rows that ``_needed`` named."""
+        if self._pixels is not None:
+            return self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
+        return self._images.images(rows) if len(rows) else []
+
+    def _framed(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
+        """Bring the source images of the rows to the input size."""
         if not len(rows):
             return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
-        images: Images
-        if self._pixels is not None:
-            images = self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
-        else:
-            images = self._images.images(rows)
         return self._frame(images, self._boxes(rows, view))
 
     def _boxes(self, rows: Rows, view: int) -> Boxes | None:
@@ -236,6 +227,43 @@ class _Frame:
         return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()
 
 
+class Renderers:
+    """Renderers that differ in the size of their images alone, for which every image is decoded once."""
+
+    def __init__(self, renderers: Sequence[Renderer]) -> None:
+        """Render one dataset by each of ``renderers``, on one device."""
+        self._renderers = tuple(renderers)
+        self._queue = _Queue()
+        self._loader: DataLoader[tuple[torch.Tensor, ...]] | None = None
+
+    def __call__(self, indices: Indices, view: int) -> tuple[torch.Tensor, ...]:
+        """Render ``view`` of the samples at ``indices`` by each; see ``Renderer``."""
+        return tuple(renderer(indices, view) for renderer in self._renderers)
+
+    def batches(self, batches: Sequence[Rows], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Render one batch after the other by each; those of a streamed dataset are made ahead by worker processes."""
+        first = self._renderers[0]
+        if first.dataset.in_memory:
+            for rows in batches:
+                yield self(rows, view)
+            return
+        if self._loader is None:
+            self._loader = DataLoader(
+                _Worker(self._renderers),
+                batch_sampler=self._queue,
+                num_workers=first._workers,
+                collate_fn=itemgetter(0),
+                persistent_workers=True,
+                # A fork after this process has decoded Zarr would deadlock in the child.
+                multiprocessing_context="spawn",
+            )
+        self._queue.batches = [(first._needed(rows, view), view) for rows in batches]
+        for (rows, _), made in zip(self._queue.batches, self._loader, strict=True):
+            yield tuple(
+                renderer.complete(images, rows, view) for renderer, images in zip(self._renderers, made, strict=True)
+            )
+
+
 Batch = tuple[Rows, int]
 """The rows that a batch is made of, and its view."""
 
@@ -253,11 +281,13 @@ class _Queue(Sampler[list[Batch]]):
         return len(self.batches)
 
 
-class _Worker(torch.utils.data.Dataset[torch.Tensor]):
+class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
     """What the worker processes run."""
 
-    def __init__(self, renderer: Renderer) -> None:
-        self._renderer = renderer
+    def __init__(self, renderers: Sequence[Renderer]) -> None:
+        self._renderers = tuple(renderers)
 
-    def __getitem__(self, batch: Batch) -> torch.Tensor:
-        return self._renderer.work(*batch)
+    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        rows, view = batch
+        images = self._renderers[0]._decoded(rows)
+        return tuple(renderer.work(images, rows, view) for renderer in self._renderers)

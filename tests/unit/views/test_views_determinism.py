@@ -7,13 +7,15 @@ import multiprocessing
 import pickle
 import random
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from kdpipe.dataset import Dataset, load
-from kdpipe.views import Geometry, Renderer, render, resample
+from kdpipe.views import Geometry, Renderer, Renderers, render, resample
+from kdpipe.views.render import _Worker
 from tests.unit.views.pictures import EQUAL, MIXED, RECIPES
 
 SEED, VIEW = 7, 3
@@ -134,6 +136,31 @@ def test_batches_from_two_workers(wholes: Wholes, recipe: str) -> None:
     assert torch.equal(torch.cat(rendered), wholes[MIXED, recipe][np.concatenate(some_batches())])
     plain = torch.cat(list(draw.batches(some_batches(), 0)))
     assert torch.equal(plain, draw(np.concatenate(some_batches()), 0))
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_several_sizes_that_are_decoded_once(
+    loading: Literal["memory", "stream"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, recipe = load(MIXED, "train", loading=loading), RECIPES[-1]
+    geometries = Geometry(20, 22, "bilinear"), Geometry(12, 14, "bicubic")
+    sizes = [Renderer(dataset, recipe, seed=SEED, geometry=geometry, workers=1) for geometry in geometries]
+    together = Renderers(sizes)
+    for view in (VIEW, 0):
+        for rows, made in zip(some_batches(), together.batches(some_batches(), view), strict=True):
+            assert all(torch.equal(images, each(rows, view)) for images, each in zip(made, sizes, strict=True))
+            assert all(map(torch.equal, made, together(rows, view)))
+
+    decoded: list[int] = []
+    images = Dataset.images
+
+    def counted(dataset: Dataset, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[torch.Tensor]:
+        decoded.append(len(rows))
+        return images(dataset, rows)
+
+    monkeypatch.setattr(Dataset, "images", counted)
+    assert [len(made) for made in _Worker(sizes)[np.arange(6), 0]] == [6, 6]
+    assert decoded == [6]
 
 
 @every_recipe

@@ -1,0 +1,392 @@
+"""`--student` several times and `--fleet` from the command line: every member is the run that was asked for alone."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from kdpipe import dataset
+from kdpipe.models.zoo import BUILDERS
+from kdpipe.store import layout
+from stages import training
+from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
+
+Kdpipe = Callable[..., Outcome]
+Flags = dict[str, Any]
+
+EPOCHS = 2
+SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32)
+DROPPING = "tests.integration.test_fleet:dropping"
+TIMES = ("seconds", "images_per_second")
+
+FLEET: list[Flags] = [
+    {"student": "resnet8"},
+    {
+        "student": DROPPING,
+        "seed": 3,
+        "loss": "dkd",
+        "temperature": 2.0,
+        "kd_weight": "cosine:0.9,0.5",
+        "ce_weight": 0.5,
+    },
+    {"name": "wide", "student": "resnet8", "input_size": 16, "optimizer": "adamw", "ema": 0.9, "label_smoothing": 0.1},
+    {"name": "plain", "student": "resnet8", "seed": 5, "lr": 0.02, "lr_schedule": "step", "lr_steps": [1]}
+    | {"standardize": True, "nesterov": False, "clip_grad_norm": 1.0, "warmup_epochs": 0.5},
+]
+"""Another architecture, loss, temperature, seed, input size, optimiser, average and schedule each."""
+
+
+def dropping(num_classes: int) -> torch.nn.Module:
+    """A network that draws from torch's generator at every step."""
+    return torch.nn.Sequential(torch.nn.Dropout(0.1), BUILDERS["resnet8"](num_classes), torch.nn.Dropout(0.1))
+
+
+def _name(member: Flags) -> str:
+    return str(member.get("name", member["student"].rpartition(":")[2]))
+
+
+def _flags(member: Flags) -> list[object]:
+    """Return a member's settings as they are given to a run alone."""
+    flags: list[object] = []
+    for key, value in member.items():
+        flag = key.replace("_", "-")
+        if key == "name":
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", ",".join(map(str, value)) if isinstance(value, list) else value]
+    return flags
+
+
+def _fleet(folder: Path, members: Any) -> Path:
+    path = folder / "fleet.yaml"
+    path.write_text(yaml.safe_dump(members))
+    return path
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _history(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return [{key: text for key, text in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    return {key: value for key, value in _json(run / "metrics.json").items() if key not in TIMES}
+
+
+def _record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = _json(run / "run.json")
+    for key in ("out", "resume", "checkpoint_every"):
+        del record["parameters"][key]
+    return record
+
+
+def _alike(run: Path, alone: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
+    for name in ("model.safetensors", "best.safetensors"):
+        if (alone / name).exists():
+            assert (run / name).read_bytes() == (alone / name).read_bytes(), (run, name)
+    for read in (_history, _metrics, _record):
+        assert read(run) == read(alone), run
+    assert len(_history(run)) == EPOCHS
+
+
+@pytest.fixture
+def train(kdpipe: Kdpipe) -> Kdpipe:
+    return lambda *flags: kdpipe("train-student", *SHARED, *flags)
+
+
+@pytest.fixture(scope="module")
+def singles(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each member of ``FLEET`` trained alone from the store, with validation."""
+    out = tmp_path_factory.mktemp("alone")
+    for member in FLEET:
+        flags = (*LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, *_flags(member))
+        assert run_command(None, "train-student", *flags, "--out", out / _name(member)).code == 0
+    return out
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_member_is_the_run_that_was_asked_for_alone(
+    built: Built, singles: Path, tmp_path: Path, train: Kdpipe, reverse: bool
+) -> None:
+    members = FLEET[::-1] if reverse else FLEET
+    flags = (*LIMITS, "--store", built.store, "--validation", 0.2, "--fleet", _fleet(tmp_path, members))
+    ran = train(*flags, "--out", tmp_path / "runs")
+    assert ran.code == 0, ran.err
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"resnet8", "dropping", "wide", "plain"}
+    for member in FLEET:
+        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+
+
+@pytest.fixture(scope="module")
+def chunked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's store in chunks of 10 samples, 240 bytes each."""
+    path = tmp_path_factory.mktemp("chunked") / "chunked.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "CHUNK_BYTES", 200)
+        flags = (*LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--views", 2, "--device", "cpu")
+        assert run_command(None, "cache-teacher", *flags, "--out", path).code == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 training digits, one in three in a folder of its class and the others in none; 20 test digits."""
+    root = tmp_path_factory.mktemp("digits")
+    for split, count in (("train", 72), ("test", 20)):
+        digits = dataset.load("digits", split, count)
+        for index, label in enumerate(digits.labels):
+            known = split == "test" or index % 3 == 0
+            place = root / split / f"class{label}" if known else root / "unlabeled"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(digits.image(index).numpy().transpose(1, 2, 0)).save(place / f"{index:03}.png")
+    return root
+
+
+def _assert_all_alike(folder: Path, train: Kdpipe, members: list[Flags], *shared: object) -> None:
+    """Train a fleet, then each of its members alone."""
+    ran = train(*shared, "--fleet", _fleet(folder, members), "--out", folder / "runs")
+    assert ran.code == 0, ran.err
+    for member in members:
+        assert train(*shared, *_flags(member), "--out", folder / "alone").code == 0
+        _alike(folder / "runs" / _name(member), folder / "alone")
+        shutil.rmtree(folder / "alone")
+
+
+UNTAUGHT: list[Flags] = [
+    {"student": "resnet8"},
+    {"student": DROPPING, "seed": 3, "ema": 0.9},
+    {"name": "wide", "student": "resnet8", "input_size": 16},
+]
+
+
+def test_mixed_images_without_a_teacher(tmp_path: Path, train: Kdpipe) -> None:
+    _assert_all_alike(tmp_path, train, UNTAUGHT, *LIMITS, "--recipe", "crop-flip+mixup:0.4+cutmix:1")
+
+
+def test_balanced_classes(built: Built, tmp_path: Path, train: Kdpipe) -> None:
+    _assert_all_alike(tmp_path, train, FLEET[:3], *LIMITS, "--store", built.store, "--balance", "--data-seed", 4)
+
+
+def test_a_store_that_does_not_fit_in_memory(chunked: Path, tmp_path: Path, train: Kdpipe) -> None:
+    limit = 5 * 2 * 240 / 1024**3
+    _assert_all_alike(tmp_path, train, FLEET[:3], *LIMITS, "--store", chunked, "--memory-limit", limit)
+
+
+def test_images_of_which_some_have_no_label(folder: Path, tmp_path: Path, train: Kdpipe) -> None:
+    data = ("--data", f"folder:{folder}", "--device", "cpu")
+    teacher, store = tmp_path / "teacher", tmp_path / "logits.zarr"
+    assert run_command(None, "train-teacher", *data, "--epochs", 1, "--model", "resnet8", "--out", teacher).code == 0
+    cached = ("cache-teacher", *data, "--teacher", "resnet8", "--weights", teacher / "model.safetensors")
+    assert run_command(None, *cached, "--views", 2, "--out", store).code == 0
+    _assert_all_alike(tmp_path, train, FLEET[:3], *data, "--store", store)
+
+
+def test_a_repeated_flag_makes_a_fleet_of_equal_settings(built: Built, tmp_path: Path, train: Kdpipe) -> None:
+    shared = (*LIMITS, "--store", built.store, "--loss", "dist", "--optimizer", "adamw")
+    assert train(*shared, "--student", "resnet8", "--student", DROPPING, "--out", tmp_path / "runs").code == 0
+    for name, student in (("resnet8", "resnet8"), ("dropping", DROPPING)):
+        assert train(*shared, "--student", student, "--out", tmp_path / "alone").code == 0
+        _alike(tmp_path / "runs" / name, tmp_path / "alone")
+
+
+def test_another_optimiser_has_defaults_of_its_own(tmp_path: Path, train: Kdpipe) -> None:
+    members = [{"student": "resnet8", "optimizer": "sgd"}, {"name": "slow", "student": "resnet8", "lr": 1e-4}]
+    flags = (*LIMITS, "--optimizer", "adamw", "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    assert train(*flags).code == 0
+    found = {run.name: _json(run / "run.json")["parameters"] for run in (tmp_path / "runs").iterdir()}
+    assert (found["resnet8"]["lr"], found["resnet8"]["weight_decay"]) == (0.1, 5e-4)
+    assert (found["slow"]["lr"], found["slow"]["weight_decay"]) == (1e-4, 0.05)
+
+
+def _failed(outcome: Outcome, *names: str) -> None:
+    refused(outcome, f"{len(names)} of ", f"({', '.join(names)}); failure.json")
+
+
+def test_a_member_that_diverges_is_left_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
+    shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
+    members = [FLEET[0], {"name": "wild", "student": "resnet8", "lr": 1e18}, *FLEET[1:]]
+    flags = (*shared, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    ran = train(*flags)
+    _failed(ran, "wild")
+    assert f"{tmp_path / 'runs' / 'wild'} is left out: " in ran.err
+    for member in FLEET:
+        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+    wild = tmp_path / "runs" / "wild"
+    assert not (wild / "metrics.json").exists()
+    assert "not finite" in _json(wild / "failure.json")["message"]
+
+    before = {path: path.read_bytes() for path in (tmp_path / "runs" / "plain").iterdir()}
+    _failed(train(*flags, "--resume"), "wild")
+    assert {path: path.read_bytes() for path in before if path.name != "run.json"} == {
+        path: content for path, content in before.items() if path.name != "run.json"
+    }
+    refused(train(*shared, "--student", "resnet8", "--lr", 1e18, "--out", wild, "--resume"), "not finite")
+
+    tamed = [member for member in members if member.get("name") != "wild"]
+    assert train(*shared, "--fleet", _fleet(tmp_path, tamed), "--out", tmp_path / "runs", "--resume").code == 0
+
+
+def test_where_all_diverge_nothing_is_left(tmp_path: Path, train: Kdpipe) -> None:
+    members = [{"name": name, "student": "resnet8", "lr": 1e18} for name in ("one", "other")]
+    flags = (*LIMITS, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    _failed(train(*flags), "one", "other")
+    _failed(train(*flags, "--resume"), "one", "other")
+    assert train(*LIMITS, "--student", "resnet8", "--student", DROPPING, "--out", tmp_path / "runs").code == 0
+
+
+def test_a_member_of_a_stopped_fleet_can_go_on_alone(
+    built: Built, singles: Path, tmp_path: Path, train: Kdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
+    asked = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "stoppable", lambda: contextlib.nullcontext(lambda: next(asked) == 7))
+        flags = (*shared, "--fleet", _fleet(tmp_path, FLEET), "--out", tmp_path / "runs")
+        refused(train(*flags), "stopped at step 3 of epoch 2", "--resume")
+    for member in FLEET:
+        run = tmp_path / "runs" / _name(member)
+        assert train(*shared, *_flags(member), "--out", run, "--resume").code == 0
+        _alike(run, singles / _name(member))
+
+
+REFUSED: dict[str, tuple[Any, tuple[object, ...], str]] = {
+    "no list": ({"student": "resnet8"}, (), "must be a list of students"),
+    "an empty list": ([], (), "must be a list of students"),
+    "no mappings": (["resnet8"], (), "must be a list of students"),
+    "an unknown key": (
+        [{"student": "resnet8", "temprature": 2}],
+        (),
+        "student 1 of {fleet} has 'temprature', but there is no such setting; did you mean 'temperature'?",
+    ),
+    "a shared key": (
+        [FLEET[0], {"student": "resnet14", "epochs": 3}],
+        (),
+        "student 2 of {fleet} has 'epochs', but all students share it: give it on the command line",
+    ),
+    "no student": ([{"loss": "dkd"}], (), "student 1 of {fleet} lacks 'student'"),
+    "students in one": ([{"student": ["resnet8", "resnet14"]}], (), "student 1 of {fleet} has the student"),
+    "a number for a name": ([{"student": "resnet8", "name": 8}], (), "student 1 of {fleet} has the name 8"),
+    "one name twice": ([FLEET[0], FLEET[0]], (), "two students are called 'resnet8': give each a name of its own"),
+    "a path for a name": ([{"student": "resnet8", "name": "a/b"}], (), "'a/b' cannot be the name of a student"),
+    "the folder above": ([{"student": "resnet8", "name": ".."}], (), "'..' cannot be the name of a student"),
+    "no name": ([{"student": "resnet8", "name": ""}], (), "'' cannot be the name of a student"),
+    "a bad value": ([{"student": "resnet8", "lr": -1}], (), "student 'resnet8': --lr: "),
+    "an unknown model": ([FLEET[0], {"student": "resnet9"}], (), "unknown model 'resnet9'"),
+    "an unknown loss": ([FLEET[0], {"name": "b", "student": "resnet8", "loss": "dk"}], (), "unknown loss 'dk'"),
+    "two ways": ([FLEET[0]], ("--student", "resnet8"), "give --student, or --fleet"),
+    "seeds": ([FLEET[0]], ("--seeds", "0,1"), "list the students of each seed in --fleet"),
+    "a live teacher": ([FLEET[0]], ("--teacher", "resnet8"), "a live teacher: make a store"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_fleet_is_refused(built: Built, tmp_path: Path, train: Kdpipe, case: str) -> None:
+    written, flags, message = REFUSED[case]
+    store = () if "teacher" in str(flags) else ("--store", built.store)
+    fleet = _fleet(tmp_path, written)
+    ran = train(*LIMITS, *store, "--fleet", fleet, "--out", tmp_path / "runs", *flags)
+    refused(ran, message.format(fleet=fleet))
+    assert [path.name for path in tmp_path.iterdir()] == ["fleet.yaml"]
+
+
+def test_what_cannot_be_read_or_is_asked_twice_is_refused(built: Built, tmp_path: Path, train: Kdpipe) -> None:
+    out, missing = tmp_path / "runs", tmp_path / "none.yaml"
+    refused(train(*LIMITS, "--fleet", missing, "--out", out), f"{missing} cannot be read")
+    (tmp_path / "torn.yaml").write_text("- {student: resnet8")
+    refused(train(*LIMITS, "--fleet", tmp_path / "torn.yaml", "--out", out), "torn.yaml cannot be read")
+    refused(train(*LIMITS, "--out", out), "give --student, or --fleet")
+    twice = ("--student", "resnet8", "--student", "resnet8")
+    refused(train(*LIMITS, *twice, "--out", out), "two students are called 'resnet8'")
+    several = ("--student", "resnet8", "--student", "resnet14")
+    refused(train(*LIMITS, *several, "--seeds", "0,1", "--out", out), "seeds")
+    refused(train(*LIMITS, *several, "--teacher", "resnet8", "--out", out), "a live teacher")
+    assert not out.exists()
+    out.write_text("")
+    refused(train(*LIMITS, *several, "--out", out), f"{out}", "is a file")
+    out.unlink()
+    (out / "resnet14").mkdir(parents=True)
+    (out / "resnet14" / "thesis.tex").write_text("")
+    refused(train(*LIMITS, *several, "--out", out), "resnet14 is not a run: it holds thesis.tex")
+    assert [path.name for path in out.iterdir()] == ["resnet14"]
+
+
+def _start(built: Built, folder: Path, *flags: object) -> subprocess.Popen[str]:
+    command = (
+        *("train-student", *LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, "--checkpoint-every", 0),
+        *("--fleet", _fleet(folder, FLEET), "--out", folder / "runs", *flags),
+    )
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdpipe", *map(str, command)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+
+
+def _written(run: Path) -> int:
+    try:
+        return (run / "checkpoint.pt").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def test_killed_at_random_moments(built: Built, singles: Path, tmp_path: Path) -> None:
+    """Also between the checkpoints of two members, which is where most of the time goes here."""
+    draw = random.Random(time.time_ns())
+    runs = tmp_path / "runs"
+    for kill in range(4):
+        process = _start(built, tmp_path, *(["--resume"] if kill else []))
+        watched = runs / _name(draw.choice(FLEET))
+        for _ in range(draw.randint(1, 4)):
+            seen, deadline = _written(watched), time.monotonic() + 60
+            while _written(watched) == seen and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.0005)
+        time.sleep(draw.uniform(0, 0.03))
+        process.kill()
+        process.communicate(timeout=60)
+    process = _start(built, tmp_path, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Going on from" in errors
+    for member in FLEET:
+        _alike(runs / _name(member), singles / _name(member))
+
+
+def test_asked_to_stop(built: Built, singles: Path, tmp_path: Path) -> None:
+    process = _start(built, tmp_path)
+    while not _written(tmp_path / "runs" / "plain") and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1].startswith("kdpipe: stopped")
+    process = _start(built, tmp_path, "--resume")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for member in FLEET:
+        _alike(tmp_path / "runs" / _name(member), singles / _name(member))

@@ -1,0 +1,289 @@
+"""Students that are trained together equal those that are trained alone, whatever befalls the others."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kdpipe import dataset, models, open_store
+from kdpipe.dataset import Dataset
+from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
+from kdpipe.store import LogitStore, join_checked
+from kdpipe.student import (
+    Cost,
+    Distillation,
+    Member,
+    Optimisation,
+    RunDirectory,
+    Schedule,
+    SoftTargets,
+    make,
+    soft_targets,
+    train_together,
+)
+from kdpipe.student.checkpoint import before
+from kdpipe.views import Geometry, Renderer
+from tests.conftest import Built
+
+EPOCHS, STEPS = 2, 7
+NAMES = ("plain", "dropping", "averaged", "wide")
+
+Outcomes = dict[str, Cost | KdpipeError]
+
+
+class Dropping(torch.nn.Module):
+    """A model that draws from torch's generator at every step."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
+
+
+class Starving(torch.nn.Module):
+    """A model whose memory does not suffice at one of its forward passes, and from then on for more than 8 images."""
+
+    def __init__(self, body: torch.nn.Module, step: int) -> None:
+        super().__init__()
+        self.body, self._left = body, step
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self._left -= 1
+        if self._left < 0 and len(images) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.body(images)
+
+
+class Fleet:
+    """Makes members by their names, with all that they share, and trains them in a folder of their own."""
+
+    def __init__(self, digits: Dataset, store: LogitStore, folder: Path) -> None:
+        self._digits, self._store, self.folder = digits, store, folder
+
+    def run(self, name: str) -> RunDirectory:
+        return RunDirectory(self.folder / name)
+
+    def __call__(self, *names: str, resume: bool = False, stop_after: int = 0, **others: Any) -> Outcomes:
+        targets = soft_targets(self._store, join_checked(self._store, self._digits))
+        renderers: dict[Geometry, Renderer] = {}
+        members = [self._member(name, targets, renderers) for name in names]
+        asked = iter(range(1, 1000))
+        trained = train_together(members, resume=resume, should_stop=lambda: next(asked) == stop_after, **others)
+        return dict(zip(names, trained, strict=True))
+
+    def _member(self, name: str, targets: SoftTargets, renderers: dict[Geometry, Renderer]) -> Member:
+        torch.manual_seed(len(name))
+        size = 16 if name == "wide" else None
+        model = models.load("resnet8", num_classes=10, size=size, fallback_statistics=self._digits.statistics)
+        module = {"dropping": Dropping, "starving": lambda body: Starving(body, 5)}.get(name, lambda body: body)(
+            model.module
+        )
+        geometry = Geometry.of(model.preset)
+        renderers.setdefault(geometry, Renderer(self._digits, "crop-flip", seed=0, geometry=geometry, workers=1))
+        lr = 1e18 if name == "wild" else 0.05
+        self.run(name).path.mkdir(exist_ok=True)
+        return Member(
+            module,
+            renderers[geometry],
+            model.preset,
+            Schedule(EPOCHS, 32, lr, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2),
+            None if name == "averaged" else Distillation(targets, make("kd", temperature=4.0), 0.9, 0.1),
+            self.run(name),
+            Optimisation(ema=0.9 if name == "averaged" else None),
+        )
+
+
+@pytest.fixture(scope="module")
+def loaded(built: Built) -> tuple[Dataset, LogitStore]:
+    return dataset.load("digits", "train", 200), open_store(built.store)
+
+
+@pytest.fixture
+def fleet(loaded: tuple[Dataset, LogitStore], tmp_path: Path) -> Fleet:
+    return Fleet(*loaded, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(loaded: tuple[Dataset, LogitStore], tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Every member trained by itself."""
+    made = Fleet(*loaded, tmp_path_factory.mktemp("alone"))
+    for name in NAMES:
+        assert isinstance(made(name)[name], Cost)
+    return made
+
+
+def _assert_same(found: Any, expected: Any, place: str) -> None:
+    """Compare two states, their tensors to the bit; times may differ."""
+    if isinstance(expected, dict):
+        assert set(found) == set(expected), place
+        for key in set(expected) - {"seconds", "images_per_second"}:
+            _assert_same(found[key], expected[key], f"{place}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for number, (mine, other) in enumerate(zip(found, expected, strict=True)):
+            _assert_same(mine, other, f"{place}.{number}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), place
+    else:
+        assert found == expected, place
+
+
+def _assert_alike(fleet: Fleet, alone: Fleet, *names: str) -> None:
+    """Compare all that the last checkpoints hold: weights, optimiser, average, generator, history."""
+    for name in names:
+        _assert_same(fleet.run(name).load_checkpoint(), alone.run(name).load_checkpoint(), name)
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1], ("wide", "plain"), ("averaged", "dropping")])
+def test_each_equals_itself_alone(fleet: Fleet, alone: Fleet, names: tuple[str, ...]) -> None:
+    assert all(isinstance(cost, Cost) for cost in fleet(*names).values())
+    _assert_alike(fleet, alone, *names)
+
+
+def test_streamed_images(loaded: tuple[Dataset, LogitStore], alone: Fleet, tmp_path: Path) -> None:
+    fleet = Fleet(dataset.load("digits", "train", 200, loading="stream"), loaded[1], tmp_path)
+    with pytest.raises(RunError, match="step 3 of epoch 1"):
+        fleet("dropping", "wide", stop_after=3)
+    fleet("dropping", "wide", resume=True)
+    _assert_alike(fleet, alone, "dropping", "wide")
+
+
+def test_images_are_rendered_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    original = Renderer.__call__
+
+    def render(renderer: Renderer, rows: Any, view: int) -> torch.Tensor:
+        rendered.append(len(rows))
+        return original(renderer, rows, view)
+
+    monkeypatch.setattr(Renderer, "__call__", render)
+    fleet("plain")
+    by_one = list(rendered)
+    rendered.clear()
+    fleet("plain", "dropping", "averaged")
+    assert rendered == by_one
+
+
+@pytest.mark.parametrize("failing", ["wild", "starving"])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_member_that_fails_leaves_the_others_as_they_are(
+    fleet: Fleet, alone: Fleet, failing: str, place: int
+) -> None:
+    said: list[str] = []
+    names = (*NAMES[:place], failing, *NAMES[place:])
+    trained = fleet(*names, say=said.append)
+    assert [name for name in names if not isinstance(trained[name], Cost)] == [failing]
+    assert isinstance(trained[failing], DivergedError if failing == "wild" else DeviceError)
+    if failing == "starving":
+        assert "batch size of 32; 8 fit" in str(trained[failing])
+    assert said == [f"{fleet.run(failing).path} is left out: {trained[failing]}"]
+    assert fleet.run(failing).failure() == str(trained[failing])
+    _assert_alike(fleet, alone, *NAMES)
+
+    again = fleet(*names, resume=True)
+    assert str(again[failing]) == str(trained[failing])
+    assert not any(fleet.run(name).failure() for name in NAMES)
+    _assert_alike(fleet, alone, *NAMES)
+
+
+def test_a_single_one_that_fails_says_so_itself(fleet: Fleet) -> None:
+    assert isinstance(fleet("wild")["wild"], DivergedError)
+    assert fleet.run("wild").failure() is None
+
+
+def test_stopped_at_random_steps(fleet: Fleet, alone: Fleet) -> None:
+    draw = random.Random(time.time_ns())
+    done, resume = 0, False
+    while done < EPOCHS * STEPS:
+        steps = draw.randint(1, 6)
+        order = draw.sample(NAMES, len(NAMES))
+        stopped: Any = (
+            pytest.raises(RunError, match="stopped at") if done + steps < EPOCHS * STEPS else contextlib.nullcontext()
+        )
+        with stopped:
+            fleet(*order, resume=resume, stop_after=steps)
+        done, resume = done + steps, True
+    _assert_alike(fleet, alone, *NAMES)
+
+
+@pytest.fixture
+def halfway(fleet: Fleet) -> Fleet:
+    """Stopped after ten steps, with the checkpoints of these and of the nine before."""
+    with pytest.raises(RunError, match="step 3 of epoch 2"):
+        fleet(*NAMES, stop_after=10, checkpoint_every=0)
+    return fleet
+
+
+@pytest.mark.parametrize("written", range(1, len(NAMES)))
+def test_killed_between_the_checkpoints_of_two_members(halfway: Fleet, alone: Fleet, written: int) -> None:
+    for name in NAMES[written:]:
+        newest = halfway.run(name).checkpoint
+        before(newest).replace(newest)
+    said: list[str] = []
+    halfway(*NAMES, resume=True, say=said.append)
+    assert said[-1] == "Going on from step 2 of epoch 2."
+    _assert_alike(halfway, alone, *NAMES)
+
+
+def test_killed_twice_between_two_checkpoints(halfway: Fleet, alone: Fleet) -> None:
+    """What was ahead the first time is out of the way the second time."""
+    for steps in (0, 2):
+        if steps:
+            with pytest.raises(RunError, match="step 4 of epoch 2"):
+                halfway(*NAMES, resume=True, stop_after=steps)
+        for name in NAMES[1:]:
+            newest = halfway.run(name).checkpoint
+            before(newest).replace(newest)
+    said: list[str] = []
+    halfway(*NAMES, resume=True, say=said.append)
+    assert said[-1] == "Going on from step 2 of epoch 2."
+    _assert_alike(halfway, alone, *NAMES)
+
+
+def test_killed_within_a_checkpoint(halfway: Fleet, alone: Fleet) -> None:
+    """One member has the next one, of another the newest is put aside already, and the others come after."""
+    with pytest.raises(RunError, match="step 4 of epoch 2"):
+        halfway("plain", resume=True, stop_after=1)
+    newest = halfway.run("dropping").checkpoint
+    newest.replace(before(newest))
+    said: list[str] = []
+    halfway(*NAMES, resume=True, say=said.append)
+    assert said[-1] == "Going on from step 3 of epoch 2."
+    _assert_alike(halfway, alone, *NAMES)
+
+
+def test_a_damaged_checkpoint(halfway: Fleet, alone: Fleet) -> None:
+    halfway.run("wide").checkpoint.write_bytes(b"torn")
+    said: list[str] = []
+    halfway(*NAMES, resume=True, say=said.append)
+    assert said[-1] == "Going on from step 2 of epoch 2."
+    _assert_alike(halfway, alone, *NAMES)
+
+
+def test_killed_before_the_first_checkpoint_of_one(halfway: Fleet, alone: Fleet) -> None:
+    for path in (halfway.run("averaged").checkpoint, before(halfway.run("averaged").checkpoint)):
+        path.unlink()
+    halfway(*NAMES, resume=True)
+    _assert_alike(halfway, alone, *NAMES)
+
+
+def test_a_member_goes_on_alone_and_with_others(halfway: Fleet, alone: Fleet) -> None:
+    halfway("wide", resume=True)
+    halfway("averaged", "dropping", resume=True)
+    _assert_alike(halfway, alone, "wide", "averaged", "dropping")
+
+
+def test_members_at_different_steps_cannot_go_on_together(halfway: Fleet) -> None:
+    halfway("wide", resume=True, checkpoint_every=0)
+    checkpoints = {name: halfway.run(name).checkpoint.read_bytes() for name in NAMES}
+    with pytest.raises(RunError, match=r"of different steps.*or resume each alone"):
+        halfway(*NAMES, resume=True)
+    assert {name: halfway.run(name).checkpoint.read_bytes() for name in NAMES} == checkpoints
