@@ -18,7 +18,7 @@ from PIL import Image
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.student import predict
-from kdpipe.views import Geometry, Renderer
+from kdpipe.views import Geometry, Renderer, Renderers
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
@@ -31,14 +31,14 @@ STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", 
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batches]:
     """The batches of each epoch that a run trains on."""
     epochs: list[Batches] = []
-    render = Renderer.batches
+    render = Renderers.batches
 
-    def noting(self: Renderer, batches: Batches, view: int) -> Any:
+    def noting(self: Renderers, batches: Batches, view: int) -> Any:
         if view > 0:
             epochs.append(list(batches))
         return render(self, batches, view)
 
-    monkeypatch.setattr(Renderer, "batches", noting)
+    monkeypatch.setattr(Renderers, "batches", noting)
     return epochs
 
 
