@@ -162,7 +162,8 @@ def test_the_largest_are_kept_and_the_rest_share_what_is_left(k: int, logits: np
         order = np.argsort(coded, kind="stable")[::-1]
         kept = np.sort(row)[::-1][:k]
         assert np.abs(coded[order][:k] - kept).max() <= np.abs(kept).max() * 2.0**-11 + 2.0**-25
-        assert row[coded.argmax()] >= -(2.0**-24)
+        # The rest may tie with the largest: its mean is rounded, and one of it is lower by that times their number.
+        assert row[coded.argmax()] >= -(len(row) - k) * 2.0**-22
         rest = np.sort(row)[::-1][k:]
         mean = rest[0] + np.log(np.mean(np.exp(rest - rest[0])))
         tail = coded[order][k:]
