@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +63,17 @@ def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -
     assert code is None or isinstance(code, int)
     printed = capsys.readouterr() if capsys is not None else None
     return Outcome(code or 0, printed.out if printed else "", printed.err if printed else "")
+
+
+def start_command(*arguments: object) -> subprocess.Popen[str]:
+    """Start a kdpipe command in a process of its own, to be killed or waited for."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "kdpipe", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
 
 
 @pytest.fixture

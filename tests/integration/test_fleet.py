@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +23,7 @@ from kdpipe import dataset
 from kdpipe.models.zoo import BUILDERS
 from kdpipe.store import layout
 from stages import training
-from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
+from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
 
 Kdpipe = Callable[..., Outcome]
 Flags = dict[str, Any]
@@ -337,14 +335,7 @@ def _start(built: Built, folder: Path, *flags: object) -> subprocess.Popen[str]:
         *("train-student", *LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, "--checkpoint-every", 0),
         *("--fleet", _fleet(folder, FLEET), "--out", folder / "runs", *flags),
     )
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdpipe", *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    return start_command(*command)
 
 
 def _written(run: Path) -> int:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from kdpipe import dataset
-from tests.conftest import LIMITS, ROOT, Built
+from tests.conftest import LIMITS, Built, start_command
 
 EPOCHS, STEPS = 4, 7
 TIMES = ("seconds", "images_per_second")
@@ -27,14 +25,7 @@ def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
         *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
         *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", "--balance", "--sample-weights", _weights(built), *flags),
     )
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdpipe", *map(str, command)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+    return start_command(*command)
 
 
 def _weights(built: Built) -> Path:
