@@ -53,11 +53,11 @@ class Learner:
         lr: float,
         weight_decay: float,
         device: torch.device,
-        beside: torch.nn.Module | None = None,
+        beside: torch.nn.Module,
     ) -> None:
         """Train ``module``, which is on ``device``, in place, and what is learned ``beside`` it but no part of it."""
         self.module = module.train()
-        self._beside = torch.nn.Module() if beside is None else beside
+        self._beside = beside
         self.settings = optimisation
         self.device = device
         if optimisation.channels_last:

@@ -12,10 +12,10 @@ from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
 from kdpipe.models import Preset
 from kdpipe.student.batches import Batch
 from kdpipe.student.checkpoint import State
-from kdpipe.student.distillation import Distillation, Terms
+from kdpipe.student.distillation import Distillation
 from kdpipe.student.divergence import LossWatch, not_finite
-from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
+from kdpipe.student.objective import Objective
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
 from kdpipe.student.runs import History, RunDirectory
@@ -69,19 +69,18 @@ class Trainee:
         self.position = Position()
         self.seen = 0
         """Samples of the epoch under way that were learnt from."""
-        schedule, distillation = member.schedule, member.distillation
-        self._signals = None if distillation is None else distillation.signals
+        schedule, optimisation = member.schedule, member.optimisation
+        self._objective = Objective(member.preset, member.distillation, label_smoothing=optimisation.label_smoothing)
         self._learner = Learner(
             member.module,
-            member.optimisation,
+            optimisation,
             lr=schedule.lr,
             weight_decay=schedule.weight_decay,
             device=member.renderer.device,
-            beside=None if self._signals is None else self._signals.projections,
+            beside=self._objective.beside,
         )
         self._steps, self._source = steps, source
         self._generators = member.generators
-        self._terms: Terms | None = None
         self._saved = ""
         self._watch = LossWatch(lambda: f"{self._saved or 'There is no checkpoint yet'}; try a lower --lr.")
 
@@ -100,9 +99,7 @@ class Trainee:
 
     def begin(self, seen: int) -> None:
         """Begin an epoch, or go on with it after ``seen`` samples."""
-        distillation = self.member.distillation
-        epochs = self.member.schedule.epochs
-        self._terms = None if distillation is None else distillation.terms(self.position.epoch, epochs)
+        self._objective.begin(self.position.epoch, self.member.schedule.epochs)
         self.seen = seen
 
     def learn(self, batch: Batch) -> KdpipeError | None:
@@ -144,8 +141,7 @@ class Trainee:
         position, schedule = self.position, self.member.schedule
         epoch = position.epoch
         row = {"epoch": epoch + 1, "view": view, "lr": schedule.rate(epoch * self._steps, self._steps)}
-        row |= {} if self._terms is None else self._terms.moving
-        row |= self.means()
+        row |= self._objective.moving | self.means()
         with self._drawing():
             if self.member.validation is not None:
                 self._check()
@@ -177,8 +173,7 @@ class Trainee:
 
     def finish(self) -> None:
         """Leave the trained weights in the module, and nothing that watches it."""
-        if self._signals is not None:
-            self._signals.close()
+        self._objective.close()
         self._learner.finish()
 
     def means(self) -> dict[str, float]:
@@ -193,21 +188,7 @@ class Trainee:
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Take one step; return the mean of each loss term and the share of correct answers."""
-        logits = self._learner.forward(self.member.preset.normalise(batch.pixels[self._source]))
-        smoothing = self._learner.settings.label_smoothing
-        terms = {
-            "ce": cross_entropy(logits, batch.labels, smoothing=smoothing)
-            if batch.second is None
-            else mixed_cross_entropy(logits, batch.labels, batch.second, smoothing=smoothing)
-        }
-        if self._terms is None or batch.soft_targets is None:
-            terms["loss"] = terms["ce"]
-        else:
-            terms["kd"] = self._terms.loss(logits, batch.soft_targets, batch.labels)
-            if self._signals is not None:
-                of_layers = self._signals(batch.signals)
-                terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
-            terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+        logits, terms = self._objective(self._learner.forward, batch, batch.pixels[self._source])
         step = self.position.epoch * self._steps + self.position.step
         self._learner.step(terms["loss"], rate=self.member.schedule.rate(step, self._steps))
         correct = (logits.detach().argmax(dim=1) == batch.labels).float().sum()

@@ -1,0 +1,64 @@
+"""What a student's answers to a batch cost: the terms of its loss, and their weighted sum, which a step goes down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from kdpipe.models import Preset
+from kdpipe.student.batches import Batch
+from kdpipe.student.distillation import Distillation, Terms
+from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""Normalised images, float32 ``(n, 3, H, W)``, to float32 logits ``(n, classes)``."""
+
+
+class Objective:
+    """The loss of one student; what is learned for it, and is no part of the student, is in ``beside``."""
+
+    def __init__(self, preset: Preset, distillation: Distillation | None, *, label_smoothing: float) -> None:
+        """Learn from ``distillation``, or without it from labels alone."""
+        self._preset, self._distillation, self._smoothing = preset, distillation, label_smoothing
+        self._signals = None if distillation is None else distillation.signals
+        self._terms: Terms | None = None
+        self.beside = torch.nn.Module() if self._signals is None else self._signals.projections
+
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Take the weights of ``epoch``, from 0, of ``epochs``."""
+        self._terms = None if self._distillation is None else self._distillation.terms(epoch, epochs)
+
+    @property
+    def moving(self) -> dict[str, float]:
+        """The epoch's weights and temperature, those that are not the same in every epoch."""
+        return {} if self._terms is None else self._terms.moving
+
+    def __call__(
+        self, forward: Forward, batch: Batch, pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits of a batch and the terms of its loss, means over the batch; ``loss`` is their sum.
+
+        ``pixels`` are those of the batch that the student is shown, uint8 ``(n, 3, H, W)``.
+        """
+        logits = forward(self._preset.normalise(pixels))
+        terms = {"ce": self._cross_entropy(logits, batch)}
+        if self._terms is None or batch.soft_targets is None:
+            terms["loss"] = terms["ce"]
+        else:
+            terms["kd"] = self._terms.loss(logits, batch.soft_targets, batch.labels)
+            if self._signals is not None:
+                of_layers = self._signals(batch.signals)
+                terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
+            terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+        return logits, terms
+
+    def close(self) -> None:
+        """Let go of the student."""
+        if self._signals is not None:
+            self._signals.close()
+
+    def _cross_entropy(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        if batch.second is None:
+            return cross_entropy(logits, batch.labels, smoothing=self._smoothing)
+        return mixed_cross_entropy(logits, batch.labels, batch.second, smoothing=self._smoothing)
