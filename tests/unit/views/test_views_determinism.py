@@ -138,6 +138,15 @@ def test_batches_from_two_workers(wholes: Wholes, recipe: str) -> None:
     assert torch.equal(plain, draw(np.concatenate(some_batches()), 0))
 
 
+def test_one_trainings_workers_serve_the_next() -> None:
+    draw = renderer(load(MIXED, "train", loading="stream"), RECIPES[-1])
+    alive = []
+    for _ in range(2):
+        assert len(list(Renderers.of([draw]).batches(some_batches(), VIEW))) == len(some_batches())
+        alive.append({process.pid for process in multiprocessing.active_children()})
+    assert alive[0] == alive[1]
+
+
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_several_sizes_that_are_decoded_once(
     loading: Literal["memory", "stream"], monkeypatch: pytest.MonkeyPatch
