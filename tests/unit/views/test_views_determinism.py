@@ -138,13 +138,16 @@ def test_batches_from_two_workers(wholes: Wholes, recipe: str) -> None:
     assert torch.equal(plain, draw(np.concatenate(some_batches()), 0))
 
 
-def test_one_trainings_workers_serve_the_next() -> None:
-    draw = renderer(load(MIXED, "train", loading="stream"), RECIPES[-1])
-    alive = []
+def test_the_workers_of_one_training_serve_the_next() -> None:
+    def workers() -> set[int | None]:
+        return {process.pid for process in multiprocessing.active_children()}
+
+    draw, others, seen = renderer(load(MIXED, "train", loading="stream"), RECIPES[-1]), workers(), []
     for _ in range(2):
         assert len(list(Renderers.of([draw]).batches(some_batches(), VIEW))) == len(some_batches())
-        alive.append({process.pid for process in multiprocessing.active_children()})
-    assert alive[0] == alive[1]
+        seen.append(workers() - others)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])
