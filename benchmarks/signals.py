@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from blake3 import blake3
 from commands import describe, kdpipe
 from consistency_report import Finished, Run, spread
@@ -88,7 +87,7 @@ class Trainer:
         out, written = self.folder / f"fleet-{seed}", self.folder / f"fleet-{seed}.yaml"
         arms = losses(self.options.layers)
         members = [{"student": self.options.student, "name": arm, "loss": loss} for arm, loss in arms.items()]
-        durable.write_text(written, yaml.safe_dump(members, sort_keys=False))
+        durable.write_json(written, members)
         self._train(seed, out, [out / arm for arm in arms], "--fleet", written)
         return [_run(arm, seed, out / arm) for arm in arms]
 
