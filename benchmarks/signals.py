@@ -228,9 +228,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument("--recipe", default="rrc-flip:0.5")
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument(
-        "--layers", nargs="+", default=["layer2", "layer3", "penultimate"], help="of features-of-layers"
-    )
+    parser.add_argument("--layers", nargs="+", default=MAPS["layers"], help="of features-of-layers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/signals"), help="store and runs")
