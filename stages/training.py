@@ -22,6 +22,7 @@ from kdpipe.student import (
     Distillation,
     Member,
     Optimisation,
+    Rotation,
     RunDirectory,
     Sampling,
     Schedule,
@@ -62,6 +63,7 @@ class Task:
     params: TrainTeacher | TrainStudent
     distillation: Distillation | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    rotation: Rotation | None = None
 
     @property
     def run(self) -> RunDirectory:
@@ -185,6 +187,7 @@ def _member(
         validation,
         on_resume=logs.epochs,
         on_epoch=report,
+        rotation=task.rotation,
     )
 
 
@@ -287,7 +290,7 @@ def _identity(
 
 
 def _line(row: dict[str, float], epochs: int) -> str:
-    terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce") if name in row)
+    terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce", "rotation") if name in row)
     validated = f", validation top-1 {row['validation_top1']:.2%}" if "validation_top1" in row else ""
     return (
         f"epoch {row['epoch']:.0f}/{epochs}: {terms}, train top-1 {row['train_top1']:.2%}{validated}, "

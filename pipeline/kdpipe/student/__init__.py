@@ -7,6 +7,7 @@ from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.sample_weights import read_sample_weights
 from kdpipe.student.sampling import Sampling
@@ -35,6 +36,7 @@ __all__ = [
     "Member",
     "MixedTargets",
     "Optimisation",
+    "Rotation",
     "RunDirectory",
     "Sampling",
     "Schedule",

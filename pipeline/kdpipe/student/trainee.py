@@ -18,6 +18,7 @@ from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
 from kdpipe.student.objective import Objective
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.validation import Validation
@@ -56,6 +57,8 @@ class Member:
     """Gets the rows of the history that were made before the run was resumed."""
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
     """Gets each row of the history when it is made."""
+    rotation: Rotation | None = None
+    """The auxiliary task; ``None`` for none."""
     generators: list[torch.Tensor] = field(default_factory=_generators)
     """Where torch's generators are before its first step: as they are when it is made."""
 
@@ -70,7 +73,12 @@ class Trainee:
         self.seen = 0
         """Samples of the epoch under way that were learnt from."""
         schedule, optimisation = member.schedule, member.optimisation
-        self._objective = Objective(member.preset, member.distillation, label_smoothing=optimisation.label_smoothing)
+        self._objective = Objective(
+            member.preset,
+            member.distillation,
+            label_smoothing=optimisation.label_smoothing,
+            rotation=member.rotation,
+        )
         self._learner = Learner(
             member.module,
             optimisation,
