@@ -43,7 +43,13 @@ class TensorBoard:
             self._writer.add_scalar(name, value, epoch)
         self._writer.file_writer.add_summary(self._session_end)
 
-    def close(self, *, failed: bool) -> None:  # noqa: ARG002
-        """Write what is left and close the file."""
-        if self._writer is not None:
-            self._writer.close()
+    def close(self, *, failed: bool) -> None:
+        """Write what is left, on the HParams page that the run ``failed`` where it did, and close the file."""
+        if self._writer is None:
+            return
+        if failed:
+            from tensorboard.plugins.hparams.api_pb2 import Status
+            from tensorboard.plugins.hparams.summary import session_end_pb
+
+            self._writer.file_writer.add_summary(session_end_pb(Status.Value("STATUS_FAILURE")))
+        self._writer.close()

@@ -23,6 +23,7 @@ from kdpipe.student import (
     predict,
     train,
 )
+from kdpipe.student.batches import Batches
 from kdpipe.student.hard_labels import cross_entropy
 from kdpipe.student.schedule import epoch_batches, learning_rate
 from kdpipe.teacher import Forward
@@ -167,12 +168,16 @@ def test_a_teacher_that_sees_another_size_gets_its_own_pixels(digits: dataset.Da
         seen.append(pixels)
         return torch.zeros(len(pixels), 10)
 
-    renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry(48, 48, "bilinear"))
-    targets = LiveTargets(forward, renderer)
-    targets.start_epoch(2, None)
-    rows = np.array([5, 1])
-    targets.logits(rows, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert torch.equal(seen[0], renderer(rows, 2))
+    own, *students = (
+        Renderer(digits, "crop-flip", seed=0, geometry=Geometry(size, size, "bilinear")) for size in (48, 32, 16)
+    )
+    rows = epoch_batches(200, batch_size=32, data_seed=3, epoch=1)[0]
+    for renderers in (students, [*students, own], [own, *students]):
+        batch = next(Batches(renderers, SCHEDULE, LiveTargets(forward, own)).epoch(1)[1])
+        assert torch.equal(seen.pop(), own(rows, 2))
+        for renderer, pixels in zip(renderers, batch.pixels, strict=False):
+            assert torch.equal(pixels, renderer(rows, 2))
+    assert not seen
 
 
 def test_unlabelled_samples_do_not_count() -> None:
