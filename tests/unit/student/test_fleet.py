@@ -91,6 +91,7 @@ class Fleet:
 
     def __init__(self, digits: Dataset, store: LogitStore, folder: Path) -> None:
         self._digits, self._store, self.folder = digits, store, folder
+        self._held_out = dataset.load("digits", "test", 60)
 
     def run(self, name: str) -> RunDirectory:
         return RunDirectory(self.folder / name)
@@ -111,7 +112,7 @@ class Fleet:
         geometry = Geometry.of(model.preset)
         renderers.setdefault(geometry, Renderer(self._digits, "crop-flip", seed=0, geometry=geometry, workers=1))
         lr = 1e18 if name == "wild" else 0.05
-        held_out = Renderer(dataset.load("digits", "test", 60), "none", seed=0, geometry=geometry)
+        held_out = Renderer(self._held_out, "none", seed=0, geometry=geometry)
         self.run(name).path.mkdir(exist_ok=True)
         return Member(
             module,
@@ -192,7 +193,7 @@ def test_images_are_rendered_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch)
     fleet("plain")
     by_one = list(rendered)
     rendered.clear()
-    fleet("plain", "dropping", "averaged")
+    fleet("plain", "dropping", "another")
     assert rendered == by_one
 
 
@@ -274,6 +275,22 @@ def test_a_member_that_fails_leaves_its_memory_to_the_others(fleet: Fleet, faili
         gc.enable()
     assert isinstance(fleet.run(failing).failure(), str)
     assert held[-1] - held[1] < 12_000
+
+
+@pytest.mark.parametrize(("failing", "steps"), [("wild", 9), ("starving", 6), ("starving", 9)])
+def test_stopped_beside_one_that_failed(fleet: Fleet, alone: Fleet, failing: str, steps: int) -> None:
+    """Whether it failed before the stop or fails after the checkpoint that the others go back to."""
+    names = ("plain", failing, "dropping")
+    with pytest.raises(RunError, match="stopped at"):
+        fleet(*names, stop_after=steps)
+    why = fleet.run(failing).failure()
+    assert why is not None
+    said: list[str] = []
+    trained = fleet(*names, resume=True, say=said.append)
+    assert [name for name in names if not isinstance(trained[name], Cost)] == [failing]
+    assert str(trained[failing]) == why
+    assert said[-1].startswith("Going on from")
+    _assert_alike(fleet, alone, "plain", "dropping")
 
 
 def test_stopped_at_random_steps(fleet: Fleet, alone: Fleet) -> None:

@@ -41,6 +41,14 @@ def test_students_until_the_store_has_paid_for_itself(epochs: int, students: int
     assert found.pays_from == students
 
 
+def test_all_students_count() -> None:
+    found = savings(cast(LogitStore, Stored(55.0)), samples=1000, epochs=20, students=3)
+    assert found is not None
+    assert (found.passes, found.seconds, found.pays_from) == (60, 200.0, 1)
+    counted = "Saved 60 passes of the teacher over 1,000 images (20 for each of 3 students), about 600 s"
+    assert str(found).startswith(counted)
+
+
 @pytest.mark.parametrize("stored", [Stored(None), Stored(0), Stored(55.0, precision="imported")])
 def test_where_it_is_not_known_nothing_is_said(stored: Stored) -> None:
     assert savings(cast(LogitStore, stored), samples=1000, epochs=20) is None
