@@ -223,7 +223,8 @@ def _ends(run: Path) -> tuple[int, str]:
 
 
 def _files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """The files of a log, but for what its package notes of itself."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
 
 
 def test_the_logs_of_a_student_that_is_left_out_end_as_failed(repository: Path, kdpipe: Kdpipe) -> None:

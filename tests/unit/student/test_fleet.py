@@ -91,7 +91,8 @@ class Fleet:
 
     def __init__(self, digits: Dataset, store: LogitStore, folder: Path) -> None:
         self._digits, self._store, self.folder = digits, store, folder
-        self._held_out = dataset.load("digits", "test", 60)
+        held_out, geometry = dataset.load("digits", "test", 60), Geometry(32, 32, "bilinear")
+        self._held_out = Renderer(held_out, "none", seed=0, geometry=geometry)
 
     def run(self, name: str) -> RunDirectory:
         return RunDirectory(self.folder / name)
@@ -112,7 +113,6 @@ class Fleet:
         geometry = Geometry.of(model.preset)
         renderers.setdefault(geometry, Renderer(self._digits, "crop-flip", seed=0, geometry=geometry, workers=1))
         lr = 1e18 if name == "wild" else 0.05
-        held_out = Renderer(self._held_out, "none", seed=0, geometry=geometry)
         self.run(name).path.mkdir(exist_ok=True)
         return Member(
             module,
@@ -122,7 +122,7 @@ class Fleet:
             None if name == "averaged" else Distillation(targets, make("kd", temperature=4.0), 0.9, 0.1),
             self.run(name),
             Optimisation(ema=0.9 if name in ("averaged", "wild", "blind") else None),
-            Validation(held_out, preset=model.preset) if name in ("averaged", "blind") else None,
+            Validation(self._held_out, preset=model.preset) if name in ("averaged", "blind") else None,
         )
 
 
