@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from kdpipe.store import layout
 from kdpipe.teacher import Forward
 from stages import training
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
+from tests.integration.test_training_flags import limited
 
 Kdpipe = Callable[..., Outcome]
 Flags = dict[str, Any]
@@ -324,6 +326,21 @@ def test_a_member_that_fails_is_left_out(
     refused(alone, reason.format(run=tmp_path / "alone"))
     assert "Saved" not in alone.err
     assert not (tmp_path / "alone" / "failure.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
+def test_memory_really_runs_out_in_one_validation(tmp_path: Path) -> None:
+    """The 256 held-out images at a time need more than 1,000 MiB at 160 x 160 pixels, and the 8 of a step do not."""
+    members = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
+    ran = limited(
+        *("train-student", "--data", "digits", "--limit-train", 300, "--limit-test", 60, "--validation", 0.9),
+        *("--fleet", _fleet(tmp_path, members), "--device", "cpu", "--epochs", 1, "--batch-size", 8),
+        *("--out", tmp_path / "runs"),
+    )
+    _failed(Outcome(ran.returncode, ran.stdout, ran.stderr), "large")
+    reason = _json(tmp_path / "runs" / "large" / "failure.json")["message"]
+    assert reason.startswith("cpu ran out of memory in the validation of epoch 1. ")
+    assert (tmp_path / "runs" / "resnet8" / "metrics.json").exists()
 
 
 def test_a_member_that_diverged_stays_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
