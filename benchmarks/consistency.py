@@ -71,6 +71,7 @@ class LabelsOf:
     def __init__(self, targets: SoftTargets, label_view: Callable[[int], int]) -> None:
         """Take them from ``targets``."""
         self._targets, self._label_view = targets, label_view
+        self.renderer = targets.renderer
 
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the views of the labels."""

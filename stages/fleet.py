@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.errors import ParamsError, RunError, did_you_mean
 from stages.params import TrainStudent
 from stages.params.learning import Learning
 from stages.resolution import in_words
@@ -42,6 +42,20 @@ def members(params: TrainStudent) -> list[TrainStudent]:
     if params.out.is_file():
         raise ParamsError(f"{params.out} is a file: pass --out a directory.")
     return [_member(params, each) for each in named]
+
+
+def refuse_failed(names: list[str], *, of: int) -> None:
+    """End the command with an error where some ``of`` several students could not be trained to their end.
+
+    Raises:
+        RunError: there are ``names`` of such students.
+    """
+    if names:
+        others = "The others are finished." if len(names) < of else "None is finished."
+        raise RunError(
+            f"{len(names)} of {of} students could not be trained to their end ({', '.join(names)}); "
+            f"failure.json in the run directory of each says why. {others}"
+        )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -28,15 +28,15 @@ from kdpipe.student import (
 )
 from kdpipe.student.signals import SignalTerms
 from kdpipe.teacher import Forward
-from kdpipe.views import Geometry, Recipe, Renderer
+from kdpipe.views import Geometry, Recipe
 from stages.auxiliary import rotation
 from stages.console import say
-from stages.fleet import members
+from stages.fleet import members, refuse_failed
 from stages.params import TrainStudent
 from stages.seeds import for_each_seed
 from stages.signals import beside, logits_loss, signal_terms, watch
 from stages.sources import TrainingData, load_model, load_split, load_training
-from stages.training import Shown, Task, fit
+from stages.training import Rendering, Shown, Task, fit
 
 
 def run(params: TrainStudent) -> None:
@@ -59,7 +59,8 @@ def _train(params: TrainStudent) -> None:
     terms = [signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [beside(store, list(chain(*terms))) for store in stores]
     teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
-    targets = _targets(students, stores, teacher, loaded[0], data, shown)
+    rendering = shown.rendering(data.train, models.resolve_device(params.device))
+    targets = _targets(students, stores, teacher, data, shown, rendering)
     watched = [watch(student, own, stores, model) for student, own, model in zip(students, terms, loaded, strict=True)]
     lineage = _lineage(stores, params.shares, teacher)
     tasks = [
@@ -72,11 +73,13 @@ def _train(params: TrainStudent) -> None:
         )
         for student, model, signals in zip(students, loaded, watched, strict=True)
     ]
-    fit(tasks, data, test, stage="train-student", shown=shown)
-    if params.mode == "cache" and len(stores) == 1:
-        saved = savings(stores[0], samples=len(data.train), epochs=params.epochs)
+    failed = fit(tasks, data, test, stage="train-student", shown=shown, rendering=rendering)
+    if params.mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
+        finished = len(tasks) - len(failed)
+        saved = savings(stores[0], samples=len(data.train), epochs=params.epochs, students=finished)
         if saved is not None:
             say(str(saved))
+    refuse_failed(failed, of=len(tasks))
 
 
 def _training_data(students: list[TrainStudent]) -> TrainingData:
@@ -99,11 +102,11 @@ def _targets(
     students: list[TrainStudent],
     stores: list[LogitStore],
     teacher: Model | None,
-    model: Model,
     data: TrainingData,
     shown: Shown,
+    rendering: Rendering,
 ) -> SoftTargets | None:
-    """Return the soft targets that all students share; ``model`` is one of them."""
+    """Return the soft targets that all students share."""
     params = students[0]
     if params.mode == "none":
         return None
@@ -114,7 +117,8 @@ def _targets(
     for store in stores:
         _same_teacher(store, teacher)
         join_checked(store, data.train, allow_drift=params.allow_drift)
-    return _live_targets(teacher, model, data.train, shown=shown, params=params)
+    forward = Forward(teacher, device=models.resolve_device(params.device), precision=params.precision)
+    return LiveTargets(forward, rendering(Geometry.of(teacher.preset)))
 
 
 def _shown(params: TrainStudent, stores: list[LogitStore]) -> Shown:
@@ -195,17 +199,6 @@ def _same_teacher(store: LogitStore, teacher: Model) -> None:
             f"{store.path} was written by {writer.name}@{writer.digest[:8]}, the live teacher is "
             f"{teacher.name}@{teacher.digest[:8]}. Pass the same --teacher and --weights, or leave --store out."
         )
-
-
-def _live_targets(teacher: Model, student: Model, train: Dataset, *, shown: Shown, params: TrainStudent) -> LiveTargets:
-    device = models.resolve_device(params.device)
-    geometry = Geometry.of(teacher.preset)
-    renderer = None
-    if geometry != Geometry.of(student.preset):
-        renderer = Renderer(
-            train, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population
-        )
-    return LiveTargets(Forward(teacher, device=device, precision=params.precision), renderer)
 
 
 def _distillation(

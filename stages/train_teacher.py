@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdpipe import models
 from kdpipe.views import Recipe
 from stages.auxiliary import rotation
 from stages.params import TrainTeacher
@@ -19,4 +20,6 @@ def _train(params: TrainTeacher) -> None:
     data, test = load_training(params, taught=params.aux is not None), load_split(params, "test")
     model = load_model(params.model, data.train, weights=params.init_weights, size=params.input_size, seed=params.seed)
     shown = Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
-    fit([Task(model, params, rotation=rotation(params, model))], data, test, stage="train-teacher", shown=shown)
+    rendering = shown.rendering(data.train, models.resolve_device(params.device))
+    task = Task(model, params, rotation=rotation(params, model))
+    fit([task], data, test, stage="train-teacher", shown=shown, rendering=rendering)

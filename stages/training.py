@@ -15,24 +15,23 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
-from kdpipe.errors import KdpipeError, RunError
+from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.models import Model
 from kdpipe.student import (
     Cost,
     Distillation,
     Member,
-    Optimisation,
     Rotation,
     RunDirectory,
-    Sampling,
-    Schedule,
     Validation,
     predict,
     train_together,
 )
 from kdpipe.student.accuracy import accuracy
+from kdpipe.student.attempt import attempt
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
+from stages.learning import optimisation, schedule
 from stages.logs import Logs, choose
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
@@ -41,6 +40,8 @@ from stages.stopping import stoppable
 
 Plain = Callable[[Dataset, Geometry], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
+Rendering = Callable[[Geometry], Renderer]
+"""Returns the one renderer of the training samples at a size."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ class Shown:
     """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
     population: npt.NDArray[np.uint8] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
+
+    def rendering(self, train: Dataset, device: torch.device) -> Rendering:
+        """Return what renders the training samples, once for all who look at them at one size."""
+        return cache(
+            lambda geometry: Renderer(
+                train, self.recipe, seed=self.seed, geometry=geometry, device=device, population=self.population
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -71,24 +80,25 @@ class Task:
         return RunDirectory(self.params.out)
 
 
-def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown) -> None:
+def fit(
+    tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown, rendering: Rendering
+) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
 
     Where samples are held out for validation, the weights that were best on them are tested once as well. What all
-    models share, such as the batch size, is in the parameters of each.
+    models share, such as the batch size, is in the parameters of each; ``rendering`` makes what is ``shown``. Return
+    the names of those of several that could not be trained to their end; ``failure.json`` of each says why.
 
     Raises:
         KdpipeError: the one model cannot be trained to its end.
-        RunError: some of several cannot; the others are.
     """
-    params = tasks[0].params
+    params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.device)
     shown = replace(shown, views=shown.views if shown.recipe.augments else 0)
     records = [_record(task, data, test_set, stage=stage, shown=shown, device=device) for task in tasks]
     logs = [choose(task.params) for task in tasks]
     for task, record in zip(tasks, records, strict=True):
         task.run.refuse_start(record, resume=params.resume)
-    rendering = cache(partial(_renderer, data.train, shown, device))
     plain = cache(partial(_plain, device))
     members: list[Member] = []
     with ExitStack() as opened:
@@ -96,9 +106,10 @@ def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: 
             task.run.start(record, resume=params.resume)
             model = task.model
             say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
-            opened.enter_context(log.of(task.run, record))
+            if alone or task.run.failure() is None:
+                opened.enter_context(log.of(task.run, record))
             renderer = rendering(Geometry.of(model.preset))
-            members.append(_member(task, data, renderer, plain, shown=shown, logs=log, alone=len(tasks) == 1))
+            members.append(_member(task, data, renderer, plain, shown=shown, logs=log, alone=alone))
         with stoppable() as should_stop:
             trained = train_together(
                 members,
@@ -108,18 +119,20 @@ def fit(tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: 
                 progress=progress,
                 say=say,
             )
-        if len(tasks) == 1 and isinstance(trained[0], KdpipeError):
-            raise trained[0]
+        failed = []
         for task, member, cost, log in zip(tasks, members, trained, logs, strict=True):
-            if isinstance(cost, Cost):
-                scores = _finish(task, test_set, cost=cost, plain=plain, validation=member.validation)
-                log.finish(scores, epoch=params.epochs)
-    failed = [task.run.path.name for task, cost in zip(tasks, trained, strict=True) if isinstance(cost, KdpipeError)]
-    if failed:
-        raise RunError(
-            f"{len(failed)} of {len(tasks)} students could not be trained to their end ({', '.join(failed)}); "
-            "failure.json in the run directory of each says why. The others are finished."
-        )
+            outcome = cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, member.validation)
+            if not isinstance(outcome, KdpipeError):
+                log.finish(outcome, epoch=params.epochs)
+                continue
+            if alone:
+                raise outcome
+            failed.append(task.run.path.name)
+            if outcome is not cost:
+                say(f"{task.run.path} is left out: {outcome}")
+                task.run.write_failure(str(outcome))
+                log.fail()
+    return failed
 
 
 def _record(
@@ -155,10 +168,6 @@ def _origin(task: Task) -> dict[str, Any]:
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
-def _renderer(train: Dataset, shown: Shown, device: torch.device, geometry: Geometry) -> Renderer:
-    return Renderer(train, shown.recipe, seed=shown.seed, geometry=geometry, device=device, population=shown.population)
-
-
 def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Renderer:
     return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
 
@@ -180,44 +189,15 @@ def _member(
         module,
         renderer,
         model.preset,
-        _schedule(params, shown.views, data.sampling),
+        schedule(params, shown.views, data.sampling),
         task.distillation,
         task.run,
-        _optimisation(params),
+        optimisation(params),
         validation,
         on_resume=logs.epochs,
         on_epoch=report,
         rotation=task.rotation,
-    )
-
-
-def _schedule(params: TrainTeacher | TrainStudent, views: int | None, sampling: Sampling | None) -> Schedule:
-    return Schedule(
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        warmup_epochs=params.warmup_epochs,
-        lr_schedule=params.lr_schedule,
-        lr_steps=params.lr_steps,
-        lr_gamma=params.lr_gamma,
-        data_seed=params.data_seed,
-        views=views,
-        sampling=sampling,
-    )
-
-
-def _optimisation(params: TrainTeacher | TrainStudent) -> Optimisation:
-    return Optimisation(
-        optimizer=params.optimizer,
-        nesterov=params.nesterov,
-        decay_on=params.decay_on,
-        label_smoothing=params.label_smoothing,
-        clip_grad_norm=params.clip_grad_norm,
-        ema=params.ema,
-        amp=params.amp,
-        channels_last=params.channels_last,
-        compile=params.compile,
+        on_failure=logs.fail,
     )
 
 
@@ -232,6 +212,19 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
         )
 
     return Validation(plain(held_out, Geometry.of(model.preset)), preset=model.preset, keep=keep)
+
+
+def _tested(
+    task: Task, test_set: Dataset, cost: Cost, plain: Plain, validation: Validation | None
+) -> dict[str, Any] | KdpipeError:
+    """Return the accuracies, or why they could not be measured."""
+    return attempt(
+        lambda: _finish(task, test_set, cost=cost, plain=plain, validation=validation),
+        lambda whose: DeviceError(
+            f"{whose} ran out of memory in the test after the last epoch. {task.run.checkpoint} holds what was "
+            "trained; free some memory and train this model alone with --resume."
+        ),
+    )
 
 
 def _finish(

@@ -90,6 +90,11 @@ class Logs:
         scores = {name: value for name, value in _flat(metrics, "/").items() if not isinstance(value, str)}
         self._each(lambda log: log.finish(scores, epoch=epoch))
 
+    def fail(self) -> None:
+        """End the logs of a run that cannot go on while those beside it do."""
+        self._each(lambda log: log.close(failed=True))
+        self._logs.clear()
+
     def _start(self, name: str, run: RunDirectory, settings: Flat) -> None:
         log = self._logs.pop(name)
         try:

@@ -43,7 +43,22 @@ class TensorBoard:
             self._writer.add_scalar(name, value, epoch)
         self._writer.file_writer.add_summary(self._session_end)
 
-    def close(self, *, failed: bool) -> None:  # noqa: ARG002
-        """Write what is left and close the file."""
-        if self._writer is not None:
-            self._writer.close()
+    def close(self, *, failed: bool) -> None:
+        """Write what is left, for the HParams page also that the run ``failed``, and close the file."""
+        if self._writer is None:
+            return
+        if failed and self._session_end is not None:
+            self._writer.file_writer.add_summary(_as_failed(self._session_end))
+        self._writer.close()
+
+
+def _as_failed(session_end: Any) -> Any:
+    """Return the summary that ends a session, which PyTorch only makes for those that succeed."""
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    written = session_end.value[0].metadata.plugin_data
+    told = HParamsPluginData.FromString(written.content)
+    told.session_end_info.status = Status.Value("STATUS_FAILURE")
+    written.content = told.SerializeToString()
+    return session_end

@@ -192,10 +192,10 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     def _consistent(self) -> Self:
         if bool(self.student) == (self.fleet is not None):
             raise ValueError("give --student, or --fleet for students with settings of their own")
-        several = self.fleet is not None or len(self.student) > 1
-        if several and (self.seeds or self.mode == "live"):
-            what = "seeds: list the students of each seed in --fleet" if self.seeds else "a live teacher: make a store"
-            raise ValueError(f"several students cannot be trained together with {what}")
+        if self.seeds and (self.fleet is not None or len(self.student) > 1):
+            raise ValueError(
+                "several students cannot be trained together with seeds: list the students of each seed in --fleet"
+            )
         if min(self.temperatures, default=1) <= 0:
             raise ValueError(f"temperature must stay above 0, got {self.temperature}")
         if self.mode == "cache" and not self.store:

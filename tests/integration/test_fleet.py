@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,10 @@ from PIL import Image
 from kdpipe import dataset
 from kdpipe.models.zoo import BUILDERS
 from kdpipe.store import layout
+from kdpipe.teacher import Forward
 from stages import training
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
+from tests.integration.test_training_flags import limited
 
 Kdpipe = Callable[..., Outcome]
 Flags = dict[str, Any]
@@ -31,6 +34,8 @@ Flags = dict[str, Any]
 EPOCHS = 2
 SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32)
 DROPPING = "tests.integration.test_fleet:dropping"
+PROBES = 1
+"""Calls of a model in evaluation mode before it trains."""
 TIMES = ("seconds", "images_per_second")
 
 FLEET: list[Flags] = [
@@ -48,6 +53,33 @@ FLEET: list[Flags] = [
     | {"standardize": True, "nesterov": False, "clip_grad_norm": 1.0, "warmup_epochs": 0.5},
 ]
 """Another architecture, loss, temperature, seed, input size, optimiser, average and schedule each."""
+
+
+class Starving(torch.nn.Module):
+    """A network whose memory does not suffice from one of its calls on: of those in training, or of the others."""
+
+    def __init__(self, num_classes: int, *, training: bool, calls: int) -> None:
+        super().__init__()
+        self.body = BUILDERS["resnet8"](num_classes)
+        self._while, self._left = training, calls
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self._left -= self.training is self._while
+        if self._left < 0 and len(images) > 8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
+        return self.body(images)
+
+
+def starving(num_classes: int) -> torch.nn.Module:
+    return Starving(num_classes, training=True, calls=7)
+
+
+def blind(num_classes: int) -> torch.nn.Module:
+    return Starving(num_classes, training=False, calls=PROBES)
+
+
+def untestable(num_classes: int) -> torch.nn.Module:
+    return Starving(num_classes, training=False, calls=PROBES + EPOCHS)
 
 
 def dropping(num_classes: int) -> torch.nn.Module:
@@ -183,6 +215,47 @@ def test_mixed_images_without_a_teacher(tmp_path: Path, train: Kdpipe) -> None:
     _assert_all_alike(tmp_path, train, UNTAUGHT, *LIMITS, "--recipe", "crop-flip+mixup:0.4+cutmix:1")
 
 
+ONE_APART: dict[str, Flags] = {
+    "architecture": {"student": "resnet14"},
+    "loss": {"loss": "dkd"},
+    "temperature": {"temperature": 1.5},
+    "seed": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("setting", ONE_APART)
+def test_members_that_are_one_setting_apart(built: Built, tmp_path: Path, train: Kdpipe, setting: str) -> None:
+    first = {"name": "first", "student": "resnet8"}
+    members = [first, {**first, "name": "second", **ONE_APART[setting]}]
+    _assert_all_alike(tmp_path, train, members, *LIMITS, "--store", built.store)
+    histories = [_history(tmp_path / "runs" / name) for name in ("first", "second")]
+    assert histories[0] != histories[1]
+
+
+@pytest.mark.parametrize("sizes", [(None, None, None), (None, 16, 48), (16, 48, None), (16, 48, 16)])
+def test_a_live_teacher_answers_once_for_all(
+    built: Built, tmp_path: Path, train: Kdpipe, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int | None, ...]
+) -> None:
+    """The teacher's images are of 32 x 32 pixels, which is also what students have without a size of their own."""
+    asked: list[tuple[int, ...]] = []
+    answer = Forward.answer
+
+    def count(forward: Forward, pixels: torch.Tensor) -> Any:
+        asked.append(tuple(pixels.shape))
+        return answer(forward, pixels)
+
+    monkeypatch.setattr(Forward, "answer", count)
+    own: list[Flags] = [{"student": "resnet8"}, {"student": DROPPING, "seed": 3}, {"student": "resnet8", "loss": "dkd"}]
+    members = [
+        {**member, "name": f"student-{number}"} | ({} if size is None else {"input_size": size})
+        for number, (member, size) in enumerate(zip(own, sizes, strict=True))
+    ]
+    live = (*LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--validation", 0.2)
+    _assert_all_alike(tmp_path, train, members, *live)
+    batches = [(32, 3, 32, 32)] * 5
+    assert asked == EPOCHS * batches * (1 + len(members))
+
+
 def test_balanced_classes(built: Built, tmp_path: Path, train: Kdpipe) -> None:
     _assert_all_alike(tmp_path, train, FLEET[:3], *LIMITS, "--store", built.store, "--balance", "--data-seed", 4)
 
@@ -222,18 +295,60 @@ def _failed(outcome: Outcome, *names: str) -> None:
     refused(outcome, f"{len(names)} of ", f"({', '.join(names)}); failure.json")
 
 
-def test_a_member_that_diverges_is_left_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
+FAILING: dict[str, tuple[Flags, str]] = {
+    "wild": ({"student": "resnet8", "lr": 1e18}, "not finite"),
+    "starving": ({}, "ran out of memory at a batch size of 32; 8 fit"),
+    "blind": ({}, "ran out of memory in the validation of epoch 1. There is no checkpoint yet"),
+    "untestable": ({}, "ran out of memory in the test after the last epoch. {run}/checkpoint.pt holds"),
+}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_member_that_fails_is_left_out(
+    built: Built, singles: Path, tmp_path: Path, train: Kdpipe, failing: str
+) -> None:
+    settings, reason = FAILING[failing]
+    settings = settings or {"student": f"tests.integration.test_fleet:{failing}"}
+    shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
+    members = [FLEET[0], {"name": "failing", **settings}, *FLEET[1:]]
+    ran = train(*shared, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    _failed(ran, "failing")
+    assert "Saved 8 passes of the teacher over 160 images (2 for each of 4 students)" in ran.err
+    run = tmp_path / "runs" / "failing"
+    message = _json(run / "failure.json")["message"]
+    assert reason.format(run=run) in message
+    assert f"{run} is left out: {message}" in ran.err
+    assert not (run / "metrics.json").exists()
+    for member in FLEET:
+        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+
+    alone = train(*shared, *_flags(settings), "--out", tmp_path / "alone")
+    refused(alone, reason.format(run=tmp_path / "alone"))
+    assert "Saved" not in alone.err
+    assert not (tmp_path / "alone" / "failure.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
+def test_memory_really_runs_out_in_one_validation(tmp_path: Path) -> None:
+    """The 256 held-out images at a time need more than 1,000 MiB at 160 x 160 pixels, and the 8 of a step do not."""
+    members = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
+    ran = limited(
+        *("train-student", "--data", "digits", "--limit-train", 300, "--limit-test", 60, "--validation", 0.9),
+        *("--fleet", _fleet(tmp_path, members), "--device", "cpu", "--epochs", 1, "--batch-size", 8),
+        *("--out", tmp_path / "runs"),
+    )
+    _failed(Outcome(ran.returncode, ran.stdout, ran.stderr), "large")
+    reason = _json(tmp_path / "runs" / "large" / "failure.json")["message"]
+    assert reason.startswith("cpu ran out of memory in the validation of epoch 1. ")
+    assert (tmp_path / "runs" / "resnet8" / "metrics.json").exists()
+
+
+def test_a_member_that_diverged_stays_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
     shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
     members = [FLEET[0], {"name": "wild", "student": "resnet8", "lr": 1e18}, *FLEET[1:]]
     flags = (*shared, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
-    ran = train(*flags)
-    _failed(ran, "wild")
-    assert f"{tmp_path / 'runs' / 'wild'} is left out: " in ran.err
-    for member in FLEET:
-        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+    _failed(train(*flags), "wild")
     wild = tmp_path / "runs" / "wild"
-    assert not (wild / "metrics.json").exists()
-    assert "not finite" in _json(wild / "failure.json")["message"]
 
     before = {path: path.read_bytes() for path in (tmp_path / "runs" / "plain").iterdir()}
     _failed(train(*flags, "--resume"), "wild")
@@ -295,16 +410,14 @@ REFUSED: dict[str, tuple[Any, tuple[object, ...], str]] = {
     "an unknown loss": ([FLEET[0], {"name": "b", "student": "resnet8", "loss": "dk"}], (), "unknown loss 'dk'"),
     "two ways": ([FLEET[0]], ("--student", "resnet8"), "give --student, or --fleet"),
     "seeds": ([FLEET[0]], ("--seeds", "0,1"), "list the students of each seed in --fleet"),
-    "a live teacher": ([FLEET[0]], ("--teacher", "resnet8"), "a live teacher: make a store"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_fleet_is_refused(built: Built, tmp_path: Path, train: Kdpipe, case: str) -> None:
     written, flags, message = REFUSED[case]
-    store = () if "teacher" in str(flags) else ("--store", built.store)
     fleet = _fleet(tmp_path, written)
-    ran = train(*LIMITS, *store, "--fleet", fleet, "--out", tmp_path / "runs", *flags)
+    ran = train(*LIMITS, "--store", built.store, "--fleet", fleet, "--out", tmp_path / "runs", *flags)
     refused(ran, message.format(fleet=fleet))
     assert [path.name for path in tmp_path.iterdir()] == ["fleet.yaml"]
 
@@ -319,7 +432,6 @@ def test_what_cannot_be_read_or_is_asked_twice_is_refused(built: Built, tmp_path
     refused(train(*LIMITS, *twice, "--out", out), "two students are called 'resnet8'")
     several = ("--student", "resnet8", "--student", "resnet14")
     refused(train(*LIMITS, *several, "--seeds", "0,1", "--out", out), "seeds")
-    refused(train(*LIMITS, *several, "--teacher", "resnet8", "--out", out), "a live teacher")
     assert not out.exists()
     out.write_text("")
     refused(train(*LIMITS, *several, "--out", out), f"{out}", "is a file")

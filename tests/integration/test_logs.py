@@ -210,6 +210,40 @@ def test_students_that_are_trained_together_have_logs_of_their_own(repository: P
             assert found["lr"] == lr
 
 
+def _ends(run: Path) -> tuple[int, str]:
+    """How the run ended: its exit code for Weights & Biases, and its state on TensorBoard's HParams page."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.api_pb2 import Status
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    (code,) = [record.exit.exit_code for record in _wandb_records(run) if record.WhichOneof("record_type") == "exit"]
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    told = events.SummaryMetadata("_hparams_/session_end_info").plugin_data.content
+    return code, Status.Name(HParamsPluginData.FromString(told).session_end_info.status)
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    """The files of a log, but for what its package notes of itself."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+
+def test_the_logs_of_a_student_that_is_left_out_end_as_failed(repository: Path, kdpipe: Kdpipe) -> None:
+    flags = ("train-student", *LIMITS, "--student", "resnet8", "--student", "tests.integration.test_fleet:starving")
+    flags = (*flags, "--epochs", EPOCHS, "--batch-size", 32, "--tensorboard", "--wandb", "--out", "runs")
+    refused(kdpipe(*flags), "(starving)")
+    finished, failed = repository / "runs" / "resnet8", repository / "runs" / "starving"
+    _assert_holds(finished, *NAMES)
+    assert _ends(finished) == (0, "STATUS_SUCCESS")
+    assert _ends(failed) == (1, "STATUS_FAILURE")
+    for found in (_dvclive(failed), _tensorboard(failed), _wandb(failed)):
+        assert [step for step, _ in found["loss"]] == [1]
+
+    logs = {name: _files(failed / name) for name in NAMES}
+    refused(kdpipe(*flags, "--resume"), "(starving)")
+    assert {name: _files(failed / name) for name in NAMES} == logs
+    _assert_holds(finished, *NAMES)
+
+
 def test_logs_change_nothing_in_the_training(repository: Path, kdpipe: Kdpipe) -> None:
     assert kdpipe(*TEACHER, "--out", "with", "--tensorboard", "--wandb").code == 0
     assert kdpipe(*TEACHER, "--out", "without", "--no-dvclive").code == 0

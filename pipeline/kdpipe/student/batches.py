@@ -21,7 +21,7 @@ class Batch:
     """A batch of ``n`` samples, on the device."""
 
     pixels: tuple[torch.Tensor, ...]
-    """uint8 ``(n, 3, H, W)``, from each of the renderers."""
+    """uint8 ``(n, 3, H, W)``, from each of the renderers, and for a teacher that looks at others from its own."""
     labels: torch.Tensor
     """int64 ``(n,)``; -1 for none."""
     second: SecondLabels | None
@@ -53,8 +53,10 @@ class Batches:
 
     def __init__(self, renderers: Sequence[Renderer], schedule: Schedule, targets: SoftTargets | None) -> None:
         """Render one dataset by each of ``renderers``, which differ in the size of a model's input alone."""
+        asked = renderers[0] if targets is None or targets.renderer is None else targets.renderer
+        every = [*renderers] if asked in renderers else [*renderers, asked]
         self._schedule, self._targets = schedule, targets
-        self._renderers, self._first = Renderers.of(renderers), renderers[0]
+        self._renderers, self._first, self._asked = Renderers.of(every), renderers[0], every.index(asked)
         self.device = renderers[0].device
         self.samples = len(renderers[0].dataset)
         """Samples in an epoch."""
@@ -98,7 +100,7 @@ class Batches:
             yield self._batch(rows, pixels, view)
 
     def _batch(self, rows: Rows, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
-        soft_targets, signals = (None, {}) if self._targets is None else self._targets.answer(rows, pixels[0])
+        soft_targets, signals = (None, {}) if self._targets is None else self._targets.answer(rows, pixels[self._asked])
         return Batch(
             pixels,
             self._labels[torch.from_numpy(rows).to(self.device)],

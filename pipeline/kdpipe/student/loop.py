@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import torch
 
-from kdpipe.errors import DivergedError, KdpipeError, RunError
+from kdpipe.errors import KdpipeError, RunError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.student.batches import Batches
@@ -63,7 +64,7 @@ def train(
     """Train one module in place; see ``Member`` and ``train_together``.
 
     Raises:
-        DeviceError: the device's memory does not hold a step.
+        DeviceError: memory does not hold a step, the validation or a checkpoint.
         DivergedError: the loss of a step, or a weight, is not finite.
         RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
@@ -99,7 +100,7 @@ def train_together(
     in between, all at the same step. ``should_stop`` is asked after each step. ``say`` gets messages for a person.
 
     Return what each took, or why it could not go on: its memory did not suffice, or it diverged. The others go on
-    without it.
+    without it, and the memory that it took is theirs: of several, its module is empty then.
 
     Raises:
         DeviceError: the device's memory does not suffice for what they share.
@@ -162,8 +163,8 @@ class _Fleet:
             failure = trainee.run.failure()
             if failure is not None and self._several:
                 self._drop(trainee, RunError(failure))
-        for trainee, state in _meeting(self.active, self._say):
-            trainee.resume(state)
+        states = dict(_meeting(self.active, self._say))
+        self._each(lambda trainee: trainee.resume(states[trainee]) if states else None)
         if self.active and (self.active[0].position.epoch or self.active[0].position.step):
             self._say(f"Going on from {self.active[0].position}.")
             self._started = time.monotonic(), self._done()
@@ -218,10 +219,7 @@ class _Fleet:
         advance(seen)
         began = time.perf_counter() - before
         for batch in batches:
-            for trainee in list(self.active):
-                failure = trainee.learn(batch)
-                if failure is not None:
-                    self._drop(trainee, failure)
+            self._each(partial(Trainee.learn, batch=batch))
             if not self.active:
                 return
             step += 1
@@ -252,19 +250,18 @@ class _Fleet:
         self._each(Trainee.save)
         self._saved_at = time.monotonic()
 
-    def _each(self, act: Callable[[Trainee], None]) -> None:
+    def _each(self, act: Callable[[Trainee], KdpipeError | None]) -> None:
         for trainee in list(self.active):
-            try:
-                act(trainee)
-            except DivergedError as error:
-                self._drop(trainee, error)
+            failure = act(trainee)
+            if failure is not None:
+                self._drop(trainee, failure)
 
     def _drop(self, trainee: Trainee, failure: KdpipeError) -> None:
         self.active.remove(trainee)
         self.failures[trainee] = failure
         if self._several:
             self._say(f"{trainee.run.path} is left out: {failure}")
-            trainee.run.write_failure(str(failure))
+            trainee.leave(failure)
 
 
 def _meeting(trainees: Sequence[Trainee], say: Callable[[str], None]) -> list[tuple[Trainee, State]]:

@@ -23,7 +23,9 @@ Mix = Literal["mean", "confidence", "draw"]
 
 
 class MixedTargets:
-    """What several sources say of the same samples and views, as one."""
+    """What several sources say of the same samples and views, as one; none of them looks at pixels."""
+
+    renderer = None
 
     def __init__(
         self,

@@ -116,6 +116,10 @@ class Learner:
         if self.settings.channels_last:
             self.module.to(memory_format=torch.contiguous_format)
 
+    def empty(self) -> None:
+        """Let go of the weights, also those of what is learned beside the module: both keep their shapes alone."""
+        self._learned.to_empty(device="meta")
+
     def state(self) -> State:
         """Return all that the steps so far have changed, torch's random generators included."""
         state: State = {

@@ -23,6 +23,10 @@ Signals = Mapping[str, torch.Tensor]
 class SoftTargets(Protocol):
     """Gives the teacher's logits for batches of samples, one epoch's view at a time."""
 
+    @property
+    def renderer(self) -> Renderer | None:
+        """Makes the pixels that it is shown; ``None`` where those of any student will do."""
+
     def start_epoch(self, view: int, next_view: int | None) -> None:
         """Announce the view of the coming epoch and of the one after it."""
 
@@ -36,7 +40,7 @@ class SoftTargets(Protocol):
         """Pass over the first samples of the order that was just drawn, which an interrupted epoch has seen."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
-        """Return float32 ``(n, classes)`` on the device of ``pixels``, which the student was shown."""
+        """Return float32 ``(n, classes)`` on the device of ``pixels``, uint8 ``(n, 3, H, W)``."""
 
     def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
         """Return the logits, and the signals that come with them, float32 ``(n, *shape)``, on the same device."""
@@ -44,6 +48,8 @@ class SoftTargets(Protocol):
 
 class CachedTargets:
     """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
+
+    renderer = None
 
     def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
         """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; see ``soft_targets``."""
@@ -79,6 +85,8 @@ class CachedTargets:
 
 class WindowedTargets:
     """Soft targets from a store whose planes do not fit in memory, in the order of ``blocks.windows``."""
+
+    renderer = None
 
     def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
         """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
@@ -134,14 +142,12 @@ class LiveTargets:
     """Soft targets from a teacher that is run on every batch."""
 
     def __init__(self, forward: TeacherForward, renderer: Renderer | None) -> None:
-        """Ask ``forward``; ``renderer`` makes its pixels where its input differs from the student's."""
+        """Ask ``forward``; ``renderer`` makes its pixels, ``None`` where its input is that of all students."""
+        self.renderer = renderer
         self._forward = forward
-        self._renderer = renderer
-        self._view = 0
 
-    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
-        """Remember the view."""
-        self._view = view
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Nothing is prepared."""
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
         """Any order will do."""
@@ -149,10 +155,9 @@ class LiveTargets:
     def skip(self, samples: int) -> None:
         """Nothing is lined up."""
 
-    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Run the teacher on the batch."""
-        seen = pixels if self._renderer is None else self._renderer(indices, self._view)
-        return self._forward(seen).clone()
+        return self._forward(pixels).clone()
 
     def answer(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
         """Run the teacher on the batch; what its layers show is not asked for."""

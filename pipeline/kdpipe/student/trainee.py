@@ -10,11 +10,12 @@ import torch
 
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
 from kdpipe.models import Preset
+from kdpipe.student.attempt import attempt
 from kdpipe.student.batches import Batch
 from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation
 from kdpipe.student.divergence import LossWatch, not_finite
-from kdpipe.student.memory import largest_that_fits, ran_out_of_memory
+from kdpipe.student.memory import largest_that_fits
 from kdpipe.student.objective import Objective
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
@@ -59,6 +60,8 @@ class Member:
     """Gets each row of the history when it is made."""
     rotation: Rotation | None = None
     """The auxiliary task; ``None`` for none."""
+    on_failure: Callable[[], None] = lambda: None
+    """Told when the others go on without it."""
     generators: list[torch.Tensor] = field(default_factory=_generators)
     """Where torch's generators are before its first step: as they are when it is made."""
 
@@ -92,18 +95,13 @@ class Trainee:
         self._saved = ""
         self._watch = LossWatch(lambda: f"{self._saved or 'There is no checkpoint yet'}; try a lower --lr.")
 
-    def resume(self, state: State) -> None:
-        """Go back to the ``state`` of a checkpoint.
+    def resume(self, state: State) -> KdpipeError | None:
+        """Go back to the ``state`` of a checkpoint; return why this student cannot, or ``None``.
 
         Raises:
             RunError: another version of kdpipe wrote it.
         """
-        with self._drawing():
-            self.position = restore(state, self._learner, self.member.validation)
-        self._saved = self._holds()
-        if self.position.history:
-            self.run.write_history(self.position.history)
-            self.member.on_resume(self.position.history)
+        return attempt(lambda: self._resume(state), lambda whose: self._too_little(whose, "reading its checkpoint"))
 
     def begin(self, seen: int) -> None:
         """Begin an epoch, or go on with it after ``seen`` samples."""
@@ -112,20 +110,7 @@ class Trainee:
 
     def learn(self, batch: Batch) -> KdpipeError | None:
         """Take a step; return why this student cannot go on, or ``None``."""
-        try:
-            with self._drawing():
-                terms = self._step(batch)
-                self.position.step += 1
-                self._count(terms, batch)
-                self._watch.add(terms, epoch=self.position.epoch + 1, step=self.position.step)
-                return None
-        except DivergedError as error:
-            return error
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-        # Out of the handler nothing holds on to the memory of the step.
-        return self.too_large(batch.head)
+        return attempt(lambda: self._learn(batch), lambda _whose: self.too_large(batch.head))
 
     def too_large(self, batch: Callable[[int], Batch]) -> DeviceError:
         """Return what to try when memory does not suffice, having tried smaller batches: ``batch(size)``."""
@@ -140,12 +125,70 @@ class Trainee:
             "lower --lr."
         )
 
-    def end(self, *, view: int, seconds: float) -> None:
-        """End an epoch: measure what is held out, and write the row of the history.
+    def end(self, *, view: int, seconds: float) -> KdpipeError | None:
+        """End an epoch: measure what is held out, and add the row of the history.
 
-        Raises:
-            DivergedError: a loss, a weight or the validation's logits are not finite.
+        Return why this student cannot go on, or ``None``: memory does not suffice, or a loss, a weight or the
+        validation's logits are not finite.
         """
+        doing = f"in the validation of epoch {self.position.epoch + 1}"
+        return attempt(lambda: self._end(view, seconds), lambda whose: self._too_little(whose, doing))
+
+    def report(self) -> None:
+        """Write the history and tell of its last row."""
+        self.run.write_history(self.position.history)
+        self.member.on_epoch(self.position.history[-1])
+
+    def save(self) -> KdpipeError | None:
+        """Write a checkpoint; return why this student cannot go on, and it was not written, or ``None``."""
+        doing = f"making a checkpoint of {self.position}"
+        return attempt(self._save, lambda whose: self._too_little(whose, doing))
+
+    def stopped(self) -> RunError:
+        """Return the error of a run that was asked to stop."""
+        return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
+
+    def finish(self) -> None:
+        """Leave the trained weights in the module, and nothing that watches it."""
+        self._objective.close()
+        self._learner.finish()
+
+    def leave(self, failure: KdpipeError) -> None:
+        """Remember why this student cannot go on, and let go of all memory that it takes; its module is empty then."""
+        self.run.write_failure(str(failure))
+        self.member.on_failure()
+        self._objective.close()
+        self._learner.empty()
+        del self._objective, self._learner
+        if self.member.validation is not None:
+            self.member.validation.best = None
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each loss term and the accuracy over the samples seen in the epoch under way."""
+        sums = self.position.sums
+        counts = dict.fromkeys(_OF_LABELLED, sums["labelled"].clamp(min=1).item())
+        return {
+            name: total.item() / counts.get(name, self.seen)
+            for name, total in sorted(sums.items())
+            if name != "labelled"
+        }
+
+    def _resume(self, state: State) -> None:
+        with self._drawing():
+            self.position = restore(state, self._learner, self.member.validation)
+        self._saved = self._holds()
+        if self.position.history:
+            self.run.write_history(self.position.history)
+            self.member.on_resume(self.position.history)
+
+    def _learn(self, batch: Batch) -> None:
+        with self._drawing():
+            terms = self._step(batch)
+            self.position.step += 1
+            self._count(terms, batch)
+            self._watch.add(terms, epoch=self.position.epoch + 1, step=self.position.step)
+
+    def _end(self, view: int, seconds: float) -> None:
         position, schedule = self.position, self.member.schedule
         epoch = position.epoch
         row = {"epoch": epoch + 1, "view": view, "lr": schedule.rate(epoch * self._steps, self._steps)}
@@ -158,41 +201,12 @@ class Trainee:
         position.history.append(row)
         position.step, position.sums, position.seconds = 0, {}, 0.0
 
-    def report(self) -> None:
-        """Write the history and tell of its last row."""
-        self.run.write_history(self.position.history)
-        self.member.on_epoch(self.position.history[-1])
-
-    def save(self) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            DivergedError: something in it is not finite; it is not written.
-        """
+    def _save(self) -> None:
         self._check()
         with self._drawing():
             state = state_of(self.position, self._learner, self.member.validation)
         self.run.save_checkpoint(state)
         self._saved = self._holds()
-
-    def stopped(self) -> RunError:
-        """Return the error of a run that was asked to stop."""
-        return RunError(f"stopped at {self.position}. Run the same command with --resume to go on from there.")
-
-    def finish(self) -> None:
-        """Leave the trained weights in the module, and nothing that watches it."""
-        self._objective.close()
-        self._learner.finish()
-
-    def means(self) -> dict[str, float]:
-        """Return the mean of each loss term and the accuracy over the samples seen in the epoch under way."""
-        sums = self.position.sums
-        counts = dict.fromkeys(_OF_LABELLED, sums["labelled"].clamp(min=1).item())
-        return {
-            name: total.item() / counts.get(name, self.seen)
-            for name, total in sorted(sums.items())
-            if name != "labelled"
-        }
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Take one step; return the mean of each loss term and the share of correct answers."""
@@ -221,6 +235,12 @@ class Trainee:
                 f"{broken} holds NaN or infinity at {self.position}. {self._saved or 'There is no checkpoint yet'}; "
                 "try a lower --lr."
             )
+
+    def _too_little(self, whose: str, doing: str) -> DeviceError:
+        return DeviceError(
+            f"{whose} ran out of memory {doing}. {self._saved or 'There is no checkpoint yet'}; free some memory and "
+            "train this student alone with --resume, or take a smaller model."
+        )
 
     def _holds(self) -> str:
         return f"{self.run.checkpoint} holds {self.position}"

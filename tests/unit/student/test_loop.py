@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe import dataset, models, open_store
+from kdpipe.dataset import Loading
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
 from kdpipe.store import join_checked
@@ -23,6 +24,7 @@ from kdpipe.student import (
     predict,
     train,
 )
+from kdpipe.student.batches import Batches
 from kdpipe.student.hard_labels import cross_entropy
 from kdpipe.student.schedule import epoch_batches, learning_rate
 from kdpipe.teacher import Forward
@@ -160,19 +162,29 @@ def test_cached_and_live_targets_train_alike(built: Built, digits: dataset.Datas
     assert curves["cache"][-1] < curves["cache"][0]
 
 
-def test_a_teacher_that_sees_another_size_gets_its_own_pixels(digits: dataset.Dataset) -> None:
+@pytest.mark.parametrize(("loading", "place"), [("memory", None), ("memory", 2), ("memory", 0), ("stream", None)])
+def test_a_teacher_that_sees_another_size_gets_its_own_pixels(loading: Loading, place: int | None) -> None:
+    """Whether no student, the third or the first of them is of its size, and rendered once where one is."""
     seen = []
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         seen.append(pixels)
         return torch.zeros(len(pixels), 10)
 
-    renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry(48, 48, "bilinear"))
-    targets = LiveTargets(forward, renderer)
-    targets.start_epoch(2, None)
-    rows = np.array([5, 1])
-    targets.logits(rows, torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert torch.equal(seen[0], renderer(rows, 2))
+    digits = dataset.load("digits", "train", 200, loading=loading)
+    own, *renderers = (
+        Renderer(digits, "crop-flip", seed=0, geometry=Geometry(size, size, "bilinear"), workers=1)
+        for size in (48, 32, 16)
+    )
+    if place is not None:
+        renderers.insert(place, own)
+    batch = next(Batches(renderers, SCHEDULE, LiveTargets(forward, own)).epoch(1)[1])
+    rows = epoch_batches(200, batch_size=32, data_seed=3, epoch=1)[0]
+    assert len(seen) == 1
+    assert torch.equal(seen[0], own(rows, 2))
+    assert len(batch.pixels) == 3
+    for renderer, pixels in zip([*renderers, own], batch.pixels, strict=False):
+        assert torch.equal(pixels, renderer(rows, 2))
 
 
 def test_unlabelled_samples_do_not_count() -> None:

@@ -30,7 +30,7 @@ def test_passes_take_as_long_as_the_cache_took_for_as_many_rows() -> None:
     """5,500 rows in 55 s are 100 a second: 20 epochs of 1,000 images would take 200 s."""
     found = savings(cast(LogitStore, Stored(55.0)), samples=1000, epochs=20)
     assert found is not None
-    assert (found.passes, found.seconds, found.store_seconds, found.students) == (20, 200.0, 55.0, 1)
+    assert (found.passes, found.seconds, found.store_seconds, found.pays_from) == (20, 200.0, 55.0, 1)
     assert str(found).startswith("Saved 20 passes of the teacher over 1,000 images, about 200 s")
 
 
@@ -38,7 +38,15 @@ def test_passes_take_as_long_as_the_cache_took_for_as_many_rows() -> None:
 def test_students_until_the_store_has_paid_for_itself(epochs: int, students: int) -> None:
     found = savings(cast(LogitStore, Stored(55.0)), samples=1000, epochs=epochs)
     assert found is not None
-    assert found.students == students
+    assert found.pays_from == students
+
+
+def test_all_students_count() -> None:
+    found = savings(cast(LogitStore, Stored(55.0)), samples=1000, epochs=20, students=3)
+    assert found is not None
+    assert (found.passes, found.seconds, found.pays_from) == (60, 200.0, 1)
+    counted = "Saved 60 passes of the teacher over 1,000 images (20 for each of 3 students), about 600 s"
+    assert str(found).startswith(counted)
 
 
 @pytest.mark.parametrize("stored", [Stored(None), Stored(0), Stored(55.0, precision="imported")])
