@@ -59,6 +59,8 @@ class Dropping(torch.nn.Module):
 class Known:
     """Soft targets and signals that are functions of the sample."""
 
+    renderer = None
+
     def start_epoch(self, view: int, next_view: int | None) -> None:
         pass
 
