@@ -1,12 +1,14 @@
 """Training: losses, schedules, the loop, and what a run leaves behind."""
 
+from kdpipe.student.attack import Attack
 from kdpipe.student.curves import Curve
 from kdpipe.student.distillation import Distillation, Tempered
-from kdpipe.student.evaluation import predict
+from kdpipe.student.evaluation import predict, predict_attacked
 from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
+from kdpipe.student.robust import Robust, RobustLoss
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.sample_weights import read_sample_weights
 from kdpipe.student.sampling import Sampling
@@ -26,6 +28,7 @@ from kdpipe.student.validation import Validation
 
 __all__ = [
     "LOSSES",
+    "Attack",
     "CachedTargets",
     "Cost",
     "Curve",
@@ -35,6 +38,8 @@ __all__ = [
     "Member",
     "MixedTargets",
     "Optimisation",
+    "Robust",
+    "RobustLoss",
     "RunDirectory",
     "Sampling",
     "Schedule",
@@ -46,6 +51,7 @@ __all__ = [
     "parameters",
     "parse",
     "predict",
+    "predict_attacked",
     "read_sample_weights",
     "refuse_coarse",
     "refuse_mixture",

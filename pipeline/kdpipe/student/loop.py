@@ -22,6 +22,7 @@ from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation
 from kdpipe.student.memory import ran_out_of_memory
 from kdpipe.student.optimisation import Optimisation
+from kdpipe.student.robust import Robust
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.trainee import Member, Trainee
@@ -50,6 +51,7 @@ def train(
     run: RunDirectory,
     optimisation: Optimisation = Optimisation(),  # noqa: B008
     validation: Validation | None = None,
+    robust: Robust | None = None,
     resume: bool = False,
     checkpoint_every: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -66,7 +68,7 @@ def train(
         RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
     member = Member(
-        module, renderer, preset, schedule, distillation, run, optimisation, validation, on_resume, on_epoch
+        module, renderer, preset, schedule, distillation, run, optimisation, validation, robust, on_resume, on_epoch
     )
     (trained,) = train_together(
         [member],
