@@ -12,7 +12,7 @@ import torch
 from kdpipe.errors import ParamsError
 
 Judge = Callable[[torch.Tensor], torch.Tensor]
-"""Images in 0..1, float32 ``(n, 3, H, W)``, to logits ``(n, classes)``, each row a function of its image alone."""
+"""Images in 0..1, float32 ``(n, 3, H, W)``, to float32 logits ``(n, classes)``, each row one of its image alone."""
 USAGE = "pgd:EPS,STEPS, such as pgd:8/255,10"
 
 
@@ -51,7 +51,7 @@ class Attack:
 
     @property
     def step_size(self) -> float:
-        """How far a step moves each pixel: 2.5 times what would just cross half the ball, as in the paper's code."""
+        """How far a step moves each pixel: as in the paper, far enough to reach the ball's edge from any start."""
         return 2.5 * self.epsilon / self.steps
 
     def __call__(

@@ -33,10 +33,10 @@ class Robust:
     """What is learned with a teacher.
 
     ``ard``: the distillation term on attacked images and cross-entropy on clean ones, as in Goldblum et al.,
-    "Adversarially Robust Distillation" (2020), equation 3; the attack maximises cross-entropy to the labels.
-    ``rslad``: the distillation term on attacked images and on clean ones, 5/6 and 1/6, as in Zi et al., "Revisiting
-    Adversarial Robustness Distillation: Robust Soft Labels Make Student Better" (2021), equations 6 and 7; the attack
-    maximises the KL to the soft targets.
+    "Adversarially Robust Distillation" (2020); the attack maximises cross-entropy to the labels. ``rslad``: the
+    distillation term on attacked images and on clean ones, 5/6 and 1/6, as in Zi et al., "Revisiting Adversarial
+    Robustness Distillation: Robust Soft Labels Make Student Better" (2021); the attack maximises the KL to the soft
+    targets.
     """
 
     @property
