@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,10 @@ ARMS: dict[str, tuple[Robust | None, bool]] = {
 class Fleet:
     """Trains students by their names, with all that they share, in a folder of their own."""
 
-    def __init__(self, folder: Path, **optimisation: Any) -> None:
-        self.folder, self._digits = folder, dataset.load("digits", "train", 96)
+    def __init__(self, folder: Path, *, labelled: int = 96, **optimisation: Any) -> None:
+        self.folder, digits = folder, dataset.load("digits", "train", 96)
+        labels = np.where(np.arange(96) < labelled, digits.labels, -1).astype(np.int32)
+        self._digits = replace(digits, labels=labels)
         self._optimisation = Optimisation(**optimisation)
 
     def __call__(self, *names: str, resume: bool = False, stop_after: int = 0) -> None:
@@ -339,6 +342,15 @@ def test_the_history_has_the_accuracy_under_attack(alone: Fleet) -> None:
                 assert 0 <= row["adversarial_top1"] <= 1
             if name == "alone":
                 assert row["adversarial_top1"] == row["train_top1"]
+
+
+def test_accuracies_are_means_over_the_labelled_samples(tmp_path: Path) -> None:
+    """Without a teacher both are of the attacked images; each batch has another number of labels."""
+    fleet = Fleet(tmp_path, labelled=20)
+    fleet("alone")
+    for row in fleet.state("alone")["history"]:
+        assert row["adversarial_top1"] == row["train_top1"]
+        assert 20 * row["adversarial_top1"] == pytest.approx(round(20 * row["adversarial_top1"]), abs=1e-4)
 
 
 @pytest.mark.parametrize("optimisation", [{"amp": "bf16"}, {"channels_last": True}, {"ema": 0.5}])
