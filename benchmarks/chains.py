@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,7 @@ def _table(result: dict[str, Any]) -> str:
 
     rows = ["| chain | test top-1 % | minus one-way | training, s |", "|---|---|---|---|"]
     for arm, found in result["arms"].items():
-        seconds = sum(found["chain_seconds"]) / len(found["chain_seconds"])
+        seconds = statistics.median(found["chain_seconds"])
         rows.append(
             f"| {arm} | {percent(found['top1'])} | {percent(found['top1_minus_one_way'], '+')} | {seconds:.0f} |"
         )

@@ -39,7 +39,7 @@ class TrainingData:
 def load_training(params: TrainTeacher | TrainStudent, *, taught: bool) -> TrainingData:
     """Load the training split, limited as asked, hold out what is asked for, and weigh the rest.
 
-    Where the model is not ``taught`` by a teacher, samples without a label are left out.
+    Where the model is not ``taught`` by a teacher or an auxiliary task, samples without a label are left out.
 
     Raises:
         DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.

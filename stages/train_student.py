@@ -29,6 +29,7 @@ from kdpipe.student import (
 from kdpipe.student.signals import SignalTerms
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
+from stages.auxiliary import rotation
 from stages.console import say
 from stages.fleet import members
 from stages.params import TrainStudent
@@ -48,7 +49,7 @@ def _train(params: TrainStudent) -> None:
     memory = params.memory_bytes // max(1, len(params.store))
     stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
     shown = _shown(params, stores)
-    data, test = load_training(params, taught=params.mode != "none"), load_split(params, "test")
+    data, test = _training_data(students), load_split(params, "test")
     loaded = [
         load_model(
             student.architecture, data.train, weights=student.init_weights, size=student.input_size, seed=student.seed
@@ -67,6 +68,7 @@ def _train(params: TrainStudent) -> None:
             student,
             None if targets is None else _distillation(student, targets, data.train, shown.recipe, signals),
             lineage,
+            rotation(student, model),
         )
         for student, model, signals in zip(students, loaded, watched, strict=True)
     ]
@@ -75,6 +77,22 @@ def _train(params: TrainStudent) -> None:
         saved = savings(stores[0], samples=len(data.train), epochs=params.epochs)
         if saved is not None:
             say(str(saved))
+
+
+def _training_data(students: list[TrainStudent]) -> TrainingData:
+    """Load what all students learn from.
+
+    Raises:
+        DatasetError: alone, some of them would learn from samples without a label, and others would not.
+    """
+    taught = {student.mode != "none" or student.aux is not None for student in students}
+    data = load_training(students[0], taught=any(taught))
+    if len(taught) > 1 and (data.whole.labels < 0).any():
+        raise DatasetError(
+            f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
+            "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
+        )
+    return data
 
 
 def _targets(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdpipe.views import Recipe
+from stages.auxiliary import rotation
 from stages.params import TrainTeacher
 from stages.seeds import for_each_seed
 from stages.sources import load_model, load_split, load_training
@@ -15,7 +16,7 @@ def run(params: TrainTeacher) -> None:
 
 
 def _train(params: TrainTeacher) -> None:
-    data, test = load_training(params, taught=False), load_split(params, "test")
+    data, test = load_training(params, taught=params.aux is not None), load_split(params, "test")
     model = load_model(params.model, data.train, weights=params.init_weights, size=params.input_size, seed=params.seed)
     shown = Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
-    fit([Task(model, params)], data, test, stage="train-teacher", shown=shown)
+    fit([Task(model, params, rotation=rotation(params, model))], data, test, stage="train-teacher", shown=shown)

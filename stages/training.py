@@ -22,6 +22,7 @@ from kdpipe.student import (
     Distillation,
     Member,
     Optimisation,
+    Rotation,
     RunDirectory,
     Sampling,
     Schedule,
@@ -63,6 +64,7 @@ class Task:
     params: TrainTeacher | TrainStudent
     distillation: Distillation | None = None
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    rotation: Rotation | None = None
 
     @property
     def run(self) -> RunDirectory:
@@ -187,6 +189,7 @@ def _member(
         robust(params),
         on_resume=logs.epochs,
         on_epoch=report,
+        rotation=task.rotation,
     )
 
 
@@ -289,7 +292,7 @@ def _identity(
 
 
 def _line(row: dict[str, float], epochs: int) -> str:
-    terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce") if name in row)
+    terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce", "rotation") if name in row)
     more = {"adversarial_top1": "attacked", "validation_top1": "validation top-1"}
     measured = "".join(f", {said} {row[name]:.2%}" for name, said in more.items() if name in row)
     return (

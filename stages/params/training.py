@@ -44,6 +44,14 @@ class Training(Learning, StageParams):
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training samples to hold out and measure the model on each epoch."
     )
+    aux: Literal["rotation"] | None = Field(
+        None,
+        description="Auxiliary task, learned without labels: rotation, to say by how many quarter turns an image was "
+        "turned. docs/TRAINING.md says more.",
+    )
+    aux_weight: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Weight of the auxiliary task in the loss; default: 0.5."
+    )
     balance: bool = Field(False, description="Draw every class equally often, by drawing samples of small ones again.")
     sample_weights: Path | None = Field(
         None, description="CSV file with the columns key and weight: how often to draw each sample; 0 for never."
@@ -66,6 +74,12 @@ class Training(Learning, StageParams):
     wandb: bool = Field(
         False, description="Log to Weights & Biases and OUT/wandb; to the latter alone where WANDB_MODE is offline."
     )
+
+    @model_validator(mode="after")
+    def _has_a_task_to_weigh(self) -> Self:
+        if self.aux is None and self.aux_weight is not None:
+            raise ValueError("aux-weight is that of an auxiliary task: give aux rotation too, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _has_seeds_once(self) -> Self:

@@ -9,6 +9,7 @@ from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, pa
 from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.robust import Robust, RobustLoss
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.sample_weights import read_sample_weights
 from kdpipe.student.sampling import Sampling
@@ -40,6 +41,7 @@ __all__ = [
     "Optimisation",
     "Robust",
     "RobustLoss",
+    "Rotation",
     "RunDirectory",
     "Sampling",
     "Schedule",

@@ -54,7 +54,7 @@ class Batches:
     def __init__(self, renderers: Sequence[Renderer], schedule: Schedule, targets: SoftTargets | None) -> None:
         """Render one dataset by each of ``renderers``, which differ in the size of a model's input alone."""
         self._schedule, self._targets = schedule, targets
-        self._renderers, self._first = Renderers(renderers), renderers[0]
+        self._renderers, self._first = Renderers.of(renderers), renderers[0]
         self.device = renderers[0].device
         self.samples = len(renderers[0].dataset)
         """Samples in an epoch."""

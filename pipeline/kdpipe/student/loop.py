@@ -23,6 +23,7 @@ from kdpipe.student.distillation import Distillation
 from kdpipe.student.memory import ran_out_of_memory
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.robust import Robust
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.trainee import Member, Trainee
@@ -59,6 +60,7 @@ def train(
     say: Callable[[str], None] = lambda _message: None,
     on_resume: Callable[[History], None] = lambda _history: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None,
+    rotation: Rotation | None = None,
 ) -> Cost:
     """Train one module in place; see ``Member`` and ``train_together``.
 
@@ -68,7 +70,18 @@ def train(
         RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
     member = Member(
-        module, renderer, preset, schedule, distillation, run, optimisation, validation, robust, on_resume, on_epoch
+        module,
+        renderer,
+        preset,
+        schedule,
+        distillation,
+        run,
+        optimisation,
+        validation,
+        robust,
+        on_resume,
+        on_epoch,
+        rotation,
     )
     (trained,) = train_together(
         [member],

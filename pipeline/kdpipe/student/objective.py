@@ -12,6 +12,7 @@ from kdpipe.student.distillation import Distillation, Terms
 from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy, top1
 from kdpipe.student.losses import DistillationLoss
 from kdpipe.student.robust import Adversary
+from kdpipe.student.rotation import Rotation
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Normalised images, float32 ``(n, 3, H, W)``, to float32 logits ``(n, classes)``."""
@@ -27,13 +28,20 @@ class Objective:
         *,
         label_smoothing: float,
         adversary: Adversary | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
-        """Learn from ``distillation``, or without it from labels alone; from images that ``adversary`` attacks."""
+        """Learn from ``distillation``, or without it from labels alone, and from ``rotation`` where there is one.
+
+        ``adversary`` attacks the images of the former two.
+        """
         self._preset, self._distillation, self._smoothing = preset, distillation, label_smoothing
         self._adversary = adversary
         self._signals = None if distillation is None else distillation.signals
         self._terms: Terms | None = None
-        self.beside = torch.nn.Module() if self._signals is None else self._signals.projections
+        self._rotation = rotation
+        self.beside = torch.nn.ModuleDict({} if self._signals is None else {**self._signals.projections})
+        if rotation is not None:
+            self.beside["rotation"] = rotation.head
 
     def begin(self, epoch: int, epochs: int) -> None:
         """Take the weights of ``epoch``, from 0, of ``epochs``."""
@@ -64,12 +72,17 @@ class Objective:
                 of_layers = self._signals(batch.signals)
                 terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
             terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+        if self._rotation is not None:  # after the signals of the upright images were taken
+            of_turns = self._rotation(forward, pixels)
+            terms |= {**of_turns, "loss": terms["loss"] + self._rotation.weight * of_turns["rotation"]}
         return logits, terms
 
     def close(self) -> None:
         """Let go of the student."""
         if self._signals is not None:
             self._signals.close()
+        if self._rotation is not None:
+            self._rotation.close()
 
     def _logits(self, forward: Forward, batch: Batch, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the logits that cross-entropy is of, and those of the attacked images, the last that pass the model.

@@ -20,6 +20,7 @@ from kdpipe.student.objective import Objective
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
 from kdpipe.student.robust import Adversary, Robust
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.validation import Validation
@@ -60,6 +61,8 @@ class Member:
     """Gets the rows of the history that were made before the run was resumed."""
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
     """Gets each row of the history when it is made."""
+    rotation: Rotation | None = None
+    """The auxiliary task; ``None`` for none."""
     generators: list[torch.Tensor] = field(default_factory=_generators)
     """Where torch's generators are before its first step: as they are when it is made."""
 
@@ -80,6 +83,7 @@ class Trainee:
             member.distillation,
             label_smoothing=optimisation.label_smoothing,
             adversary=None if robust is None else Adversary(robust, member.module, member.preset),
+            rotation=member.rotation,
         )
         self._learner = Learner(
             member.module,

@@ -128,8 +128,7 @@ class Renderer:
         """Render one batch after the other; those of a streamed dataset are made ahead by worker processes."""
         if self.dataset.in_memory:
             return (self(rows, view) for rows in batches)
-        self._alone = self._alone or Renderers([self])
-        return (images for (images,) in self._alone.batches(batches, view))
+        return (images for (images,) in Renderers.of([self]).batches(batches, view))
 
     def work(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
         """Do what a worker process does of decoded images: all on a CPU, all but colours and mixing for a device."""
@@ -235,6 +234,15 @@ class Renderers:
         self._renderers = tuple(renderers)
         self._queue = _Queue()
         self._loader: DataLoader[tuple[torch.Tensor, ...]] | None = None
+
+    @classmethod
+    def of(cls, renderers: Sequence[Renderer]) -> Renderers:
+        """Return the one for ``renderers``: of a single renderer always the same, with its worker processes."""
+        if len(renderers) > 1:
+            return cls(renderers)
+        (alone,) = renderers
+        alone._alone = alone._alone or cls(renderers)
+        return alone._alone
 
     def __call__(self, indices: Indices, view: int) -> tuple[torch.Tensor, ...]:
         """Render ``view`` of the samples at ``indices`` by each; see ``Renderer``."""

@@ -32,6 +32,7 @@ from kdpipe.student import (
 from kdpipe.student.batches import Batch
 from kdpipe.student.objective import Objective
 from kdpipe.student.robust import Adversary
+from kdpipe.student.rotation import Rotation
 from kdpipe.student.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer, SecondLabels
 
@@ -237,6 +238,27 @@ def test_layers_learn_from_attacked_images(loss: RobustLoss) -> None:
     ours = F.normalize(F.adaptive_avg_pool2d(shown[0], 4).flatten(1), dim=1)
     theirs = F.normalize(taught["attention:layer2"].flatten(1), dim=1)
     torch.testing.assert_close(terms["attention"], (ours - theirs).square().mean() / 2, rtol=1e-4, atol=0)
+
+
+def test_turned_images_are_clean() -> None:
+    """The auxiliary task beside it costs what it costs alone, and is added to the loss."""
+
+    def answer(robust: Robust | None) -> dict[str, torch.Tensor]:
+        network = _network().eval()
+        rotation = Rotation(network, PRESET, weight=0.3, name="it", seed=0, device=torch.device("cpu"))
+        adversary = None if robust is None else Adversary(robust, network, PRESET)
+        objective = Objective(PRESET, None, label_smoothing=0.0, adversary=adversary, rotation=rotation)
+
+        def forward(images: torch.Tensor) -> torch.Tensor:
+            torch.manual_seed(11)  # of the turns, which are drawn after this pass
+            return network(images)
+
+        return objective(forward, _batch(taught=False), _batch().pixels[0])[1]
+
+    attacked, clean = answer(Robust(ATTACK)), answer(None)
+    assert torch.equal(attacked["rotation"], clean["rotation"])
+    assert attacked["ce"] > clean["ce"]
+    torch.testing.assert_close(attacked["loss"], attacked["ce"] + 0.3 * attacked["rotation"])
 
 
 class Dropping(torch.nn.Module):

@@ -138,6 +138,18 @@ def test_batches_from_two_workers(wholes: Wholes, recipe: str) -> None:
     assert torch.equal(plain, draw(np.concatenate(some_batches()), 0))
 
 
+def test_the_workers_of_one_training_serve_the_next() -> None:
+    def workers() -> set[int | None]:
+        return {process.pid for process in multiprocessing.active_children()}
+
+    draw, others, seen = renderer(load(MIXED, "train", loading="stream"), RECIPES[-1]), workers(), []
+    for _ in range(2):
+        assert len(list(Renderers.of([draw]).batches(some_batches(), VIEW))) == len(some_batches())
+        seen.append(workers() - others)
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 2
+
+
 @pytest.mark.parametrize("loading", ["memory", "stream"])
 def test_several_sizes_that_are_decoded_once(
     loading: Literal["memory", "stream"], monkeypatch: pytest.MonkeyPatch
