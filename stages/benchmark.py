@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from kdpipe import models, report
 from kdpipe.benchmark import (
+    AttackIdentity,
     BenchmarkResult,
     Latency,
     StoreIdentity,
@@ -28,10 +30,11 @@ from kdpipe.benchmark import (
     mean_history,
 )
 from kdpipe.dataset import Dataset
-from kdpipe.errors import RunError
+from kdpipe.dataset.identity import balanced_rows
+from kdpipe.errors import DatasetError, RunError
 from kdpipe.models import Model, Preset
 from kdpipe.store import LogitStore, join, open_store
-from kdpipe.student import RunDirectory, predict
+from kdpipe.student import Attack, RunDirectory, predict, predict_attacked
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Renderer
 from stages.console import progress, say
@@ -49,11 +52,13 @@ def run(params: Benchmark) -> None:
     runs = {path.name: members(path) or [RunDirectory(path)] for path in params.run}
     if len(runs) < len(params.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
+    attack = _attack(params, test)
     stores = _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = _mean_logits(stores, test)
     with _threads(params.threads):
         students = [
-            _student(path, runs[path.name], test, teacher=teacher, params=params, device=device) for path in params.run
+            _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device)
+            for path in params.run
         ]
     teaching = _teacher_result(stores, teacher, test)
     result = BenchmarkResult(
@@ -64,12 +69,48 @@ def run(params: Benchmark) -> None:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
+        attack=None if attack is None else AttackIdentity(attack.written, len(attack.samples)),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.out, histories=histories)
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
     say(f"Report: {written['report.html']}")
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """What students are attacked with, and where."""
+
+    written: str
+    samples: Dataset
+
+    def top1(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> float | None:
+        """Return the accuracy of a module, which is on ``device``, on the attacked samples."""
+        renderer = _plain(self.samples, preset, device)
+        logits = predict_attacked(module, renderer, preset=preset, attack=Attack.parse(self.written), progress=progress)
+        return accuracy(logits, self.samples.labels).top1
+
+
+def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
+    """Return the attack that is asked for.
+
+    Raises:
+        DatasetError: no test sample has a label, which the attack leads away from.
+    """
+    if params.adversarial is None:
+        return None
+    rows = np.flatnonzero(test.labels >= 0)
+    if not len(rows):
+        raise DatasetError(
+            f"no test sample of {params.data} has a label, so none can be attacked: leave adversarial out."
+        )
+    chosen = balanced_rows(test.sample_ids[rows], test.labels[rows], limit=params.adversarial_samples)
+    return _Attack(params.adversarial, test.subset(rows[chosen]))
+
+
+def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
+    return Renderer(samples, "none", seed=0, geometry=Geometry.of(preset), device=device)
 
 
 def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStore, float]]:
@@ -121,13 +162,14 @@ def _student(
     test: Dataset,
     *,
     teacher: npt.NDArray[np.float32] | None,
+    attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
 ) -> StudentResult:
     """Measure a single run, or the runs of several seeds in the directory ``path``, of which the first is timed."""
     names = [run.path.relative_to(path.parent).as_posix() for run in runs]
     measured = [
-        _measure(name, run, test, teacher=teacher, params=params, device=device, timed=run is runs[0])
+        _measure(name, run, test, teacher=teacher, attack=attack, params=params, device=device, timed=run is runs[0])
         for name, run in zip(names, runs, strict=True)
     ]
     return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
@@ -139,6 +181,7 @@ def _measure(
     test: Dataset,
     *,
     teacher: npt.NDArray[np.float32] | None,
+    attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
     timed: bool,
@@ -148,8 +191,7 @@ def _measure(
         raise RunError(f"{directory.path} was trained for other classes than those of {params.data}.")
     model = _load(directory, record)
     module = model.module.to(device)
-    renderer = Renderer(test, "none", seed=0, geometry=Geometry.of(model.preset), device=device)
-    logits = predict(module, renderer, preset=model.preset, progress=progress)
+    logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
     scores = accuracy(logits, test.labels)
     parameters: dict[str, Any] = record["parameters"]
     return StudentResult(
@@ -162,6 +204,7 @@ def _measure(
         top1=scores.top1,
         top5=scores.top5,
         loss_value=scores.loss,
+        adversarial_top1=None if attack is None else attack.top1(module, model.preset, device),
         agreement=None if teacher is None else agreement(logits, teacher),
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,

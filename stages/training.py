@@ -35,6 +35,7 @@ from stages.learning import optimisation, schedule
 from stages.logs import Logs, choose
 from stages.params import TrainStudent, TrainTeacher
 from stages.provenance import git_revision, versions
+from stages.robust import loss_name, robust
 from stages.sources import TrainingData
 from stages.stopping import stoppable
 
@@ -144,7 +145,7 @@ def _record(
         "format": 1,
         "stage": stage,
         "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": "ce" if task.distillation is None or isinstance(params, TrainTeacher) else params.loss_name,
+        "loss": loss_name(params, taught=task.distillation is not None),
         "recipe": {"name": str(recipe), "version": recipe.version, "seed": shown.seed},
         "views": shown.views,
         "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": shown.seed},
@@ -194,6 +195,7 @@ def _member(
         task.run,
         optimisation(params),
         validation,
+        robust(params),
         on_resume=logs.epochs,
         on_epoch=report,
         rotation=task.rotation,
@@ -284,8 +286,9 @@ def _identity(
 
 def _line(row: dict[str, float], epochs: int) -> str:
     terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce", "rotation") if name in row)
-    validated = f", validation top-1 {row['validation_top1']:.2%}" if "validation_top1" in row else ""
+    more = {"adversarial_top1": "attacked", "validation_top1": "validation top-1"}
+    measured = "".join(f", {said} {row[name]:.2%}" for name, said in more.items() if name in row)
     return (
-        f"epoch {row['epoch']:.0f}/{epochs}: {terms}, train top-1 {row['train_top1']:.2%}{validated}, "
+        f"epoch {row['epoch']:.0f}/{epochs}: {terms}, train top-1 {row['train_top1']:.2%}{measured}, "
         f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
     )

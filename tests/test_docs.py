@@ -29,6 +29,7 @@ VIEWS = (ROOT / "docs" / "VIEWS.md").read_text()
 CHAINS = (ROOT / "docs" / "CHAINS.md").read_text()
 LOSSES = (ROOT / "docs" / "LOSSES.md").read_text()
 SIGNALS = (ROOT / "docs" / "SIGNALS.md").read_text()
+ROBUST = (ROOT / "docs" / "ROBUST.md").read_text()
 
 
 def _python(text: str) -> list[str]:
@@ -52,7 +53,7 @@ def test_every_command_is_in_the_readme_s_table() -> None:
 
 
 def test_every_flag_in_the_readme_and_in_examples_exists() -> None:
-    shown = _commands(README + CHAINS + SIGNALS) + [shlex.split(example) for _, example in STAGES.values()]
+    shown = _commands(README + CHAINS + SIGNALS + ROBUST) + [shlex.split(example) for _, example in STAGES.values()]
     assert len(shown) > 6
     options = {command: _options(command) for command in {words[1] for words in shown}}
     for words in shown:

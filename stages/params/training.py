@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from stages.params.base import StageParams, StoresParams, TeacherParams
 from stages.params.learning import Learning
-from stages.params.values import CurveText, LossText, Names, Positive, RecipeText, Seed, Seeds
+from stages.params.values import AttackText, CurveText, LossText, Names, Positive, RecipeText, Seed, Seeds
 
 
 class Training(Learning, StageParams):
@@ -55,6 +55,11 @@ class Training(Learning, StageParams):
     balance: bool = Field(False, description="Draw every class equally often, by drawing samples of small ones again.")
     sample_weights: Path | None = Field(
         None, description="CSV file with the columns key and weight: how often to draw each sample; 0 for never."
+    )
+    adversarial: AttackText | None = Field(
+        None,
+        description="Learn from attacked images: pgd:EPS,STEPS, such as pgd:8/255,10, moves pixels by at most EPS of "
+        "their range. docs/ROBUST.md says more.",
     )
     checkpoint_every: float = Field(
         60.0, ge=0, description="Seconds between checkpoints; one is also written at the end of each epoch."
@@ -139,6 +144,11 @@ class TrainStudent(StoresParams, TeacherParams, Training):
     beta: float | None = Field(None, description="Parameter of dkd and dist.")
     gamma: float | None = Field(None, description="Parameter of dist and nkd.")
     soft_weight: float | None = Field(None, description="Share of the soft targets in the loss mixed.")
+    robust_loss: Literal["ard", "rslad"] | None = Field(
+        None,
+        description="What is learned from attacked images with a teacher: ard, the distillation loss on them and "
+        "cross-entropy on clean ones, or rslad, the distillation loss on both; default: rslad.",
+    )
     memory_limit: float = Field(
         8.0,
         gt=0,
@@ -204,6 +214,10 @@ class TrainStudent(StoresParams, TeacherParams, Training):
             raise ValueError(f"store-mix {self.store_mix} is for several stores: give store more than once")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
+        if self.robust_loss is not None and self.adversarial is None and self.fleet is None:
+            raise ValueError("robust-loss needs adversarial, such as pgd:8/255,10")
+        if self.robust_loss is not None and self.mode == "none":
+            raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
         if self.recipe == "none" and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
         return self

@@ -43,6 +43,16 @@ def _curve_text(value: Any) -> Any:
     return curve.first if curve.is_constant else str(curve)
 
 
+def _attack_text(value: Any) -> Any:
+    """Return an attack as it is written, if it can be read."""
+    from kdpipe.student.attack import Attack
+
+    if isinstance(value, str):
+        Attack.parse(value)
+        return value.strip()
+    return value
+
+
 def _signal_names(value: Any) -> Any:
     """Return the names of signals, each once: they are written with commas between, or the flag is repeated."""
     from kdpipe.models import parse_signals
@@ -64,6 +74,8 @@ RecipeText = Annotated[str, BeforeValidator(_recipe_text)]
 """A view recipe; see ``kdpipe.views.recipe``."""
 LossText = Annotated[str, BeforeValidator(_loss_text)]
 """A distillation loss, or several as YAML; see ``kdpipe.student.losses``."""
+AttackText = Annotated[str, BeforeValidator(_attack_text)]
+"""An attack on a model; see ``kdpipe.student.attack``."""
 SignalNames = Annotated[tuple[str, ...], BeforeValidator(_signal_names)]
 """What to keep of a teacher's layers; see ``kdpipe.models.signals``."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_one_as_many)]

@@ -15,6 +15,7 @@ from kdpipe.benchmark.comparison import (
 from kdpipe.benchmark.latency import Latency, latency
 from kdpipe.benchmark.machine import machine
 from kdpipe.benchmark.results import (
+    AttackIdentity,
     BenchmarkResult,
     Distill,
     Figure,
@@ -28,6 +29,7 @@ from kdpipe.student.accuracy import Accuracy, accuracy, agreement
 
 __all__ = [
     "Accuracy",
+    "AttackIdentity",
     "BenchmarkResult",
     "Distill",
     "Figure",

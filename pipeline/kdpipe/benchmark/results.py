@@ -13,7 +13,7 @@ from kdpipe.benchmark.latency import Latency
 from kdpipe.errors import RunError
 
 Distill = Literal["cache", "live", "none"]
-Figure = Literal["top1", "top5", "loss_value", "agreement", "gap_recovered"]
+Figure = Literal["top1", "adversarial_top1", "top5", "loss_value", "agreement", "gap_recovered"]
 """What differs between runs of several seeds, as a field of ``StudentResult``."""
 
 
@@ -44,6 +44,8 @@ class StudentResult:
     """Size of the weights on disk, in bytes."""
     latencies: Mapping[int, Latency] = field(default_factory=dict)
     """Latency by batch size."""
+    adversarial_top1: float | None = None
+    """Test accuracy under the benchmark's attack, 0..1; None where there is none."""
     agreement: float | None = None
     """Share of test samples on which student and teacher name the same class; None without a teacher."""
     gap_recovered: float | None = None
@@ -97,6 +99,7 @@ def average(members: Sequence[StudentResult], *, name: str, path: Path) -> Stude
         path=path,
         seed=members[0].seed if len(members) == 1 else None,
         top1=mean("top1"),
+        adversarial_top1=mean("adversarial_top1"),
         top5=mean("top5"),
         loss_value=mean("loss_value"),
         agreement=mean("agreement"),
@@ -119,6 +122,16 @@ class TeacherResult:
     name: str
     top1: float | None
     top5: float | None
+
+
+@dataclass(frozen=True)
+class AttackIdentity:
+    """The attack that the students were measured under."""
+
+    written: str
+    """As the user wrote it, such as ``pgd:8/255,20``."""
+    samples: int
+    """Number of test samples that were attacked."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,7 @@ class BenchmarkResult:
     teacher: TeacherResult | None = None
     stores: tuple[StoreIdentity, ...] = ()
     """The stores whose mean is the teacher; empty where the students had none."""
+    attack: AttackIdentity | None = None
 
     def __post_init__(self) -> None:
         """Refuse results that cannot be told apart by name."""

@@ -32,9 +32,23 @@ class Preset:
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """Turn uint8 ``(n, 3, H, W)`` into normalised float32 of the same shape, on the same device."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        mean, std = self._statistics(pixels.device)
+        return self.scaled(pixels).sub_(mean).div_(std)
+
+    @staticmethod
+    def scaled(pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 pixels into new float32 ones in 0..1."""
+        return pixels.to(torch.float32).div_(255)
+
+    def standardise(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalise images ``(n, 3, H, W)`` that are ``scaled`` already, as ``normalise`` does; differentiable."""
+        mean, std = self._statistics(images.device)
+        return (images - mean) / std
+
+    def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        return mean, std
 
     def describe(self) -> dict[str, Any]:
         """Return the preset as plain JSON values."""

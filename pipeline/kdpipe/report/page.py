@@ -14,11 +14,18 @@ from kdpipe.report.tables import UNDEFINED, batch_sizes, millions, nats, number,
 
 DISTILLED = {"cache": "store", "live": "live teacher", "none": "labels only"}
 
+ATTACKED = "Top-1 under attack"
+
 DEFINITIONS = (
     (
         "Top-1, top-5",
         "Share of the labelled test samples whose label is the largest, or among the five largest, of "
         "the logits. Of equal logits the lower class wins.",
+    ),
+    (
+        ATTACKED,
+        "Top-1 where each pixel of a test image may move a little, as projected gradient descent on that student's "
+        "cross-entropy moves it. An upper bound of what is left under any attack: others may find more.",
     ),
     (
         "Cross-entropy",
@@ -73,7 +80,7 @@ def html_page(result: BenchmarkResult, *, pareto: bytes, curves: bytes | None = 
         f"<section><h2>Students</h2>{_table(result)}{_table_note(result)}</section>",
         _figure("Accuracy against latency", pareto, _pareto_text(result)),
         _figure("Training curves", curves, CURVES_TEXT) if curves else "",
-        f"<section><h2>What the figures mean</h2>{_terms(DEFINITIONS)}</section>",
+        f"<section><h2>What the figures mean</h2>{_terms(_definitions(result))}</section>",
         f"<section><h2>Machine</h2>{_terms(_machine(result))}</section>",
         f"<section><h2>Lineage</h2>{_terms(_lineage(result))}</section>",
     ]
@@ -107,6 +114,7 @@ def _recommendation(chosen: Recommendation, result: BenchmarkResult) -> str:
     student = recommended(result)
     figures = [
         ("top-1", _unit(spread(student, "top1", percent), "%")),
+        ("top-1 under attack", _unit(spread(student, "adversarial_top1", percent), "%")),
         ("of the gap recovered", _unit(spread(student, "gap_recovered", percent), "%")),
         ("latency, batch 1", _unit(number(student.single_image_ms), "ms")),
         ("parameters", millions(student.parameters)),
@@ -128,6 +136,7 @@ def _table(result: BenchmarkResult) -> str:
     right = [
         "Seed",
         "Top‑1 %",
+        *([] if result.attack is None else ["PGD top‑1 %"]),
         "Top‑5 %",
         "Cross-entropy",
         "Agreement %",
@@ -140,10 +149,12 @@ def _table(result: BenchmarkResult) -> str:
     batches = "".join(f'<th scope="colgroup" colspan="3" class="b">Batch {batch}</th>' for batch in sizes)
     timings = '<th scope="col" class="n">p50 ms</th><th scope="col" class="n">p95 ms</th>'
     timings += '<th scope="col" class="n">images/s</th>'
-    rows = "".join(_row(student, sizes, chosen=student is chosen) for student in result.students)
+    attacked = result.attack is not None
+    rows = "".join(_row(student, sizes, chosen=student is chosen, attacked=attacked) for student in result.students)
     teacher = result.teacher
     if teacher is not None:
-        accuracies = "".join(f'<td class="n">{percent(share)}</td>' for share in (teacher.top1, teacher.top5))
+        shares = [percent(teacher.top1), *([""] if attacked else []), percent(teacher.top5)]
+        accuracies = "".join(f'<td class="n">{share}</td>' for share in shares)
         before, after = "<td></td>" * 2, "<td></td>" * (5 + 3 * len(sizes))
         rows += f'<tr class="teacher"><th scope="row">{escape(teacher.name)}</th><td></td><td>teacher</td>'
         rows += f"{before}{accuracies}{after}</tr>"
@@ -153,11 +164,12 @@ def _table(result: BenchmarkResult) -> str:
     )
 
 
-def _row(student: StudentResult, sizes: list[int], *, chosen: bool) -> str:
+def _row(student: StudentResult, sizes: list[int], *, chosen: bool, attacked: bool) -> str:
     texts = [student.architecture, DISTILLED[student.distill], student.loss]
     numbers = [
         str(student.seed) if student.seed is not None else _count(len(student.runs), "seed"),
         spread(student, "top1", percent),
+        *([spread(student, "adversarial_top1", percent)] if attacked else []),
         spread(student, "top5", percent),
         spread(student, "loss_value", nats),
         spread(student, "agreement", percent),
@@ -201,6 +213,10 @@ def _figure(heading: str, png: bytes, text: str) -> str:
     )
 
 
+def _definitions(result: BenchmarkResult) -> list[tuple[str, str]]:
+    return [(term, text) for term, text in DEFINITIONS if term != ATTACKED or result.attack is not None]
+
+
 def _terms(pairs: Iterable[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs) + "</dl>"
 
@@ -217,6 +233,8 @@ def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:
 
 def _lineage(result: BenchmarkResult) -> list[tuple[str, str]]:
     pairs = [("dataset", f"{result.dataset}, {_count(result.samples, 'test sample')}")]
+    if result.attack is not None:
+        pairs.append(("attack", f"{result.attack.written} on {_count(result.attack.samples, 'test sample')}"))
     if result.teacher is not None:
         pairs.append(("teacher", result.teacher.name))
     for store in result.stores:

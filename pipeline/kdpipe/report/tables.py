@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdpipe.benchmark import BenchmarkResult, Figure, Latency, StudentResult, recommend
+from kdpipe.benchmark import AttackIdentity, BenchmarkResult, Figure, Latency, StudentResult, recommend
 
 UNDEFINED = "n/a"
 FIGURES: dict[Figure, str] = {
@@ -25,6 +25,20 @@ FIGURES: dict[Figure, str] = {
 }
 """What several seeds spread in, with its name in ``metrics.json`` and ``results.csv``."""
 
+_CONSOLE: dict[Figure, str] = {
+    "top1": "top-1 %",
+    "adversarial_top1": "PGD %",
+    "agreement": "agree %",
+    "gap_recovered": "gap %",
+}
+"""Shares that the console's table has columns for."""
+
+
+def figures(result: BenchmarkResult) -> dict[Figure, str]:
+    """Return ``FIGURES``, with the accuracy under attack where there was one."""
+    attacked: dict[Figure, str] = {} if result.attack is None else {"adversarial_top1": "adversarial_top1"}
+    return {"top1": FIGURES["top1"], **attacked, **FIGURES}
+
 
 def batch_sizes(result: BenchmarkResult) -> list[int]:
     """Return the batch sizes at which any student was timed, rising."""
@@ -33,14 +47,16 @@ def batch_sizes(result: BenchmarkResult) -> list[int]:
 
 def metrics(result: BenchmarkResult) -> dict[str, Any]:
     """Return the benchmark as nested JSON values; a figure that is undefined or not finite is None."""
-    teacher, chosen = result.teacher, recommended(result)
+    teacher, chosen, named = result.teacher, recommended(result), figures(result)
+    attack = result.attack
     return {
         "recommended": chosen.name,
         "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
-        "students": {student.name: _student_metrics(student) for student in result.students},
+        "students": {student.name: _student_metrics(student, named) for student in result.students},
         "dataset": result.dataset,
         "samples": result.samples,
+        **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
         "stores": [{"path": store.path, "digest": store.digest, "weight": store.weight} for store in result.stores],
         "machine": dict(result.machine),
     }
@@ -59,7 +75,8 @@ def csv_text(result: BenchmarkResult) -> str:
     """
     sizes = batch_sizes(result)
     chosen = recommended(result)
-    rows = [_csv_row(student, sizes, recommended=student is chosen) for student in result.students]
+    named = figures(result)
+    rows = [_csv_row(student, sizes, named, recommended=student is chosen) for student in result.students]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -74,18 +91,24 @@ def table(result: BenchmarkResult) -> Table:
     """
     sizes = batch_sizes(result)
     chosen = recommended(result)
-    drawn = Table(title=Text(f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples"))
+    title = f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples"
+    if result.attack is not None:
+        title += f"; {attacked(result.attack)}"
+    drawn = Table(title=Text(title))
     drawn.add_column("student", overflow="fold")
     drawn.add_column("distill")
-    for heading in ("top-1 %", "agree %", "gap %", "params", "file", *_timing_headings(sizes)):
+    shares = [figure for figure in figures(result) if figure in _CONSOLE]
+    headings = [_CONSOLE[figure] for figure in shares]
+    for heading in (*headings, "params", "file", *_timing_headings(sizes)):
         drawn.add_column(heading, justify="right")
     drawn.add_column("front", justify="center")
     for student in result.students:
         name = f"* {student.name}" if student is chosen else student.name
         seeds = f"\n{len(student.members)} seeds" if len(student.members) > 1 else ""
-        drawn.add_row(Text(name + seeds), *_console_cells(student, sizes), style="bold" if student is chosen else None)
+        cells = _console_cells(student, shares, sizes)
+        drawn.add_row(Text(name + seeds), *cells, style="bold" if student is chosen else None)
     if result.teacher is not None:
-        blank = [""] * (5 + len(_timing_headings(sizes)))
+        blank = [""] * (2 + len(shares) + len(_timing_headings(sizes)))
         drawn.add_section()
         drawn.add_row(Text(result.teacher.name), "teacher", percent(result.teacher.top1), *blank, style="dim")
     return drawn
@@ -102,6 +125,11 @@ def summary(result: BenchmarkResult, *, report: Path) -> str:
     lines = [line.rstrip() for line in capture.get().splitlines()]
     name, reason = recommend(result)
     return "\n".join([*lines, "", f"Ship {name} (*).", reason, "", f"Full report: {report}", ""])
+
+
+def attacked(attack: AttackIdentity) -> str:
+    """Return in words which samples were attacked by what."""
+    return f"{attack.samples:,} attacked by {attack.written}"
 
 
 def percent(share: float | None) -> str:
@@ -141,7 +169,7 @@ def size(count: float) -> str:
     return f"{number(count)} GB"
 
 
-def _student_metrics(student: StudentResult) -> dict[str, Any]:
+def _student_metrics(student: StudentResult, named: dict[Figure, str]) -> dict[str, Any]:
     timed = sorted(student.latencies.items())
     found = {
         "architecture": student.architecture,
@@ -149,25 +177,25 @@ def _student_metrics(student: StudentResult) -> dict[str, Any]:
         "loss": student.loss,
         "seed": student.seed,
         "seeds": len(student.runs),
-        **{key: _finite(value) for key, value in _spreads(student).items()},
+        **{key: _finite(value) for key, value in _spreads(student, named).items()},
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
         "images_per_second": {f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed},
         "on_front": student.on_front,
     }
-    return found | ({"runs": [_run_metrics(run) for run in student.members]} if student.members else {})
+    return found | ({"runs": [_run_metrics(run, named) for run in student.members]} if student.members else {})
 
 
-def _run_metrics(run: StudentResult) -> dict[str, Any]:
-    figures = {key: _finite(getattr(run, figure)) for figure, key in FIGURES.items()}
-    return {"path": run.path.as_posix(), "seed": run.seed, **figures}
+def _run_metrics(run: StudentResult, named: dict[Figure, str]) -> dict[str, Any]:
+    found = {key: _finite(getattr(run, figure)) for figure, key in named.items()}
+    return {"path": run.path.as_posix(), "seed": run.seed, **found}
 
 
-def _spreads(student: StudentResult) -> dict[str, float | None]:
+def _spreads(student: StudentResult, named: dict[Figure, str]) -> dict[str, float | None]:
     """Return each figure, of several seeds their mean, followed by its standard deviation."""
     found = {}
-    for figure, key in FIGURES.items():
+    for figure, key in named.items():
         found[key] = getattr(student, figure)
         found[f"{key}_std"] = student.std(figure)
     return found
@@ -177,7 +205,9 @@ def _percentiles(latency: Latency) -> dict[str, float | None]:
     return {"p50": _finite(latency.p50_ms), "p95": _finite(latency.p95_ms), "p99": _finite(latency.p99_ms)}
 
 
-def _csv_row(student: StudentResult, sizes: list[int], *, recommended: bool) -> dict[str, object]:
+def _csv_row(
+    student: StudentResult, sizes: list[int], named: dict[Figure, str], *, recommended: bool
+) -> dict[str, object]:
     row: dict[str, object] = {
         "name": student.name,
         "path": student.path.as_posix(),
@@ -186,7 +216,7 @@ def _csv_row(student: StudentResult, sizes: list[int], *, recommended: bool) -> 
         "loss": student.loss,
         "seed": student.seed,
         "seeds": len(student.runs),
-        **_spreads(student),
+        **_spreads(student, named),
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "on_front": student.on_front,
@@ -206,12 +236,11 @@ def _timing_headings(sizes: list[int]) -> list[str]:
     return [f"ms (b{sizes[0]})", f"img/s (b{sizes[-1]})"] if sizes else []
 
 
-def _console_cells(student: StudentResult, sizes: list[int]) -> list[str]:
+def _console_cells(student: StudentResult, shares: Sequence[Figure], sizes: list[int]) -> list[str]:
     timings = []
     if sizes:
         first, last = student.latencies.get(sizes[0]), student.latencies.get(sizes[-1])
         timings = [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
-    shares: tuple[Figure, ...] = ("top1", "agreement", "gap_recovered")
     return [
         student.distill,
         *(spread(student, figure, percent).replace(" ±", "\n±") for figure in shares),

@@ -1,12 +1,14 @@
 """Training: losses, schedules, the loop, and what a run leaves behind."""
 
+from kdpipe.student.attack import Attack
 from kdpipe.student.curves import Curve
 from kdpipe.student.distillation import Distillation, Tempered
-from kdpipe.student.evaluation import predict
+from kdpipe.student.evaluation import predict, predict_attacked
 from kdpipe.student.loop import Cost, train, train_together
 from kdpipe.student.losses import LOSSES, DistillationLoss, make, parameters, parse
 from kdpipe.student.mixed import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.student.optimisation import Optimisation
+from kdpipe.student.robust import Robust, RobustLoss
 from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import RunDirectory
 from kdpipe.student.sample_weights import read_sample_weights
@@ -27,6 +29,7 @@ from kdpipe.student.validation import Validation
 
 __all__ = [
     "LOSSES",
+    "Attack",
     "CachedTargets",
     "Cost",
     "Curve",
@@ -36,6 +39,8 @@ __all__ = [
     "Member",
     "MixedTargets",
     "Optimisation",
+    "Robust",
+    "RobustLoss",
     "Rotation",
     "RunDirectory",
     "Sampling",
@@ -48,6 +53,7 @@ __all__ = [
     "parameters",
     "parse",
     "predict",
+    "predict_attacked",
     "read_sample_weights",
     "refuse_coarse",
     "refuse_mixture",

@@ -1,4 +1,4 @@
-"""Cross-entropy to the labels: one label for each sample, or two where a view mixes images."""
+"""Cross-entropy and accuracy by the labels: one label for each sample, or two where a view mixes images."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, *, smoothing: floa
     """
     total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum", label_smoothing=smoothing)
     return total / (labels >= 0).sum().clamp(min=1)
+
+
+def top1(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the share of right answers among the samples whose label is not -1; 0 where no sample has a label."""
+    correct = (logits.detach().argmax(dim=1) == labels).float().sum()
+    return correct / (labels >= 0).sum().clamp(min=1)
 
 
 def mixed_cross_entropy(

@@ -23,6 +23,7 @@ from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation
 from kdpipe.student.memory import ran_out_of_memory
 from kdpipe.student.optimisation import Optimisation
+from kdpipe.student.robust import Robust
 from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
@@ -52,6 +53,7 @@ def train(
     run: RunDirectory,
     optimisation: Optimisation = Optimisation(),  # noqa: B008
     validation: Validation | None = None,
+    robust: Robust | None = None,
     resume: bool = False,
     checkpoint_every: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -69,7 +71,18 @@ def train(
         RunError: ``should_stop`` said so, or there is no checkpoint that can be read.
     """
     member = Member(
-        module, renderer, preset, schedule, distillation, run, optimisation, validation, on_resume, on_epoch, rotation
+        module,
+        renderer,
+        preset,
+        schedule,
+        distillation,
+        run,
+        optimisation,
+        validation,
+        robust,
+        on_resume,
+        on_epoch,
+        rotation,
     )
     (trained,) = train_together(
         [member],

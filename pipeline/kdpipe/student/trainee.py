@@ -15,17 +15,19 @@ from kdpipe.student.batches import Batch
 from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation
 from kdpipe.student.divergence import LossWatch, not_finite
+from kdpipe.student.hard_labels import top1
 from kdpipe.student.memory import largest_that_fits
 from kdpipe.student.objective import Objective
 from kdpipe.student.optimisation import Learner, Optimisation
 from kdpipe.student.position import Position, restore, state_of
+from kdpipe.student.robust import Adversary, Robust
 from kdpipe.student.rotation import Rotation
 from kdpipe.student.runs import History, RunDirectory
 from kdpipe.student.schedule import Schedule
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
 
-_OF_LABELLED = ("ce", "train_top1")
+_OF_LABELLED = ("ce", "train_top1", "adversarial_top1")
 """Figures of a batch that are means over its labelled samples."""
 
 
@@ -54,6 +56,8 @@ class Member:
     run: RunDirectory
     optimisation: Optimisation = field(default_factory=Optimisation)
     validation: Validation | None = None
+    robust: Robust | None = None
+    """``None`` for images as they are."""
     on_resume: Callable[[History], None] = lambda _history: None
     """Gets the rows of the history that were made before the run was resumed."""
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
@@ -76,10 +80,12 @@ class Trainee:
         self.seen = 0
         """Samples of the epoch under way that were learnt from."""
         schedule, optimisation = member.schedule, member.optimisation
+        robust = member.robust
         self._objective = Objective(
             member.preset,
             member.distillation,
             label_smoothing=optimisation.label_smoothing,
+            adversary=None if robust is None else Adversary(robust, member.module, member.preset),
             rotation=member.rotation,
         )
         self._learner = Learner(
@@ -213,8 +219,7 @@ class Trainee:
         logits, terms = self._objective(self._learner.forward, batch, batch.pixels[self._source])
         step = self.position.epoch * self._steps + self.position.step
         self._learner.step(terms["loss"], rate=self.member.schedule.rate(step, self._steps))
-        correct = (logits.detach().argmax(dim=1) == batch.labels).float().sum()
-        terms["train_top1"] = correct / (batch.labels >= 0).sum().clamp(min=1)
+        terms["train_top1"] = top1(logits, batch.labels)
         return {name: value.detach() for name, value in terms.items()}
 
     def _count(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from kdpipe.benchmark import (
+    AttackIdentity,
     BenchmarkResult,
     Latency,
     StoreIdentity,
@@ -229,10 +230,39 @@ def test_table_lists_students_and_teacher(result: BenchmarkResult) -> None:
         assert expected in text
 
 
-def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_path: Path) -> None:
+def _attacked(result: BenchmarkResult) -> BenchmarkResult:
+    """Return the result with an attack that one student was not measured under."""
+    shares = [0.4375, 0.125, None, None]
+    students = [
+        replace(student, adversarial_top1=share) for student, share in zip(result.students, shares, strict=True)
+    ]
+    return replace(result, students=tuple(students), attack=AttackIdentity("pgd:8/255,20", 9_000))
+
+
+def test_accuracy_under_attack_stands_beside_the_clean_one(result: BenchmarkResult, tmp_path: Path) -> None:
+    files = write(_attacked(result), tmp_path)
+    found = json.loads(files["metrics.json"].read_text())
+    assert found["adversarial"] == {"attack": "pgd:8/255,20", "samples": 9_000}
+    keys = list(found["students"]["distilled"])
+    assert keys.index("adversarial_top1") == keys.index("top1_std") + 1
+    assert found["students"]["unlabelled"]["adversarial_top1"] is None
+    rows = {row["name"]: row for row in csv.DictReader(io.StringIO(files["results.csv"].read_text()))}
+    assert [rows[name]["adversarial_top1"] for name in ("distilled", "far")] == ["0.4375", "n/a"]
+    page = _parse(files["report.html"]).text
+    for part in ("PGD top‑1 %", "43.75", "12.50", "pgd:8/255,20 on 9,000 test samples", "upper bound"):
+        assert part in page
+    summary = files["summary.txt"].read_text()
+    assert "9,000 attacked by pgd:8/255,20" in summary
+    (line,) = [line for line in summary.splitlines() if "│ labels " in line]
+    assert [cell.strip() for cell in line.split("│")[3:5]] == ["80.00", "12.50"]
+
+
+@pytest.mark.parametrize("attacked", [False, True])
+def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_path: Path, attacked: bool) -> None:
+    result = _attacked(result) if attacked else result
     body = write(result, tmp_path)["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
     counts = [row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]]
-    assert counts == [18] * 5
+    assert counts == [18 + attacked] * 5
 
 
 @pytest.fixture
