@@ -15,17 +15,8 @@ from stages.resolution import in_words
 
 _OWN = (
     *("student", "seed", "input_size", "init_weights", "loss", "standardize", "temperature", "kd_weight", "ce_weight"),
-    *(
-        "alpha",
-        "beta",
-        "gamma",
-        "soft_weight",
-        "aux",
-        "aux_weight",
-        "adversarial",
-        "robust_loss",
-        *Learning.model_fields,
-    ),
+    *("alpha", "beta", "gamma", "soft_weight", "aux", "aux_weight", "adversarial", "robust_loss"),
+    *Learning.model_fields,
 )
 """What students that are trained together may each have their own of."""
 
