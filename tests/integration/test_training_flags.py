@@ -135,7 +135,7 @@ def test_a_store_must_serve_the_largest_temperature(
 
 def test_the_document_s_flags_and_curves_exist(kdpipe: Callable[..., Outcome]) -> None:
     text = (ROOT / "docs" / "TRAINING.md").read_text()
-    shown = "".join(kdpipe(command, "--help").out for command in ("train-student", "benchmark"))
+    shown = "".join(kdpipe(command, "--help").out for command in ("train-teacher", "train-student", "benchmark"))
     flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help", "--logdir"}
     assert len(flags) > 12
     assert all(re.search(rf"{flag}[ /\n]", shown) for flag in flags)
