@@ -196,9 +196,9 @@ def _member(
         optimisation(params),
         validation,
         robust(params),
+        task.rotation,
         on_resume=logs.epochs,
         on_epoch=report,
-        rotation=task.rotation,
         on_failure=logs.fail,
     )
 

@@ -7,21 +7,17 @@ it was stopped at; and a student that is trained beside others equals itself tra
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 
 import torch
 
-from kdpipe.errors import KdpipeError, RunError
+from kdpipe.errors import KdpipeError
 from kdpipe.models import Preset
 from kdpipe.progress import Progress, silent
 from kdpipe.student.batches import Batches
-from kdpipe.student.checkpoint import State
 from kdpipe.student.distillation import Distillation
-from kdpipe.student.memory import ran_out_of_memory
+from kdpipe.student.fleet import Fleet
 from kdpipe.student.optimisation import Optimisation
 from kdpipe.student.robust import Robust
 from kdpipe.student.rotation import Rotation
@@ -30,9 +26,6 @@ from kdpipe.student.schedule import Schedule
 from kdpipe.student.trainee import Member, Trainee
 from kdpipe.student.validation import Validation
 from kdpipe.views import Renderer
-
-_SHOWN = 4
-"""Students whose losses a status shows."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,7 @@ def train(
     optimisation: Optimisation = Optimisation(),  # noqa: B008
     validation: Validation | None = None,
     robust: Robust | None = None,
+    rotation: Rotation | None = None,
     resume: bool = False,
     checkpoint_every: float = 60.0,
     should_stop: Callable[[], bool] = lambda: False,
@@ -61,7 +55,6 @@ def train(
     say: Callable[[str], None] = lambda _message: None,
     on_resume: Callable[[History], None] = lambda _history: None,
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None,
-    rotation: Rotation | None = None,
 ) -> Cost:
     """Train one module in place; see ``Member`` and ``train_together``.
 
@@ -80,9 +73,9 @@ def train(
         optimisation,
         validation,
         robust,
+        rotation,
         on_resume,
         on_epoch,
-        rotation,
     )
     (trained,) = train_together(
         [member],
@@ -123,7 +116,7 @@ def train_together(
     targets = next((member.distillation.targets for member in members if member.distillation is not None), None)
     batches = Batches(renderers, members[0].schedule, targets)
     trainees = [Trainee(member, steps=batches.steps, source=renderers.index(member.renderer)) for member in members]
-    fleet = _Fleet(trainees, batches, members[0].schedule.epochs, checkpoint_every, should_stop, say)
+    fleet = Fleet(trainees, batches, members[0].schedule.epochs, checkpoint_every, should_stop, say)
     if resume:
         fleet.resume()
     while fleet.active and fleet.epoch < fleet.epochs:
@@ -139,169 +132,3 @@ def _cost(trainee: Trainee) -> Cost:
     history = trainee.position.history
     seconds = sum(row["seconds"] for row in history)
     return Cost(seconds, sum(row["seconds"] * row["images_per_second"] for row in history) / seconds)
-
-
-class _Fleet:
-    """The students that are still in training, all at the same step, and those that are not."""
-
-    def __init__(
-        self,
-        trainees: Sequence[Trainee],
-        batches: Batches,
-        epochs: int,
-        checkpoint_every: float,
-        should_stop: Callable[[], bool],
-        say: Callable[[str], None],
-    ) -> None:
-        self.active = list(trainees)
-        self.failures: dict[Trainee, KdpipeError] = {}
-        self.epochs = epochs
-        self._several = len(trainees) > 1
-        self._batches, self._should_stop, self._say = batches, should_stop, say
-        self._checkpoint_every, self._saved_at = checkpoint_every, time.monotonic()
-        self._started = time.monotonic(), 0
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, from 0."""
-        return self.active[0].position.epoch
-
-    def resume(self) -> None:
-        """Go back to the newest checkpoints that are of one step.
-
-        Raises:
-            RunError: there are none.
-        """
-        for trainee in list(self.active):
-            failure = trainee.run.failure()
-            if failure is not None and self._several:
-                self._drop(trainee, RunError(failure))
-        states = dict(_meeting(self.active, self._say))
-        self._each(lambda trainee: trainee.resume(states[trainee]) if states else None)
-        if self.active and (self.active[0].position.epoch or self.active[0].position.step):
-            self._say(f"Going on from {self.active[0].position}.")
-            self._started = time.monotonic(), self._done()
-
-    def train_epoch(self, advance: Callable[[int], None]) -> bool:
-        """Train what is left of the epoch under way; return whether memory sufficed for what the students share.
-
-        Where it did not, nothing is left that holds on to it.
-        """
-        try:
-            self._train_epoch(advance)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out_of_memory(error):
-                raise
-            return False
-        return True
-
-    def too_large(self) -> KdpipeError:
-        """Return what to try when memory does not suffice for what the students share."""
-        epoch = self.epoch
-        return self.active[0].too_large(lambda size: self._batches.first(epoch, size))
-
-    def status(self) -> str:
-        """Return the means of the epoch so far, for which the device is waited for, and what the run still takes."""
-        began, before = self._started
-        done = self._done() if self.active else 0
-        if not done > before or not self.active[0].position.step:
-            return ""
-        seconds = (time.monotonic() - began) / (done - before) * (self.epochs * self._batches.steps - done)
-        return f"{self._losses()}, {timedelta(seconds=round(seconds))} left of the run"
-
-    def _losses(self) -> str:
-        if self._several:
-            shown = [f"{each.run.path.name} {each.means()['loss']:.4f}" for each in self.active[:_SHOWN]]
-            more = f" and {len(self.active) - _SHOWN} more" if len(self.active) > _SHOWN else ""
-            return f"loss of {', '.join(shown)}{more}"
-        means = self.active[0].means()
-        terms = {"loss": means.pop("loss"), **means}
-        accuracy = terms.pop("train_top1")
-        return ", ".join([*(f"{name} {mean:.4f}" for name, mean in terms.items()), f"train top-1 {accuracy:.2%}"])
-
-    def _done(self) -> int:
-        position = self.active[0].position
-        return position.epoch * self._batches.steps + position.step
-
-    def _train_epoch(self, advance: Callable[[int], None]) -> None:
-        first = self.active[0].position
-        epoch, step, before = first.epoch, first.step, first.seconds
-        seen, batches = self._batches.epoch(epoch, done=step)
-        for trainee in self.active:
-            trainee.begin(seen)
-        advance(seen)
-        began = time.perf_counter() - before
-        for batch in batches:
-            self._each(partial(Trainee.learn, batch=batch))
-            if not self.active:
-                return
-            step += 1
-            advance(len(batch))
-            if step < self._batches.steps:
-                seconds = time.perf_counter() - began
-                self._pause(seconds)
-                began = time.perf_counter() - seconds
-        seconds = time.perf_counter() - began
-        self._each(lambda trainee: trainee.end(view=self._batches.view(epoch), seconds=seconds))
-        self._save()
-        for trainee in self.active:
-            trainee.report()
-        if self._should_stop() and self.active and self.epoch < self.epochs:
-            raise self.active[0].stopped()
-
-    def _pause(self, seconds: float) -> None:
-        """Between two steps, ``seconds`` into the epoch, stop if asked to, and save checkpoints when it is time."""
-        stopping = self._should_stop()
-        if stopping or time.monotonic() - self._saved_at >= self._checkpoint_every:
-            for trainee in self.active:
-                trainee.position.seconds = seconds
-            self._save()
-        if stopping and self.active:
-            raise self.active[0].stopped()
-
-    def _save(self) -> None:
-        self._each(Trainee.save)
-        self._saved_at = time.monotonic()
-
-    def _each(self, act: Callable[[Trainee], KdpipeError | None]) -> None:
-        for trainee in list(self.active):
-            failure = act(trainee)
-            if failure is not None:
-                self._drop(trainee, failure)
-
-    def _drop(self, trainee: Trainee, failure: KdpipeError) -> None:
-        self.active.remove(trainee)
-        self.failures[trainee] = failure
-        if self._several:
-            self._say(f"{trainee.run.path} is left out: {failure}")
-            trainee.leave(failure)
-
-
-def _meeting(trainees: Sequence[Trainee], say: Callable[[str], None]) -> list[tuple[Trainee, State]]:
-    """Return the newest checkpoints that are of one step, and drop newer ones; none where one run has none yet.
-
-    Raises:
-        RunError: a checkpoint cannot be read, or they are of different steps; none is dropped.
-    """
-    found = [trainee.run.load_checkpoint(say=say) for trainee in trainees]
-    states = [state for state in found if state is not None]
-    if len(states) < len(trainees):
-        return []
-    places = [_place(state) for state in states]
-    met = []
-    for trainee, state in zip(trainees, states, strict=True):
-        earlier = state if _place(state) == min(places) else trainee.run.load_earlier_checkpoint()
-        if earlier is None or _place(earlier) != min(places):
-            raise RunError(
-                f"the checkpoints of {trainee.run.path} and those beside it are of different steps, so they cannot go "
-                "on together. Start them without --resume, or resume each alone."
-            )
-        met.append((trainee, earlier))
-    for (trainee, earlier), state in zip(met, states, strict=True):
-        if earlier is not state:
-            trainee.run.drop_newest_checkpoint()
-    return met
-
-
-def _place(state: State) -> tuple[int, int]:
-    return len(state["history"]), state["step"]

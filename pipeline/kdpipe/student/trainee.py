@@ -58,12 +58,12 @@ class Member:
     validation: Validation | None = None
     robust: Robust | None = None
     """``None`` for images as they are."""
+    rotation: Rotation | None = None
+    """The auxiliary task; ``None`` for none."""
     on_resume: Callable[[History], None] = lambda _history: None
     """Gets the rows of the history that were made before the run was resumed."""
     on_epoch: Callable[[dict[str, float]], None] = lambda _row: None
     """Gets each row of the history when it is made."""
-    rotation: Rotation | None = None
-    """The auxiliary task; ``None`` for none."""
     on_failure: Callable[[], None] = lambda: None
     """Told when the others go on without it."""
     generators: list[torch.Tensor] = field(default_factory=_generators)
