@@ -208,9 +208,8 @@ def _table(result: dict[str, Any]) -> str:
     rows = ["| chain | test top-1 % | minus one-way | training, s |", "|---|---|---|---|"]
     for arm, found in result["arms"].items():
         seconds = statistics.median(found["chain_seconds"])
-        rows.append(
-            f"| {arm} | {percent(found['top1'])} | {percent(found['top1_minus_one_way'], '+')} | {seconds:.0f} |"
-        )
+        more = "" if arm == "one-way" else percent(found["top1_minus_one_way"], "+")
+        rows.append(f"| {arm} | {percent(found['top1'])} | {more} | {seconds:.0f} |")
     return "\n".join(rows)
 
 

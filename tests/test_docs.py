@@ -40,6 +40,10 @@ def _commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in re.findall(r"^    (kdpipe .*)$", text, flags=re.MULTILINE)]
 
 
+def _mean_and_deviation(shares: dict[str, float], sign: str = "") -> str:
+    return f"{100 * shares['mean']:{sign}.1f} ± {100 * shares['std']:.1f}"
+
+
 def _options(command: str) -> set[str]:
     help_text = subprocess.run(
         [sys.executable, "-m", "kdpipe", command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
@@ -89,11 +93,23 @@ def test_what_the_losses_reach_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "losses.json").read_text())["losses"]
     for arm, figures in measured.items():
         cells = [
-            "" if name == "top1_minus_none" and arm == "none" else f"{100 * each['mean']:.1f} ± {100 * each['std']:.1f}"
+            "" if name == "top1_minus_none" and arm == "none" else _mean_and_deviation(each)
             for name, each in figures.items()
             if name in {"top1", "top1_minus_none", "agreement"}
         ]
         assert f"| `{arm}` | {' | '.join(cells)} |" in LOSSES
+
+
+def test_what_chains_reach_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "chains.json").read_text())["arms"]
+    rows = re.findall(r"^\| `([\w-]+)`: .*? \| (.*?) \| (.*?) \| (.*?) \|$", CHAINS, flags=re.MULTILINE)
+    assert [arm for arm, *_ in rows] == list(measured)
+    for arm, taught, reached, more in rows:
+        figures = measured[arm]
+        teachers = np.mean(figures["teachers_test_top1"], axis=0)
+        assert taught.strip() == " and ".join(f"{100 * top1:.1f}" for top1 in teachers), arm
+        assert reached == _mean_and_deviation(figures["top1"])
+        assert more.strip() == ("" if arm == "one-way" else _mean_and_deviation(figures["top1_minus_one_way"], "+"))
 
 
 def test_what_the_authors_of_losses_report_is_the_benchmarks_table() -> None:
