@@ -63,9 +63,9 @@ def main() -> None:
     parser.add_argument("--student", default="resnet8", help="of the images of 32 x 32")
     parser.add_argument("--photo-student", default="fleet:light")
     parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--samples", type=int, default=5120, help="images of an epoch")
+    parser.add_argument("--samples", type=int, default=2560, help="images of an epoch")
     parser.add_argument("--copies", type=int, default=24, help="of each photograph in an epoch")
-    parser.add_argument("--epochs", type=int, default=2, help="of a training")
+    parser.add_argument("--epochs", type=int, default=1, help="of a training")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--photo-batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1, help="of the training process")
@@ -87,7 +87,7 @@ def main() -> None:
         photos = dataset.load(f"folder:{linked(options)}", "train", loading="stream")
         cases["streamed"] = Case(photos, "rrc-flip", options.photo_student, options.photo_batch_size, options, workers)
     result = {
-        "command": "python benchmarks/fleet.py --data folder:CIFAR10 --photos PHOTOS",
+        "command": f"python benchmarks/fleet.py --data folder:CIFAR10 --photos PHOTOS --workers {workers}",
         "git_revision": git_revision(),
         "machine": machine(),
         "workers": workers,
