@@ -100,6 +100,24 @@ def test_what_the_losses_reach_is_what_was_measured() -> None:
         assert f"| `{arm}` | {' | '.join(cells)} |" in LOSSES
 
 
+def test_what_signals_take_and_reach_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "signals.json").read_text())
+    text = SIGNALS.split("## What they take and what they reach")[1]
+    assert f"{measured['rows']:,} rows" in text
+    sizes = re.findall(r"^\| `(\w+(?::\w+)?)`.* \| ([\d,]+) \| ([\d,]+) \|$", text, flags=re.MULTILINE)
+    expected = {
+        name: (f"{kept['numbers']:,}", f"{kept['bytes_per_row']:,.0f}") for name, kept in measured["signals"].items()
+    }
+    assert expected.pop("features:penultimate") == expected["features:layer3"]
+    assert {name: tuple(row) for name, *row in sizes} == expected
+    rows = re.findall(r"^\| (`.*?) \| ([\d.]+ ± .*?) \| (.*?) \| (.*?) \|$", text, flags=re.MULTILINE)
+    assert len(rows) == len(measured["losses"])
+    for (_, *row), (arm, figures) in zip(rows, measured["losses"].items(), strict=True):
+        more = ["" if arm == "none" else _mean_and_deviation(figures["top1_minus_none"])]
+        more.append(_mean_and_deviation(figures["top1_minus_kd"]) if arm.startswith("kd+") else "")
+        assert [cell.strip() for cell in row] == [_mean_and_deviation(figures["top1"]), *more], arm
+
+
 def test_what_chains_reach_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "chains.json").read_text())["arms"]
     rows = re.findall(r"^\| `([\w-]+)`: .*? \| (.*?) \| (.*?) \| (.*?) \|$", CHAINS, flags=re.MULTILINE)
