@@ -130,6 +130,19 @@ def test_what_chains_reach_is_what_was_measured() -> None:
         assert more.strip() == ("" if arm == "one-way" else _mean_and_deviation(figures["top1_minus_one_way"], "+"))
 
 
+def test_what_fleets_save_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "fleet.json").read_text())
+    text = (ROOT / "docs" / "TRAINING.md").read_text()
+    assert measured["command"] in text
+    for case in measured["cases"].values():
+        per_batch = [case[f"milliseconds_of_{part}_per_batch"]["median"] for part in ("data", "step")]
+        low, high = case["speed_up"]["interval_95"]
+        speed_up = f"{case['speed_up']['median']:.3f} [{low:.3f}, {high:.3f}]"
+        cells = [*(f"{time:.2f}" for time in per_batch), f"{case['ideal_speed_up']['median']:.3f}", speed_up]
+        assert f"| {' | '.join(cells)} | {case['share_of_ideal']['median']:.1%} |".replace("%", " %") in text
+        assert case["share_of_ideal"]["median"] >= measured["target_of_ideal"]
+
+
 def test_what_the_authors_of_losses_report_is_the_benchmarks_table() -> None:
     script = ROOT / "benchmarks" / "published_losses.py"
     printed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=ROOT).stdout
