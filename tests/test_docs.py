@@ -130,6 +130,16 @@ def test_what_chains_reach_is_what_was_measured() -> None:
         assert more.strip() == ("" if arm == "one-way" else _mean_and_deviation(figures["top1_minus_one_way"], "+"))
 
 
+def test_what_robust_students_reach_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "robust.json").read_text())["arms"]
+    rows = re.findall(r"^\| `([a-z ]+)`: .*? \| (.*?) \| (.*?) \|$", ROBUST, flags=re.MULTILINE)
+    expected = {
+        arm: tuple(_mean_and_deviation(figures[name]) for name in ("top1", "adversarial_top1"))
+        for arm, figures in measured.items()
+    }
+    assert {arm: tuple(cells) for arm, *cells in rows} == expected
+
+
 def test_what_fleets_save_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "fleet.json").read_text())
     text = (ROOT / "docs" / "TRAINING.md").read_text()

@@ -15,7 +15,7 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.errors import RunError
-from kdpipe.student import RunDirectory, Schedule, loop, train
+from kdpipe.student import RunDirectory, Schedule, fleet, train
 from kdpipe.student.schedule import epoch_batches
 from kdpipe.views import Geometry, Renderer, render
 
@@ -31,7 +31,7 @@ class Asking:
         self.now = 0.0
         self.said: list[str] = []
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
-        monkeypatch.setattr(loop, "time", clock)
+        monkeypatch.setattr(fleet, "time", clock)
 
     @contextmanager
     def __call__(
