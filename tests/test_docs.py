@@ -140,6 +140,17 @@ def test_what_robust_students_reach_is_what_was_measured() -> None:
     assert {arm: tuple(cells) for arm, *cells in rows} == expected
 
 
+def test_what_the_auxiliary_task_adds_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "auxiliary.json").read_text())["arms"]
+    text = (ROOT / "docs" / "TRAINING.md").read_text()
+    for arm in ("none", "kd"):
+        task = measured[f"{arm}+rotation"]
+        cells = [
+            _mean_and_deviation(each) for each in (measured[arm]["top1"], task["top1"], task["top1_minus_without"])
+        ]
+        assert re.search(rf"^\| `{arm}`: .* \| {re.escape(' | '.join(cells))} \|$", text, flags=re.MULTILINE)
+
+
 def test_what_fleets_save_is_what_was_measured() -> None:
     measured = json.loads((ROOT / "benchmarks" / "results" / "fleet.json").read_text())
     text = (ROOT / "docs" / "TRAINING.md").read_text()

@@ -178,13 +178,14 @@ def test_a_teacher_that_sees_another_size_gets_its_own_pixels(loading: Loading, 
     )
     if place is not None:
         renderers.insert(place, own)
-    batch = next(Batches(renderers, SCHEDULE, LiveTargets(forward, own)).epoch(1)[1])
-    rows = epoch_batches(200, batch_size=32, data_seed=3, epoch=1)[0]
-    assert len(seen) == 1
-    assert torch.equal(seen[0], own(rows, 2))
-    assert len(batch.pixels) == 3
-    for renderer, pixels in zip([*renderers, own], batch.pixels, strict=False):
-        assert torch.equal(pixels, renderer(rows, 2))
+    batches = list(Batches(renderers, SCHEDULE, LiveTargets(forward, own)).epoch(1)[1])
+    drawn = epoch_batches(200, batch_size=32, data_seed=3, epoch=1)
+    assert len(seen) == len(drawn)
+    for rows, shown, batch in zip(drawn, seen, batches, strict=True):
+        assert torch.equal(shown, own(rows, 2))
+        assert len(batch.pixels) == 3
+        for renderer, pixels in zip([*renderers, own], batch.pixels, strict=False):
+            assert torch.equal(pixels, renderer(rows, 2))
 
 
 def test_unlabelled_samples_do_not_count() -> None:
