@@ -221,9 +221,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _comparable(section: Any) -> Any:
-    """Drop what may change between a run and its resumption."""
+    """Drop what may change between a run and its resumption, and what is left out: older records do not name it."""
     if isinstance(section, dict):
-        return json.loads(json.dumps({key: value for key, value in section.items() if key not in _MAY_CHANGE}))
+        kept = {key: value for key, value in section.items() if key not in _MAY_CHANGE and value is not None}
+        return json.loads(json.dumps(kept))
     return section
 
 

@@ -169,3 +169,14 @@ def test_streamed_images_draw_no_random_numbers_twice(tmp_path: Path) -> None:
         return student
 
     _assert_resumes_alike(run, tmp_path, (2, 3))
+
+
+def test_a_run_of_before_a_setting_existed_goes_on_where_it_is_left_out(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    record = {"parameters": {"lr": 0.1, "ema": None}, "lineage": {}}
+    run.start(record, resume=False)
+    later = {**record, "parameters": {"lr": 0.1, "ema": None, "aux": None}}
+    run.refuse_start(later, resume=True)
+    for changed, said in (({"aux": "rotation"}, "aux: None then, rotation now"), ({"ema": 0.9}, "ema: None then, 0.9")):
+        with pytest.raises(RunError, match=said):
+            run.refuse_start({**later, "parameters": {**later["parameters"], **changed}}, resume=True)
