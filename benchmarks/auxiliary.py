@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from commands import kdpipe
-from consistency_report import Finished, Run, spread
+from consistency_report import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable
@@ -90,7 +90,7 @@ def _result(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
             arm: {
                 "seeds": sorted(by_seed),
                 "top1": spread([by_seed[seed]["top1"] for seed in sorted(by_seed)]),
-                **({"top1_minus_without": _paired(by_seed, found[base])} if base != arm else {}),
+                **({"top1_minus_without": paired(by_seed, found[base])} if base != arm else {}),
                 "rotation_top1_of_the_last_epoch": [by_seed[seed]["rotation_top1"] for seed in sorted(by_seed)],
                 "seconds": [round(by_seed[seed]["seconds"], 1) for seed in sorted(by_seed)],
             }
@@ -98,10 +98,6 @@ def _result(runs: list[Run], options: argparse.Namespace) -> dict[str, Any]:
             if by_seed and (base := arm.removesuffix("+rotation"))
         },
     }
-
-
-def _paired(runs: dict[int, Run], others: dict[int, Run]) -> dict[str, Any]:
-    return spread([runs[seed]["top1"] - others[seed]["top1"] for seed in sorted(runs) if seed in others])
 
 
 def _options() -> argparse.Namespace:

@@ -57,7 +57,7 @@ def summary(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Any]:
     return {
         "arms": {arm: _arm(list(by_seed.values())) for arm, by_seed in found.items()},
         "top1_minus": {
-            base: {arm: _paired(found[arm], found[base]) for arm in others}
+            base: {arm: paired(found[arm], found[base]) for arm in others}
             for base, others in pairs.items()
             if base in found
         },
@@ -75,7 +75,8 @@ def _arm(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _paired(runs: Mapping[int, Run], others: Mapping[int, Run]) -> dict[str, Any]:
+def paired(runs: Mapping[int, Run], others: Mapping[int, Run]) -> dict[str, Any]:
+    """Return the spread of the differences of top-1 between runs and others of the same seeds."""
     return spread([runs[seed]["top1"] - others[seed]["top1"] for seed in runs if seed in others])
 
 

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 from commands import describe, kdpipe
-from consistency_report import Finished, Run, spread
+from consistency_report import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable
@@ -171,7 +171,7 @@ def _result(runs: list[Run], store: Path, options: argparse.Namespace) -> dict[s
             arm: {
                 "seeds": list(by_seed),
                 "top1": spread([run["top1"] for run in by_seed.values()]),
-                **{f"top1_minus_{base}": _paired(by_seed, found.get(base, {})) for base in BASES if base != arm},
+                **{f"top1_minus_{base}": paired(by_seed, found.get(base, {})) for base in BASES if base != arm},
             }
             for arm, by_seed in found.items()
         },
@@ -192,10 +192,6 @@ def _sizes(described: dict[str, Any]) -> dict[str, Any]:
             for name, (numbers, size) in {"logits": (described["classes"], logits), **kept}.items()
         },
     }
-
-
-def _paired(runs: dict[int, Run], others: dict[int, Run]) -> dict[str, Any]:
-    return spread([runs[seed]["top1"] - others[seed]["top1"] for seed in runs if seed in others])
 
 
 def _tables(result: dict[str, Any]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+
+from kdpipe.models import evaluating
 
 MINIMUM_REPEATS = 5
 
@@ -62,7 +62,7 @@ def latency(
     device = torch.device(device)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, 3, size, size, generator=generator).to(device)
-    with _evaluating(module), torch.inference_mode():
+    with evaluating(module), torch.inference_mode():
         _pass_times(module, images, at_least=1, at_most=warmup, max_seconds=max_seconds)
         times = _pass_times(module, images, at_least=MINIMUM_REPEATS, at_most=repeats, max_seconds=max_seconds)
     p50, p95, p99 = (float(value) for value in np.percentile(np.asarray(times) / 1e6, [50, 95, 99]))
@@ -99,15 +99,3 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and afterwards each of its parts into the mode that it had."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

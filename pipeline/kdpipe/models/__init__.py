@@ -4,7 +4,7 @@ model = load("resnet20", num_classes=10, weights="teacher.safetensors", fallback
 logits = model.module(model.preset.normalise(pixels))
 """
 
-from kdpipe.models.cost import count_parameters, macs
+from kdpipe.models.cost import count_parameters, evaluating, macs
 from kdpipe.models.device import resolve_device
 from kdpipe.models.features import Penultimate, find_penultimate
 from kdpipe.models.loading import Model, load, probe
@@ -21,6 +21,7 @@ __all__ = [
     "Watch",
     "count_parameters",
     "create",
+    "evaluating",
     "find_penultimate",
     "layers",
     "load",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
 
@@ -74,18 +73,6 @@ class Attack:
         for _ in range(self.steps):
             moved = torch.clamp(moved + self.step_size * _uphill(judge, moved, harm).sign_(), lowest, highest)
         return moved
-
-
-@contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode for a while, and each of its parts back in its own mode."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @torch.enable_grad()

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.models import Preset
+from kdpipe.models import Preset, evaluating
 from kdpipe.progress import Progress, silent
-from kdpipe.student.attack import Attack, evaluating
+from kdpipe.student.attack import Attack
 from kdpipe.student.hard_labels import cross_entropy
 from kdpipe.views import Renderer
 

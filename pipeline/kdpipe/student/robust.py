@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from kdpipe.models import Preset
-from kdpipe.student.attack import Attack, evaluating
+from kdpipe.models import Preset, evaluating
+from kdpipe.student.attack import Attack
 from kdpipe.student.batches import Batch
 from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
 

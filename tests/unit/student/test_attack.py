@@ -11,9 +11,8 @@ import torch.nn.functional as F
 
 from kdpipe import dataset, models
 from kdpipe.errors import ParamsError
-from kdpipe.models import Preset
+from kdpipe.models import Preset, evaluating
 from kdpipe.student import Attack, predict, predict_attacked
-from kdpipe.student.attack import evaluating
 from kdpipe.views import Geometry, Renderer
 
 SHAPE = (6, 3, 8, 8)
