@@ -1,0 +1,379 @@
+"""One grammar for everything that is chosen by name: ``name:value,key=value+name...``.
+
+Losses, view operations, encodings, curves, attacks and signals are all written like this:
+
+    kd                                              a name
+    rrc:0.25+flip+mixup:0.2                         several, joined with +
+    dkd:alpha=1,beta=8,temperature=4                parameters by key
+    randaug:2,9                                     or by position, in the order in which they are declared
+    pgd:8/255,10                                    a number may be a fraction
+    kd:temperature=(cosine:8,2,over=100),weight=1   a value in parentheses is written in the same grammar
+
+``parse`` reads the grammar. A ``Registry`` holds the things of one kind: each registers a function or a dataclass under
+a name, and its parameters are those of its signature.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
+
+from kdpipe.errors import ParamsError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One name with its values, as written."""
+
+    name: str
+    values: tuple[str, ...] = ()
+    """Values by position."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Values by key."""
+
+    def __str__(self) -> str:
+        """Return the term as ``parse`` reads it."""
+        written = ",".join([*map(_bracketed, self.values), *(f"{k}={_bracketed(v)}" for k, v in self.settings.items())])
+        return f"{self.name}:{written}" if written else self.name
+
+
+def parse(text: str, *, error: type[Exception] = ParamsError) -> tuple[Term, ...]:
+    """Parse terms joined with ``+``.
+
+    Raises:
+        ParamsError: a name is missing, a key stands twice, or parentheses are unbalanced; or ``error`` in its place.
+    """
+    return tuple(_term(part, text, error) for part in _split(text, "+", error))
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a parameter may be: ``Annotated[float, Range("above 0", lambda x: x > 0)]``."""
+
+    description: str
+    holds: Callable[[float], bool]
+
+    def __contains__(self, value: object) -> bool:
+        """Return whether ``value`` is a finite number in the range."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and self.holds(float(value))  # type: ignore[arg-type]
+
+
+def between(low: float, high: float) -> Range:
+    """Return the range from ``low`` to ``high``, both included."""
+    return Range(f"{low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+Positive = Annotated[float, Range("above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Range("0 or more", lambda value: value >= 0)]
+Share = Annotated[float, between(0, 1)]
+Count = Annotated[int, Range("1 or more", lambda value: value >= 1)]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a registered thing."""
+
+    name: str
+    type: Any
+    """``float``, ``int``, ``bool``, ``str``, or a class with a ``parse`` method for text in the same grammar."""
+    default: Any
+    """``inspect.Parameter.empty`` where it must be given."""
+    range: Range | None = None
+    many: bool = False
+    """Whether it takes all values that are given by position: ``*layers``."""
+
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is inspect.Parameter.empty and not self.many
+
+    def __str__(self) -> str:
+        """Return its name and the values that it takes, for messages."""
+        return self.name if self.range is None else f"{self.name} ({self.range.description})"
+
+    def read(self, written: Any) -> Any:
+        """Convert text, or check a value that is given from Python.
+
+        Raises:
+            ValueError: it is not of the parameter's type, or out of its range; the message says what is expected.
+        """
+        value = _read(self.type, written) if isinstance(written, str) else written
+        whole = self.type is int
+        if self.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError("a whole number" if whole else "a number")
+        if self.type is bool and not isinstance(value, bool):
+            raise ValueError("true or false")
+        if self.range is not None and isinstance(value, int | float) and value not in self.range:
+            raise ValueError(f"{'a whole number' if whole else 'a number'}, {self.range.description}")
+        return value
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """Something registered: what makes it, and what ``kdpipe list`` says about it."""
+
+    name: str
+    make: Callable[..., T]
+    parameters: tuple[Parameter, ...]
+    help: str
+    """One line."""
+    source: str
+    """Paper or repository, empty where it has none."""
+
+    @property
+    def usage(self) -> str:
+        """How it is written, with required parameters in capitals and optional ones with their defaults."""
+        given = [each.name.upper() for each in self.parameters if each.required]
+        given += [f"[{each.name.upper()}...]" for each in self.parameters if each.many]
+        given += [f"{each.name}={_shown(each.default)}" for each in self.parameters if not each.required | each.many]
+        return f"{self.name}:{','.join(given)}" if given else self.name
+
+
+class Registry(Generic[T]):
+    """The things of one kind, by name."""
+
+    def __init__(self, kind: str, *, error: type[Exception] = ParamsError) -> None:
+        """Hold things of a ``kind``, such as "loss"; refuse what is written wrongly with ``error``."""
+        self.kind, self.error = kind, error
+        self._entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, *, source: str = "") -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Register a function or a dataclass under ``name``; the first line of its docstring is its help."""
+
+        def add(make: Callable[..., T]) -> Callable[..., T]:
+            self.add(name, make, source=source)
+            return make
+
+        return add
+
+    def add(self, name: str, make: Callable[..., T], *, skip: int = 0, source: str = "") -> Entry[T]:
+        """Register ``make``; its first ``skip`` parameters are not settings, such as the tensors of a loss.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self._entries:
+            raise ValueError(f"there is a {self.kind} '{name}' already")
+        help_line = (inspect.getdoc(make) or "").partition("\n")[0]
+        self._entries[name] = Entry(name, make, parameters_of(make)[skip:], help_line, source)
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        """Iterate over the entries in the order of their registration."""
+        return iter(self._entries.values())
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether something is registered under ``name``."""
+        return name in self._entries
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, in the order of their registration."""
+        return tuple(self._entries)
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        """Return the entry called ``name``; raises ``error`` with the nearest name where there is none."""
+        if name not in self._entries:
+            hint = did_you_mean(name, self._entries) or "."
+            raise self.error(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(self._entries)}.")
+        return self._entries[name]
+
+    def bind(self, term: Term, *, besides: Sequence[str] = ()) -> tuple[Entry[T], dict[str, Any], dict[str, str]]:
+        """Return the entry of a term, its arguments by name, and the settings called like one of ``besides``.
+
+        Arguments that are not written are left out. An argument of ``many`` is a tuple.
+
+        Raises:
+            the registry's ``error``: a name, a key or a value is wrong, or one that is required is missing.
+        """
+        entry = self[term.name]
+        settings = dict(term.settings)
+        extra = {key: settings.pop(key) for key in besides if key in settings}
+        given: dict[str, Any] = {}
+        many = next((each for each in entry.parameters if each.many), None)
+        if many is not None:
+            given[many.name] = tuple(self._value(entry, many, value) for value in term.values)
+        elif len(term.values) > len(entry.parameters):
+            raise self.error(
+                f"the {self.kind} {entry.name} takes {len(entry.parameters)} values at most, found {len(term.values)}: "
+                f"write {entry.usage}."
+            )
+        positional = [] if many else list(zip(entry.parameters, term.values, strict=False))
+        for parameter, value in positional:
+            if parameter.name in settings:
+                raise self.error(f"the {self.kind} {entry.name} has {parameter.name} twice: write {entry.usage}.")
+            given[parameter.name] = self._value(entry, parameter, value)
+        return entry, given | self.check(entry, settings, besides=besides), extra
+
+    def check(self, entry: Entry[T], settings: Mapping[str, Any], *, besides: Sequence[str] = ()) -> dict[str, Any]:
+        """Return settings by key as values of their parameters' types.
+
+        Raises:
+            the registry's ``error``: a key is unknown (the message names the nearest), or a value is wrong.
+        """
+        known = {each.name: each for each in entry.parameters if not each.many}
+        for key in settings:
+            if key not in known:
+                hint = did_you_mean(key, (*known, *besides)) or "."
+                listed = ", ".join([*map(str, known.values()), *besides]) or "none"
+                raise self.error(
+                    f"the {self.kind} {entry.name} has no parameter '{key}'{hint} Its parameters: {listed}."
+                )
+        return {key: self._value(entry, known[key], value) for key, value in settings.items()}
+
+    def make(self, term: Term | str, **settings: Any) -> T:
+        """Return what a term stands for, or, from Python, what is registered under a name with ``settings``.
+
+        Raises:
+            the registry's ``error``: as for ``bind``.
+        """
+        entry, given, _ = self.bind(term if isinstance(term, Term) else self.one(term))
+        given |= self.check(entry, settings)
+        missing = [each.name for each in entry.parameters if each.required and each.name not in given]
+        if missing:
+            raise self.error(f"the {self.kind} {entry.name} lacks {missing[0]}: write {entry.usage}.")
+        many = next((each.name for each in entry.parameters if each.many), None)
+        return entry.make(*given.pop(many, ()), **given) if many else entry.make(**given)
+
+    def one(self, text: str) -> Term:
+        """Parse text that must be a single term; raises ``error`` where it is several."""
+        terms = parse(text, error=self.error)
+        if len(terms) > 1:
+            raise self.error(f"'{text}' is {len(terms)} of a {self.kind}, expected one: leave out what follows a '+'.")
+        return terms[0]
+
+    def _value(self, entry: Entry[T], parameter: Parameter, written: Any) -> Any:
+        try:
+            return parameter.read(written)
+        except ValueError as error:
+            raise self.error(
+                f"the {self.kind} {entry.name} cannot take {parameter.name}={written}, expected {error}."
+            ) from None
+
+
+def parameters_of(make: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """Return the parameters of a function's or a dataclass's signature, in order, with their types and ranges."""
+    hints = typing.get_type_hints(make, include_extras=True)
+    found = []
+    for each in inspect.signature(make).parameters.values():
+        hint, allowed = hints.get(each.name, str), None
+        if get_origin(hint) is Annotated:
+            hint, *extras = get_args(hint)
+            allowed = next((extra for extra in extras if isinstance(extra, Range)), None)
+        many = each.kind is inspect.Parameter.VAR_POSITIONAL
+        found.append(Parameter(each.name, _plain(hint), each.default, allowed, many))
+    return tuple(found)
+
+
+def number(text: str) -> float:
+    """Return ``A`` or the fraction ``A/B`` as a finite number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    above, line, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if line else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("a number") from None
+    if not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
+
+
+def shortest(value: float) -> str:
+    """Return a number in as few digits as read back to it."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _plain(hint: Any) -> Any:
+    """Return ``X`` for ``X | None``."""
+    if get_origin(hint) in (Union, UnionType):
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        return _plain(kinds[0])
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _read(kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("true or false")
+        return text == "true"
+    if kind is int:
+        if not text.removeprefix("-").isdecimal():
+            raise ValueError("a whole number")
+        return int(text)
+    if kind is float:
+        return number(text)
+    if hasattr(kind, "parse"):
+        try:
+            return kind.parse(text)
+        except ParamsError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+    return text
+
+
+def _term(part: str, text: str, error: type[Exception]) -> Term:
+    name, colon, rest = (each.strip() for each in part.strip().partition(":"))
+    if not name:
+        raise error(f"'{text}' has a name missing: write NAME:VALUE,KEY=VALUE, several joined with '+'.")
+    values: list[str] = []
+    settings: dict[str, str] = {}
+    for piece in _split(rest, ",", error) if colon else ():
+        key, equals, value = _assignment(piece)
+        if not equals:
+            values.append(_inner(piece))
+        elif key in settings:
+            raise error(f"'{name}' has {key} twice in '{text}': write it once.")
+        else:
+            settings[key] = _inner(value)
+    return Term(name, tuple(values), settings)
+
+
+def _assignment(piece: str) -> tuple[str, str, str]:
+    """Split ``key=value``; an equals sign in parentheses belongs to the value."""
+    key, equals, value = piece.strip().partition("=")
+    return ("", "", piece) if "(" in key else (key.strip(), equals, value)
+
+
+def _inner(value: str) -> str:
+    value = value.strip()
+    return value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value
+
+
+def _bracketed(value: str) -> str:
+    return f"({value})" if any(sign in value for sign in ",+=") else value
+
+
+def _split(text: str, sign: str, error: type[Exception]) -> list[str]:
+    """Split at a sign outside parentheses; the sign of an exponent, as in ``1e+3``, is no joint."""
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            break
+        exponent = (
+            place > 1
+            and text[place - 1] in "eE"
+            and text[place - 2].isdigit()
+            and text[place + 1 : place + 2].isdigit()
+        )
+        if character == sign and not depth and not exponent:
+            parts.append(text[start:place])
+            start = place + 1
+    if depth:
+        raise error(f"the parentheses in '{text}' are not balanced.")
+    return [*parts, text[start:]]
+
+
+def _shown(value: Any) -> str:
+    return shortest(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
