@@ -21,7 +21,7 @@ from consistency_report import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable
-from kdpipe.student import RunDirectory
+from kdpipe.training.runs import RunDirectory
 from stages.provenance import git_revision, versions
 
 ARMS = {

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 
 from kdpipe import models
-from kdpipe.student import Optimisation, RunDirectory
-from kdpipe.student.divergence import not_finite
-from kdpipe.student.optimisation import Learner
+from kdpipe.training.optimization import Optimisation
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.failures import not_finite
+from kdpipe.training.optimization import Learner
 
 REPEATS = 7
 STUDENTS = {"resnet8": 32, "torchvision:resnet50": 64}

@@ -37,19 +37,15 @@ from timing import machine
 from kdpipe import dataset, durable, models
 from kdpipe.dataset import Dataset
 from kdpipe.store import LogitStore, join_checked, open_store, replay
-from kdpipe.student import (
-    CachedTargets,
-    Distillation,
-    LiveTargets,
-    RunDirectory,
-    Schedule,
-    SoftTargets,
-    make,
-    predict,
-    train,
-)
-from kdpipe.student.accuracy import accuracy, agreement
-from kdpipe.student.schedule import view_of_epoch
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
+from kdpipe.training.evaluation import predict
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.metrics.accuracy import accuracy, agreement
+from kdpipe.training.schedule import view_of_epoch
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions

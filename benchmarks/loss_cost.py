@@ -17,7 +17,12 @@ from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, durable, models
 from kdpipe.store import join_checked, open_store, replay
-from kdpipe.student import CachedTargets, Distillation, RunDirectory, Schedule, make, train
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import CachedTargets
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
 from kdpipe.views import Geometry
 from stages.sources import load_model
 

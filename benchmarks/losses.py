@@ -24,8 +24,15 @@ from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.store import join_checked, open_store, replay
-from kdpipe.student import CachedTargets, Curve, Distillation, RunDirectory, Schedule, make, predict, train
-from kdpipe.student.accuracy import accuracy, agreement
+from kdpipe.distil.curves import Curve
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import CachedTargets
+from kdpipe.training.evaluation import predict
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from kdpipe.student import LOSSES
+from kdpipe.distil.losses import LOSSES
 from stages.preset_table import PRESETS
 
 ARMS = (*LOSSES, "standardized-kd")

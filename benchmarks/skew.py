@@ -20,7 +20,7 @@ from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.models import Preset
-from kdpipe.student import predict
+from kdpipe.training.evaluation import predict
 from kdpipe.views import Geometry, Renderer
 
 RESULT = Path(__file__).parent / "results" / "skew.json"

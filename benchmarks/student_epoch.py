@@ -27,10 +27,15 @@ from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, models
 from kdpipe.store import join_checked, open_store
-from kdpipe.student import CachedTargets, Distillation, LiveTargets, RunDirectory, Schedule, make, train
-from kdpipe.student.hard_labels import cross_entropy
-from kdpipe.student.schedule import epoch_batches
-from kdpipe.student.targets import SoftTargets
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import CachedTargets, LiveTargets
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.objective import cross_entropy
+from kdpipe.training.schedule import epoch_batches
+from kdpipe.distil.targets import SoftTargets
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer
 from stages.sources import load_model

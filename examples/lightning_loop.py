@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 import kdpipe
 from kdpipe.dataset import load
 from kdpipe.store import AttachedDataset, LogitStore
-from kdpipe.student import make
+from kdpipe.distil.losses import make
 
 
 class Student(pl.LightningModule):

@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 import kdpipe
 from kdpipe.dataset import load
-from kdpipe.student import make
+from kdpipe.distil.losses import make
 
 
 def main(path: str, data: str, epochs: int) -> None:

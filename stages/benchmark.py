@@ -31,11 +31,13 @@ from kdpipe.benchmark import (
 )
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.identity import balanced_rows
+from kdpipe.distil.adversary import Attack
 from kdpipe.errors import DatasetError, RunError
+from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Model, Preset
 from kdpipe.store import LogitStore, join, open_store
-from kdpipe.student import Attack, RunDirectory, predict, predict_attacked
-from kdpipe.student.accuracy import accuracy
+from kdpipe.training.evaluation import predict, predict_attacked
+from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 from stages.console import progress, say
 from stages.members import members

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.errors import RunError
-from kdpipe.student import RunDirectory
+from kdpipe.training.runs import RunDirectory
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage")
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "checkpoint_every")

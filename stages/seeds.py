@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from kdpipe import durable
 from kdpipe.errors import RunError
-from kdpipe.student import RunDirectory
+from kdpipe.training.runs import RunDirectory
 from stages.console import say
 from stages.params import TrainStudent, TrainTeacher
 

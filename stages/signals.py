@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdpipe import models
+from kdpipe.distil.losses import DistillationLoss, parse
+from kdpipe.distil.signals import NoLogits, SignalTerm, SignalTerms, settle, split
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, open_store
-from kdpipe.student import DistillationLoss, parse
-from kdpipe.student.signals import NoLogits, SignalTerm, SignalTerms, settle, split
 from stages.params import TrainStudent
 
 

@@ -12,7 +12,7 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError, ModelError
 from kdpipe.models import Model
-from kdpipe.student import Sampling, read_sample_weights
+from kdpipe.training.sampling import Sampling, read_sample_weights
 from stages.console import progress, say
 from stages.params import StageParams, TrainStudent, TrainTeacher
 

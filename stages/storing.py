@@ -11,8 +11,8 @@ import torch
 from kdpipe import encoding
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
+from kdpipe.metrics.accuracy import Logits, accuracy
 from kdpipe.store import Candidate, Choice, Plan, Provenance, settled, summary
-from kdpipe.student.accuracy import Logits, accuracy
 from stages.console import say
 from stages.params import StoreParams
 

@@ -8,25 +8,16 @@ from typing import Any
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.distil.curves import Curve
+from kdpipe.distil.objective import Distillation, Tempered
+from kdpipe.distil.savings import savings
+from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
+from kdpipe.distil.signals import SignalTerms
+from kdpipe.distil.targets import LiveTargets, SoftTargets, refuse_unlabelled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Model
 from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
 from kdpipe.store.probes import lacking
-from kdpipe.student import (
-    Curve,
-    Distillation,
-    LiveTargets,
-    MixedTargets,
-    SoftTargets,
-    Tempered,
-    refuse_coarse,
-    refuse_mixture,
-    refuse_unlabelled,
-    refuse_unsupported,
-    savings,
-    soft_targets,
-)
-from kdpipe.student.signals import SignalTerms
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe
 from stages.auxiliary import rotation

@@ -15,20 +15,16 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.rotation import Rotation
 from kdpipe.errors import DeviceError, KdpipeError, RunError
+from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Model
-from kdpipe.student import (
-    Cost,
-    Distillation,
-    Member,
-    Rotation,
-    RunDirectory,
-    Validation,
-    predict,
-    train_together,
-)
-from kdpipe.student.accuracy import accuracy
-from kdpipe.student.attempt import attempt
+from kdpipe.training.evaluation import Validation, predict
+from kdpipe.training.failures import attempt
+from kdpipe.training.loop import Cost, train_together
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.trainee import Member
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.console import progress, say
 from stages.learning import optimisation, schedule

@@ -89,6 +89,8 @@ class Parameter:
     range: Range | None = None
     many: bool = False
     """Whether it takes all values that are given by position: ``*layers``."""
+    keyed: bool = False
+    """Whether it is written by its key only."""
 
     @property
     def required(self) -> bool:
@@ -201,12 +203,13 @@ class Registry(Generic[T]):
         many = next((each for each in entry.parameters if each.many), None)
         if many is not None:
             given[many.name] = tuple(self._value(entry, many, value) for value in term.values)
-        elif len(term.values) > len(entry.parameters):
+        placed = [each for each in entry.parameters if not each.keyed]
+        if many is None and len(term.values) > len(placed):
             raise self.error(
-                f"the {self.kind} {entry.name} takes {len(entry.parameters)} values at most, found {len(term.values)}: "
-                f"write {entry.usage}."
+                f"the {self.kind} {entry.name} takes {len(placed) or 'no'} values without a key"
+                f"{' at most' if placed else ''}, found {len(term.values)}: write {entry.usage}."
             )
-        positional = [] if many else list(zip(entry.parameters, term.values, strict=False))
+        positional = [] if many else list(zip(placed, term.values, strict=False))
         for parameter, value in positional:
             if parameter.name in settings:
                 raise self.error(f"the {self.kind} {entry.name} has {parameter.name} twice: write {entry.usage}.")
@@ -268,8 +271,8 @@ def parameters_of(make: Callable[..., Any]) -> tuple[Parameter, ...]:
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             allowed = next((extra for extra in extras if isinstance(extra, Range)), None)
-        many = each.kind is inspect.Parameter.VAR_POSITIONAL
-        found.append(Parameter(each.name, _plain(hint), each.default, allowed, many))
+        many, keyed = (each.kind is kind for kind in (each.VAR_POSITIONAL, each.KEYWORD_ONLY))
+        found.append(Parameter(each.name, _plain(hint), each.default, allowed, many, keyed))
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdpipe.errors import ParamsError, RunError
-from kdpipe.student import RunDirectory
+from kdpipe.training.runs import RunDirectory
 from stages.console import say
 from stages.params import TrainStudent, TrainTeacher
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dvclive import Live
 
-    from kdpipe.student import RunDirectory
+    from kdpipe.training.runs import RunDirectory
     from stages.logs import Flat, Row
 
 

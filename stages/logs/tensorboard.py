@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdpipe.student import RunDirectory
+    from kdpipe.training.runs import RunDirectory
     from stages.logs import Flat, Row
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import wandb
 
-    from kdpipe.student import RunDirectory
+    from kdpipe.training.runs import RunDirectory
     from stages.logs import Flat, Row
 
 

@@ -12,7 +12,7 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.errors import ModelError
-from kdpipe.student import RunDirectory
+from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.integration.test_ensemble import save_teacher

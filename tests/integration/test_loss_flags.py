@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.student import LOSSES
+from kdpipe.distil.losses import LOSSES
 from tests.conftest import LIMITS, Built, Outcome, refused
 
 COMMON = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--lr", 0.01)

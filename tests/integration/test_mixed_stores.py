@@ -15,8 +15,9 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.store import LogitStore, join_checked, replay
-from kdpipe.student import CachedTargets, MixedTargets, refuse_mixture
-from kdpipe.student.weighing import drawn
+from kdpipe.distil.several_stores import MixedTargets, refuse_mixture
+from kdpipe.distil.targets import CachedTargets
+from kdpipe.distil.several_stores import drawn
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from kdpipe import models
-from kdpipe.student import make
+from kdpipe.distil.losses import make
 from kdpipe.views import Recipe
 from stages.params import CacheTeacher, TrainStudent
 from stages.preset_table import PRESETS, Preset

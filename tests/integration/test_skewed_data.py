@@ -17,7 +17,7 @@ from PIL import Image
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
-from kdpipe.student import predict
+from kdpipe.training.evaluation import predict
 from kdpipe.views import Geometry, Renderer, Renderers
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 

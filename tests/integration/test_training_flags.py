@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.student import Curve
+from kdpipe.distil.curves import Curve
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 
 STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)

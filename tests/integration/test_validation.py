@@ -51,7 +51,7 @@ def test_last_and_best_are_beside_each_other(command: str, built: Built, tmp_pat
 
 def test_both_files_are_models_that_test_as_the_metrics_say(tmp_path: Path, kdpipe: Kdpipe) -> None:
     from kdpipe import models
-    from kdpipe.student import predict
+    from kdpipe.training.evaluation import predict
     from kdpipe.views import Geometry, Renderer
 
     out = tmp_path / "run"

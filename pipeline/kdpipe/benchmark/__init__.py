@@ -25,7 +25,7 @@ from kdpipe.benchmark.results import (
     average,
     mean_history,
 )
-from kdpipe.student.accuracy import Accuracy, accuracy, agreement
+from kdpipe.metrics.accuracy import Accuracy, accuracy, agreement
 
 __all__ = [
     "Accuracy",

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from kdpipe.errors import DatasetError, DivergedError
-from kdpipe.student.accuracy import Accuracy, accuracy, agreement
+from kdpipe.metrics.accuracy import Accuracy, accuracy, agreement
 
 FAR_ROWS = 5000  # more than one block of rows
 

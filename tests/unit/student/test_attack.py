@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from kdpipe import dataset, models
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset, evaluating
-from kdpipe.student import Attack, predict, predict_attacked
+from kdpipe.distil.adversary import Attack
+from kdpipe.training.evaluation import predict, predict_attacked
 from kdpipe.views import Geometry, Renderer
 
 SHAPE = (6, 3, 8, 8)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from kdpipe.errors import RunError
-from kdpipe.student import checkpoint
+from kdpipe.training import checkpoint
 
 
 def _state(number: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_nothing_is_left_of_removed_ones(three: Path) -> None:
 _WRITER = """
 import sys, torch
 from pathlib import Path
-from kdpipe.student import checkpoint
+from kdpipe.training import checkpoint
 for number in range(10_000):
     checkpoint.write(Path(sys.argv[1]), {"number": number, "weights": torch.full((1000,), float(number))})
     print(number, flush=True)

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from kdpipe.errors import ParamsError
-from kdpipe.student import Curve, Distillation, LiveTargets, Tempered, make
+from kdpipe.distil.curves import Curve
+from kdpipe.distil.objective import Distillation, Tempered
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import LiveTargets
 
 
 def _values(written: object, epochs: int) -> list[float]:

@@ -10,8 +10,12 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.errors import DeviceError, DivergedError
-from kdpipe.student import Distillation, LiveTargets, RunDirectory, Schedule, train
-from kdpipe.student.divergence import LossWatch, not_finite
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.targets import LiveTargets
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.failures import LossWatch, not_finite
 from kdpipe.views import Geometry, Renderer
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.student import make
+from kdpipe.distil.losses import make
 
 
 def _reference(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:

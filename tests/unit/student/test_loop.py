@@ -14,19 +14,16 @@ from kdpipe.dataset import Loading
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
 from kdpipe.store import join_checked
-from kdpipe.student import (
-    CachedTargets,
-    Distillation,
-    LiveTargets,
-    RunDirectory,
-    Schedule,
-    make,
-    predict,
-    train,
-)
-from kdpipe.student.batches import Batches
-from kdpipe.student.hard_labels import cross_entropy
-from kdpipe.student.schedule import epoch_batches, learning_rate
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.targets import CachedTargets, LiveTargets
+from kdpipe.training.evaluation import predict
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.batches import Batches
+from kdpipe.training.objective import cross_entropy
+from kdpipe.training.schedule import epoch_batches, learning_rate
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Renderer, render
 from tests.conftest import Built

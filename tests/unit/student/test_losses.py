@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from kdpipe.encoding import get
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.student import LOSSES, DistillationLoss, make
-from kdpipe.student.losses import parameters
+from kdpipe.distil.losses import DistillationLoss, LOSSES, make
+from kdpipe.distil.losses import parameters
 from tests.conftest import ROOT
 
 Row = Sequence[float]

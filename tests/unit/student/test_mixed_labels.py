@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe import dataset, models
-from kdpipe.student import RunDirectory, Schedule, train
-from kdpipe.student.hard_labels import cross_entropy, mixed_cross_entropy
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.objective import cross_entropy, mixed_cross_entropy
 from kdpipe.views import Geometry, Renderer, SecondLabels
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -14,9 +14,12 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
 from kdpipe.models import Model
-from kdpipe.student import Optimisation, RunDirectory, Schedule, train
-from kdpipe.student.optimisation import arithmetic
-from kdpipe.student.schedule import epoch_batches
+from kdpipe.training.loop import train
+from kdpipe.training.optimization import Optimisation
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.optimization import arithmetic
+from kdpipe.training.schedule import epoch_batches
 from kdpipe.views import Geometry, Renderer, render
 
 SCHEDULE = Schedule(epochs=2, batch_size=32, lr=0.01, weight_decay=0.02, warmup_epochs=1, data_seed=3, views=2)

@@ -14,18 +14,15 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
 from kdpipe.store import join_checked, layout
-from kdpipe.student import (
-    Distillation,
-    MixedTargets,
-    RunDirectory,
-    Sampling,
-    Schedule,
-    WindowedTargets,
-    make,
-    soft_targets,
-    train,
-)
-from kdpipe.student.mixed import Mix
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.losses import make
+from kdpipe.distil.several_stores import MixedTargets
+from kdpipe.distil.targets import WindowedTargets, soft_targets
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.sampling import Sampling
+from kdpipe.training.schedule import Schedule
+from kdpipe.distil.several_stores import Mix
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, run_command
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.student import sampling
-from kdpipe.student.sampling import Sampling, apportion
-from kdpipe.student.schedule import epoch_batches, epoch_samples, shuffled
+from kdpipe.training import sampling
+from kdpipe.training.sampling import Sampling, apportion
+from kdpipe.training.schedule import epoch_batches, epoch_samples, shuffled
 from kdpipe.views import permutation
 
 DRAW = 2**32

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from kdpipe.store import LogitStore
-from kdpipe.student import savings
+from kdpipe.distil.savings import savings
 
 
 @dataclass

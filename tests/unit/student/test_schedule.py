@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.student.schedule import Schedule, epoch_batches, learning_rate, view_of_epoch
+from kdpipe.training.schedule import Schedule, epoch_batches, learning_rate, view_of_epoch
 
 
 def test_views_are_cycled_from_one() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from kdpipe.student.signals import RKD, AttentionTransfer, FeatureRegression, SignalLoss
+from kdpipe.distil.signals import RKD, AttentionTransfer, FeatureRegression, SignalLoss
 
 Plain = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from kdpipe.errors import ModelError, UnsupportedLossError
 from kdpipe.models import create
-from kdpipe.student.batches import Batch
-from kdpipe.student.losses import parse
-from kdpipe.student.signals import SignalTerms, settle, split
+from kdpipe.training.batches import Batch
+from kdpipe.distil.losses import parse
+from kdpipe.distil.signals import SignalTerms, settle, split
 
 SHAPES = {
     "features:penultimate": (256,),

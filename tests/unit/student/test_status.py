@@ -15,8 +15,11 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.errors import RunError
-from kdpipe.student import RunDirectory, Schedule, fleet, train
-from kdpipe.student.schedule import epoch_batches
+from kdpipe.training import fleet
+from kdpipe.training.loop import train
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.schedule import epoch_batches
 from kdpipe.views import Geometry, Renderer, render
 
 SCHEDULE = Schedule(epochs=2, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2)

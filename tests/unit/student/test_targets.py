@@ -12,7 +12,9 @@ from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.store import LogitStore, join_checked, layout
-from kdpipe.student import CachedTargets, MixedTargets, Sampling, WindowedTargets, soft_targets
+from kdpipe.distil.several_stores import MixedTargets
+from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
+from kdpipe.training.sampling import Sampling
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command
 

@@ -13,7 +13,12 @@ import torch
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
-from kdpipe.student import Optimisation, RunDirectory, Schedule, Validation, predict, train
+from kdpipe.training.evaluation import predict
+from kdpipe.training.loop import train
+from kdpipe.training.optimization import Optimisation
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule
+from kdpipe.training.evaluation import Validation
 from kdpipe.views import Geometry, Renderer
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.student.mixed import MixedTargets
-from kdpipe.student.weighing import confidence, drawn
+from kdpipe.distil.several_stores import MixedTargets
+from kdpipe.distil.several_stores import confidence, drawn
 from tests.unit.views.test_views_philox import scalar_philox
 
 

@@ -1,0 +1,1 @@
+"""Distillation: losses, signals, soft targets, and the objective that a trainer minimizes."""

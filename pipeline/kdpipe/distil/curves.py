@@ -1,0 +1,130 @@
+"""Numbers that change over the epochs: the weights of the loss terms and the temperature.
+
+A plain number is a constant; a curve is written in the grammar of ``kdpipe.spec``:
+
+    0.9                         always
+    linear:1,0                  from 1 in the first epoch towards 0 after the last, in a straight line
+    cosine:0.5,0,every=5        along half a cosine, changed every 5 epochs only
+    cosine:8,2,over=100         at its end after 100 epochs, and constant from then on
+    step:0.9,0.5,every=30       multiplied by 0.5 every 30 epochs
+    constant:8,warmup=20        1/20 in the first epoch, 2/20 in the second, and so on to the whole
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kdpipe.errors import ParamsError
+from kdpipe.spec import Count, NotNegative, Registry, number, shortest
+
+CURVES: Registry["Curve"] = Registry("curve")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A number for each epoch."""
+
+    shape: str
+    """constant, linear, cosine or step."""
+    first: float
+    """The value in the first epoch, without warm-up."""
+    second: float = 1.0
+    """The value at the end of linear and cosine, the factor of step."""
+    every: int | None = None
+    """Epochs between two changes."""
+    over: int | None = None
+    """Epochs after which linear and cosine are at their end; ``None`` for all."""
+    warmup: int = 0
+    """Epochs over which the value is raised to its whole in equal parts.
+
+    Zhao et al., "Decoupled Knowledge Distillation" (2022), as in its authors' code: ``min(epoch / 20, 1)``, the first
+    epoch being 1.
+    """
+
+    @classmethod
+    def parse(cls, text: str) -> Curve:
+        """Parse a number, or a curve as in the module's description.
+
+        Raises:
+            ParamsError: it cannot be parsed, or a number is negative or not finite.
+        """
+        term = CURVES.one(text)
+        if term.name in CURVES or term.values or term.settings:
+            return CURVES.make(term)
+        try:
+            value = number(term.name)
+        except ValueError:
+            value = -1.0
+        if value < 0:
+            raise ParamsError(f"expected a number of 0 or more, or a curve such as cosine:0.9,0.1,every=5, not '{text}'")
+        return cls("constant", value)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every epoch has the same value."""
+        return self.shape == "constant" and not self.warmup
+
+    def at(self, epoch: int, epochs: int) -> float:
+        """Return the value in ``epoch``, from 0, of a training of ``epochs``."""
+        if self.is_constant:
+            return self.first
+        changes = epoch // (self.every or 1)
+        part = min(1.0, changes * (self.every or 1) / (self.over or epochs))
+        value = {
+            "constant": self.first,
+            "linear": self.first + (self.second - self.first) * part,
+            "cosine": self.second + (self.first - self.second) * (1 + math.cos(math.pi * part)) / 2,
+            "step": self.first * self.second**changes,
+        }[self.shape]
+        return value * min(1.0, (epoch + 1) / self.warmup) if self.warmup else value
+
+    def values(self, epochs: int) -> list[float]:
+        """Return the value in each epoch of a training."""
+        return [self.at(epoch, epochs) for epoch in range(epochs)]
+
+    def __str__(self) -> str:
+        """Return the curve as ``parse`` reads it."""
+        if self.is_constant:
+            return shortest(self.first)
+        numbers = [self.first] if self.shape == "constant" else [self.first, self.second]
+        options = [f"{name}={value}" for name in ("every", "over", "warmup") if (value := getattr(self, name))]
+        return f"{self.shape}:{','.join([*map(shortest, numbers), *options])}"
+
+
+@CURVES.register("constant")
+def _constant(value: NotNegative, *, warmup: Count | None = None) -> Curve:
+    """The same value in every epoch, after a warm-up."""
+    return Curve("constant", value, warmup=warmup or 0)
+
+
+@CURVES.register("linear")
+def _linear(
+    start: NotNegative,
+    end: NotNegative,
+    *,
+    every: Count | None = None,
+    over: Count | None = None,
+    warmup: Count | None = None,
+) -> Curve:
+    """A straight line from START in the first epoch to END after the last."""
+    return Curve("linear", start, end, every, over, warmup or 0)
+
+
+@CURVES.register("cosine")
+def _cosine(
+    start: NotNegative,
+    end: NotNegative,
+    *,
+    every: Count | None = None,
+    over: Count | None = None,
+    warmup: Count | None = None,
+) -> Curve:
+    """Half a cosine from START in the first epoch to END after the last."""
+    return Curve("cosine", start, end, every, over, warmup or 0)
+
+
+@CURVES.register("step")
+def _step(start: NotNegative, factor: NotNegative, *, every: Count, warmup: Count | None = None) -> Curve:
+    """START, multiplied by FACTOR every EVERY epochs."""
+    return Curve("step", start, factor, every, warmup=warmup or 0)

@@ -1,0 +1,158 @@
+"""The objective of a student: the terms of its loss, and the weighted sum that a step minimizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from kdpipe.distil.adversary import Adversary
+from kdpipe.distil.curves import Curve
+from kdpipe.distil.losses import DistillationLoss
+from kdpipe.distil.rotation import Rotation
+from kdpipe.distil.signals import SignalTerms
+from kdpipe.models import Preset
+from kdpipe.training.batches import Batch
+from kdpipe.training.objective import CrossEntropy, Forward, top1
+
+
+@dataclass(frozen=True)
+class Tempered:
+    """A loss whose temperature follows the epochs."""
+
+    temperature: Curve
+    make: Callable[[float], DistillationLoss]
+    """Returns the loss at a temperature."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The loss and the weights of one epoch."""
+
+    loss: DistillationLoss
+    kd_weight: float
+    ce_weight: float
+    moving: dict[str, float]
+    """Those of ``kd_weight``, ``ce_weight`` and ``temperature`` that are not the same in every epoch."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The distillation term and the weights of both terms, each a number or a curve over the epochs."""
+
+    loss: DistillationLoss | Tempered
+    kd_weight: float | Curve
+    ce_weight: float | Curve
+    signals: SignalTerms | None = None
+    """What is added to the distillation term for what the teacher's layers show."""
+
+    def terms(self, epoch: int, epochs: int) -> Terms:
+        """Return what holds in ``epoch``, from 0, of a training of ``epochs``."""
+        curves = {"kd_weight": _curve(self.kd_weight), "ce_weight": _curve(self.ce_weight)}
+        loss = self.loss
+        if isinstance(loss, Tempered):
+            curves["temperature"] = loss.temperature
+            loss = loss.make(loss.temperature.at(epoch, epochs))
+        values = {name: curve.at(epoch, epochs) for name, curve in curves.items()}
+        moving = {name: values[name] for name, curve in curves.items() if not curve.is_constant}
+        return Terms(loss, values["kd_weight"], values["ce_weight"], moving)
+
+
+def _curve(weight: float | Curve) -> Curve:
+    return weight if isinstance(weight, Curve) else Curve("constant", weight)
+
+
+class DistillationObjective:
+    """The loss of one student that learns from a teacher, from attacked images, or with an auxiliary task."""
+
+    of_labeled = frozenset({"ce", "adversarial_top1"})
+
+    def __init__(
+        self,
+        preset: Preset,
+        distillation: Distillation | None,
+        *,
+        label_smoothing: float = 0.0,
+        adversary: Adversary | None = None,
+        rotation: Rotation | None = None,
+    ) -> None:
+        """Add up the terms of ``distillation``, or without it cross-entropy alone, and of ``rotation``.
+
+        ``adversary`` attacks the images of the former two.
+        """
+        self._preset, self._distillation = preset, distillation
+        self._cross_entropy = CrossEntropy(preset, label_smoothing=label_smoothing)
+        self._adversary = adversary
+        self._signals = None if distillation is None else distillation.signals
+        self._terms: Terms | None = None
+        self._rotation = rotation
+        self.beside = torch.nn.ModuleDict({} if self._signals is None else {**self._signals.projections})
+        """Projections and heads that are learned with the student and are no part of it."""
+        if rotation is not None:
+            self.beside["rotation"] = rotation.head
+
+    def begin(self, epoch: int, epochs: int) -> None:
+        """Take the weights of ``epoch``, from 0, of ``epochs``."""
+        self._terms = None if self._distillation is None else self._distillation.terms(epoch, epochs)
+
+    @property
+    def moving(self) -> dict[str, float]:
+        """The epoch's weights and temperature that differ between epochs."""
+        return {} if self._terms is None else self._terms.moving
+
+    def __call__(
+        self, forward: Forward, batch: Batch, pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits of a batch and the terms of its loss, means over the batch; ``loss`` is their sum.
+
+        ``pixels`` are the batch's at the student's input size, uint8 ``(n, 3, H, W)``. The logits are those of the
+        cross-entropy: of attacked images where there is an adversary and no teacher.
+        """
+        logits, attacked = self._logits(forward, batch, pixels)
+        terms = {"ce": self._cross_entropy.of(logits, batch)}
+        if attacked is not None:
+            terms["adversarial_top1"] = top1(attacked, batch.labels)
+        if self._terms is None or batch.soft_targets is None:
+            terms["loss"] = terms["ce"]
+        else:
+            terms["kd"] = self._distilled(self._terms.loss, logits, attacked, batch)
+            if self._signals is not None:
+                of_layers = self._signals(batch.signals)
+                terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
+            terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+        if self._rotation is not None:  # after the signals of the upright images were taken
+            of_turns = self._rotation(forward, pixels)
+            terms |= {**of_turns, "loss": terms["loss"] + self._rotation.weight * of_turns["rotation"]}
+        return logits, terms
+
+    def close(self) -> None:
+        """Remove all hooks from the student."""
+        if self._signals is not None:
+            self._signals.close()
+        if self._rotation is not None:
+            self._rotation.close()
+
+    def _logits(self, forward: Forward, batch: Batch, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the logits of the cross-entropy, and those of the attacked images, computed last.
+
+        Hooks on the student's layers therefore hold the signals of attacked images.
+        """
+        if self._adversary is None:
+            return forward(self._preset.normalise(pixels)), None
+        taught = self._terms is not None and batch.soft_targets is not None
+        images = self._adversary(forward, batch, pixels, taught=taught)
+        clean = forward(self._preset.normalise(pixels)) if taught else None
+        attacked = forward(images)
+        return attacked if clean is None else clean, attacked
+
+    def _distilled(
+        self, loss: DistillationLoss, clean: torch.Tensor, attacked: torch.Tensor | None, batch: Batch
+    ) -> torch.Tensor:
+        """Return the distillation term: of the clean images, of the attacked ones, or of both by their shares."""
+        assert batch.soft_targets is not None
+        if self._adversary is None or attacked is None:
+            return loss(clean, batch.soft_targets, batch.labels)
+        term = loss(attacked, batch.soft_targets, batch.labels)
+        share = self._adversary.clean_share
+        return (1 - share) * term + share * loss(clean, batch.soft_targets, batch.labels) if share else term

@@ -1,0 +1,180 @@
+"""Where a student's soft targets come from: a store, a teacher in the loop, or nowhere."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.dataset import Dataset
+from kdpipe.distil.losses import DistillationLoss
+from kdpipe.errors import UnsupportedLossError
+from kdpipe.store import LogitStore, Plane, Pool, windows
+from kdpipe.training.batches import Signals
+from kdpipe.views import Recipe, Renderer
+
+class CachedTargets:
+    """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
+
+    renderer = None
+
+    def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``; see ``soft_targets``."""
+        self._store = store
+        self._rows = torch.from_numpy(rows)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-plane")
+        self._coming: dict[int, Future[Plane]] = {}
+        self._plane: Plane | None = None
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Wait for the view's plane and begin to decode the next one."""
+        wanted = self._coming.pop(view, None) or self._executor.submit(self._store.codes, view)
+        self._plane = wanted.result()
+        self._coming.clear()
+        if next_view is not None and next_view != view:
+            self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
+
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
+
+    def skip(self, samples: int) -> None:
+        """Nothing is lined up."""
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Gather and decode the rows of a batch."""
+        return self.take(indices, pixels)[0]
+
+    def take(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Gather and decode the rows of a batch, with the signals that the store was opened with."""
+        assert self._plane is not None
+        return _decoded(self._plane.take(self._rows[torch.from_numpy(indices)]), pixels.device)
+
+
+class WindowedTargets:
+    """Soft targets from a store whose planes do not fit in memory, in the order of ``blocks.windows``."""
+
+    renderer = None
+
+    def __init__(self, store: LogitStore, rows: npt.NDArray[np.int64]) -> None:
+        """Serve a dataset whose sample ``i`` is the store's row ``rows[i]``."""
+        self._store, self._rows = store, rows
+        self._view = 0
+        self._parts: list[npt.NDArray[np.int64]] = []
+        self._pool: Pool | None = None
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
+        """Remember the view."""
+        self._view = view
+
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """Draw the epoch's windows and begin to decode them."""
+        parts = windows(self._store, self._rows[samples], data_seed=data_seed, epoch=epoch)
+        self._parts = [samples[part] for part in parts]
+        self._open(self._parts)
+        return np.concatenate(self._parts)
+
+    def skip(self, samples: int) -> None:
+        """Begin with the window that the sample after these is in."""
+        ends = np.cumsum([len(part) for part in self._parts])
+        number = int(np.searchsorted(ends, samples, side="right"))
+        if number < len(self._parts):
+            used = len(self._parts[number]) - int(ends[number] - samples)
+            self._open([self._parts[number][used:], *self._parts[number + 1 :]])
+
+    def _open(self, parts: list[npt.NDArray[np.int64]]) -> None:
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = Pool(self._store, self._rows, parts, view=self._view)
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
+        """Decode the next rows of the windows, which must be those of the batch."""
+        return self.take(indices, pixels)[0]
+
+    def take(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Decode the next rows, with the signals that the store was opened with."""
+        assert self._pool is not None
+        return _decoded(self._pool.take(indices), pixels.device)
+
+
+def _decoded(rows: Plane, device: torch.device) -> tuple[torch.Tensor, Signals]:
+    return rows.logits(slice(None), device), rows.signals(slice(None), device)
+
+
+def soft_targets(store: LogitStore, rows: npt.NDArray[np.int64]) -> CachedTargets | WindowedTargets:
+    """Return soft targets from ``store`` for a dataset whose sample ``i`` is its row ``rows[i]``, as memory allows."""
+    return CachedTargets(store, rows) if store.fits else WindowedTargets(store, rows)
+
+
+class LiveTargets:
+    """Soft targets from a teacher that is run on every batch."""
+
+    def __init__(self, forward: TeacherForward, renderer: Renderer | None) -> None:
+        """Ask ``forward``; ``renderer`` makes its pixels, ``None`` where its input is that of all students."""
+        self.renderer = renderer
+        self._forward = forward
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Nothing is prepared."""
+
+    def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
+        """Any order will do."""
+
+    def skip(self, samples: int) -> None:
+        """Nothing is lined up."""
+
+    def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Run the teacher on the batch."""
+        return self._forward(pixels).clone()
+
+    def take(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Run the teacher on the batch; what its layers show is not asked for."""
+        return self.logits(indices, pixels), {}
+
+
+def refuse_unsupported(store: LogitStore, loss: DistillationLoss, *, name: str) -> None:
+    """Refuse a loss, called ``name``, that needs what the store's encoding has lost.
+
+    Raises:
+        UnsupportedLossError: it reads the teacher at a temperature above the one that the encoding is made for, or
+            depends on the logits of unlikely classes.
+    """
+    limit, wanted = store.encoding.max_temperature, loss.teacher_temperature
+    if limit is None or (wanted is not None and wanted <= limit):
+        return
+    kept = f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}"
+    if wanted is None:
+        raise UnsupportedLossError(
+            f"{kept}; the loss {name} depends on the logits of unlikely classes at any temperature. Use a store with "
+            "--encoding fp16 or fp32, or another loss, such as kd."
+        )
+    raise UnsupportedLossError(
+        f"{kept}; the loss {name} asks for {wanted:g}. Use --temperature {limit:g} or less, or a store with --encoding "
+        f"sqrtp8@{wanted:g} or fp16."
+    )
+
+
+def refuse_unlabelled(loss: DistillationLoss, dataset: Dataset, recipe: Recipe, *, name: str) -> None:
+    """Refuse a loss, called ``name``, that reads labels where samples have none, or two of them.
+
+    Raises:
+        UnsupportedLossError: the recipe mixes samples, or no sample has a label.
+    """
+    if loss.needs_label and recipe.mixes:
+        raise UnsupportedLossError(
+            f"the loss {name} needs one true class per image; the recipe {recipe} mixes two. Use a loss without "
+            "labels, such as kd, or a store without mixup and cutmix."
+        )
+    if loss.needs_label and (dataset.labels < 0).all():
+        raise UnsupportedLossError(
+            f"the loss {name} needs labels and {dataset.spec} has none: it would always be 0. Use kd, for example."
+        )
+
+
+class TeacherForward(Protocol):
+    """A teacher: rendered uint8 pixels ``(n, 3, H, W)`` to float32 logits ``(n, classes)``."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run the teacher."""

@@ -1,0 +1,22 @@
+"""Settings of the encoding of logits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+from kdpipe.settings import Settings, as_many
+
+Temperatures = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_many)]
+
+
+class EncodingSettings(Settings):
+    """Encoding"""
+
+    encoding: str = "fp16"
+    """Encoding of the logits: fp32, fp16, fp16r:BITS, sqrtp:BITS,T0, tailp:BITS,T or topk:K; kdpipe list encodings."""
+    max_kl: float | None = Field(None, gt=0)
+    """Choose the smallest encoding whose mean KL on a pilot stays below this by a factor of 1.2."""
+    at_temperature: Temperatures = Field((1.0, 4.0), min_length=1)
+    """Temperature at which --max-kl must hold; repeat for several."""

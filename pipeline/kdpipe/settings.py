@@ -1,0 +1,143 @@
+"""Settings: each is one field of a frozen model, its help the docstring under it, its value already parsed.
+
+Every room has its own models. A stage is composed of them, and flags, ``params.yaml``, help and documentation are made
+from the fields. Importing a model imports neither torch nor zarr: types that need them are parsed by ``Parsed``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
+
+from kdpipe.errors import KdpipeError
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, without unknown fields, each field described by its docstring.
+
+    A model may be composed of others. From outside, its settings are flat: ``lr``, not ``optimization.lr``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def flat(cls) -> dict[str, Setting]:
+        """Return every setting by its key: first those of the model itself, then those of each group."""
+        own, grouped = {}, {}
+        for name, field in cls.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                title = (kind.__doc__ or "").partition("\n")[0]
+                grouped |= {key: Setting(key, title, each, name) for key, each in kind.model_fields.items()}
+            else:
+                own[name] = Setting(name, "", field, None)
+        return own | grouped
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the model with ``values`` by key.
+
+        Raises:
+            ValidationError: a value is wrong or missing, or there is no such setting; all faults are reported at once.
+        """
+        known = cls.flat()
+        nested: dict[str, Any] = {each.group: {} for each in known.values() if each.group is not None}
+        for key, value in values.items():
+            group = known[key].group if key in known else None
+            (nested if group is None else nested[group])[key] = value
+        return cls.model_validate(nested)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that were given, by key, without those that have their defaults."""
+        found: dict[str, Any] = {}
+        for key, setting in self.flat().items():
+            holder = self if setting.group is None else getattr(self, setting.group)
+            if key in holder.model_fields_set:
+                found[key] = getattr(holder, key)
+        return found
+
+    def but(self, **values: Any) -> Self:
+        """Return the model with other values for some keys."""
+        return self.of({**self.given, **values})
+
+    def dump(self) -> dict[str, Any]:
+        """Return all settings by key, as JSON values."""
+        written = self.model_dump(mode="json")
+        return {
+            key: written[key] if each.group is None else written[each.group][key] for key, each in self.flat().items()
+        }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a composed model."""
+
+    key: str
+    title: str
+    """Title of its group, the first line of the group's docstring; empty for the model's own."""
+    field: FieldInfo
+    group: str | None
+    """Name of the attribute that holds its group."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Parses text with a function that is imported when it is needed: ``Annotated[Any, Parsed("module:function")]``.
+
+    Values that are no text pass as they are. In JSON the value is its ``str``.
+    """
+
+    function: str
+    """``package.module:name``, or ``package.module:Class.method``."""
+    metavar: str = "TEXT"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of a value that is parsed if it is text or a number."""
+        return core_schema.no_info_plain_validator_function(
+            self._parse, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
+        )
+
+    def _parse(self, value: Any) -> Any:
+        if not isinstance(value, str | int | float):
+            return value
+        module, _, name = self.function.partition(":")
+        parse = attrgetter(name)(importlib.import_module(module))
+        try:
+            return parse(value.strip() if isinstance(value, str) else f"{value:.12g}")
+        except KdpipeError as error:
+            raise ValueError(str(error).rstrip(".")) from None
+
+
+def as_many(value: Any) -> Any:
+    """Return a lone value as one of a sequence."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _split(value: Any) -> Any:
+    """Return one list of numbers: on the command line they are separated by commas, or the flag is repeated."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    split: list[Iterable[Any]] = [part.split(",") if isinstance(part, str) else [part] for part in parts]
+    return [number for part in split for number in part]
+
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_split)]
+Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
+"""Epochs, separated by commas."""
+Channels = Annotated[tuple[float, float, float], BeforeValidator(_split)]
+"""Three numbers, one each for red, green and blue, separated by commas."""
+Names = Annotated[tuple[str, ...], BeforeValidator(as_many)]
+"""One name or several; in YAML a lone name needs no list."""
+Paths = Annotated[tuple[Path, ...], BeforeValidator(as_many)]
+Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_many)]

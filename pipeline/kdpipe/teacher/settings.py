@@ -1,0 +1,101 @@
+"""Settings of the teacher pass, and of the import of logits that were computed elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kdpipe.settings import Channels, Fraction, Names, Parsed, Positive, Settings
+
+if TYPE_CHECKING:
+    from kdpipe.models import Signal
+
+    SignalsSetting = tuple[Signal, ...]
+else:
+    SignalsSetting = Annotated[Any, Parsed("kdpipe.models.signals:parse_signals", "SIGNALS")]
+
+
+class TeacherSettings(Settings):
+    """Teacher"""
+
+    teacher: Names = Field(min_length=1)
+    """Model name, run:DIR or file:PATH; repeat for several, with --average. kdpipe list models."""
+    weights: Names = ()
+    """The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name; repeat for each teacher without
+    its own."""
+    average: bool = False
+    """Store the mean of the logits of several teachers."""
+    signals: SignalsSetting = ()
+    """Also store signals in float16: features:LAYER,... or attention:LAYER, joined with +; kdpipe models NAME --layers."""
+    mean: Channels | None = None
+    """Mean of the teacher's normalization, R,G,B in 0..1."""
+    std: Channels | None = None
+    """Standard deviation of the teacher's normalization, R,G,B."""
+    input_size: Positive | None = None
+    """Side of the teacher's input in pixels."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the teacher's pass."""
+    batch_size: Positive = 256
+    """Samples per forward pass."""
+    device: str = "auto"
+    """auto (CUDA, then CPU), cpu, cuda, cuda:N or mps."""
+    min_top1: Fraction | None = None
+    """Stop before the training views if the teacher's test accuracy is lower."""
+
+    @property
+    def with_weights(self) -> list[tuple[str, str | None]]:
+        """Each teacher with its weights, where they are given."""
+        return with_weights(self.teacher, self.weights)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.teacher) > 1 and not self.average:
+            raise ValueError(
+                f"{len(self.teacher)} teachers ({', '.join(self.teacher)}) for one store: give --average to keep the "
+                "mean of their logits, or make a store for each"
+            )
+        if len(self.teacher) > 1 and self.signals:
+            raise ValueError("signals of several teachers have no mean: leave out --signals or --average")
+        with_weights(self.teacher, self.weights)
+        return self
+
+
+class ImportSettings(Settings):
+    """Logits"""
+
+    logits: Path
+    """Training logits, .npy: (samples, classes) in the dataset's order, or (1 + views, samples, classes) with the plain
+    view first."""
+    test_logits: Path | None = None
+    """Test logits, .npy: (samples, classes)."""
+    teacher_name: str = Field(min_length=1)
+    """Name of the teacher that computed them."""
+    input_size: Positive | None = None
+    """Side of the teacher's input in pixels."""
+    min_top1: Fraction | None = None
+    """Refuse logits whose test accuracy is lower."""
+
+
+def with_weights(teachers: Sequence[str], weights: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Return each teacher with its weights; ``run:DIR`` and ``file:PATH`` bring their own.
+
+    Raises:
+        ValueError: there are neither no weights nor one for each of the others.
+    """
+    takers = [name for name in teachers if not brings_weights(name)]
+    if len(weights) not in (0, len(takers)):
+        own = [name for name in teachers if brings_weights(name)]
+        besides = f"; {', '.join(own)} brings its own" if own else ""
+        raise ValueError(
+            f"{len(weights)} weights for {len(takers)} teachers: give one for each in the same order, or none{besides}"
+        )
+    given = iter(weights)
+    return [(name, None if brings_weights(name) else next(given, None)) for name in teachers]
+
+
+def brings_weights(teacher: str) -> bool:
+    """Return whether a teacher's name stands for its weights, too."""
+    return teacher.startswith(("run:", "file:"))

@@ -1,0 +1,148 @@
+"""The batches of a training: rendered once, and their soft targets looked up once, for all students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kdpipe.training.schedule import Order, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
+from kdpipe.views import Renderer, Renderers, SecondLabels
+
+Indices = npt.NDArray[np.int64]
+Signals = Mapping[str, torch.Tensor]
+"""Outputs of a teacher's layers, by name; see ``kdpipe.models.signals``."""
+
+
+class Targets(Protocol):
+    """A source of soft targets: a teacher's logits for batches of samples, one epoch's view at a time."""
+
+    @property
+    def renderer(self) -> Renderer | None:
+        """The renderer of the pixels that ``take`` takes; ``None`` where those of any student will do."""
+
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Prepare for an epoch on ``view``; ``next_view`` is that of the epoch after it."""
+
+    def order(self, samples: Indices, *, data_seed: int, epoch: int) -> Indices | None:
+        """Return the order in which the epoch must request its samples; ``None`` where any will do.
+
+        ``samples`` are ascending, ``(n,)``; each may be there several times, or not at all.
+        """
+
+    def skip(self, samples: int) -> None:
+        """Skip the first samples of the order, which an interrupted epoch has used."""
+
+    def logits(self, indices: Indices, pixels: torch.Tensor) -> torch.Tensor:
+        """Return float32 ``(n, classes)`` on the device of ``pixels``, uint8 ``(n, 3, H, W)``."""
+
+    def take(self, indices: Indices, pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        """Return the logits, and the signals that come with them, float32 ``(n, *shape)``, on the same device."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch of ``n`` samples, on the device."""
+
+    pixels: tuple[torch.Tensor, ...]
+    """uint8 ``(n, 3, H, W)`` from each renderer: the students', then a live teacher's where it needs its own."""
+    labels: torch.Tensor
+    """int64 ``(n,)``; -1 for none."""
+    second: SecondLabels | None
+    """Labels of the images that the view mixes in; ``None`` where it mixes nothing."""
+    soft_targets: torch.Tensor | None
+    """The teacher's logits, float32 ``(n, classes)``; ``None`` where there is no teacher."""
+    signals: Signals
+    """Signals of the teacher's layers, float32 ``(n, *shape)``, by name; empty where none are needed."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    def head(self, size: int) -> Batch:
+        """Return the first ``size`` samples."""
+        second = self.second
+        return replace(
+            self,
+            pixels=tuple(each[:size] for each in self.pixels),
+            labels=self.labels[:size],
+            second=None if second is None else SecondLabels(second.labels[:size], second.own_share[:size]),
+            soft_targets=None if self.soft_targets is None else self.soft_targets[:size],
+            signals={name: signal[:size] for name, signal in self.signals.items()},
+        )
+
+
+class Batches:
+    """The batches of a training, epoch by epoch."""
+
+    def __init__(
+        self,
+        renderers: Sequence[Renderer],
+        targets: Targets | None,
+        *,
+        order: Order,
+        batch_size: int,
+        epochs: int,
+    ) -> None:
+        """Render one dataset by each of ``renderers``, which differ only in the size of a model's input."""
+        asked = renderers[0] if targets is None or targets.renderer is None else targets.renderer
+        every = [*renderers] if asked in renderers else [*renderers, asked]
+        self._order, self._batch_size, self._epochs, self._targets = order, batch_size, epochs, targets
+        self._renderers, self._first, self._asked = Renderers.of(every), renderers[0], every.index(asked)
+        self.device = renderers[0].device
+        self.samples = len(renderers[0].dataset)
+        """Samples in an epoch."""
+        self.steps = len(epoch_batches(self.samples, batch_size=batch_size, data_seed=0, epoch=0))
+        """Batches in an epoch."""
+        self._labels = torch.from_numpy(renderers[0].dataset.labels.astype(np.int64)).to(self.device)
+
+    def view(self, epoch: int) -> int:
+        """Return the view of an epoch, from 0."""
+        return view_of_epoch(epoch, self._order.views)
+
+    def epoch(self, epoch: int, *, done: int = 0) -> tuple[int, Iterator[Batch]]:
+        """Return the number of samples in the first ``done`` batches of an epoch, and the batches after those."""
+        batches = self._drawn(epoch)
+        seen = sum(map(len, batches[:done]))
+        if done and self._targets is not None:
+            self._targets.skip(seen)
+        return seen, self._rendered(batches[done:], self.view(epoch))
+
+    def first(self, epoch: int, size: int) -> Batch:
+        """Return the first ``size`` samples of an epoch, whose batches must then be drawn anew."""
+        indices = self._drawn(epoch)[0][:size]
+        view = self.view(epoch)
+        return self._batch(indices, self._renderers(indices, view), view)
+
+    def _drawn(self, epoch: int) -> list[Indices]:
+        """Return the indices of each batch: in the order that the soft targets need, or else shuffled."""
+        seed = self._order.data_seed
+        samples = epoch_samples(self.samples, self._order.sampling, data_seed=seed, epoch=epoch)
+        order = None
+        if self._targets is not None:
+            upcoming = self.view(epoch + 1) if epoch + 1 < self._epochs else None
+            self._targets.start_epoch(self.view(epoch), upcoming)
+            order = self._targets.order(samples, data_seed=seed, epoch=epoch)
+        if order is None:
+            order = shuffled(samples, data_seed=seed, epoch=epoch)
+        return batches_of(order, batch_size=self._batch_size)
+
+    def _rendered(self, batches: list[Indices], view: int) -> Iterator[Batch]:
+        for indices, pixels in zip(batches, self._renderers.batches(batches, view), strict=True):
+            yield self._batch(indices, pixels, view)
+
+    def _batch(self, indices: Indices, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
+        soft_targets, signals = (
+            (None, {}) if self._targets is None else self._targets.take(indices, pixels[self._asked])
+        )
+        return Batch(
+            pixels,
+            self._labels[torch.from_numpy(indices).to(self.device)],
+            self._first.second_labels(indices, view),
+            soft_targets,
+            signals,
+        )

@@ -1,0 +1,234 @@
+"""Run directories: what one training run leaves behind, and how to open it again.
+
+model.safetensors   the weights of the last epoch, with preset and class names
+best.safetensors    with --validation, those of the epoch that was best on it
+checkpoint.pt       what --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
+run.json            all parameters, seeds and lineage
+history.csv         one row per epoch
+metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
+                    the accuracy of the epoch that was best on it
+failure.json        why a student that was trained beside others could not go on
+dvclive/, tensorboard/, wandb/
+                    what history.csv says and the test accuracies, for those programs
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdpipe import durable
+from kdpipe.errors import RunError
+from kdpipe.training import checkpoint
+from kdpipe.training.checkpoint import State
+
+History = list[dict[str, float]]
+
+_FILES = (
+    *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
+    *("run.json", "history.csv", "metrics.json", "failure.json"),
+)
+
+_LOGS = ("dvclive", "tensorboard", "wandb")
+_LOG_MARK = ".kdpipe"
+"""In a log's folder: it may be replaced together with the run."""
+
+_MAY_CHANGE = ("resume", "checkpoint_every", *_LOGS)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """``model.safetensors``"""
+        return self.path / "model.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """``best.safetensors``"""
+        return self.path / "best.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """``checkpoint.pt``"""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "metrics.json").is_file()
+
+    def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Refuse what ``start`` would refuse, and change nothing.
+
+        Raises:
+            RunError: the directory holds something else than a run, or a run with other settings is resumed.
+        """
+        written = self.path / "run.json"
+        if not written.is_file():
+            self._refuse_strangers()
+        if resume:
+            if not written.is_file():
+                raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
+            self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
+
+    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+        """Make the directory ready for a run that is described by ``record``.
+
+        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+
+        Raises:
+            RunError: as ``refuse_start`` does.
+        """
+        self.refuse_start(record, resume=resume)
+        if not resume:
+            checkpoint.remove(self.checkpoint)
+            for name in _FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for name in _LOGS:
+                self.remove_log(name)
+        durable.write_json(self.path / "run.json", record)
+
+    def empty_log(self, name: str) -> Path:
+        """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
+
+        Raises:
+            RunError: it was made by something else.
+        """
+        folder = self.path / name
+        self.remove_log(name)
+        if folder.exists():
+            raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
+        folder.mkdir()
+        (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
+        return folder
+
+    def remove_log(self, name: str) -> None:
+        """Remove the folder of a log, unless it was made by something else."""
+        if self._is_log(name):
+            shutil.rmtree(self.path / name)
+
+    def _is_log(self, name: str) -> bool:
+        return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
+
+    def refuse_changes(self, asked: dict[str, Any]) -> None:
+        """Refuse to take the run for one that was started with these sections of its record.
+
+        Raises:
+            RunError: it was started with others, but for what may change when a run is resumed.
+        """
+        before = self.record()
+        differing = [key for key in asked if _comparable(before.get(key)) != _comparable(asked[key])]
+        if differing:
+            raise RunError(
+                f"{self.path} was started with other {' and '.join(differing)} than asked for "
+                f"({_first_difference(before, asked, differing[0])}). Start it without --resume."
+            )
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a directory that was made by something else; hidden files, such as DVC's, are nobody's work."""
+        if self.path.is_file():
+            raise RunError(f"{self.path} is a file: pass --out a directory.")
+        present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
+        known = {*_FILES, *filter(self._is_log, present)}
+        strangers = sorted(name for name in present if name not in known and not name.startswith("."))
+        if strangers:
+            raise RunError(
+                f"{self.path} is not a run: it holds {strangers[0]}, and no run.json. Pass --out another directory."
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Read ``run.json``.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return _read_json(self.path / "run.json")
+
+    def metrics(self) -> dict[str, Any]:
+        """Read ``metrics.json``; raises ``RunError`` where the run is not finished."""
+        return _read_json(self.path / "metrics.json")
+
+    def save_checkpoint(self, state: State) -> None:
+        """Write ``checkpoint.pt`` atomically and keep the one before."""
+        checkpoint.write(self.checkpoint, state)
+
+    def load_checkpoint(self, *, say: Callable[[str], None] = lambda _message: None) -> State | None:
+        """Read the newest checkpoint that is not damaged; ``None`` where the run was stopped before the first.
+
+        ``say`` is told where it is not the newest one.
+        """
+        return checkpoint.read(self.checkpoint, say=say) if checkpoint.exists(self.checkpoint) else None
+
+    def load_earlier_checkpoint(self) -> State | None:
+        """Read the checkpoint before the newest; ``None`` where there is none that is not damaged."""
+        return checkpoint.read_earlier(self.checkpoint)
+
+    def drop_newest_checkpoint(self) -> None:
+        """Make the checkpoint before the newest the one to go on from."""
+        self.checkpoint.unlink()
+
+    def failure(self) -> str | None:
+        """Return why this student could not go on beside others; ``None`` where it could."""
+        path = self.path / "failure.json"
+        return _read_json(path)["message"] if path.is_file() else None
+
+    def write_failure(self, message: str) -> None:
+        """Remember why this student cannot go on, so that the others are resumed without it."""
+        durable.write_json(self.path / "failure.json", {"message": message})
+
+    def write_history(self, history: History) -> None:
+        """Write ``history.csv`` atomically."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        durable.write_text(self.path / "history.csv", text.getvalue())
+
+    def history(self) -> History:
+        """Read ``history.csv``; empty where there is none."""
+        path = self.path / "history.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
+        (self.path / "failure.json").unlink(missing_ok=True)
+        durable.write_json(self.path / "metrics.json", metrics)
+        checkpoint.before(self.checkpoint).unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunError(f"{path} does not exist: {path.parent} is not a finished run of kdpipe.")
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunError(f"{path} is damaged: it is not JSON.") from None
+    return content
+
+
+def _comparable(section: Any) -> Any:
+    """Drop what may change between a run and its resumption, and what is left out: older records do not name it."""
+    if isinstance(section, dict):
+        kept = {key: value for key, value in section.items() if key not in _MAY_CHANGE and value is not None}
+        return json.loads(json.dumps(kept))
+    return section
+
+
+def _first_difference(before: dict[str, Any], now: dict[str, Any], section: str) -> str:
+    old, new = _comparable(before.get(section) or {}), _comparable(now[section])
+    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+    return f"{key}: {old.get(key)} then, {new.get(key)} now"

@@ -1,0 +1,148 @@
+"""Flags and params files: a stage's settings as the command line and YAML give them.
+
+A flag overrides the stage's section of the params file, and the file the default. All unknown keys and wrong values are
+reported together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.settings import Parsed, Setting, Settings
+
+S = TypeVar("S", bound=Settings)
+
+
+def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.ArgumentParser:
+    """Return the parser of a stage's flags, with its help in groups; every flag is optional and read as text."""
+    parser = _Parser(
+        prog=f"kdpipe {command}",
+        description=(stage.__doc__ or "").partition("\n")[0],
+        epilog=f"example:\n\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    section = command.replace("-", "_")
+    parser.add_argument(
+        "--params", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' gives settings; flags win."
+    )
+    groups: dict[str, Any] = {"": parser}
+    for setting in sorted(stage.flat().values(), key=lambda each: bool(each.title)):
+        if setting.title not in groups:
+            groups[setting.title] = parser.add_argument_group(setting.title)
+        _add(groups[setting.title], setting)
+    return parser
+
+
+def resolve(stage: type[S], *, section: str, file: Path | None, flags: Mapping[str, Any]) -> S:
+    """Merge flags over the params file's section over the defaults.
+
+    Raises:
+        ParamsError: one line with every unknown key and every wrong value.
+    """
+    values = {} if file is None else _section(file, section)
+    known = stage.flat()
+    problems = [f"{file}: {section}.{key} is unknown{did_you_mean(key, known)}" for key in values if key not in known]
+    try:
+        resolved = stage.of({**{key: value for key, value in values.items() if key in known}, **flags})
+    except ValidationError as error:
+        names = {key: f"{file}: {section}.{key}" for key in values if key not in flags}
+        problems += in_words(error, names=names)
+        resolved = None
+    if problems or resolved is None:
+        raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
+    return resolved
+
+
+def in_words(error: ValidationError, *, names: Mapping[str, str] = {}) -> list[str]:  # noqa: B006
+    """Return one line for each fault of a stage's settings, by ``names`` of their keys or else by their flags."""
+    return [_fault(fault["loc"], fault["msg"], fault["input"], names) for fault in error.errors()]
+
+
+def flag(key: str) -> str:
+    """Return the flag of a setting."""
+    return "--" + key.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses wrong flags with a ``ParamsError`` that names the nearest."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
+        hint = did_you_mean(unknown, self._option_string_actions) if unknown.startswith("--") else ""
+        raise ParamsError(f"{self.prog}: {message}{hint}. See {self.prog} --help.")
+
+
+def _add(group: Any, setting: Setting) -> None:
+    field = setting.field
+    text = " ".join((field.description or "").split())
+    if field.is_required():
+        text = text.removesuffix(".") + " (required)."
+    elif field.default not in (None, False, ()) and "default" not in text:
+        shown = " and ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text = text.removesuffix(".") + f" (default: {str(shown).lower()})."
+    kind = field.annotation
+    names = (flag(setting.key),)
+    help_text = text.replace("%", "%%")
+    if kind in (bool, bool | None):
+        group.add_argument(*names, action=argparse.BooleanOptionalAction, help=help_text)
+    elif get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+        group.add_argument(*names, action="append", metavar=_metavar(get_args(kind)[0]), help=help_text)
+    else:
+        metavar = next((each.metavar for each in _metadata(kind, field.metadata) if isinstance(each, Parsed)), None)
+        group.add_argument(*names, metavar=metavar or _metavar(kind), help=help_text)
+
+
+def _metadata(kind: Any, metadata: Sequence[Any]) -> list[Any]:
+    """Return the annotations of a type, also those within ``X | None``."""
+    found = list(metadata)
+    for each in (kind, *get_args(kind)):
+        if get_origin(each) is Annotated:
+            found += get_args(each)[1:]
+    return found
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "R,G,B"
+    inner = [each for each in get_args(kind) if each is not type(None)]
+    if inner:
+        return _metavar(inner[0])
+    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _fault(place: Sequence[int | str], message: str, value: Any, names: Mapping[str, str]) -> str:
+    message = message.removeprefix("Value error, ")
+    key = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
+    if not place or isinstance(value, dict | Settings):
+        if message != "Field required":
+            return message
+    if message == "Field required":
+        return f"{flag(key)} is missing: give it, or put {key} into a --params file"
+    return f"{names.get(key, flag(key))}: {message}, got {value!r}"
+
+
+def _section(file: Path, section: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{file} does not exist.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ParamsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get(section), dict):
+        found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ParamsError(f"{file} has no section '{section}' of keys and values; found: {found}.")
+    values: dict[str, Any] = content[section]
+    return values
