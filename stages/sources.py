@@ -1,4 +1,4 @@
-"""From a stage's parameters to the datasets and models it works on."""
+"""The datasets and models that a stage's settings name."""
 
 from __future__ import annotations
 
@@ -10,57 +10,68 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
+from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import DatasetError, ModelError
 from kdpipe.models import Model
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.settings import Training
 from kdpipe.training.sampling import Sampling, read_sample_weights
-from stages.console import progress, say
-from stages.params import StageParams, TrainStudent, TrainTeacher
+from kdpipe.training.settings import SamplingSettings
 
 
-def load_split(params: StageParams, split: str) -> Dataset:
-    """Load one split of the stage's dataset, limited as asked."""
-    limit = params.limit_train if split == "train" else params.limit_test
-    return dataset.load(params.data, split, limit, download=params.download, loading=params.loading, progress=progress)
+def load_split(settings: DatasetSettings, split: str) -> Dataset:
+    """Load one split of the dataset, limited as the settings say."""
+    train = split == "train"
+    return dataset.load(
+        settings.data,
+        split,
+        settings.limit_train if train else settings.limit_test,
+        labels_per_class=settings.labels_per_class if train else None,
+        download=settings.download,
+        loading=settings.loading,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training split, and the parts of it."""
+    """The training split, and its parts."""
 
     whole: Dataset
     train: Dataset
-    """What is trained on: all of it where nothing is held out."""
+    """The samples to train on: all of them where nothing is held out."""
     validation: Dataset | None
-    """What is held out."""
+    """The samples that are held out."""
     sampling: Sampling | None
     """How often each sample of ``train`` is drawn; ``None`` for once an epoch."""
 
 
-def load_training(params: TrainTeacher | TrainStudent, *, taught: bool) -> TrainingData:
-    """Load the training split, limited as asked, hold out what is asked for, and weigh the rest.
+def load_training(params: Training, *, taught: bool) -> TrainingData:
+    """Load the training split, hold out the validation samples, and weigh the rest.
 
-    Where the model is not ``taught`` by a teacher or an auxiliary task, samples without a label are left out.
+    Samples without a label are left out unless the model is ``taught`` by a teacher or an auxiliary task.
 
     Raises:
         DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
     """
-    whole = load_split(params, "train")
+    whole = load_split(params.dataset, "train")
     if not taught and (whole.labels < 0).any():
-        labelled = dataset.labelled(whole)
-        say(f"Leaving {len(whole) - len(labelled):,} of {len(whole):,} samples out: they have no label.")
-        whole = labelled
-    train, held_out = dataset.hold_out(whole, params.validation) if params.validation else (whole, None)
-    return TrainingData(whole, train, held_out, _sampling(params, train))
+        labeled = dataset.labelled(whole)
+        say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
+        whole = labeled
+    share = params.run.validation
+    train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
+    return TrainingData(whole, train, held_out, _sampling(params.sampling, train))
 
 
-def _sampling(params: TrainTeacher | TrainStudent, train: Dataset) -> Sampling | None:
-    if params.sample_weights is None and not params.balance:
+def _sampling(settings: SamplingSettings, train: Dataset) -> Sampling | None:
+    if settings.sample_weights is None and not settings.balance:
         return None
-    if params.balance and (train.labels < 0).all():
+    if settings.balance and (train.labels < 0).all():
         raise DatasetError(f"no training sample of {train.spec} has a label: there is nothing to --balance.")
-    file = params.sample_weights
+    file = settings.sample_weights
     weights = np.ones(len(train)) if file is None else read_sample_weights(file, train)
-    sampling = Sampling.of(weights, train.labels, balance=params.balance)
+    sampling = Sampling.of(weights, train.labels, balance=settings.balance)
     often = sampling.expected
     say(f"Drawing each sample {often.min():.3g} to {often.max():.3g} times an epoch on average.")
     return sampling
@@ -93,7 +104,9 @@ def load_model(
         fallback_statistics=train.statistics,
         fallback_size=side,
     )
-    if model.classes is not None and model.classes != train.classes and _named_alike(model.classes, train.classes):
+    reordered = model.classes is not None and model.classes != train.classes and {*model.classes} == {*train.classes}
+    if reordered:
+        assert model.classes is not None
         raise ModelError(
             f"{weights or name} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … "
             f"against {', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
@@ -101,5 +114,7 @@ def load_model(
     return model
 
 
-def _named_alike(first: tuple[str, ...], second: tuple[str, ...]) -> bool:
-    return set(first) == set(second)
+def load_student(params: Training, name: str, train: Dataset) -> Model:
+    """Load the model that a training starts from."""
+    run = params.run
+    return load_model(name, train, weights=run.init_weights, size=run.input_size, seed=run.seed)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from kdpipe import models
+from kdpipe.stages.seeds import for_each_seed
+from kdpipe.stages.settings import TrainTeacher
+from kdpipe.stages.sources import load_split, load_student, load_training
+from kdpipe.stages.training import Task, Views, fit, objective_of
 from kdpipe.views import Recipe
-from stages.auxiliary import rotation
-from stages.params import TrainTeacher
-from stages.seeds import for_each_seed
-from stages.sources import load_model, load_split, load_training
-from stages.training import Shown, Task, fit
 
 
 def run(params: TrainTeacher) -> None:
-    """Train ``params.model`` and leave its run directory, or that of each seed, at ``params.out``."""
+    """Train ``params.model`` and write its run directory, or one for each seed."""
     for_each_seed(params, _train)
 
 
 def _train(params: TrainTeacher) -> None:
-    data, test = load_training(params, taught=params.aux is not None), load_split(params, "test")
-    model = load_model(params.model, data.train, weights=params.init_weights, size=params.input_size, seed=params.seed)
-    shown = Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
-    rendering = shown.rendering(data.train, models.resolve_device(params.device))
-    task = Task(model, params, rotation=rotation(params, model))
-    fit([task], data, test, stage="train-teacher", shown=shown, rendering=rendering)
+    data = load_training(params, taught=params.extra.aux is not None)
+    test = load_split(params.dataset, "test")
+    model = load_student(params, params.model, data.train)
+    view = params.view
+    views = Views(view.recipe or Recipe.parse("crop-flip"), view.recipe_seed or 0, view.views)
+    rendering = views.rendering(data.train, models.resolve_device(params.run.device))
+    fit(
+        [Task(model, params, objective_of(params, model))],
+        data,
+        test,
+        stage="train-teacher",
+        views=views,
+        rendering=rendering,
+    )

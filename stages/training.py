@@ -1,4 +1,4 @@
-"""What the two training stages share: runs from models and their data to the files they leave."""
+"""Training runs of both training stages: from models and data to the files of their run directories."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.rotation import Rotation
+from kdpipe.distil.adversary import Adversary, Robust
+from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
-from kdpipe.metrics.accuracy import accuracy
+from kdpipe.metrics import accuracy
 from kdpipe.models import Model
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.logs import Logs, choose
+from kdpipe.stages.provenance import git_revision, versions
+from kdpipe.stages.settings import TrainStudent, TrainTeacher
+from kdpipe.stages.sources import TrainingData
+from kdpipe.stages.stopping import stoppable
+from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.trainee import Member
+from kdpipe.training.schedule import Order
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Recipe, Renderer
-from stages.console import progress, say
-from stages.learning import optimisation, schedule
-from stages.logs import Logs, choose
-from stages.params import TrainStudent, TrainTeacher
-from stages.provenance import git_revision, versions
-from stages.robust import loss_name, robust
-from stages.sources import TrainingData
-from stages.stopping import stoppable
 
 Plain = Callable[[Dataset, Geometry], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
@@ -42,18 +42,18 @@ Rendering = Callable[[Geometry], Renderer]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Which views are trained on."""
+class Views:
+    """The views of the training samples."""
 
     recipe: Recipe
     seed: int
-    views: int | None
-    """Augmented views to cycle through; ``None`` gives each epoch a view of its own."""
+    number: int | None
+    """Augmented views to cycle through; ``None`` gives each epoch its own view."""
     population: npt.NDArray[np.uint8] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
-        """Return what renders the training samples, once for all who look at them at one size."""
+        """Return a function that makes one renderer for each size of a model's input."""
         return cache(
             lambda geometry: Renderer(
                 train, self.recipe, seed=self.seed, geometry=geometry, device=device, population=self.population
@@ -63,64 +63,109 @@ class Shown:
 
 @dataclass(frozen=True)
 class Task:
-    """A model to train, and what it learns from."""
+    """A model to train, and its objective."""
 
     model: Model
     params: TrainTeacher | TrainStudent
-    distillation: Distillation | None = None
+    objective: DistillationObjective
+    taught: bool = False
+    """Whether it learns from a teacher."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
-    rotation: Rotation | None = None
 
     @property
     def run(self) -> RunDirectory:
-        """Where it is written."""
-        return RunDirectory(self.params.out)
+        """Its run directory."""
+        return RunDirectory(self.params.run.out)
+
+
+def objective_of(
+    params: TrainTeacher | TrainStudent, model: Model, distillation: Distillation | None = None
+) -> DistillationObjective:
+    """Return the objective that the settings describe, hooked onto the model where it needs its layers.
+
+    Raises:
+        ModelError: an auxiliary task needs penultimate features, and the model has none.
+    """
+    auxiliary = params.extra.aux
+    robust = robust_of(params)
+    return DistillationObjective(
+        model.preset,
+        distillation,
+        label_smoothing=params.optimization.label_smoothing,
+        adversary=None if robust is None else Adversary(robust, model.module, model.preset),
+        rotation=None
+        if auxiliary is None
+        else auxiliary.attach(
+            model.module,
+            model.preset,
+            name=model.name,
+            seed=params.run.seed,
+            device=models.resolve_device(params.run.device),
+        ),
+    )
+
+
+def robust_of(params: TrainTeacher | TrainStudent) -> Robust | None:
+    """Return the settings of adversarial training; ``None`` where images are not attacked."""
+    if params.extra.adversarial is None:
+        return None
+    loss = params.learning.robust_loss if isinstance(params, TrainStudent) else None
+    return Robust(params.extra.adversarial, loss or "rslad")
 
 
 def fit(
-    tasks: Sequence[Task], data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown, rendering: Rendering
+    tasks: Sequence[Task],
+    data: TrainingData,
+    test_set: Dataset,
+    *,
+    stage: str,
+    views: Views,
+    rendering: Rendering,
+    targets: Targets | None = None,
 ) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
 
-    Where samples are held out for validation, the weights that were best on them are tested once as well. What all
-    models share, such as the batch size, is in the parameters of each; ``rendering`` makes what is ``shown``. Return
-    the names of those of several that could not be trained to their end; ``failure.json`` of each says why.
+    With a validation part the weights that were best on it are tested once as well. All models share the settings of
+    the data, the batch size and the epochs. Returns the names of those of several that failed; ``failure.json`` of each
+    holds the reason.
 
     Raises:
-        KdpipeError: the one model cannot be trained to its end.
+        KdpipeError: the only model failed.
     """
     params, alone = tasks[0].params, len(tasks) == 1
-    device = models.resolve_device(params.device)
-    shown = replace(shown, views=shown.views if shown.recipe.augments else 0)
-    records = [_record(task, data, test_set, stage=stage, shown=shown, device=device) for task in tasks]
-    logs = [choose(task.params) for task in tasks]
+    device = models.resolve_device(params.run.device)
+    views = replace(views, number=views.number if views.recipe.augments else 0)
+    records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
+    logs = [choose(task.params.logs, task.run.path) for task in tasks]
     for task, record in zip(tasks, records, strict=True):
-        task.run.refuse_start(record, resume=params.resume)
+        task.run.refuse_start(record, resume=params.run.resume)
     plain = cache(partial(_plain, device))
-    members: list[Member] = []
+    students: list[Student] = []
     with ExitStack() as opened:
         for task, record, log in zip(tasks, records, logs, strict=True):
-            task.run.start(record, resume=params.resume)
+            task.run.start(record, resume=params.run.resume)
             model = task.model
             say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
             if alone or task.run.failure() is None:
                 opened.enter_context(log.of(task.run, record))
             renderer = rendering(Geometry.of(model.preset))
-            members.append(_member(task, data, renderer, plain, shown=shown, logs=log, alone=alone))
+            students.append(_student(task, renderer, data.validation, plain, logs=log, alone=alone))
         with stoppable() as should_stop:
             trained = train_together(
-                members,
-                resume=params.resume,
-                checkpoint_every=params.checkpoint_every,
+                students,
+                targets,
+                order=Order(params.run.data_seed, views.number, data.sampling),
+                resume=params.run.resume,
+                checkpoint_every=params.run.checkpoint_every,
                 should_stop=should_stop,
                 progress=progress,
                 say=say,
             )
         failed = []
-        for task, member, cost, log in zip(tasks, members, trained, logs, strict=True):
-            outcome = cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, member.validation)
+        for task, student, cost, log in zip(tasks, students, trained, logs, strict=True):
+            outcome = cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, student.validation)
             if not isinstance(outcome, KdpipeError):
-                log.finish(outcome, epoch=params.epochs)
+                log.finish(outcome, epoch=params.optimization.epochs)
                 continue
             if alone:
                 raise outcome
@@ -133,35 +178,42 @@ def fit(
 
 
 def _record(
-    task: Task, data: TrainingData, test_set: Dataset, *, stage: str, shown: Shown, device: torch.device
+    task: Task, data: TrainingData, test_set: Dataset, *, stage: str, views: Views, device: torch.device
 ) -> dict[str, Any]:
-    """Return what ``run.json`` says."""
-    params, recipe = task.params, shown.recipe
+    """Return the content of ``run.json``."""
+    params, recipe, run = task.params, views.recipe, task.params.run
     return {
         "format": 1,
         "stage": stage,
-        "distill": "none" if isinstance(params, TrainTeacher) else params.mode,
-        "loss": loss_name(params, taught=task.distillation is not None),
-        "recipe": {"name": str(recipe), "version": recipe.version, "seed": shown.seed},
-        "views": shown.views,
-        "seeds": {"seed": params.seed, "data_seed": params.data_seed, "recipe_seed": shown.seed},
-        "parameters": params.model_dump(mode="json"),
+        "distill": "none" if isinstance(params, TrainTeacher) else params.targets.mode,
+        "loss": _loss_name(params, taught=task.taught),
+        "recipe": {"name": str(recipe), "version": recipe.version, "seed": views.seed},
+        "views": views.number,
+        "seeds": {"seed": run.seed, "data_seed": run.data_seed, "recipe_seed": views.seed},
+        "parameters": params.dump(),
         "device": str(device),
-        **_identity(task.model, data, test_set, spec=params.data, lineage={**_origin(task), **task.lineage}),
+        **_identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
     }
 
 
+def _loss_name(params: TrainTeacher | TrainStudent, *, taught: bool) -> str:
+    """Return the name of the loss in ``run.json`` and reports."""
+    name = str(params.learning.loss) if taught and isinstance(params, TrainStudent) else "ce"
+    robust = robust_of(params)
+    return name if robust is None else f"{name}, {robust.loss if taught else 'adversarial'}"
+
+
 def _origin(task: Task) -> dict[str, Any]:
-    """Return what ``run.json`` says of the weights that the model begins with; nothing where they are drawn.
+    """Return the initial weights for ``run.json``; empty where they are random.
 
     Raises:
         RunError: the run would replace them.
     """
-    weights, out = task.params.init_weights, task.params.out
+    weights, out = task.params.run.init_weights, task.params.run.out
     if weights is None:
         return {}
     if Path(weights.removeprefix("run:")).resolve().is_relative_to(out.resolve()):
-        raise RunError(f"{out} holds {weights}, which this run begins with. Pass another --out.")
+        raise RunError(f"{out} holds {weights}, the initial weights of this run. Pass another --out.")
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
@@ -169,30 +221,26 @@ def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Render
     return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
 
 
-def _member(
-    task: Task, data: TrainingData, renderer: Renderer, plain: Plain, *, shown: Shown, logs: Logs, alone: bool
-) -> Member:
-    """Return the student as the training loop takes it, with its own draws starting from its seed."""
-    params, model = task.params, task.model
+def _student(
+    task: Task, renderer: Renderer, held_out: Dataset | None, plain: Plain, *, logs: Logs, alone: bool
+) -> Student:
+    """Return the student for the training loop, its random draws starting from its seed."""
+    params, model, epochs = task.params, task.model, task.params.optimization.epochs
 
     def report(row: dict[str, float]) -> None:
-        say(_line(row, params.epochs) if alone else f"{task.run.path.name}, {_line(row, params.epochs)}")
+        say(_line(row, epochs) if alone else f"{task.run.path.name}, {_line(row, epochs)}")
         logs.epoch(row)
 
     module = model.module.to(renderer.device)
-    validation = _validation(model, data.validation, plain, run=task.run)
-    torch.manual_seed(params.seed)
-    return Member(
+    validation = _validation(model, held_out, plain, run=task.run)
+    torch.manual_seed(params.run.seed)
+    return Student(
         module,
         renderer,
-        model.preset,
-        schedule(params, shown.views, data.sampling),
-        task.distillation,
+        task.objective,
+        params.optimization,
         task.run,
-        optimisation(params),
         validation,
-        robust(params),
-        task.rotation,
         on_resume=logs.epochs,
         on_epoch=report,
         on_failure=logs.fail,
@@ -200,7 +248,7 @@ def _member(
 
 
 def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: RunDirectory) -> Validation | None:
-    """Return what measures the model on the held-out samples and writes the best weights to the run directory."""
+    """Return the validation on the held-out samples, which writes the best weights to the run directory."""
     if held_out is None:
         return None
 
@@ -215,7 +263,7 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
 def _tested(
     task: Task, test_set: Dataset, cost: Cost, plain: Plain, validation: Validation | None
 ) -> dict[str, Any] | KdpipeError:
-    """Return the accuracies, or why they could not be measured."""
+    """Return the accuracies, or the error where memory does not suffice."""
     return attempt(
         lambda: _finish(task, test_set, cost=cost, plain=plain, validation=validation),
         lambda whose: DeviceError(
@@ -229,7 +277,7 @@ def _finish(
     task: Task, test_set: Dataset, *, cost: Cost, plain: Plain, validation: Validation | None
 ) -> dict[str, Any]:
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
-    model, run, epochs = task.model, task.run, task.params.epochs
+    model, run, epochs = task.model, task.run, task.params.optimization.epochs
     tester = plain(test_set, Geometry.of(model.preset))
 
     def test() -> dict[str, float | None]:
@@ -264,7 +312,7 @@ def _percent(share: float | None) -> str:
 def _identity(
     model: Model, data: TrainingData, test_set: Dataset, *, spec: str, lineage: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what ``run.json`` says of the model, the data and the software."""
+    """Return the model, the data and the software for ``run.json``."""
     splits = {"train": data.train, "validation": data.validation, "test": test_set}
     fingerprints = {split: part.fingerprint for split, part in splits.items() if part is not None}
     weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
