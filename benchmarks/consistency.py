@@ -36,7 +36,8 @@ from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.dataset import Dataset
-from kdpipe.store import LogitStore, join_checked, open_store, replay
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import LogitStore, open_store
 from kdpipe.student import (
     CachedTargets,
     Distillation,

@@ -16,7 +16,8 @@ from published_losses import ARMS
 from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, durable, models
-from kdpipe.store import join_checked, open_store, replay
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import open_store
 from kdpipe.student import CachedTargets, Distillation, RunDirectory, Schedule, make, train
 from kdpipe.views import Geometry
 from stages.sources import load_model

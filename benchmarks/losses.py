@@ -23,7 +23,8 @@ from published_losses import as_json, published
 from timing import machine
 
 from kdpipe import dataset, durable, models
-from kdpipe.store import join_checked, open_store, replay
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import open_store
 from kdpipe.student import CachedTargets, Curve, Distillation, RunDirectory, Schedule, make, predict, train
 from kdpipe.student.accuracy import accuracy, agreement
 from kdpipe.views import Geometry, Renderer

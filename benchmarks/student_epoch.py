@@ -26,7 +26,8 @@ import torch
 from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, models
-from kdpipe.store import join_checked, open_store
+from kdpipe.pairing import join_checked
+from kdpipe.store import open_store
 from kdpipe.student import CachedTargets, Distillation, LiveTargets, RunDirectory, Schedule, make, train
 from kdpipe.student.hard_labels import cross_entropy
 from kdpipe.student.schedule import epoch_batches

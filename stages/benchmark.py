@@ -33,7 +33,8 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.identity import balanced_rows
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.models import Model, Preset
-from kdpipe.store import LogitStore, join, open_store
+from kdpipe.pairing import join
+from kdpipe.store import LogitStore, open_store
 from kdpipe.student import Attack, RunDirectory, predict, predict_attacked
 from kdpipe.student.accuracy import accuracy
 from kdpipe.views import Geometry, Renderer

@@ -10,8 +10,8 @@ from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
-from kdpipe.store.probes import lacking
+from kdpipe.pairing import join_checked, lacking, stored_recipe
+from kdpipe.store import LogitStore, open_store
 from kdpipe.student import (
     Curve,
     Distillation,

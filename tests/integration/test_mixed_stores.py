@@ -14,7 +14,8 @@ import torch
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import LogitStore, join_checked, replay
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import LogitStore
 from kdpipe.student import CachedTargets, MixedTargets, refuse_mixture
 from kdpipe.student.weighing import drawn
 from kdpipe.views import Geometry, Renderer

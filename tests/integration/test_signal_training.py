@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from kdpipe import dataset, models, open_store
-from kdpipe.store import join_checked, layout
+from kdpipe.pairing import join_checked
+from kdpipe.store import layout
 from kdpipe.student import Distillation, RunDirectory, Schedule, make, soft_targets, train
 from kdpipe.student.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer

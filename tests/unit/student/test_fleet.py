@@ -16,7 +16,8 @@ import torch
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
-from kdpipe.store import LogitStore, join_checked
+from kdpipe.pairing import join_checked
+from kdpipe.store import LogitStore
 from kdpipe.student import (
     Cost,
     Distillation,

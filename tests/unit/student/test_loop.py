@@ -13,7 +13,7 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Loading
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
-from kdpipe.store import join_checked
+from kdpipe.pairing import join_checked
 from kdpipe.student import (
     CachedTargets,
     Distillation,

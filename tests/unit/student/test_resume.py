@@ -13,7 +13,8 @@ import torch
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
-from kdpipe.store import join_checked, layout
+from kdpipe.pairing import join_checked
+from kdpipe.store import layout
 from kdpipe.student import (
     Distillation,
     MixedTargets,

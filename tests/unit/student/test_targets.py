@@ -11,7 +11,8 @@ import torch
 from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import LogitStore, join_checked, layout
+from kdpipe.pairing import join_checked
+from kdpipe.store import LogitStore, layout
 from kdpipe.student import CachedTargets, MixedTargets, Sampling, WindowedTargets, soft_targets
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command
