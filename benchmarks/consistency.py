@@ -36,17 +36,17 @@ from timing import machine
 
 from kdpipe import dataset, durable, models
 from kdpipe.dataset import Dataset
-from kdpipe.store import LogitStore, join_checked, open_store, replay
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
+from kdpipe.metrics.accuracy import accuracy, agreement
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import LogitStore, open_store
+from kdpipe.teacher import Forward
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.metrics.accuracy import accuracy, agreement
-from kdpipe.training.schedule import view_of_epoch
-from kdpipe.teacher import Forward
+from kdpipe.training.schedule import Schedule, view_of_epoch
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model

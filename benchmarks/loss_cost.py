@@ -16,10 +16,11 @@ from published_losses import ARMS
 from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, durable, models
-from kdpipe.store import join_checked, open_store, replay
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import open_store
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule

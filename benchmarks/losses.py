@@ -23,16 +23,17 @@ from published_losses import as_json, published
 from timing import machine
 
 from kdpipe import dataset, durable, models
-from kdpipe.store import join_checked, open_store, replay
 from kdpipe.distil.curves import Curve
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets
+from kdpipe.metrics.accuracy import accuracy, agreement
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import open_store
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
-from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model

@@ -26,17 +26,16 @@ import torch
 from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, models
-from kdpipe.store import join_checked, open_store
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
-from kdpipe.distil.targets import CachedTargets, LiveTargets
-from kdpipe.training.loop import train
-from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.objective import cross_entropy
-from kdpipe.training.schedule import epoch_batches
-from kdpipe.distil.targets import SoftTargets
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
+from kdpipe.pairing import join_checked
+from kdpipe.store import open_store
 from kdpipe.teacher import Forward
+from kdpipe.training.loop import train
+from kdpipe.training.objective import cross_entropy
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule, epoch_batches
 from kdpipe.views import Geometry, Renderer
 from stages.sources import load_model
 

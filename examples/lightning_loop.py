@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 
 import kdpipe
 from kdpipe.dataset import load
-from kdpipe.store import AttachedDataset, LogitStore
 from kdpipe.distil.losses import make
+from kdpipe.pairing import AttachedDataset
+from kdpipe.store import LogitStore
 
 
 class Student(pl.LightningModule):
@@ -68,7 +69,7 @@ class Student(pl.LightningModule):
 def attached(store: LogitStore, data: str) -> AttachedDataset:
     """Return the split that a store is of, normalised, with soft targets."""
     normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
-    return store.attach(load(data, store.split, store.num_samples), transform=normalise)
+    return kdpipe.attach(store, load(data, store.split, store.num_samples), transform=normalise)
 
 
 def main(path: str, data: str, epochs: int) -> None:

@@ -22,7 +22,7 @@ def main(path: str, data: str, epochs: int) -> None:
     torch.manual_seed(0)
     store = kdpipe.open_store(path)
     normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
-    train_set = store.attach(load(data, "train", store.num_samples), transform=normalise)
+    train_set = kdpipe.attach(store, load(data, "train", store.num_samples), transform=normalise)
     loader = DataLoader(train_set, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
 
     model = network(store.num_classes)
@@ -42,7 +42,7 @@ def main(path: str, data: str, epochs: int) -> None:
         print(f"epoch {epoch}: view {train_set.view}, loss {total / len(train_set):.4f}", flush=True)
 
     tests = kdpipe.open_store(path, split="test")
-    test_set = tests.attach(load(data, "test", tests.num_samples), transform=normalise)
+    test_set = kdpipe.attach(tests, load(data, "test", tests.num_samples), transform=normalise)
     images, labels, soft_targets = next(iter(DataLoader(test_set, batch_size=len(test_set))))
     with torch.inference_mode():
         answers = model.eval()(images).argmax(dim=1)

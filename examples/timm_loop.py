@@ -29,9 +29,9 @@ def main(path: str, data: str, epochs: int) -> None:
     model = timm.create_model("test_resnet", num_classes=store.num_classes)
     config = resolve_model_data_config(model)
     transform = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(config["mean"], config["std"])])
-    dataset_train = store.attach(load(data, "train", store.num_samples), transform=transform)
+    dataset_train = kdpipe.attach(store, load(data, "train", store.num_samples), transform=transform)
     tests = kdpipe.open_store(path, split="test")
-    dataset_eval = tests.attach(load(data, "test", tests.num_samples), transform=transform)
+    dataset_eval = kdpipe.attach(tests, load(data, "test", tests.num_samples), transform=transform)
     loader_train = DataLoader(dataset_train, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
     loader_eval = DataLoader(dataset_eval, batch_size=64)
 

@@ -35,7 +35,8 @@ from kdpipe.distil.adversary import Attack
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Model, Preset
-from kdpipe.store import LogitStore, join, open_store
+from kdpipe.pairing import join
+from kdpipe.store import LogitStore, open_store
 from kdpipe.training.evaluation import predict, predict_attacked
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer

@@ -176,7 +176,8 @@ def verify(
         faults = verify_deep(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
-        from kdpipe.store import open_store, summary, verify_data
+        from kdpipe.pairing import verify_data
+        from kdpipe.store import open_store, summary
 
         for split in summary(store)["splits"]:
             opened = open_store(store, split=split)

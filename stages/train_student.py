@@ -6,6 +6,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from kdpipe.store.probes import lacking
+
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.distil.curves import Curve
@@ -16,8 +18,8 @@ from kdpipe.distil.signals import SignalTerms
 from kdpipe.distil.targets import LiveTargets, SoftTargets, refuse_unlabelled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Model
-from kdpipe.store import LogitStore, join_checked, open_store, stored_recipe
-from kdpipe.store.probes import lacking
+from kdpipe.pairing import join_checked, lacking, stored_recipe
+from kdpipe.store import LogitStore, open_store
 from kdpipe.teacher import Forward
 from kdpipe.views import Geometry, Recipe
 from stages.auxiliary import rotation

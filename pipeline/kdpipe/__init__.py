@@ -1,8 +1,9 @@
 """Offline knowledge distillation of image classifiers.
 
-``kdpipe.open_store(path, split="train")`` opens a store of cached teacher logits; the rooms
-(``kdpipe.dataset``, ``kdpipe.views``, ``kdpipe.store``, ...) hold everything else. Importing ``kdpipe`` is
-cheap: torch and zarr are imported when a room that needs them is.
+``kdpipe.open_store(path, split="train")`` opens a store of cached teacher logits, and
+``kdpipe.attach(store, dataset)`` appends them to the items of a dataset. Everything else is in the rooms
+(``kdpipe.dataset``, ``kdpipe.views``, ``kdpipe.store``, ...). Importing ``kdpipe`` is cheap: torch and zarr are
+imported with the rooms that need them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kdpipe.pairing.attach import attach
     from kdpipe.store import open_store
 
-__all__ = ["__version__", "open_store"]
+__all__ = ["__version__", "attach", "open_store"]
 __version__ = "0.1.0"
 
 
@@ -21,4 +23,8 @@ def __getattr__(name: str) -> object:
         from kdpipe.store import open_store
 
         return open_store
+    if name == "attach":
+        from kdpipe.pairing.attach import attach
+
+        return attach
     raise AttributeError(f"module 'kdpipe' has no attribute '{name}'")

@@ -13,11 +13,11 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import LogitStore, join_checked, replay
-from kdpipe.distil.several_stores import MixedTargets, refuse_mixture
+from kdpipe.distil.several_stores import MixedTargets, drawn, refuse_mixture
 from kdpipe.distil.targets import CachedTargets
-from kdpipe.distil.several_stores import drawn
+from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.pairing import join_checked, replay
+from kdpipe.store import LogitStore
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 

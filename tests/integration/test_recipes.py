@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kdpipe import attach
 from kdpipe.dataset import load
 from kdpipe.store import open_store
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
@@ -55,9 +56,9 @@ def test_cached_labels_of_mixed_images_train_as_a_live_teacher_does(
 def test_hard_labels_are_mixed_with_the_share_of_the_image(store: Path) -> None:
     """The labels that a trainer of one's own gets: each class's share, one for the plain view."""
     dataset = load("digits", "train", 200)
-    plain = open_store(store).attach(dataset, view=0)
+    plain = attach(open_store(store), dataset, view=0)
     assert plain[3][1] == dataset.labels[3]
-    mixed = open_store(store).attach(dataset, view=1)
+    mixed = attach(open_store(store), dataset, view=1)
     shares = torch.stack([item[1] for item in mixed[:]])
     assert shares.shape == (200, 10)
     assert torch.allclose(shares.sum(dim=1), torch.ones(200))

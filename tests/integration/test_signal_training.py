@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file
 
 from kdpipe import dataset, models, open_store
-from kdpipe.store import join_checked, layout
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.distil.targets import soft_targets
+from kdpipe.pairing import join_checked
+from kdpipe.store import layout
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
-from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
 

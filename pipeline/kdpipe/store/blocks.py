@@ -16,7 +16,7 @@ import torch
 from kdpipe.errors import StoreError
 from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore
-from kdpipe.views import permutation
+from kdpipe.views.philox import permutation
 
 Indices = npt.NDArray[np.int64]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,6 @@ from kdpipe.store import arrays, shards, side
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.signals import PENULTIMATE
-
-if TYPE_CHECKING:
-    from kdpipe.store.attached import AttachedDataset
 
 _PLANES_KEPT = 2
 _SHARD_ROWS, _SHARD_BYTES = 65_536, 128 * 1024**2
@@ -216,44 +213,6 @@ class LogitStore:
         row_bytes = 4 * math.prod(self.manifest.kept[name])
         self._check_memory(row_bytes * len(rows), f"{name} of {len(rows):,} rows of '{self.split}'")
         return self._reader.signal(name, view, rows)
-
-    def attach(
-        self,
-        dataset: Any,
-        *,
-        keys: Sequence[str] | None = None,
-        by_index: bool = False,
-        view: int | None = None,
-        transform: Callable[[Any], Any] | None = None,
-        allow_drift: bool = False,
-    ) -> AttachedDataset:
-        """Return ``dataset`` with each item's soft target at its end, for other people's trainers (docs/TRAINERS.md).
-
-        A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``, where the image, uint8
-        ``(3, height, width)``, is what the teacher saw in the epoch's view; ``set_epoch`` moves on. Where the view
-        mixes samples, the label is the share of each class, float32 ``(classes,)``. Any other
-        map-style dataset of ``(image, label, ...)`` keeps its own images, which must be plain: their soft targets
-        are those of the plain view 0. ``view`` fixes another one. ``transform`` is applied to each image.
-
-        Samples are joined by id: from ``keys`` (``"train/cat/1.jpg"``), or from the paths that a dataset like
-        torchvision's ``ImageFolder`` lists. ``by_index`` joins by position instead.
-
-        Raises:
-            StaleStoreError: the classes differ, or the pixels (unless ``allow_drift``).
-            DatasetError: the store lacks a sample, or the samples cannot be told.
-            StoreError: by index, numbers of samples or labels differ; there is no such view or too little memory.
-        """
-        from kdpipe.store.attached import attach  # it reads stores itself
-
-        return attach(
-            self,
-            dataset,
-            keys=keys,
-            by_index=by_index,
-            view=view,
-            transform=transform,
-            allow_drift=allow_drift,
-        )
 
     def faults(self, view: int) -> Iterator[str]:
         """Decode all of a view and yield one line for each chunk or file that is damaged; takes one shard's memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -129,6 +130,23 @@ class Rendering(_Strict):
     """What the resize and each of the recipe's operations made of synthetic images; see ``kdpipe.views.trial``."""
     sources: dict[str, Annotated[tuple[str, ...], Field(strict=False)]]
     """64-bit hashes of the probes' decoded source images, by split."""
+
+    def differing(self, trial: Mapping[str, str]) -> list[str]:
+        """Name what gave another result in ``trial``; with the resize, the operations that use it are left out."""
+        names = [name for name in trial if self.trial.get(name) != trial[name]]
+        return ["resize"] if "resize" in names else names
+
+
+def rendering_differences(found: Rendering | None, wanted: Rendering | None) -> list[str]:
+    """Describe how ``wanted`` renders other pixels than ``found``; the decoder's name alone does not matter."""
+    if found is None or wanted is None:
+        return []
+    differing = [
+        f"{split} images: decoded to other pixels by {found.decoder} than by {wanted.decoder} here"
+        for split, hashes in wanted.sources.items()
+        if found.sources.get(split) != hashes
+    ]
+    return differing + [f"{name}: gives other pixels here" for name in found.differing(wanted.trial)]
 
 
 class File(_Strict):

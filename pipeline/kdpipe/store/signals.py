@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from kdpipe.models import Signal
+from kdpipe.models.signals import Signal
 
 PENULTIMATE = "features:penultimate"
 """The signal that has an entry of its own in the manifest, ``features``, and an array of that name."""

@@ -16,7 +16,7 @@ from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
-from kdpipe.store.probes import rendering_differences
+from kdpipe.store.sections import rendering_differences
 from kdpipe.store.signals import Shape
 
 _BESIDE = ("new", "old", "manifest", "ledger")

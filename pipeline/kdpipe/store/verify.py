@@ -1,4 +1,4 @@
-"""Does a sealed store hold what its manifest says, and does a dataset still match it?"""
+"""Checks of a sealed store against its manifest: every file, and with ``verify_deep`` every value."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kdpipe.dataset import Dataset
 from kdpipe.errors import StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
-from kdpipe.store.join import changed_content, join
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.opening import missing_or_resized, open_store
-from kdpipe.store.probes import drift, lacking
-from kdpipe.store.reader import LogitStore
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
@@ -68,26 +64,3 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
             faults += opened.faults(view)
             done(1)
     return faults
-
-
-def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
-    """Check that a dataset has the store's samples, unchanged, and renders to the same pixels.
-
-    Returns one line for each fault.
-    """
-    faults = []
-    known = {bytes(sample_id) for sample_id in store.sample_ids}
-    shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
-    if len(shared) < store.num_samples:
-        absent = store.num_samples - len(shared)
-        faults.append(f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}")
-    if not shared:
-        return faults
-    dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
-    rows = join(store, dataset)
-    faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
-    missing = lacking(store, dataset)
-    if missing:
-        return [*faults, f"{missing} samples that are mixed into those of {dataset.spec} are not in it"]
-    drifted = drift(store, dataset, rows)
-    return faults if drifted is None else [*faults, str(drifted)]

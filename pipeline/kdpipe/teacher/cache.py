@@ -10,7 +10,8 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding import Encoding
-from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan, probe_hashes, probe_rows, rendering
+from kdpipe.pairing import probe_hashes, probe_rows, rendering
+from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan
 from kdpipe.store import Recipe as StoredRecipe
 from kdpipe.teacher.forward import FrozenTeacher, Source
 from kdpipe.views import Geometry, Recipe, Renderer, permutation

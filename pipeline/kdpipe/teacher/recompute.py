@@ -11,7 +11,8 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.fidelity import kl
-from kdpipe.store import LogitStore, join, replay
+from kdpipe.pairing import join, replay
+from kdpipe.store import LogitStore
 from kdpipe.teacher.forward import FrozenTeacher
 from kdpipe.views import Geometry
 

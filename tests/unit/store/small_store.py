@@ -15,21 +15,8 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.models import Preset
-from kdpipe.store import (
-    Builder,
-    Fingerprint,
-    Manifest,
-    Plan,
-    Recipe,
-    Shard,
-    SplitPlan,
-    Teacher,
-    build,
-    layout,
-    probe_hashes,
-    probe_rows,
-    rendering,
-)
+from kdpipe.pairing import probe_hashes, probe_rows, rendering
+from kdpipe.store import Builder, Fingerprint, Manifest, Plan, Recipe, Shard, SplitPlan, Teacher, build, layout
 from kdpipe.views import Geometry, Renderer
 from kdpipe.views import Recipe as ViewRecipe
 

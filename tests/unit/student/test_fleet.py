@@ -15,18 +15,19 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
-from kdpipe.store import LogitStore, join_checked
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import SoftTargets, soft_targets
+from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
+from kdpipe.pairing import join_checked
+from kdpipe.store import LogitStore
+from kdpipe.training.checkpoint import before
+from kdpipe.training.evaluation import Validation
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.optimization import Optimisation
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
 from kdpipe.training.trainee import Member
-from kdpipe.training.evaluation import Validation
-from kdpipe.training.checkpoint import before
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import Built
 

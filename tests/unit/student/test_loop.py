@@ -11,20 +11,19 @@ import torch.nn.functional as F
 
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Loading
+from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
-from kdpipe.store import join_checked
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.losses import make
-from kdpipe.distil.targets import CachedTargets, LiveTargets
+from kdpipe.pairing import join_checked
+from kdpipe.teacher import Forward
+from kdpipe.training.batches import Batches
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
-from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.batches import Batches
 from kdpipe.training.objective import cross_entropy
-from kdpipe.training.schedule import epoch_batches, learning_rate
-from kdpipe.teacher import Forward
+from kdpipe.training.runs import RunDirectory
+from kdpipe.training.schedule import Schedule, epoch_batches, learning_rate
 from kdpipe.views import Geometry, Renderer, render
 from tests.conftest import Built
 

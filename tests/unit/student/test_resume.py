@@ -12,17 +12,17 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import RunError
-from kdpipe.store import join_checked, layout
-from kdpipe.distil.objective import Distillation
 from kdpipe.distil.losses import make
-from kdpipe.distil.several_stores import MixedTargets
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.several_stores import Mix, MixedTargets
 from kdpipe.distil.targets import WindowedTargets, soft_targets
+from kdpipe.errors import RunError
+from kdpipe.pairing import join_checked
+from kdpipe.store import layout
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.sampling import Sampling
 from kdpipe.training.schedule import Schedule
-from kdpipe.distil.several_stores import Mix
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, run_command
 

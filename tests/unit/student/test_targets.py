@@ -10,10 +10,11 @@ import torch
 
 from kdpipe import dataset, open_store
 from kdpipe.dataset import Dataset
-from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store import LogitStore, join_checked, layout
 from kdpipe.distil.several_stores import MixedTargets
 from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
+from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.pairing import join_checked
+from kdpipe.store import LogitStore, layout
 from kdpipe.training.sampling import Sampling
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command

@@ -14,18 +14,8 @@ from pydantic import ValidationError
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Preset
-from kdpipe.store import (
-    LogitStore,
-    build,
-    changed_content,
-    drift,
-    join,
-    join_checked,
-    open_store,
-    probe_rows,
-    replay,
-    verify_data,
-)
+from kdpipe.pairing import changed_content, drift, join, join_checked, probe_rows, replay, verify_data
+from kdpipe.store import LogitStore, build, open_store
 from kdpipe.store import Recipe as StoredRecipe
 from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer, resample
 from kdpipe.views.beta import thresholds
@@ -154,7 +144,7 @@ def test_another_resize_kernel_is_named(store: LogitStore, dataset: Dataset, mon
 def test_another_decoder_is_named(store: LogitStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Dataset.image
     monkeypatch.setattr(Dataset, "image", lambda self, index: image(self, index).bitwise_xor(1))
-    monkeypatch.setattr("kdpipe.store.probes.decoder_name", lambda: "newdecoder9")
+    monkeypatch.setattr("kdpipe.pairing.probes.decoder_name", lambda: "newdecoder9")
     streamed = dataclasses.replace(dataset, buffer=None)
     with pytest.raises(StaleStoreError) as caught:
         join_checked(store, streamed)

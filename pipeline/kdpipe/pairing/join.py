@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, StaleStoreError
-from kdpipe.store.probes import drift, lacking, stored_recipe
+from kdpipe.pairing.probes import drift, lacking, stored_recipe
 from kdpipe.store.reader import LogitStore
 
 
@@ -96,6 +96,29 @@ def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.in
     """Return the keys of the samples whose file or pixels are not the ones that the teacher saw."""
     changed = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
     return [dataset.keys[index] for index in np.flatnonzero(changed)]
+
+
+def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
+    """Check that a dataset has the store's samples, unchanged, and renders to the same pixels.
+
+    Returns one line for each fault.
+    """
+    faults = []
+    known = {bytes(sample_id) for sample_id in store.sample_ids}
+    shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
+    if len(shared) < store.num_samples:
+        absent = store.num_samples - len(shared)
+        faults.append(f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}")
+    if not shared:
+        return faults
+    dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
+    rows = join(store, dataset)
+    faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
+    missing = lacking(store, dataset)
+    if missing:
+        return [*faults, f"{missing} samples that are mixed into those of {dataset.spec} are not in it"]
+    drifted = drift(store, dataset, rows)
+    return faults if drifted is None else [*faults, str(drifted)]
 
 
 def _listed(names: tuple[str, ...]) -> str:

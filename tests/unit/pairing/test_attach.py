@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms.v2 import functional
 
+from kdpipe import attach
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
+from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.store import LogitStore, open_store
-from kdpipe.store.shared import Origin, SharedTargets
 from tests.conftest import ROOT
 from tests.unit.store.small_store import make, plan_of
 
@@ -89,7 +90,7 @@ def soft_targets(items: Sequence[tuple[Any, ...]]) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3, 7])
 def test_images_are_those_that_the_teacher_saw(store: LogitStore, dataset: Dataset, epoch: int) -> None:
-    attached = store.attach(dataset)
+    attached = attach(store, dataset)
     attached.set_epoch(epoch)
     view = 1 + epoch % VIEWS
     assert attached.view == view
@@ -102,13 +103,13 @@ def test_images_are_those_that_the_teacher_saw(store: LogitStore, dataset: Datas
 
 
 def test_the_first_epoch_needs_no_call(store: LogitStore, dataset: Dataset) -> None:
-    assert np.array_equal(soft_targets(store.attach(dataset)[:]), store.plane(1))
+    assert np.array_equal(soft_targets(attach(store, dataset)[:]), store.plane(1))
 
 
 def test_without_augmented_views_every_epoch_is_plain(dataset: Dataset, tmp_path: Path) -> None:
     make(tmp_path / "plain.zarr", plan_of(dataset, preset=PRESET, views=0))
     store = open_store(tmp_path / "plain.zarr")
-    attached = store.attach(dataset)
+    attached = attach(store, dataset)
     for epoch in range(3):
         attached.set_epoch(epoch)
         assert attached.view == 0
@@ -116,18 +117,18 @@ def test_without_augmented_views_every_epoch_is_plain(dataset: Dataset, tmp_path
 
 
 def test_a_view_can_be_fixed(store: LogitStore, dataset: Dataset) -> None:
-    attached = store.attach(dataset, view=2)
+    attached = attach(store, dataset, view=2)
     attached.set_epoch(5)
     items = attached[:]
     assert np.array_equal(soft_targets(items), store.plane(2))
     assert [pixel_hash(items[row][0]) for row in store.probe_rows] == store.probe_hashes[2].tolist()
     with pytest.raises(StoreError, match="views 0 to 3 of 'train', not 4"):
-        store.attach(dataset, view=4)
+        attach(store, dataset, view=4)
 
 
 def test_subsets_and_other_orders_join_by_id(store: LogitStore, dataset: Dataset) -> None:
     chosen = [9, 2, 13]
-    attached = store.attach(dataset.subset(chosen))
+    attached = attach(store, dataset.subset(chosen))
     for epoch in range(4):
         attached.set_epoch(epoch)
         assert np.array_equal(soft_targets(attached[:]), store.plane(attached.view)[chosen])
@@ -136,11 +137,11 @@ def test_subsets_and_other_orders_join_by_id(store: LogitStore, dataset: Dataset
 def test_a_changed_image_is_refused(store: LogitStore, dataset: Dataset) -> None:
     dataset.content_digests[3] ^= 1
     with pytest.raises(DatasetError, match=rf"1 samples .* have changed .* {dataset.keys[3]}\."):
-        store.attach(dataset)
+        attach(store, dataset)
 
 
 def test_an_image_folder_keeps_its_images(store: LogitStore, images: ImageFolder, dataset: Dataset) -> None:
-    attached = store.attach(images)
+    attached = attach(store, images)
     attached.set_epoch(2)
     assert len(attached) == SAMPLES
     rows = {key: row for row, key in enumerate(dataset.keys)}
@@ -153,8 +154,8 @@ def test_an_image_folder_keeps_its_images(store: LogitStore, images: ImageFolder
 
 
 def test_a_subset_of_an_image_folder_joins(store: LogitStore, images: ImageFolder) -> None:
-    whole = soft_targets(store.attach(images)[:])
-    part = store.attach(Subset(Subset(images, [11, 4, 0, 8]), [3, 0, 1]))
+    whole = soft_targets(attach(store, images)[:])
+    part = attach(store, Subset(Subset(images, [11, 4, 0, 8]), [3, 0, 1]))
     assert np.array_equal(soft_targets(part[:]), whole[[8, 11, 4]])
 
 
@@ -164,55 +165,55 @@ def test_timms_dataset_joins_by_its_files(store: LogitStore, folder: Path, image
         root=str(folder / "train"),
         class_to_idx={"bee": 1, "ant": 0},
     )
-    whole = soft_targets(store.attach(images)[:])
-    assert np.array_equal(soft_targets(store.attach(Pairs(reader=reader))[:]), whole[::-1])
+    whole = soft_targets(attach(store, images)[:])
+    assert np.array_equal(soft_targets(attach(store, Pairs(reader=reader))[:]), whole[::-1])
     reader.class_to_idx = {"bee": 0, "ant": 1}
     with pytest.raises(StaleStoreError, match="classes ant, bee; Pairs has bee, ant"):
-        store.attach(Pairs(reader=reader))
+        attach(store, Pairs(reader=reader))
 
 
 def test_a_missing_sample_is_named(store: LogitStore, images: ImageFolder) -> None:
     images.samples[5] = (str(Path(images.root) / "ant" / "new.png"), 0)
     with pytest.raises(DatasetError, match=r"1 of the 14 samples of ImageFolder, first train/ant/new\.png"):
-        store.attach(images)
+        attach(store, images)
 
 
 def test_other_classes_are_refused(store: LogitStore, images: ImageFolder) -> None:
     images.classes = ["bee", "ant"]
     for attempt in ({}, {"by_index": True}, {"keys": ["x"] * SAMPLES}):
         with pytest.raises(StaleStoreError, match="classes ant, bee; ImageFolder has bee, ant"):
-            store.attach(images, **attempt)
+            attach(store, images, **attempt)
 
 
 def test_keys_join_by_id_and_may_repeat(store: LogitStore, dataset: Dataset) -> None:
     chosen = [4, 4, 0, 12]
-    attached = store.attach(Pairs([(0, 0)] * 4), keys=[dataset.keys[row] for row in chosen])
+    attached = attach(store, Pairs([(0, 0)] * 4), keys=[dataset.keys[row] for row in chosen])
     assert np.array_equal(soft_targets(attached[:]), store.plane(0)[chosen])
     with pytest.raises(DatasetError, match="3 keys for the 14 samples of Pairs"):
-        store.attach(Pairs(), keys=dataset.keys[:3])
+        attach(store, Pairs(), keys=dataset.keys[:3])
 
 
 def test_samples_without_names_need_keys_or_the_order(store: LogitStore) -> None:
     with pytest.raises(DatasetError, match=r"keys=\['train/cat/1.jpg'.*by_index=True"):
-        store.attach(Pairs())
-    assert np.array_equal(soft_targets(store.attach(Pairs(), by_index=True)[:]), store.plane(0))
+        attach(store, Pairs())
+    assert np.array_equal(soft_targets(attach(store, Pairs(), by_index=True)[:]), store.plane(0))
 
 
 def test_by_index_needs_equal_lengths_and_labels(store: LogitStore) -> None:
     with pytest.raises(StoreError, match=r"Pairs has 3 samples, .* has 14 of 'train'"):
-        store.attach(Pairs([(0, 0)] * 3), by_index=True)
-    store.attach(Pairs(targets=store.labels.tolist()), by_index=True)
-    store.attach(Pairs(targets=torch.full((SAMPLES,), -1)), by_index=True)
+        attach(store, Pairs([(0, 0)] * 3), by_index=True)
+    attach(store, Pairs(targets=store.labels.tolist()), by_index=True)
+    attach(store, Pairs(targets=torch.full((SAMPLES,), -1)), by_index=True)
     with pytest.raises(StoreError, match=r"label 1 at index 0, .* has 0 \(14 differ\)"):
-        store.attach(Pairs(targets=store.labels[::-1].tolist()), by_index=True)
+        attach(store, Pairs(targets=store.labels[::-1].tolist()), by_index=True)
 
 
 def test_ways_of_joining_do_not_mix(store: LogitStore, dataset: Dataset) -> None:
     for arguments in ({"by_index": True}, {"keys": dataset.keys}):
         with pytest.raises(TypeError, match="own sample ids"):
-            store.attach(dataset, **arguments)
+            attach(store, dataset, **arguments)
     with pytest.raises(TypeError, match="not by both"):
-        store.attach(Pairs(), keys=dataset.keys, by_index=True)
+        attach(store, Pairs(), keys=dataset.keys, by_index=True)
 
 
 class Stream(IterableDataset[Any]):
@@ -226,25 +227,25 @@ class Stream(IterableDataset[Any]):
 @pytest.mark.parametrize("stream", [iter([]), object(), Stream()])
 def test_only_map_style_datasets_attach(store: LogitStore, stream: object) -> None:
     with pytest.raises(DatasetError, match="not a map-style dataset"):
-        store.attach(stream, by_index=True)
+        attach(store, stream, by_index=True)
 
 
 @pytest.mark.parametrize("item", [{"image": 1, "label": 2}, (1,), "no"])
 def test_an_item_is_a_tuple(store: LogitStore, item: object) -> None:
-    attached = store.attach(Pairs([item] * SAMPLES), by_index=True)
+    attached = attach(store, Pairs([item] * SAMPLES), by_index=True)
     with pytest.raises(DatasetError, match=rf"Pairs\[2\] is a {type(item).__name__}, expected a tuple"):
         attached[2]
 
 
 def test_what_else_an_item_holds_stays_before_the_soft_target(store: LogitStore) -> None:
-    attached = store.attach(Pairs([(index, 1, "extra", 5) for index in range(SAMPLES)]), by_index=True)
+    attached = attach(store, Pairs([(index, 1, "extra", 5) for index in range(SAMPLES)]), by_index=True)
     *item, soft_target = attached[3]
     assert item == [3, 1, "extra", 5]
     assert np.array_equal(soft_target.numpy(), store.plane(0)[3])
 
 
 def test_indices_are_those_of_a_sequence(store: LogitStore) -> None:
-    attached = store.attach(Pairs(), by_index=True)
+    attached = attach(store, Pairs(), by_index=True)
     everything = list(attached)
     assert [int(item[0]) for item in everything] == list(range(SAMPLES))
     for index in (-1, np.int64(13), torch.tensor(13)):
@@ -266,17 +267,17 @@ def test_a_batch_is_asked_for_at_once(store: LogitStore) -> None:
             asked.append(indices)
             return [self.items[index] for index in indices]
 
-    loader = DataLoader(store.attach(Batched(), by_index=True), batch_size=5)
+    loader = DataLoader(attach(store, Batched(), by_index=True), batch_size=5)
     batches = list(loader)
     assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13]]
     assert [len(batch) for batch in batches] == [3, 3, 3]
     assert np.array_equal(torch.cat([batch[2] for batch in batches]).numpy(), store.plane(0))
-    (batch,) = DataLoader(Subset(store.attach(Batched(), by_index=True), [9, 3]), batch_size=2)
+    (batch,) = DataLoader(Subset(attach(store, Batched(), by_index=True), [9, 3]), batch_size=2)
     assert np.array_equal(batch[2].numpy(), store.plane(0)[[9, 3]])
 
 
 def test_the_transform_sees_images_only(store: LogitStore, dataset: Dataset) -> None:
-    plain, halved = store.attach(dataset), store.attach(dataset, transform=lambda image: image.float() / 2)
+    plain, halved = attach(store, dataset), attach(store, dataset, transform=lambda image: image.float() / 2)
     for (image, label, soft_target), (half, same_label, same_target) in zip(plain[:], halved[:], strict=True):
         assert torch.equal(half, image.float() / 2)
         assert same_label == label
@@ -285,18 +286,18 @@ def test_the_transform_sees_images_only(store: LogitStore, dataset: Dataset) -> 
 
 def test_a_dataset_that_counts_epochs_is_told(store: LogitStore) -> None:
     told: list[int] = []
-    store.attach(Pairs(set_epoch=told.append), by_index=True).set_epoch(4)
+    attach(store, Pairs(set_epoch=told.append), by_index=True).set_epoch(4)
     assert told == [4]
 
 
 def test_a_tensor_dataset_attaches(store: LogitStore) -> None:
     tensors = TensorDataset(torch.arange(SAMPLES), torch.zeros(SAMPLES))
-    attached = store.attach(tensors, by_index=True)
+    attached = attach(store, tensors, by_index=True)
     assert np.array_equal(soft_targets(attached[:]), store.plane(0))
 
 
 def test_a_pickle_holds_no_planes(store: LogitStore, dataset: Dataset) -> None:
-    attached = store.attach(dataset)
+    attached = attach(store, dataset)
     attached.set_epoch(1)
     few, origin = pickle.dumps(attached), Origin.of(store, np.zeros(100_000, dtype=np.int64))
     assert len(pickle.dumps(SharedTargets(origin, view=1, slots=2))) < len(pickle.dumps(origin)) + 1000
@@ -311,7 +312,7 @@ def test_a_pickle_holds_no_planes(store: LogitStore, dataset: Dataset) -> None:
 
 
 def test_a_store_that_was_made_anew_is_noticed(store: LogitStore, dataset: Dataset) -> None:
-    attached = store.attach(dataset)
+    attached = attach(store, dataset)
     make(store.path, plan_of(dataset, preset=PRESET, views=VIEWS + 1), overwrite=True)
     with pytest.raises(StaleStoreError, match="has been made anew"):
         attached.set_epoch(1)
@@ -353,7 +354,7 @@ def test_too_little_shared_memory_is_said(store: LogitStore, monkeypatch: pytest
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(StoreError, match=r"no shared memory for 1 views of 14 samples .*--shm-size"):
-        store.attach(Pairs(), by_index=True)
+        attach(store, Pairs(), by_index=True)
 
 
 def python(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -393,10 +394,10 @@ def test_workers_follow_the_epoch(
 def test_a_forked_process_can_turn_to_the_next_view(store: LogitStore, dataset: Dataset) -> None:
     program = """
 import os, sys
-from kdpipe import open_store
+from kdpipe import attach, open_store
 from kdpipe.dataset import load
 store = open_store(sys.argv[1])
-attached = store.attach(load(sys.argv[2], "train"))
+attached = attach(store, load(sys.argv[2], "train"))
 child = os.fork()
 if child == 0:
     attached.set_epoch(1)

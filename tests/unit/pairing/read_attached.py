@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from kdpipe import open_store
+from kdpipe import attach, open_store
 from kdpipe.dataset import load
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     path, spec, out, epochs, workers, method, persistent = sys.argv[1:]
     store = open_store(path)
     store.plane(0)  # threads have run: what a fork inherits of them must not be needed
-    attached = store.attach(load(spec, "train"))
+    attached = attach(store, load(spec, "train"))
     loader = DataLoader(
         attached,
         batch_size=4,

@@ -18,17 +18,17 @@ import torch
 
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
-from kdpipe.store.join import check_classes, join_checked, locate
-from kdpipe.store.probes import replay
+from kdpipe.pairing.join import check_classes, join_checked, locate
+from kdpipe.pairing.probes import replay
+from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.store.reader import LogitStore
-from kdpipe.store.shared import Origin, SharedTargets
 from kdpipe.views import Renderer
 
 Transform = Callable[[Any], Any]
 
 
 class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
-    """A map-style dataset whose items end with their soft target; made by ``LogitStore.attach``.
+    """A map-style dataset whose items end with their soft target; made by ``kdpipe.attach``.
 
     Works in the workers of a ``DataLoader``, forked or spawned, persistent or not: they share one decoded view.
     """
@@ -96,7 +96,30 @@ def attach(
     transform: Transform | None = None,
     allow_drift: bool = False,
 ) -> AttachedDataset:
-    """Join ``dataset`` to ``store``; see ``LogitStore.attach``."""
+    """Append each item's soft target to a dataset, for your own trainer (docs/TRAINERS.md).
+
+    A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``: the image, uint8 ``(3, height, width)``, has the
+    teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Where the view mixes samples, the label is
+    the share of each class, float32 ``(classes,)``. Any other map-style dataset of ``(image, label, ...)`` keeps its
+    own images, which must be plain: their soft targets are those of the plain view 0.
+
+    Samples are joined by id: from ``keys`` (``"train/cat/1.jpg"``), or from the paths that a dataset like
+    torchvision's ``ImageFolder`` lists.
+
+    Args:
+        store: the soft targets, from ``kdpipe.open_store``.
+        dataset: of ``kdpipe.dataset.load``, or any map-style dataset.
+        keys: the key of each sample, for a dataset that lists no paths.
+        by_index: join by position instead of by id.
+        view: take every epoch's soft targets from this view.
+        transform: applied to each image.
+        allow_drift: accept pixels that differ from the teacher's.
+
+    Raises:
+        StaleStoreError: the classes differ, or the pixels (unless ``allow_drift``).
+        DatasetError: the store lacks a sample, or the dataset lists no paths and no keys are given.
+        StoreError: by index, numbers of samples or labels differ; the view is missing or exceeds the memory limit.
+    """
     if isinstance(dataset, Dataset):
         if keys is not None or by_index:
             raise TypeError("a kdpipe dataset is joined by its own sample ids: leave keys and by_index out")

@@ -138,20 +138,8 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
     assert renderer.geometry is not None
     return reasons + [
         f"the {_called(name, teacher_preset(store).interpolation)} gives other pixels here"
-        for name in _differing(recorded.trial, trial(renderer.recipe, renderer.geometry))
+        for name in recorded.differing(trial(renderer.recipe, renderer.geometry))
     ]
-
-
-def rendering_differences(found: Rendering | None, wanted: Rendering | None) -> list[str]:
-    """Say what made a store's pixels that is not what makes them here; the decoder's name alone does not matter."""
-    if found is None or wanted is None:
-        return []
-    differing = [
-        f"{split} images: decoded to other pixels by {found.decoder} than by {wanted.decoder} here"
-        for split, hashes in wanted.sources.items()
-        if found.sources.get(split) != hashes
-    ]
-    return differing + [f"{name}: gives other pixels here" for name in _differing(found.trial, wanted.trial)]
 
 
 def rendering(
@@ -183,12 +171,6 @@ def probe_hashes(renderer: Renderer, indices: npt.NDArray[np.int64], *, planes: 
 def source_hashes(dataset: Dataset, indices: npt.NDArray[np.int64]) -> tuple[str, ...]:
     """Hash the decoded source images of some samples: 64 bits of BLAKE3, in hexadecimal digits."""
     return tuple(blake3(image.numpy().tobytes()).hexdigest(length=8) for image in dataset.images(indices))
-
-
-def _differing(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """Name what differs; where the resize does, the operations that use it are not named as well."""
-    names = [name for name in here if recorded.get(name) != here[name]]
-    return ["resize"] if "resize" in names else names
 
 
 def _called(name: str, interpolation: str) -> str:
