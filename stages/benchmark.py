@@ -36,46 +36,46 @@ from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Model, Preset
 from kdpipe.pairing import join
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.members import members
+from kdpipe.stages.settings import Benchmark
+from kdpipe.stages.sources import load_split
 from kdpipe.store import LogitStore, open_store
 from kdpipe.training.evaluation import predict, predict_attacked
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
-from stages.console import progress, say
-from stages.members import members
-from stages.params import Benchmark
-from stages.sources import load_split
 
 BATCH_SIZES = (1, 64)
 
 
 def run(params: Benchmark) -> None:
-    """Measure every run and write the report to ``params.out``."""
-    device = models.resolve_device(params.device)
-    test = load_split(params, "test")
-    runs = {path.name: members(path) or [RunDirectory(path)] for path in params.run}
-    if len(runs) < len(params.run):
+    """Measure every run and write the report to ``params.measurement.out``."""
+    device = models.resolve_device(params.measurement.device)
+    test = load_split(params.dataset, "test")
+    runs = {path.name: members(path) or [RunDirectory(path)] for path in params.measurement.run}
+    if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     attack = _attack(params, test)
     stores = _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = _mean_logits(stores, test)
-    with _threads(params.threads):
+    with _threads(params.measurement.threads):
         students = [
             _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device)
-            for path in params.run
+            for path in params.measurement.run
         ]
     teaching = _teacher_result(stores, teacher, test)
     result = BenchmarkResult(
-        dataset=params.data,
+        dataset=params.dataset.data,
         samples=len(test),
         students=compare(students, teacher_top1=None if teaching is None else teaching.top1),
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
-        attack=None if attack is None else AttackIdentity(attack.written, len(attack.samples)),
+        attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
-    written = report.write(result, params.out, histories=histories)
+    written = report.write(result, params.measurement.out, histories=histories)
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
     say(f"Report: {written['report.html']}")
@@ -83,15 +83,15 @@ def run(params: Benchmark) -> None:
 
 @dataclass(frozen=True)
 class _Attack:
-    """What students are attacked with, and where."""
+    """An attack, and the test samples that it changes."""
 
-    written: str
+    attack: Attack
     samples: Dataset
 
     def top1(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> float | None:
         """Return the accuracy of a module, which is on ``device``, on the attacked samples."""
         renderer = _plain(self.samples, preset, device)
-        logits = predict_attacked(module, renderer, preset=preset, attack=Attack.parse(self.written), progress=progress)
+        logits = predict_attacked(module, renderer, preset=preset, attack=self.attack, progress=progress)
         return accuracy(logits, self.samples.labels).top1
 
 
@@ -101,15 +101,15 @@ def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
     Raises:
         DatasetError: no test sample has a label, which the attack leads away from.
     """
-    if params.adversarial is None:
+    if params.measurement.adversarial is None:
         return None
     rows = np.flatnonzero(test.labels >= 0)
     if not len(rows):
         raise DatasetError(
-            f"no test sample of {params.data} has a label, so none can be attacked: leave adversarial out."
+            f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
         )
-    chosen = balanced_rows(test.sample_ids[rows], test.labels[rows], limit=params.adversarial_samples)
-    return _Attack(params.adversarial, test.subset(rows[chosen]))
+    chosen = balanced_rows(test.sample_ids[rows], test.labels[rows], limit=params.measurement.adversarial_samples)
+    return _Attack(params.measurement.adversarial, test.subset(rows[chosen]))
 
 
 def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
@@ -118,9 +118,10 @@ def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
 
 def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStore, float]]:
     """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
-    if params.store:
+    if params.stores.store:
         return [
-            (open_store(path, split="test"), share) for path, share in zip(params.store, params.shares, strict=True)
+            (open_store(path, split="test"), share)
+            for path, share in zip(params.stores.store, params.stores.shares, strict=True)
         ]
     lineages = [directory.record()["lineage"].get("stores") for directory in runs]
     named = [stores for stores in lineages if stores]
@@ -191,7 +192,7 @@ def _measure(
 ) -> StudentResult:
     record, _ = directory.record(), directory.metrics()
     if tuple(record["classes"]) != test.classes:
-        raise RunError(f"{directory.path} was trained for other classes than those of {params.data}.")
+        raise RunError(f"{directory.path} was trained for other classes than those of {params.dataset.data}.")
     model = _load(directory, record)
     module = model.module.to(device)
     logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
@@ -211,7 +212,7 @@ def _measure(
         agreement=None if teacher is None else agreement(logits, teacher),
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
-        latencies=_latencies(name, model, device, repeats=params.latency_repeats) if timed else {},
+        latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},
     )
 
 

@@ -9,38 +9,37 @@ import torch
 
 from kdpipe import encoding, models
 from kdpipe.dataset import Dataset
-from kdpipe.models import Signal
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.provenance import versions
+from kdpipe.stages.settings import CacheTeacher
+from kdpipe.stages.sources import load_model, load_split
+from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.store import Builder, build
 from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
+from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
-from stages.console import progress, say
-from stages.params import CacheTeacher
-from stages.params.base import brings_weights
-from stages.provenance import versions
-from stages.sources import load_model, load_split
-from stages.storing import check_top1, report, settle
 
 
 def run(params: CacheTeacher) -> None:
-    """Build, resume or confirm the store at ``params.out``."""
-    recipe = Recipe.parse(params.recipe)
-    asked = encoding.get(params.encoding)
-    datasets = {split: load_split(params, split) for split in ("train", "test")}
+    """Build, resume or confirm the store at ``params.output.out``."""
+    recipe, view = params.view.recipe, params.view
+    asked = encoding.get(params.encoding.encoding)
+    datasets = {split: load_split(params.dataset, split) for split in ("train", "test")}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])
     wanted = plan(
         forward,
         datasets,
         recipe=recipe,
-        seed=params.seed,
-        views=params.augmented_views,
+        seed=view.seed,
+        views=view.augmented,
         encoding=asked,
-        batch_size=params.batch_size,
+        batch_size=params.teacher.batch_size,
     )
     wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
-    with build(params.out, wanted, overwrite=params.overwrite) as builder:
+    with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
         if builder.sealed:
-            say(f"{params.out} is sealed and holds exactly this: nothing to do.")
+            say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
         else:
             _fill(builder, datasets, recipe, params=params, forward=forward)
     report(params)
@@ -48,26 +47,29 @@ def run(params: CacheTeacher) -> None:
 
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
-    device = models.resolve_device(params.device)
-    members = [
+    settings = params.teacher
+    device = models.resolve_device(settings.device)
+    teachers = [
         Forward(
-            load_model(name, train, weights=weights, mean=params.mean, std=params.std, size=params.input_size),
+            load_model(name, train, weights=weights, mean=settings.mean, std=settings.std, size=settings.input_size),
             device=device,
-            precision=params.precision,
-            signals=[Signal.parse(name) for name in params.kept_signals],
+            precision=settings.precision,
+            signals=settings.signals,
         )
-        for name, weights in params.members
+        for name, weights in settings.with_weights
     ]
-    bare = [name for name, weights in params.members if weights is None and not brings_weights(name)]
+    bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
-        say(f"No --weights: unless {', '.join(bare)} loads its own, this teacher knows nothing.")
-    return members[0] if len(members) == 1 else Ensemble(members)
+        say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
 
 
 def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
     geometry = Geometry.of(forward.preset)
-    renderer = Renderer(train, recipe, seed=params.seed, geometry=geometry, device=forward.device)
-    return pilot(forward, renderer, views=params.augmented_views, seed=params.seed, batch_size=params.batch_size)
+    renderer = Renderer(train, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
+    return pilot(
+        forward, renderer, views=params.view.augmented, seed=params.view.seed, batch_size=params.teacher.batch_size
+    )
 
 
 def _fill(
@@ -76,7 +78,7 @@ def _fill(
     began = time.perf_counter()
     geometry = Geometry.of(forward.preset)
     renderers = {
-        split: Renderer(dataset, recipe, seed=params.seed, geometry=geometry, device=forward.device)
+        split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
         for split, dataset in datasets.items()
     }
     say(f"{forward.identity.name} on {forward.device}: the plain test view first.")
@@ -91,12 +93,12 @@ def _fill(
                     view,
                     forward=forward,
                     renderer=renderers[split],
-                    batch_size=params.batch_size,
+                    batch_size=params.teacher.batch_size,
                     advance=advance,
                 )
             builder.drain()
         if split == "test":
-            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.min_top1)
+            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.teacher.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {

@@ -1,4 +1,4 @@
-"""The command line, `kdpipe`: one command per stage, and four that look at things.
+"""The command line, `kdpipe`: one command per stage, and five that only look.
 
 Rooms are imported inside the commands, so that help needs neither torch nor zarr.
 """
@@ -6,121 +6,83 @@ Rooms are imported inside the commands, so that help needs neither torch nor zar
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
-from stages.params import Benchmark, CacheTeacher, ImportLogits, StageParams, TrainStudent, TrainTeacher
-from stages.resolution import resolve
 
 app = typer.Typer(
     name="kdpipe",
-    help="Offline knowledge distillation: cache the teacher once, train many students, ship the best.",
+    help="Offline knowledge distillation for image classifiers: cache the teacher once, train many students, ship the "
+    "best.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-STAGES: dict[str, tuple[type[StageParams], str]] = {
-    "train-teacher": (
-        TrainTeacher,
-        "kdpipe train-teacher --data digits --model resnet20 --out runs/teacher --epochs 12",
-    ),
-    "cache-teacher": (
-        CacheTeacher,
-        "kdpipe cache-teacher --data digits --teacher resnet20 --weights runs/teacher/model.safetensors "
-        "--out logits.zarr --views 4",
-    ),
-    "import-logits": (
-        ImportLogits,
-        "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy --teacher-name 'our ViT-B' "
-        "--out logits.zarr",
-    ),
-    "train-student": (
-        TrainStudent,
-        "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd --epochs 12",
-    ),
-    "benchmark": (
-        Benchmark,
-        "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
-    ),
+EXAMPLES = {
+    "train-teacher": "kdpipe train-teacher --data digits --model resnet20 --out runs/teacher --epochs 12",
+    "cache-teacher": "kdpipe cache-teacher --data digits --teacher run:runs/teacher --out logits.zarr --views 4",
+    "import-logits": "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy "
+    "--teacher-name 'our ViT-B' --out logits.zarr",
+    "train-student": "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd",
+    "benchmark": "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
 }
-"""Each stage's parameters and an example, by the name of its command."""
+"""An example of each stage, by the name of its command."""
+
+_AS_THEY_COME = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""A stage's flags are read by ``flags.parser_of``, which is made from its settings."""
 
 
-def _stage_command(name: str, model: type[StageParams], example: str) -> Callable[..., None]:
-    """Make the command of a stage: a flag for each parameter, all of them optional and read as text."""
-    section = name.replace("-", "_")
+def _run_stage(command: str, arguments: Sequence[str]) -> None:
+    """Read a stage's flags and run it."""
+    from kdpipe.stages import settings
+    from kdpipe.stages.flags import parser_of, resolve
 
-    def command(**given: Any) -> None:
-        file = given.pop("params")
-        flags = {key: value for key, value in given.items() if value not in (None, [])}
-        params = resolve(model, section=section, file=file, flags=flags)
-        importlib.import_module(f"stages.{section}").run(params)
-
-    options = [
-        inspect.Parameter(
-            "params",
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None,
-                typer.Option(help=f"YAML file whose section '{section}' gives parameters; flags win."),
-            ],
-        )
-    ]
-    fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
-    options += [_option(key, field) for key, field in fields]
-    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    command.__annotations__ = {option.name: option.annotation for option in options}
-    command.__doc__ = f"{inspect.getdoc(model)}\n\nExample:\n\n    {example}"
-    return command
+    section = command.replace("-", "_")
+    stage = getattr(settings, command.title().replace("-", ""))
+    given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_args(arguments))
+    file = given.pop("params", None)
+    params = resolve(stage, section=section, file=file, flags=given)
+    importlib.import_module(f"kdpipe.stages.{section}").run(params)
 
 
-def _option(key: str, field: Any) -> inspect.Parameter:
-    text = field.description
-    if field.is_required():
-        text += " Required."
-    elif field.default is not None and field.default is not False and field.default != ():
-        text += f" Default: {field.default}."
-    flag = f"--{key.replace('_', '-')}"
-    annotation = field.annotation
-    if annotation in (bool, bool | None):
-        kind: Any = Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=text)]
-    elif get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis:
-        kind = Annotated[list[str] | None, typer.Option(flag, help=text, metavar=_metavar(get_args(annotation)[0]))]
-    else:
-        kind = Annotated[str | None, typer.Option(flag, help=text, metavar=_metavar(annotation))]
-    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+@app.command("train-teacher", context_settings=_AS_THEY_COME, add_help_option=False)
+def train_teacher(context: typer.Context) -> None:
+    """Train a teacher on hard labels."""
+    _run_stage("train-teacher", context.args)
 
 
-def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-    kind = kinds[0]
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is tuple:
-        return "R,G,B"
-    if isinstance(kind, str):
-        return "|".join(kinds)
-    if get_args(kind) and isinstance(get_args(kind)[0], str):
-        return "|".join(get_args(kind))
-    return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
+@app.command("cache-teacher", context_settings=_AS_THEY_COME, add_help_option=False)
+def cache_teacher(context: typer.Context) -> None:
+    """Run the teacher once over every view and keep its logits in a store."""
+    _run_stage("cache-teacher", context.args)
 
 
-for _name, (_model, _example) in STAGES.items():
-    app.command(_name)(_stage_command(_name, _model, _example))
+@app.command("import-logits", context_settings=_AS_THEY_COME, add_help_option=False)
+def import_logits(context: typer.Context) -> None:
+    """Make a store of logits that someone already has, from any teacher in any framework."""
+    _run_stage("import-logits", context.args)
+
+
+@app.command("train-student", context_settings=_AS_THEY_COME, add_help_option=False)
+def train_student(context: typer.Context) -> None:
+    """Train students, with soft targets from a store, from a live teacher, or without any."""
+    _run_stage("train-student", context.args)
+
+
+@app.command("benchmark", context_settings=_AS_THEY_COME, add_help_option=False)
+def benchmark(context: typer.Context) -> None:
+    """Compare trained students: accuracy, agreement with the teacher, size and latency."""
+    _run_stage("benchmark", context.args)
 
 
 @app.command("inspect")
@@ -134,8 +96,8 @@ def inspect_command(
 
         kdpipe inspect logits.zarr --json
     """
+    from kdpipe.stages.storing import fidelity_lines
     from kdpipe.store import summary
-    from stages.storing import fidelity_lines
 
     found = summary(store)
     if as_json:
@@ -166,11 +128,11 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
+    from kdpipe.stages.console import progress
     from kdpipe.store import verify_deep, verify_files
-    from stages.console import progress
 
     if teacher and data is None:
-        raise ParamsError("verify --teacher needs --data, the images that the teacher is shown.")
+        raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
     faults = verify_files(store, progress=progress)
     if deep and not faults:
         faults = verify_deep(store, progress=progress)
@@ -183,7 +145,7 @@ def verify(
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress))
     if teacher and data is not None and not faults:
-        from stages.recomputing import recomputed
+        from kdpipe.stages.recomputing import recomputed
 
         faults += recomputed(store, data, teachers=teacher, weights=weights or [], rows=rows, device=device)
     for fault in faults:
@@ -193,44 +155,47 @@ def verify(
     checked = ["every file matches the manifest"]
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
-    checked += [f"{' and '.join(teacher)} says the same"] if teacher else []
+    checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
     print(f"{store}: {', '.join(checked)}.")
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="losses, recipes, encodings, models, datasets, presets, curves, attacks.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what can be chosen by name, with parameters, help and source.
+
+    Example:
+
+        kdpipe list losses
+    """
+    from kdpipe.stages.listing import show
+
+    show(kind, as_json=as_json)
 
 
 @app.command("models")
 def models_command(
-    name: Annotated[str | None, typer.Argument(help="Show this model only; any name that a stage takes.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One model; any name that a stage takes (default: the zoo).")] = None,
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     size: Annotated[
         int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List the layers of NAME instead, for --signals.")] = False,
 ) -> None:
-    """List the models that can teach or learn, with parameters, multiply-accumulates and penultimate features.
+    """Measure models: parameters, multiply-accumulates and the length of the penultimate features.
 
     Example:
 
         kdpipe models resnet20 --num-classes 100
     """
-    from kdpipe import models
+    from kdpipe.stages import listing
 
     if layers:
-        from stages.layers import show_layers
-
-        show_layers(name, num_classes=num_classes, size=size)
-        return
-    size = size or 32
-    rows = []
-    for listed in models.names() if name is None else [name]:
-        module = models.create(listed, num_classes)
-        penultimate = models.find_penultimate(module, size)
-        features = "none" if penultimate is None else f"{penultimate.dim:,}"
-        rows.append((listed, models.count_parameters(module), models.macs(module, size) / 1e6, features))
-    print(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
-    for listed, parameters, millions, features in rows:
-        print(f"{listed:24} {parameters:12,} {millions:10.1f} {features:>10}")
-    if name is None:
-        print("also: torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2, package.module:function")
+        listing.show_layers(name, num_classes=num_classes, size=size)
+    else:
+        listing.show_costs(name, num_classes=num_classes, size=size or 32)
 
 
 @app.command("presets")
@@ -244,8 +209,8 @@ def presets_command(
 
         kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
     """
-    from stages import presets
-    from stages.preset_table import PRESETS
+    from kdpipe.stages.preset_table import PRESETS
+    from kdpipe.stages import presets
 
     chosen = PRESETS if name is None else (presets.find(name),)
     if as_json:

@@ -1,30 +1,34 @@
-"""Several students at once: from the parameters of all of them to those of each."""
+"""Several students at once: from the settings of all of them to those of each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from kdpipe.distil.settings import ExtraSettings, LossSettings
 from kdpipe.errors import ParamsError, RunError, did_you_mean
-from stages.params import TrainStudent
-from stages.params.learning import Learning
-from stages.resolution import in_words
+from kdpipe.stages.flags import in_words
+from kdpipe.stages.settings import TrainStudent
+from kdpipe.training.settings import Optimization
 
+_SHARED = ("epochs", "batch_size")
 _OWN = (
-    *("student", "seed", "input_size", "init_weights", "loss", "standardize", "temperature", "kd_weight", "ce_weight"),
-    *("alpha", "beta", "gamma", "soft_weight", "aux", "aux_weight", "adversarial", "robust_loss"),
-    *Learning.model_fields,
+    *("student", "seed", "input_size", "init_weights"),
+    *LossSettings.model_fields,
+    *ExtraSettings.model_fields,
+    *(key for key in Optimization.model_fields if key not in _SHARED),
 )
-"""What students that are trained together may each have their own of."""
+"""Settings that may differ between students that are trained together."""
 
 
-def members(params: TrainStudent) -> list[TrainStudent]:
-    """Return the parameters of each student: those of a run that was asked for alone, with its own ``out``.
+def students_of(params: TrainStudent) -> list[TrainStudent]:
+    """Return the settings of each student: those of a run of its own, with its own ``out``.
 
-    A single student is itself. Several have directories below ``params.out``, of their names.
+    Several students have directories in ``params.run.out``, called by their names.
 
     Raises:
         ParamsError: the fleet's file cannot be read, two students have one name, or one has a setting that all share or
@@ -37,16 +41,16 @@ def members(params: TrainStudent) -> list[TrainStudent]:
     names = [each["name"] for each in named]
     for name in names:
         if names.count(name) > 1:
-            raise ParamsError(f"two students are called '{name}': give each a name of its own in --fleet.")
+            raise ParamsError(f"two students are called '{name}': give each its own name in --fleet.")
         if name == ".." or Path(name).name != name or not name:
             raise ParamsError(f"'{name}' cannot be the name of a student: it is a directory below --out.")
-    if params.out.is_file():
-        raise ParamsError(f"{params.out} is a file: pass --out a directory.")
-    return [_member(params, each) for each in named]
+    if params.run.out.is_file():
+        raise ParamsError(f"{params.run.out} is a file: pass --out a directory.")
+    return [_student(params, each) for each in named]
 
 
-def refuse_failed(names: list[str], *, of: int) -> None:
-    """End the command with an error where some ``of`` several students could not be trained to their end.
+def refuse_failed(names: Sequence[str], *, of: int) -> None:
+    """End the command with an error where some of ``of`` students failed.
 
     Raises:
         RunError: there are ``names`` of such students.
@@ -69,7 +73,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for number, each in enumerate(written, start=1):
         for key in each:
             if key not in (*_OWN, "name"):
-                shared = key in TrainStudent.model_fields
+                shared = key in TrainStudent.flat()
                 why = "all students share it: give it on the command line" if shared else "there is no such setting"
                 hint = "" if shared else did_you_mean(str(key), _OWN)
                 raise ParamsError(f"student {number} of {path} has '{key}', but {why}{hint}.")
@@ -81,10 +85,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return written
 
 
-def _member(params: TrainStudent, own: dict[str, Any]) -> TrainStudent:
-    given = {name: getattr(params, name) for name in params.model_fields_set}
+def _student(params: TrainStudent, own: dict[str, Any]) -> TrainStudent:
     settings = {key: value for key, value in own.items() if key != "name"}
     try:
-        return TrainStudent.model_validate({**given, "fleet": None, **settings, "out": params.out / own["name"]})
+        return params.but(**{"fleet": None, **settings, "out": params.run.out / own["name"]})
     except ValidationError as error:
-        raise ParamsError(f"student '{own['name']}': {in_words(error)}") from None
+        raise ParamsError(f"student '{own['name']}': {'; '.join(in_words(error))}") from None

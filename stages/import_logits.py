@@ -9,33 +9,35 @@ from kdpipe import encoding
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.provenance import versions
+from kdpipe.stages.settings import ImportLogits
+from kdpipe.stages.sources import load_split
+from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.store import build
 from kdpipe.teacher import Imported, copy_plane, plan
-from kdpipe.views import Recipe
-from stages.console import progress, say
-from stages.params import ImportLogits
-from stages.provenance import versions
-from stages.sources import load_split
-from stages.storing import check_top1, report, settle
+from kdpipe.teacher.settings import ImportSettings
 
 
 def run(params: ImportLogits) -> None:
-    """Build, resume or confirm the store at ``params.out``."""
-    recipe = Recipe.parse(params.recipe)
-    asked = encoding.get(params.encoding)
-    files = {"train": params.logits} | ({} if params.test_logits is None else {"test": params.test_logits})
-    datasets = {split: load_split(params, split) for split in files}
+    """Build, resume or confirm the store at ``params.output.out``."""
+    view, given = params.view, params.source
+    asked = encoding.get(params.encoding.encoding)
+    files = {"train": given.logits} | ({} if given.test_logits is None else {"test": given.test_logits})
+    datasets = {split: load_split(params.dataset, split) for split in files}
     asked.width(len(datasets["train"].classes))
     source = Imported(
-        files, datasets, name=params.teacher_name, preset=_preset(params, datasets["train"]), views=params.views
+        files, datasets, name=given.teacher_name, preset=_preset(given, datasets["train"]), views=view.augmented
     )
     scored = "test" if "test" in datasets else "train"
-    top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=params.min_top1)
-    wanted = plan(source, datasets, recipe=recipe, seed=params.seed, views=params.views, encoding=asked, batch_size=1)
-    wanted = settle(wanted, params, pilot=lambda: source.pilot(seed=params.seed))
-    with build(params.out, wanted, overwrite=params.overwrite) as builder:
+    top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)
+    wanted = plan(
+        source, datasets, recipe=view.recipe, seed=view.seed, views=view.augmented, encoding=asked, batch_size=1
+    )
+    wanted = settle(wanted, params, pilot=lambda: source.pilot(seed=view.seed))
+    with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
         if builder.sealed:
-            say(f"{params.out} is sealed and holds exactly this: nothing to do.")
+            say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
         else:
             began = time.perf_counter()
             for split, dataset in datasets.items():
@@ -56,11 +58,11 @@ def run(params: ImportLogits) -> None:
     report(params)
 
 
-def _preset(params: ImportLogits, train: Dataset) -> Preset:
-    """Return the geometry of the images that the logits are of; without a size, that of the dataset."""
-    if params.input_size is None and train.image_size is None:
+def _preset(settings: ImportSettings, train: Dataset) -> Preset:
+    """Return the preset of the teacher's images; without a size, that of the dataset."""
+    if settings.input_size is None and train.image_size is None:
         raise DatasetError(
-            f"{train.spec} has images of different sizes: give --input-size, the side in pixels that the teacher saw."
+            f"{train.spec} has images of different sizes: give --input-size, the side of the teacher's input in pixels."
         )
-    side = params.input_size or min(train.image_size or (0,))
+    side = settings.input_size or min(train.image_size or (0,))
     return Preset(size=side, resize=side, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdpipe.errors import ParamsError, did_you_mean
-from stages.preset_table import PRESETS, Preset
+from kdpipe.stages.preset_table import PRESETS, Preset
 
 _COLUMNS = ("name", "teacher -> student", "teacher", "alone", "distilled", "source")
 

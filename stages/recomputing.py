@@ -10,12 +10,12 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset
+from kdpipe.stages.console import progress, say
+from kdpipe.stages.sources import load_model
 from kdpipe.store import Manifest, open_store
 from kdpipe.store.manifest import read
 from kdpipe.teacher import PRECISIONS, Ensemble, Forward, FrozenTeacher, recompute
-from stages.console import progress, say
-from stages.params.base import with_weights
-from stages.sources import load_model
+from kdpipe.teacher.settings import with_weights
 
 _SEED = 0
 

@@ -9,35 +9,35 @@ from typing import Any, TypeVar
 
 from kdpipe import durable
 from kdpipe.errors import RunError
+from kdpipe.stages.console import say
+from kdpipe.stages.settings import TrainStudent, TrainTeacher
 from kdpipe.training.runs import RunDirectory
-from stages.console import say
-from stages.params import TrainStudent, TrainTeacher
 
 P = TypeVar("P", TrainTeacher, TrainStudent)
 
 
 def for_each_seed(params: P, train: Callable[[P], None]) -> None:
-    """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.out``, and summarise these.
+    """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.run.out``, and summarise these.
 
-    With ``params.resume``, finished runs are left as they are.
+    With ``--resume``, finished runs are left as they are.
 
     Raises:
-        RunError: ``params.out`` is something else, or a run in it was started with other parameters.
+        RunError: ``params.run.out`` is something else, or a run in it was started with other parameters.
     """
-    if not params.seeds:
+    if not params.run.seeds:
         train(params)
         return
-    _refuse_strangers(params.out)
-    (params.out / "metrics.json").unlink(missing_ok=True)
-    runs = [_with_seed(params, seed) for seed in params.seeds]
+    _refuse_strangers(params.run.out)
+    (params.run.out / "metrics.json").unlink(missing_ok=True)
+    runs = [_with_seed(params, seed) for seed in params.run.seeds]
     waiting = [run for run in runs if not _is_done(run)]
     for run in waiting:
-        say(f"Seed {run.seed}:")
+        say(f"Seed {run.run.seed}:")
         train(run)
-    found = [RunDirectory(run.out).metrics() for run in runs]
-    summary = {"seeds": list(params.seeds), **summarise(found)}
-    durable.write_json(params.out / "metrics.json", summary)
-    say(f"{params.out}: test top-1 {_shown(summary['test']['top1'])} over {len(runs)} seeds.")
+    found = [RunDirectory(run.run.out).metrics() for run in runs]
+    summary = {"seeds": list(params.run.seeds), **summarise(found)}
+    durable.write_json(params.run.out / "metrics.json", summary)
+    say(f"{params.run.out}: test top-1 {_shown(summary['test']['top1'])} over {len(runs)} seeds.")
 
 
 def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -67,19 +67,19 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 def _with_seed(params: P, seed: int) -> P:
     """Return the parameters of one run, which are those of a run that was asked for alone."""
-    out = params.out / f"seed-{seed}"
-    changed = {"seed": seed, "seeds": (), "out": out, "resume": params.resume and (out / "run.json").is_file()}
-    if "data_seed" not in params.model_fields_set:
+    out = params.run.out / f"seed-{seed}"
+    changed = {"seed": seed, "seeds": (), "out": out, "resume": params.run.resume and (out / "run.json").is_file()}
+    if "data_seed" not in params.given:
         changed["data_seed"] = seed
-    return params.model_copy(update=changed)
+    return params.but(**changed)
 
 
 def _is_done(params: TrainTeacher | TrainStudent) -> bool:
     """Whether a run that may be gone on with is finished."""
-    run = RunDirectory(params.out)
-    if not params.resume or not run.finished:
+    run = RunDirectory(params.run.out)
+    if not params.run.resume or not run.finished:
         return False
-    run.refuse_changes({"parameters": params.model_dump(mode="json")})
+    run.refuse_changes({"parameters": params.dump()})
     return True
 
 

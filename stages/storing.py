@@ -1,4 +1,4 @@
-"""What the stages that make a store share: the encoding, the check of the test split, the closing report."""
+"""The encoding, the check of the test split and the closing report of the stages that make a store."""
 
 from __future__ import annotations
 
@@ -11,36 +11,31 @@ import torch
 from kdpipe import encoding
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
-from kdpipe.metrics.accuracy import Logits, accuracy
-from kdpipe.store import Candidate, Choice, Plan, Provenance, settled, summary
-from stages.console import say
-from stages.params import StoreParams
+from kdpipe.metrics import Logits, accuracy
+from kdpipe.stages.console import say
+from kdpipe.stages.settings import Storing
+from kdpipe.store import Candidate, Choice, Plan, settled, summary
 
 
-def settle(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
     """Settle how the store that is ``wanted`` keeps its logits, and what it says of itself.
 
     ``pilot`` gives logits to fit or to choose the encoding by; it is not called without need.
     """
-    return replace(_encoded(wanted, params, pilot=pilot), provenance=told(params))
+    return replace(_encoded(wanted, params, pilot=pilot), provenance=params.provenance)
 
 
-def told(params: StoreParams) -> Provenance:
-    """Return what the flags say to those who will get the store."""
-    return Provenance(**{key: getattr(params, key) for key in Provenance.model_fields})
-
-
-def _encoded(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Tensor]) -> Plan:
-    asked = encoding.get(params.encoding)
-    if params.max_kl is None and "table" not in asked.describe():
+def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+    asked, settings = encoding.get(params.encoding.encoding), params.encoding
+    if settings.max_kl is None and "table" not in asked.describe():
         return wanted
-    known = settled(params.out, wanted, max_kl=params.max_kl, temperatures=params.at_temperature)
+    known = settled(params.output.out, wanted, max_kl=settings.max_kl, temperatures=settings.at_temperature)
     if known is not None:
         return known
-    if params.max_kl is None:
+    if settings.max_kl is None:
         return wanted.encoded_by(asked.calibrate(pilot()), None)
     logits = pilot()
-    choice = encoding.choose(logits, max_kl=params.max_kl, temperatures=params.at_temperature)
+    choice = encoding.choose(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature)
     headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
     say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
     for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):
@@ -49,12 +44,12 @@ def _encoded(wanted: Plan, params: StoreParams, *, pilot: Callable[[], torch.Ten
         say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {'within' if row.within else 'not within'}{chosen}")
     table = tuple(Candidate(**asdict(row)) for row in choice.table)
     return wanted.encoded_by(
-        choice.encoding, Choice(max_kl=params.max_kl, temperatures=choice.temperatures, table=table)
+        choice.encoding, Choice(max_kl=settings.max_kl, temperatures=choice.temperatures, table=table)
     )
 
 
 def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> float | None:
-    """Say how well plain-view logits ``(n, classes)`` answer, and stop if that is below ``min_top1``."""
+    """Report the accuracy of plain-view logits ``(n, classes)``, and refuse one below ``min_top1``."""
     scores = accuracy(logits, dataset.labels)
     if scores.top1 is None:
         say(f"The {dataset.split} split has no labels: the teacher's accuracy is unknown.")
@@ -68,9 +63,9 @@ def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> f
     return scores.top1
 
 
-def report(params: StoreParams) -> None:
-    """Say what the finished store holds and lost, and what to do with it."""
-    found = summary(params.out)
+def report(params: Storing) -> None:
+    """Report what the finished store holds and lost, and the next command."""
+    found = summary(params.output.out)
     for line in fidelity_lines(found):
         say(line)
     for name, signal in found["signals"].items():
@@ -79,12 +74,12 @@ def report(params: StoreParams) -> None:
     say(
         f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
         f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
-        f"Next: kdpipe train-student --data {params.data} --store {params.out} --student NAME --out DIR"
+        f"Next: kdpipe train-student --data {params.dataset.data} --store {params.output.out} --student NAME --out DIR"
     )
 
 
 def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
-    """Say in a line per split what encoding lost, and warn where that is more than the budget allows.
+    """Return one line per split on what the encoding lost, and a warning where that exceeds the budget.
 
     ``found`` is what ``kdpipe.store.summary`` returns.
     """
@@ -102,7 +97,7 @@ def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
     if budget is not None and budget["exceeded"]:
         lost = ", ".join(f"{kl:.2e} at T={t:g}" for t, kl in zip(budget["temperatures"], budget["kl"], strict=True))
         lines.append(
-            f"Warning: the mean KL over all training rows, {lost}, exceeds the budget of {budget['max_kl']:g}. The "
+            f"warning: the mean KL over all training rows, {lost}, exceeds the budget of {budget['max_kl']:g}. The "
             "pilot was not typical: make a store with a lower --max-kl."
         )
     return lines

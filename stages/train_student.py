@@ -2,86 +2,75 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from kdpipe.store.probes import lacking
-
 from kdpipe import models
 from kdpipe.dataset import Dataset
-from kdpipe.distil.curves import Curve
-from kdpipe.distil.objective import Distillation, Tempered
+from kdpipe.distil.objective import Distillation
 from kdpipe.distil.savings import savings
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
-from kdpipe.distil.signals import SignalTerms
-from kdpipe.distil.targets import LiveTargets, SoftTargets, refuse_unlabelled, refuse_unsupported, soft_targets
-from kdpipe.errors import DatasetError, StaleStoreError
+from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
+from kdpipe.distil.targets import LiveTargets, refuse_unlabelled, refuse_unsupported, soft_targets
+from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
 from kdpipe.pairing import join_checked, lacking, stored_recipe
+from kdpipe.stages.console import say
+from kdpipe.stages.fleet import refuse_failed, students_of
+from kdpipe.stages.seeds import for_each_seed
+from kdpipe.stages.settings import TrainStudent
+from kdpipe.stages.sources import TrainingData, load_model, load_split, load_student, load_training
+from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.store import LogitStore, open_store
-from kdpipe.teacher import Forward
+from kdpipe.teacher.forward import Forward
+from kdpipe.training.batches import Targets
 from kdpipe.views import Geometry, Recipe
-from stages.auxiliary import rotation
-from stages.console import say
-from stages.fleet import members, refuse_failed
-from stages.params import TrainStudent
-from stages.seeds import for_each_seed
-from stages.signals import beside, logits_loss, signal_terms, watch
-from stages.sources import TrainingData, load_model, load_split, load_training
-from stages.training import Rendering, Shown, Task, fit
 
 
 def run(params: TrainStudent) -> None:
-    """Train the students and leave their run directories, or those of each seed, at or below ``params.out``."""
+    """Train the students and write their run directories, or those of each seed, at or below ``--out``."""
     for_each_seed(params, _train)
 
 
 def _train(params: TrainStudent) -> None:
-    students = members(params)
-    memory = params.memory_bytes // max(1, len(params.store))
-    stores = [open_store(path, split="train", memory_limit=memory) for path in params.store]
-    shown = _shown(params, stores)
-    data, test = _training_data(students), load_split(params, "test")
-    loaded = [
-        load_model(
-            student.architecture, data.train, weights=student.init_weights, size=student.input_size, seed=student.seed
+    students, mode = students_of(params), params.targets.mode
+    stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
+    views = _views(params, stores)
+    data, test = _training_data(students), load_split(params.dataset, "test")
+    loaded = [load_student(student, student.architecture, data.train) for student in students]
+    terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
+    stores = [_with_signals(store, list(chain(*terms))) for store in stores]
+    teacher = _live_teacher(params, data.whole) if mode == "live" else None
+    rendering = views.rendering(data.train, models.resolve_device(params.run.device))
+    targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
+    lineage = _lineage(stores, params.targets.shares, teacher)
+    tasks = []
+    for student, model, own in zip(students, loaded, terms, strict=True):
+        distillation = None
+        if targets is not None:
+            distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
+        tasks.append(Task(model, student, objective_of(student, model, distillation), targets is not None, lineage))
+    failed = fit(tasks, data, test, stage="train-student", views=views, rendering=rendering, targets=targets)
+    if mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
+        saved = savings(
+            stores[0],
+            samples=len(data.train),
+            epochs=params.optimization.epochs,
+            students=len(tasks) - len(failed),
         )
-        for student in students
-    ]
-    terms = [signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
-    stores = [beside(store, list(chain(*terms))) for store in stores]
-    teacher = _live_teacher(params, data.whole) if params.mode == "live" else None
-    rendering = shown.rendering(data.train, models.resolve_device(params.device))
-    targets = _targets(students, stores, teacher, data, shown, rendering)
-    watched = [watch(student, own, stores, model) for student, own, model in zip(students, terms, loaded, strict=True)]
-    lineage = _lineage(stores, params.shares, teacher)
-    tasks = [
-        Task(
-            model,
-            student,
-            None if targets is None else _distillation(student, targets, data.train, shown.recipe, signals),
-            lineage,
-            rotation(student, model),
-        )
-        for student, model, signals in zip(students, loaded, watched, strict=True)
-    ]
-    failed = fit(tasks, data, test, stage="train-student", shown=shown, rendering=rendering)
-    if params.mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
-        finished = len(tasks) - len(failed)
-        saved = savings(stores[0], samples=len(data.train), epochs=params.epochs, students=finished)
         if saved is not None:
             say(str(saved))
     refuse_failed(failed, of=len(tasks))
 
 
-def _training_data(students: list[TrainStudent]) -> TrainingData:
-    """Load what all students learn from.
+def _training_data(students: Sequence[TrainStudent]) -> TrainingData:
+    """Load the samples that all students learn from.
 
     Raises:
         DatasetError: alone, some of them would learn from samples without a label, and others would not.
     """
-    taught = {student.mode != "none" or student.aux is not None for student in students}
+    taught = {student.targets.mode != "none" or student.extra.aux is not None for student in students}
     data = load_training(students[0], taught=any(taught))
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
@@ -91,82 +80,87 @@ def _training_data(students: list[TrainStudent]) -> TrainingData:
     return data
 
 
-def _targets(
-    students: list[TrainStudent],
-    stores: list[LogitStore],
-    teacher: Model | None,
-    data: TrainingData,
-    shown: Shown,
-    rendering: Rendering,
-) -> SoftTargets | None:
-    """Return the soft targets that all students share."""
-    params = students[0]
-    if params.mode == "none":
-        return None
-    for store in stores:
-        _refuse_held_out(store, data)
-    if teacher is None:
-        return _cached_targets(students, stores, data.train, shown.recipe)
-    for store in stores:
-        _same_teacher(store, teacher)
-        join_checked(store, data.train, allow_drift=params.allow_drift)
-    forward = Forward(teacher, device=models.resolve_device(params.device), precision=params.precision)
-    return LiveTargets(forward, rendering(Geometry.of(teacher.preset)))
-
-
-def _shown(params: TrainStudent, stores: list[LogitStore]) -> Shown:
-    """Take recipe, seed and number of views from the stores where there are any, else from the flags.
+def _views(params: TrainStudent, stores: Sequence[LogitStore]) -> Views:
+    """Return recipe, seed and number of views of the stores where there are any, else of the settings.
 
     Raises:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
+    asked, distilled = params.view, params.targets.mode != "none"
     if not stores:
-        return Shown(Recipe.parse(params.recipe or "crop-flip"), params.recipe_seed or 0, params.views)
+        return Views(asked.recipe or Recipe.parse("crop-flip"), asked.recipe_seed or 0, asked.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
-    asked: dict[str, tuple[Any, Any]] = {
-        "recipe": (params.recipe and str(Recipe.parse(params.recipe)), stored.name),
-        "recipe-seed": (params.recipe_seed, stored.seed),
+    compared: dict[str, tuple[Any, Any]] = {
+        "recipe": (asked.recipe and str(asked.recipe), stored.name),
+        "recipe-seed": (asked.recipe_seed, stored.seed),
     }
-    for flag, (wanted, kept) in asked.items():
+    for flag, (wanted, kept) in compared.items():
         if wanted is not None and wanted != kept:
             raise StaleStoreError(
                 f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
                 f"than the teacher did. Leave --{flag} out, or make a store with it."
             )
-    if params.mode != "none" and params.views is not None and params.views > store.num_views:
+    if distilled and asked.views is not None and asked.views > store.num_views:
         raise StaleStoreError(
-            f"{store.path} holds {store.num_views} augmented views, asked for {params.views}. "
+            f"{store.path} holds {store.num_views} augmented views, asked for {asked.views}. "
             f"Use --views {store.num_views} or fewer, or make a store with more."
         )
     # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
-    default = None if params.mode == "none" else store.num_views
-    return Shown(
+    default = store.num_views if distilled else None
+    return Views(
         recipe=stored_recipe(store),
         seed=stored.seed,
-        views=default if params.views is None else params.views,
+        number=default if asked.views is None else asked.views,
         # Without soft targets a part of the data may be mixed within itself.
-        population=None if params.mode == "none" else store.sample_ids,
+        population=store.sample_ids if distilled else None,
     )
 
 
+def _targets(
+    students: Sequence[TrainStudent],
+    stores: Sequence[LogitStore],
+    teacher: Model | None,
+    data: TrainingData,
+    recipe: Recipe,
+    rendering: Rendering,
+) -> Targets:
+    """Return the soft targets that all students share."""
+    params = students[0]
+    for store in stores:
+        _refuse_held_out(store, data)
+    if teacher is None:
+        return _cached_targets(students, stores, data.train, recipe)
+    for store in stores:
+        _refuse_another_teacher(store, teacher)
+        join_checked(store, data.train, allow_drift=params.targets.allow_drift)
+    device = models.resolve_device(params.run.device)
+    forward = Forward(teacher, device=device, precision=params.targets.precision)
+    return LiveTargets(forward, rendering(Geometry.of(teacher.preset)))
+
+
 def _cached_targets(
-    students: list[TrainStudent], stores: list[LogitStore], train: Dataset, recipe: Recipe
-) -> SoftTargets:
-    """Check every store against the losses and the data, and serve its logits, or theirs mixed."""
-    params, parts = students[0], []
+    students: Sequence[TrainStudent], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
+) -> Targets:
+    """Check every store against the losses and the data, and return its soft targets, or their mean."""
+    settings, parts = students[0].targets, []
     for store in stores:
         for student in students:
-            loss = logits_loss(student, max(student.temperatures, default=None))
-            refuse_unsupported(store, loss, name=student.loss_name)
-        if params.store_mix == "confidence":
+            refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
+        if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, join_checked(store, train, allow_drift=params.allow_drift)))
+        parts.append(soft_targets(store, join_checked(store, train, allow_drift=settings.allow_drift)))
     if len(parts) == 1:
         return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-    return MixedTargets(parts, params.shares, mix=params.store_mix, labels=None if recipe.mixes else train.labels)
+    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+
+
+def _hottest(student: TrainStudent) -> float | None:
+    """Return the highest temperature of a training; ``None`` where it is the loss's own."""
+    temperature = student.learning.temperature
+    return None if temperature is None else max(temperature.values(student.optimization.epochs))
 
 
 def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
@@ -181,11 +175,12 @@ def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
 
 
 def _live_teacher(params: TrainStudent, train: Dataset) -> Model:
-    assert params.teacher is not None
-    return load_model(params.teacher, train, weights=params.weights, mean=params.mean, std=params.std)
+    settings = params.targets
+    assert settings.teacher is not None
+    return load_model(settings.teacher, train, weights=settings.weights, mean=settings.mean, std=settings.std)
 
 
-def _same_teacher(store: LogitStore, teacher: Model) -> None:
+def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
     writer = store.manifest.fingerprint.teacher
     if writer.digest != teacher.digest:
         raise StaleStoreError(
@@ -194,30 +189,68 @@ def _same_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
-def _distillation(
-    params: TrainStudent, targets: SoftTargets, train: Dataset, recipe: Recipe, signals: SignalTerms | None
-) -> Distillation:
-    """Build the loss with the weights that are asked for, or else the published ones."""
-    loss = logits_loss(params, params.temperatures[0] if params.temperatures else None)
-    refuse_unlabelled(loss, train, recipe, name=params.loss_name)
-    published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
-    curve = Curve.parse(params.temperature) if isinstance(params.temperature, str) else None
-    return Distillation(
-        targets=targets,
-        loss=loss if curve is None else Tempered(curve, partial(logits_loss, params)),
-        kd_weight=published if params.kd_weight is None else Curve.parse(params.kd_weight),
-        ce_weight=loss.ce_weight if params.ce_weight is None else Curve.parse(params.ce_weight),
-        signals=signals,
+def _distillation(student: TrainStudent, train: Dataset, recipe: Recipe, signals: SignalTerms | None) -> Distillation:
+    settings = student.learning
+    refuse_unlabelled(settings.loss, train, recipe)
+    return Distillation(settings.loss, settings.temperature, settings.kd_weight, settings.ce_weight, signals)
+
+
+def _signal_terms(student: TrainStudent, stores: Sequence[LogitStore], model: Model) -> tuple[SignalTerm, ...]:
+    """Return the pairs of layers that the losses on layers compare; empty where the loss reads logits alone.
+
+    Raises:
+        UnsupportedLossError: there is not one store, it does not keep what is needed, or layers have to be named.
+    """
+    wanted, mode = student.learning.loss.layers, student.targets.mode
+    if not wanted or mode == "none":
+        return ()
+    if mode == "live" or len(stores) != 1:
+        raise UnsupportedLossError(
+            f"the loss {wanted[0].name} learns from the signals of one store, found "
+            f"{'a live teacher' if mode == 'live' else f'{len(stores)} stores'}. Give one --store, made with "
+            "kdpipe cache-teacher --signals."
+        )
+    (store,) = stores
+    return settle(
+        wanted,
+        store.signals,
+        model.module,
+        size=model.preset.size,
+        name=model.name,
+        source=str(store.path),
     )
 
 
-def _lineage(stores: list[LogitStore], shares: tuple[float, ...], teacher: Model | None) -> dict[str, Any]:
-    """Return the stores with their shares of the mean, and the teachers: a live one, or those of the stores."""
+def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
+    """Return the store with planes that hold the signals of ``terms`` beside the logits."""
+    names = sorted({str(theirs) for term in terms for _, theirs in term.pairs})
+    return open_store(store.path, store.split, memory_limit=store.memory_limit, beside=names) if names else store
+
+
+def _watch(
+    student: TrainStudent, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+) -> SignalTerms | None:
+    """Hook the terms onto the model; its projections are drawn by the run's seed."""
+    if not terms:
+        return None
+    return SignalTerms(
+        terms,
+        model.module,
+        shapes=stores[0].manifest.kept,
+        size=model.preset.size,
+        name=model.name,
+        seed=student.run.seed,
+        device=models.resolve_device(student.run.device),
+    )
+
+
+def _lineage(stores: Sequence[LogitStore], shares: Sequence[float], teacher: Model | None) -> dict[str, Any]:
+    """Return the stores with their weights in the mean, and the teachers: a live one, or those of the stores."""
     cached = [store.manifest.fingerprint.teacher for store in stores]
     return {
         "stores": [
             {"path": str(store.path), "digest": store.digest, "weight": share}
             for store, share in zip(stores, shares, strict=True)
         ],
-        "teachers": [{"name": said.name, "digest": said.digest} for said in (cached if teacher is None else [teacher])],
+        "teachers": [{"name": each.name, "digest": each.digest} for each in (cached if teacher is None else [teacher])],
     }

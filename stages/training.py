@@ -163,7 +163,9 @@ def fit(
             )
         failed = []
         for task, student, cost, log in zip(tasks, students, trained, logs, strict=True):
-            outcome = cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, student.validation)
+            outcome = (
+                cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, student.validation)
+            )
             if not isinstance(outcome, KdpipeError):
                 log.finish(outcome, epoch=params.optimization.epochs)
                 continue

@@ -1,6 +1,6 @@
 """``python -m kdpipe`` is the ``kdpipe`` command."""
 
-from stages.cli import main
+from kdpipe.stages.cli import main
 
 if __name__ == "__main__":
     main()

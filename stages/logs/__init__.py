@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdpipe.errors import ParamsError, RunError
+from kdpipe.stages.console import say
 from kdpipe.training.runs import RunDirectory
-from stages.console import say
-from stages.params import TrainStudent, TrainTeacher
+from kdpipe.training.settings import LogSettings
 
 Row = Mapping[str, float]
 """A row of the history: the epoch, from 1, and its figures by name."""
@@ -116,25 +116,25 @@ class Logs:
                 say(f"{log.title} logs no more of this run ({_words(error)}). The run goes on.")
 
 
-def choose(params: TrainTeacher | TrainStudent) -> Logs:
-    """Return the logs that are asked for, and DVCLive's where the run is made in a DVC repository.
+def choose(settings: LogSettings, out: Path) -> Logs:
+    """Return the logs of a run in ``out`` that are asked for, and DVCLive's where the run is made in a DVC repository.
 
     Raises:
         ParamsError: a package is not installed, or DVCLive is asked for outside of a DVC repository.
     """
-    asked = [name for name in _EXTRAS if getattr(params, name)]
+    asked = [name for name in _EXTRAS if getattr(settings, name)]
     missing = [name for name in asked if find_spec(name) is None]
     if missing:
         extras = ",".join(_EXTRAS[name] for name in missing)
         raise ParamsError(f"--{missing[0]} needs {missing[0]}, which is not installed: pip install 'kdpipe[{extras}]'.")
-    inside = _in_dvc_repository(params.out)
-    if params.dvclive and not inside:
+    inside = _in_dvc_repository(out)
+    if settings.dvclive and not inside:
         raise ParamsError(
-            f"--dvclive needs a DVC repository that holds both {params.out} and the working directory. "
+            f"--dvclive needs a DVC repository that holds both {out} and the working directory. "
             "Run it in one, make one with dvc init, or leave out --dvclive."
         )
     chosen = list(asked)
-    if params.dvclive is None and inside and find_spec("dvclive") is not None:
+    if settings.dvclive is None and inside and find_spec("dvclive") is not None:
         chosen.append("dvclive")
     return Logs({name: _make(name) for name in chosen}, asked=frozenset(asked))
 
@@ -148,14 +148,14 @@ def hyperparameters(record: Mapping[str, Any]) -> Flat:
 
 def _make(name: str) -> Log:
     if name == "dvclive":
-        from stages.logs.dvclive import DVCLive
+        from kdpipe.stages.logs.dvclive import DVCLive
 
         return DVCLive()
     if name == "tensorboard":
-        from stages.logs.tensorboard import TensorBoard
+        from kdpipe.stages.logs.tensorboard import TensorBoard
 
         return TensorBoard()
-    from stages.logs.wandb import WeightsAndBiases
+    from kdpipe.stages.logs.wandb import WeightsAndBiases
 
     return WeightsAndBiases()
 

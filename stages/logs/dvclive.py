@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dvclive import Live
 
+    from kdpipe.stages.logs import Flat, Row
     from kdpipe.training.runs import RunDirectory
-    from stages.logs import Flat, Row
 
 
 class DVCLive:

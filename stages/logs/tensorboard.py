@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdpipe.stages.logs import Flat, Row
     from kdpipe.training.runs import RunDirectory
-    from stages.logs import Flat, Row
 
 
 class TensorBoard:

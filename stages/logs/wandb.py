@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import wandb
 
+    from kdpipe.stages.logs import Flat, Row
     from kdpipe.training.runs import RunDirectory
-    from stages.logs import Flat, Row
 
 
 class WeightsAndBiases:

@@ -3,10 +3,10 @@
 A figure that is on no such page is ``None``. Accuracies are test top-1 in percent.
 """
 
-from stages.preset_table.base import Figures, Preset, Settings, Source
-from stages.preset_table.cifar100 import CIFAR100
-from stages.preset_table.imagenet import IMAGENET
-from stages.preset_table.short import SHORT
+from kdpipe.stages.preset_table.base import Figures, Preset, Settings, Source
+from kdpipe.stages.preset_table.cifar100 import CIFAR100
+from kdpipe.stages.preset_table.imagenet import IMAGENET
+from kdpipe.stages.preset_table.short import SHORT
 
 __all__ = ["PRESETS", "Figures", "Preset", "Settings", "Source"]
 

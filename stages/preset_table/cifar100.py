@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from stages.preset_table.base import DKD, KD, MDISTILLER, PUBLISHED, Figures, Preset, Settings, Source
+from kdpipe.stages.preset_table.base import DKD, KD, MDISTILLER, PUBLISHED, Figures, Preset, Settings, Source
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stages.preset_table.base import DKD, MDISTILLER, PUBLISHED, Figures, Preset, Settings, Source
+from kdpipe.stages.preset_table.base import DKD, MDISTILLER, PUBLISHED, Figures, Preset, Settings, Source
 
 
 @dataclass(frozen=True)

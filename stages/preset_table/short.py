@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stages.preset_table.base import KD, Figures, Preset, Settings, Source
+from kdpipe.stages.preset_table.base import KD, Figures, Preset, Settings, Source
 
 _SHORT: Settings = {"lr": 0.1, "batch_size": 128, "weight_decay": 5e-4, "lr_schedule": "cosine", "warmup_epochs": 1}
 

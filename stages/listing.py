@@ -1,0 +1,119 @@
+"""The tables of `kdpipe list` and `kdpipe models`: everything that can be chosen by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.spec import Registry
+
+Row = dict[str, Any]
+"""What a table has of one thing: its name or form, its help and its source, and more where there is more."""
+
+_HALF = (0.5, 0.5, 0.5)
+
+
+def show(kind: str, *, as_json: bool) -> None:
+    """Print the table of one of ``KINDS``.
+
+    Raises:
+        ParamsError: there is no such kind.
+    """
+    rows = table(kind)
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    columns = list(rows[0])
+    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in ([column.replace("_", " ") for column in columns], *cells):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def table(kind: str) -> list[Row]:
+    """Return the rows of one of ``KINDS``.
+
+    Raises:
+        ParamsError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ParamsError(f"there is no list '{kind}'{did_you_mean(kind, KINDS) or '.'} Known: {', '.join(KINDS)}.")
+    return KINDS[kind]()
+
+
+def show_layers(name: str | None, *, num_classes: int, size: int | None) -> None:
+    """Print the layers of a model whose output is one tensor, in the order of their computation, with its shape.
+
+    Raises:
+        ParamsError: there is no name.
+        ModelError: there is no such model.
+    """
+    from kdpipe import models
+
+    if name is None:
+        raise ParamsError("models --layers needs the name of one model, such as: kdpipe models resnet20 --layers")
+    model = models.load(name, num_classes=num_classes, size=size, fallback_statistics=lambda: (_HALF, _HALF))
+    side = model.preset.size
+    found = models.layers(model.module, side)
+    width = max(map(len, ("layer", *found)))
+    print(f"{'layer':{width}}  output   ({name}, {num_classes} classes, {side} x {side})")
+    for layer, shape in found.items():
+        print(f"{layer:{width}}  {' x '.join(map(str, shape))}")
+    penultimate = model.penultimate
+    if penultimate is not None:
+        print(f"{'penultimate':{width}}  {penultimate.dim}, the input of {penultimate.layer}")
+
+
+def show_costs(name: str | None, *, num_classes: int, size: int) -> None:
+    """Print parameters, multiply-accumulates and length of the penultimate features of one model, or of the zoo.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from kdpipe import models
+
+    print(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
+    for listed in models.names() if name is None else [name]:
+        module = models.create(listed, num_classes)
+        penultimate = models.find_penultimate(module, size)
+        features = "none" if penultimate is None else f"{penultimate.dim:,}"
+        millions = models.macs(module, size) / 1e6
+        print(f"{listed:24} {models.count_parameters(module):12,} {millions:10.1f} {features:>10}")
+    if name is None:
+        print("also: torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2, package.module:function")
+
+
+def _registered(registry: Registry[Any]) -> list[Row]:
+    return [{"name": each.usage, "help": each.help, "source": each.source} for each in registry]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _losses() -> list[Row]:
+    from kdpipe.distil.losses import LOSSES
+
+    return _registered(LOSSES)
+
+
+def _curves() -> list[Row]:
+    from kdpipe.distil.curves import CURVES
+
+    return _registered(CURVES)
+
+
+def _attacks() -> list[Row]:
+    from kdpipe.distil.adversary import ATTACKS
+
+    return _registered(ATTACKS)
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {"losses": _losses, "curves": _curves, "attacks": _attacks}
+"""The rows of each list, by its name."""
