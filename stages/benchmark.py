@@ -29,8 +29,7 @@ from kdpipe.benchmark import (
     machine,
     mean_history,
 )
-from kdpipe.dataset import Dataset
-from kdpipe.dataset.identity import balanced_rows
+from kdpipe.dataset import Dataset, balanced_indices
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.models import Model, Preset
 from kdpipe.store import LogitStore, join, open_store
@@ -105,7 +104,7 @@ def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
         raise DatasetError(
             f"no test sample of {params.data} has a label, so none can be attacked: leave adversarial out."
         )
-    chosen = balanced_rows(test.sample_ids[rows], test.labels[rows], limit=params.adversarial_samples)
+    chosen = balanced_indices(test.sample_ids[rows], test.labels[rows], limit=params.adversarial_samples)
     return _Attack(params.adversarial, test.subset(rows[chosen]))
 
 

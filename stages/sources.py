@@ -46,9 +46,9 @@ def load_training(params: TrainTeacher | TrainStudent, *, taught: bool) -> Train
     """
     whole = load_split(params, "train")
     if not taught and (whole.labels < 0).any():
-        labelled = dataset.labelled(whole)
-        say(f"Leaving {len(whole) - len(labelled):,} of {len(whole):,} samples out: they have no label.")
-        whole = labelled
+        labeled = dataset.labeled(whole)
+        say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
+        whole = labeled
     train, held_out = dataset.hold_out(whole, params.validation) if params.validation else (whole, None)
     return TrainingData(whole, train, held_out, _sampling(params, train))
 
