@@ -121,7 +121,9 @@ def amounts(recipe: Recipe, draws: Draws) -> Amounts:
     choice = draws.integers(Stream.CHOICE, len(steps))
     drawn = [step(recipe.thresholds[step.name], draws) for step in steps]
     rows = np.arange(len(choice))
-    return Amounts(*(np.stack([getattr(each, field.name) for each in drawn])[choice, rows] for field in fields(Amounts)))
+    return Amounts(
+        *(np.stack([getattr(each, field.name) for each in drawn])[choice, rows] for field in fields(Amounts))
+    )
 
 
 def mix(images: torch.Tensor, partners: torch.Tensor, drawn: Amounts) -> torch.Tensor:

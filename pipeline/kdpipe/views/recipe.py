@@ -82,7 +82,9 @@ def operation(
 def pair(name: str, first: str, then: str, *, version: int = 1) -> None:
     """Register ``name`` for two operations; its values are those of the first, and the second has none."""
     one = _OPERATIONS[first]
-    entry = OPERATIONS.add(name, one.entry.make, skip=2, source=one.entry.source, help_line=f"{first}+{then} in one name.")
+    entry = OPERATIONS.add(
+        name, one.entry.make, skip=2, source=one.entry.source, help_line=f"{first}+{then} in one name."
+    )
     _OPERATIONS[name] = Operation(entry, one.phase, version, parts=(first, then))
 
 
