@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kdpipe.errors import ParamsError
 from kdpipe.spec import Count, NotNegative, Registry, number, shortest
 
-CURVES: Registry["Curve"] = Registry("curve")
+CURVES: Registry[Curve] = Registry("curve")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ from kdpipe.distil.curves import Curve
 from kdpipe.settings import Channels, Parsed, Paths, Settings, Weights
 
 if TYPE_CHECKING:
-    from kdpipe.distil.adversary import Attack as AttackSetting
-    from kdpipe.distil.losses import Loss as LossSetting
-    from kdpipe.distil.rotation import Auxiliary as AuxiliarySetting
+    from kdpipe.distil.adversary import Attack
+    from kdpipe.distil.losses import Loss
+    from kdpipe.distil.rotation import Auxiliary
+
+    AttackSetting, LossSetting, AuxiliarySetting = Attack, Loss, Auxiliary
 else:
     AttackSetting = Annotated[Any, Parsed("kdpipe.distil.adversary:ATTACKS.make", "ATTACK")]
     LossSetting = Annotated[Any, Parsed("kdpipe.distil.losses:parse", "LOSS")]
