@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from kdpipe.distil.losses import Loss
     from kdpipe.distil.rotation import Auxiliary
 
-    AttackSetting, LossSetting, AuxiliarySetting = Attack, Loss, Auxiliary
+    AttackSetting: TypeAlias = Attack
+    LossSetting: TypeAlias = Loss
+    AuxiliarySetting: TypeAlias = Auxiliary
 else:
     AttackSetting = Annotated[Any, Parsed("kdpipe.distil.adversary:ATTACKS.make", "ATTACK")]
     LossSetting = Annotated[Any, Parsed("kdpipe.distil.losses:parse", "LOSS")]
