@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from kdpipe import dataset, models, open_store
 from kdpipe.pairing import join_checked
-from kdpipe.store import layout
+from kdpipe.store.plan import Limits
 from kdpipe.student import Distillation, RunDirectory, Schedule, make, soft_targets, train
 from kdpipe.student.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer
@@ -35,7 +35,7 @@ def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's store with signals, in chunks of 10 samples."""
     out = tmp_path_factory.mktemp("signals") / "s.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "CHUNK_BYTES", 10 * 2 * 256)
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=10 * 2 * 256))
         made = run_command(
             *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
             *("--signals", SIGNALS, "--views", 2, "--out", out),
