@@ -31,7 +31,7 @@ def predict(
     try:
         with progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
             for pixels in renderer.batches(_batches(renderer), view=0):
-                blocks.append(module(preset.normalise(pixels)).float().cpu())
+                blocks.append(module(preset.normalize(pixels)).float().cpu())
                 advance(len(pixels))
     finally:
         module.train(was_training)
@@ -59,13 +59,13 @@ def predict_attacked(
         for rows, pixels in zip(batches, renderer.batches(batches, view=0), strict=True):
             labels = torch.from_numpy(dataset.labels[rows].astype(np.int64)).to(renderer.device)
             images = attack(
-                lambda images: module(preset.standardise(images)).float(),
+                lambda images: module(preset.standardize(images)).float(),
                 preset.scaled(pixels),
                 partial(cross_entropy, labels=labels),
                 generator=generator,
             )
             with torch.inference_mode():
-                blocks.append(module(preset.standardise(images)).float().cpu())
+                blocks.append(module(preset.standardize(images)).float().cpu())
             advance(len(rows))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

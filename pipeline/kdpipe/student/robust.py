@@ -80,11 +80,11 @@ class Adversary:
         """
         with evaluating(self._module):
             images = self._robust.attack(
-                lambda images: forward(self._preset.standardise(images)),
+                lambda images: forward(self._preset.standardize(images)),
                 self._preset.scaled(pixels),
                 lambda logits: self._robust.harm(logits, batch, taught=taught),
             )
-        return self._preset.standardise(images)
+        return self._preset.standardize(images)
 
 
 def _divergence(logits: torch.Tensor, soft_targets: torch.Tensor) -> torch.Tensor:

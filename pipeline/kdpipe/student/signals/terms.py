@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.models.features import find_penultimate
+from kdpipe.models import find_penultimate
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, layers, signal_shape
 from kdpipe.student.signals.base import SignalLoss
 from kdpipe.student.signals.written import Wanted
