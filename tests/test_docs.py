@@ -206,7 +206,7 @@ def test_the_documented_script_decodes_what_the_teacher_said(built: Built, tmp_p
     assert np.array_equal(decoded["train_sample_id"], train.sample_ids)
     for view in range(3):
         with torch.inference_mode():
-            said = teacher.module(teacher.preset.normalise(renderer(range(200), view))).numpy()
+            said = teacher.module(teacher.preset.normalize(renderer(range(200), view))).numpy()
         shifted = said - said.max(axis=1, keepdims=True)
         half_step = np.spacing(np.abs(shifted).astype(np.float16)).astype(np.float32) / 2
         assert (np.abs(decoded["train_logits"][view] - said) <= half_step + 1e-4).all()
