@@ -22,7 +22,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=pipeline:. $(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=pipeline $(BIN)/lint-imports
 
 test: check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.store.blocks import draw
-from kdpipe.store.layout import Layout
+from kdpipe.store.plan import Layout
 from kdpipe.views import permutation
 
 RESULT = Path(__file__).parent / "results" / "shuffle.json"

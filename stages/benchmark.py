@@ -29,9 +29,8 @@ from kdpipe.benchmark import (
     machine,
     mean_history,
 )
-from kdpipe.dataset import Dataset
-from kdpipe.dataset.identity import balanced_rows
-from kdpipe.distil.adversary import Attack
+from kdpipe.dataset import Dataset, balanced_indices
+from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Model, Preset
@@ -41,7 +40,7 @@ from kdpipe.stages.members import members
 from kdpipe.stages.settings import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store import LogitStore, open_store
-from kdpipe.training.evaluation import predict, predict_attacked
+from kdpipe.training.evaluation import predict
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 
@@ -108,7 +107,7 @@ def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
         raise DatasetError(
             f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
         )
-    chosen = balanced_rows(test.sample_ids[rows], test.labels[rows], limit=params.measurement.adversarial_samples)
+    chosen = balanced_indices(test.sample_ids[rows], test.labels[rows], limit=params.measurement.adversarial_samples)
     return _Attack(params.measurement.adversarial, test.subset(rows[chosen]))
 
 

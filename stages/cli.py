@@ -161,7 +161,9 @@ def verify(
 
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="losses, recipes, encodings, models, datasets, presets, curves, attacks.")],
+    kind: Annotated[
+        str, typer.Argument(help="losses, recipes, encodings, models, datasets, presets, curves, attacks.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what can be chosen by name, with parameters, help and source.
@@ -177,7 +179,9 @@ def list_command(
 
 @app.command("models")
 def models_command(
-    name: Annotated[str | None, typer.Argument(help="One model; any name that a stage takes (default: the zoo).")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="One model; any name that a stage takes (default: the zoo).")
+    ] = None,
     num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     size: Annotated[
         int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
@@ -209,8 +213,8 @@ def presets_command(
 
         kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
     """
-    from kdpipe.stages.preset_table import PRESETS
     from kdpipe.stages import presets
+    from kdpipe.stages.preset_table import PRESETS
 
     chosen = PRESETS if name is None else (presets.find(name),)
     if as_json:

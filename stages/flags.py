@@ -24,6 +24,7 @@ def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.
     """Return the parser of a stage's flags, with its help in groups; every flag is optional and read as text."""
     parser = _Parser(
         prog=f"kdpipe {command}",
+        usage=f"kdpipe {command} [flags]",
         description=(stage.__doc__ or "").partition("\n")[0],
         epilog=f"example:\n\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,7 +36,7 @@ def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.
         "--params", type=Path, metavar="FILE", help=f"YAML file whose section '{section}' gives settings; flags win."
     )
     groups: dict[str, Any] = {"": parser}
-    for setting in sorted(stage.flat().values(), key=lambda each: bool(each.title)):
+    for setting in _in_order(stage):
         if setting.title not in groups:
             groups[setting.title] = parser.add_argument_group(setting.title)
         _add(groups[setting.title], setting)
@@ -62,7 +63,7 @@ def resolve(stage: type[S], *, section: str, file: Path | None, flags: Mapping[s
     return resolved
 
 
-def in_words(error: ValidationError, *, names: Mapping[str, str] = {}) -> list[str]:  # noqa: B006
+def in_words(error: ValidationError, *, names: Mapping[str, str] = {}) -> list[str]:
     """Return one line for each fault of a stage's settings, by ``names`` of their keys or else by their flags."""
     return [_fault(fault["loc"], fault["msg"], fault["input"], names) for fault in error.errors()]
 
@@ -79,6 +80,13 @@ class _Parser(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
         hint = did_you_mean(unknown, self._option_string_actions) if unknown.startswith("--") else ""
         raise ParamsError(f"{self.prog}: {message}{hint}. See {self.prog} --help.")
+
+
+def _in_order(stage: type[Settings]) -> list[Setting]:
+    """Return the settings in the order of the help: the stage's own first, then group by group."""
+    titles = ("", "Data", "Teacher", "Logits", "Soft targets", "Loss", "Views")
+    places = {title: place for place, title in enumerate(titles)}
+    return sorted(stage.flat().values(), key=lambda each: places.get(each.title, len(titles)))
 
 
 def _add(group: Any, setting: Setting) -> None:
@@ -126,9 +134,9 @@ def _metavar(kind: Any) -> str:
 def _fault(place: Sequence[int | str], message: str, value: Any, names: Mapping[str, str]) -> str:
     message = message.removeprefix("Value error, ")
     key = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
-    if not place or isinstance(value, dict | Settings):
-        if message != "Field required":
-            return message
+    whole = not place or isinstance(value, dict | Settings)
+    if whole and message != "Field required":
+        return message
     if message == "Field required":
         return f"{flag(key)} is missing: give it, or put {key} into a --params file"
     return f"{names.get(key, flag(key))}: {message}, got {value!r}"

@@ -43,8 +43,8 @@ def run(params: ImportLogits) -> None:
             for split, dataset in datasets.items():
                 planes = builder.manifest.splits[split].planes
                 with progress(f"importing {split}", total=len(dataset) * planes) as advance:
-                    for view in range(planes):
-                        copy_plane(builder, split, view, source=source, advance=advance)
+                    for number in range(planes):
+                        copy_plane(builder, split, number, source=source, advance=advance)
                     builder.drain()
             sealed = builder.seal(
                 {

@@ -23,9 +23,9 @@ class Training(Settings):
 
     dataset: DatasetSettings
     view: ViewSettings
-    sampling: SamplingSettings
     extra: ExtraSettings
     optimization: Optimization
+    sampling: SamplingSettings
     run: RunSettings
     logs: LogSettings
 
@@ -41,9 +41,10 @@ class TrainStudent(Training):
     """Train students, with soft targets from a store, from a live teacher, or without any."""
 
     student: Names = ()
-    """Model name, kdpipe list models; repeat to train several together, each into a run directory of its name in OUT."""
+    """Model name, kdpipe list models; repeat to train several together, each in a run directory of its name in OUT."""
     fleet: Path | None = None
     """YAML list of students to train together, each with its own settings."""
+    dataset: DatasetSettings
     targets: TargetSettings
     learning: LossSettings
 

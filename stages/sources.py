@@ -56,7 +56,7 @@ def load_training(params: Training, *, taught: bool) -> TrainingData:
     """
     whole = load_split(params.dataset, "train")
     if not taught and (whole.labels < 0).any():
-        labeled = dataset.labelled(whole)
+        labeled = dataset.labeled(whole)
         say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
         whole = labeled
     share = params.run.validation

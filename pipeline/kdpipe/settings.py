@@ -31,7 +31,8 @@ class Settings(BaseModel):
     @classmethod
     def flat(cls) -> dict[str, Setting]:
         """Return every setting by its key: first those of the model itself, then those of each group."""
-        own, grouped = {}, {}
+        own: dict[str, Setting] = {}
+        grouped: dict[str, Setting] = {}
         for name, field in cls.model_fields.items():
             kind = field.annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):

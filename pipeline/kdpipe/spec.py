@@ -20,6 +20,7 @@ import math
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from types import NoneType, UnionType
 from typing import Annotated, Any, Generic, TypeVar, Union, get_args, get_origin
 
@@ -156,15 +157,19 @@ class Registry(Generic[T]):
 
         return add
 
-    def add(self, name: str, make: Callable[..., T], *, skip: int = 0, source: str = "") -> Entry[T]:
+    def add(
+        self, name: str, make: Callable[..., T], *, skip: int = 0, source: str = "", help_line: str = ""
+    ) -> Entry[T]:
         """Register ``make``; its first ``skip`` parameters are not settings, such as the tensors of a loss.
+
+        ``help_line`` stands in for the first line of its docstring.
 
         Raises:
             ValueError: the name is taken.
         """
         if name in self._entries:
             raise ValueError(f"there is a {self.kind} '{name}' already")
-        help_line = (inspect.getdoc(make) or "").partition("\n")[0]
+        help_line = help_line or (inspect.getdoc(make) or "").partition("\n")[0]
         self._entries[name] = Entry(name, make, parameters_of(make)[skip:], help_line, source)
         return self._entries[name]
 
@@ -194,7 +199,7 @@ class Registry(Generic[T]):
         Arguments that are not written are left out. An argument of ``many`` is a tuple.
 
         Raises:
-            the registry's ``error``: a name, a key or a value is wrong, or one that is required is missing.
+            the registry's ``error``: a name, a key or a value is wrong. See ``require`` for those that are missing.
         """
         entry = self[term.name]
         settings = dict(term.settings)
@@ -232,6 +237,12 @@ class Registry(Generic[T]):
                 )
         return {key: self._value(entry, known[key], value) for key, value in settings.items()}
 
+    def require(self, entry: Entry[T], given: Mapping[str, Any]) -> None:
+        """Raise the registry's ``error`` where a parameter without a default is not ``given``."""
+        missing = [each.name for each in entry.parameters if each.required and each.name not in given]
+        if missing:
+            raise self.error(f"the {self.kind} {entry.name} lacks {missing[0]}: write {entry.usage}.")
+
     def make(self, term: Term | str, **settings: Any) -> T:
         """Return what a term stands for, or, from Python, what is registered under a name with ``settings``.
 
@@ -240,9 +251,7 @@ class Registry(Generic[T]):
         """
         entry, given, _ = self.bind(term if isinstance(term, Term) else self.one(term))
         given |= self.check(entry, settings)
-        missing = [each.name for each in entry.parameters if each.required and each.name not in given]
-        if missing:
-            raise self.error(f"the {self.kind} {entry.name} lacks {missing[0]}: write {entry.usage}.")
+        self.require(entry, given)
         many = next((each.name for each in entry.parameters if each.many), None)
         return entry.make(*given.pop(many, ()), **given) if many else entry.make(**given)
 
@@ -312,9 +321,7 @@ def _read(kind: Any, text: str) -> Any:
             raise ValueError("true or false")
         return text == "true"
     if kind is int:
-        if not text.removeprefix("-").isdecimal():
-            raise ValueError("a whole number")
-        return int(text)
+        return int(text) if text.removeprefix("-").isdecimal() else _whole(text)
     if kind is float:
         return number(text)
     if hasattr(kind, "parse"):
@@ -323,6 +330,17 @@ def _read(kind: Any, text: str) -> Any:
         except ParamsError as error:
             raise ValueError(str(error).rstrip(".")) from None
     return text
+
+
+def _whole(text: str) -> int:
+    """Return a whole number that is written as one with a point or an exponent, such as ``2.0``."""
+    try:
+        value = number(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer():
+        raise ValueError("a whole number")
+    return int(value)
 
 
 def _term(part: str, text: str, error: type[Exception]) -> Term:
@@ -379,4 +397,7 @@ def _split(text: str, sign: str, error: type[Exception]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return shortest(value) if isinstance(value, int | float) and not isinstance(value, bool) else str(value).lower()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value).lower()
+    fraction = str(Fraction(value).limit_denominator(1000))
+    return min(shortest(value), fraction, key=len) if number(fraction) == value else shortest(value)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from kdpipe import dataset
 from kdpipe.models.zoo import BUILDERS
-from kdpipe.store import layout
+from kdpipe.store.plan import Limits
 from kdpipe.teacher import Forward
 from stages import training
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
@@ -174,7 +174,7 @@ def chunked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's store in chunks of 10 samples, 240 bytes each."""
     path = tmp_path_factory.mktemp("chunked") / "chunked.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "CHUNK_BYTES", 200)
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
         flags = (*LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--views", 2, "--device", "cpu")
         assert run_command(None, "cache-teacher", *flags, "--out", path).code == 0
     return path

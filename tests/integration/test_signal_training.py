@@ -22,7 +22,7 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.distil.targets import soft_targets
 from kdpipe.pairing import join_checked
-from kdpipe.store import layout
+from kdpipe.store.plan import Limits
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
@@ -40,7 +40,7 @@ def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's store with signals, in chunks of 10 samples."""
     out = tmp_path_factory.mktemp("signals") / "s.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "CHUNK_BYTES", 10 * 2 * 256)
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=10 * 2 * 256))
         made = run_command(
             *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
             *("--signals", SIGNALS, "--views", 2, "--out", out),

@@ -108,7 +108,7 @@ def test_without_a_teacher_they_are_left_out(command: str, images: Path, tmp_pat
     assert trained.code == 0
     assert "Leaving 160 of 200 samples out: they have no label." in trained.err
     assert "on 40 samples" in trained.err
-    labelled = dataset.labelled(dataset.load(f"folder:{images}", "train"))
+    labelled = dataset.labeled(dataset.load(f"folder:{images}", "train"))
     assert read(tmp_path / "all", "run.json")["lineage"]["dataset"]["train"] == labelled.fingerprint
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kdpipe import encoding
 from kdpipe.errors import KdpipeError
 from kdpipe.store import Manifest, build, manifest, open_store, verify_files
-from kdpipe.store.layout import Layout
+from kdpipe.store.plan import Layout
 from tests.unit.store import small_store
 
 MEBIBYTE = 1024**2

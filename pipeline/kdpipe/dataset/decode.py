@@ -1,10 +1,10 @@
-"""From the bytes of an image file, or a picture in memory, to uint8 RGB pixels.
+"""Decode image files, and convert pictures in memory, to uint8 RGB pixels.
 
 Everything becomes three channels of eight bits: gray is repeated, alpha is dropped, palettes and CMYK are
 converted, 16-bit gray is scaled. Only the first frame of an animation is read. EXIF orientation is not
-applied: the pixels are those stored in the file.
+applied: the pixels are as stored in the file.
 
-Pillow decodes them all. torchvision.io gives the same pixels, but its decoders are deprecated, it refuses other broken
+Pillow decodes them. torchvision.io gives the same pixels, but its decoders are deprecated, it refuses other broken
 files than Pillow does, and it is hardly faster for photographs (``benchmarks/decode.py``).
 """
 
@@ -16,7 +16,6 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import PIL
-import torch
 from PIL import Image, features
 
 from kdpipe.errors import DatasetError
@@ -28,14 +27,14 @@ _NEEDS_A_PLUGIN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 @cache
 def image_extensions() -> frozenset[str]:
-    """Return the lower-case file extensions, with their dot, that Pillow can read by itself."""
+    """Return the lower-case file extensions, with their dot, that Pillow can read without a plugin."""
     known = Image.registered_extensions()
     return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NEEDS_A_PLUGIN)
 
 
 @cache
 def decoder_name() -> str:
-    """Return the versions of Pillow and its libjpeg: pixels decoded by others are not taken for its own."""
+    """Return the versions of Pillow and its libjpeg, which decide the decoded pixels."""
     turbo = features.version_feature("libjpeg_turbo")
     return f"pillow{PIL.__version__}-" + (f"libjpeg-turbo{turbo}" if turbo else f"jpeg{features.version('jpg')}")
 
@@ -67,15 +66,15 @@ def measure(content: bytes, where: str) -> tuple[int, int]:
 
 
 def _unreadable(where: str, error: Exception) -> DatasetError:
-    reason = "not an image that Pillow knows" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    reason = "not an image format that Pillow reads" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
     return DatasetError(f"{where} cannot be decoded: {reason}; replace or remove the file")
 
 
 def from_pillow(image: Image.Image) -> Pixels:
-    """Return a Pillow image as uint8 ``(3, height, width)``, in memory with the channels last, as Pillow has them.
+    """Return a Pillow image as uint8 ``(3, height, width)``, with the channels last in memory, as in Pillow.
 
     Raises:
-        ValueError: The mode has no plain meaning as RGB (``F``, ``LAB``).
+        ValueError: The mode cannot be converted to RGB (``F``, ``LAB``).
     """
     if image.mode == "F":
         raise ValueError("its pixels are floats (mode F), expected 8 or 16 bits")
@@ -120,8 +119,10 @@ def from_picture(picture: object) -> Pixels:
     """
     if isinstance(picture, Image.Image):
         return from_pillow(picture)
-    if isinstance(picture, torch.Tensor):
-        return from_array(picture.detach().cpu().numpy(), channels_last=False)
     if isinstance(picture, np.ndarray):
         return from_array(picture)
+    import torch
+
+    if isinstance(picture, torch.Tensor):
+        return from_array(picture.detach().cpu().numpy(), channels_last=False)
     raise ValueError(f"it is a {type(picture).__name__}, expected a PIL image or a uint8 tensor (3, H, W)")

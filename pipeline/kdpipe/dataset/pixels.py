@@ -1,35 +1,44 @@
-"""Decoded pixels: one flat uint8 buffer, memory-mapped from a cache file when there can be one.
+"""Decoded pixels in one flat uint8 buffer, memory-mapped from a cache file, or in RAM where none can be written.
 
-A cache file is named after the dataset's fingerprint and the decoder, holds a header, the size of each image
-and then all pixels, and is checked against its own digest before it is used. It may be deleted at any time.
+A cache file is named after the dataset's fingerprint and the decoder. It holds a header, the size of each image and all
+pixels, and is checked against its digest before it is used. It may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from blake3 import blake3
 
 from kdpipe import durable
-from kdpipe.dataset.blocks import in_order
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.progress import Progress
 
 _MAGIC = b"kdpixel1"
 _HEADER_BYTES = 64
 
+BLOCK = 1024
+"""Indices in a list of ``in_order``."""
+_PIECE = 8
+"""Indices that a thread takes at a time."""
+_SLOW_SECONDS = 300e-6
+"""Time for an index above which threads are used."""
+
+T = TypeVar("T")
 Read = Callable[[int], npt.NDArray[np.uint8]]
 
 
 def cache_directory() -> Path:
-    """Return where caches are kept: ``$KDPIPE_CACHE``, ``$XDG_CACHE_HOME/kdpipe`` or ``~/.cache/kdpipe``."""
+    """Return the directory of all caches: ``$KDPIPE_CACHE``, ``$XDG_CACHE_HOME/kdpipe`` or ``~/.cache/kdpipe``."""
     if own := os.environ.get("KDPIPE_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdpipe"
@@ -44,19 +53,19 @@ class PixelBuffer:
     sizes: npt.NDArray[np.int64]
     """Height and width of each image, ``(n, 2)``."""
     starts: npt.NDArray[np.int64]
-    """Where each image begins in ``flat``, ``(n + 1,)``."""
+    """Offset of each image in ``flat``, and at last its length, ``(n + 1,)``."""
     path: Path | None
     """The cache file that ``flat`` is mapped from; None when the pixels are in RAM only."""
 
-    def image(self, row: int) -> torch.Tensor:
+    def image(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one image, uint8 ``(3, height, width)``, sharing the buffer."""
-        height, width = self.sizes[row]
-        part = self.flat[self.starts[row] : self.starts[row + 1]]
-        return torch.from_numpy(part.reshape(3, int(height), int(width)))
+        height, width = self.sizes[index]
+        part = self.flat[self.starts[index] : self.starts[index + 1]]
+        return part.reshape(3, int(height), int(width))
 
 
 def byte_starts(sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each image of ``sizes`` ``(n, 2)`` begins, and at last the total number of bytes."""
+    """Return the offset of each image of ``sizes`` ``(n, 2)``, and at last the total number of bytes."""
     return np.concatenate([[0], np.cumsum(3 * sizes[:, 0] * sizes[:, 1])]).astype(np.int64)
 
 
@@ -66,7 +75,7 @@ def cache_path(fingerprint: str) -> Path:
 
 
 def open_cache(path: Path, sizes: npt.NDArray[np.int64], *, check: bool = True) -> PixelBuffer | None:
-    """Map a cache file; None when it is missing, damaged, or made for other images than ``sizes``."""
+    """Map a cache file; None if it is missing, damaged, or made for images of other sizes."""
     starts = byte_starts(sizes)
     table = sizes.astype("<u4").tobytes()
     body = _HEADER_BYTES + len(table)
@@ -131,3 +140,39 @@ def _write(
             out.write(joined)
         out.seek(0)
         out.write((_MAGIC + digest.digest()).ljust(_HEADER_BYTES, b"\0"))
+
+
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def in_order(
+    function: Callable[[int], T], count: int, *, workers: int, what: str, progress: Progress
+) -> Iterator[list[T]]:
+    """Yield ``function(0)`` to ``function(count - 1)`` in lists of up to ``BLOCK``; report each list as done.
+
+    It begins as a plain loop, and uses threads once an index takes long enough. Measured on two cores over 50,000 JPEG
+    files of 32 x 32, handing the interpreter lock back and forth makes threads 2.5 times slower than a loop; for
+    photographs and slow disks they are faster.
+    """
+    slow = False
+    with ThreadPoolExecutor(workers) as pool, progress(what, total=count) as report:
+        begin = 0
+        while begin < count:
+            size = BLOCK if slow or begin >= BLOCK else 16
+            indices = range(begin, min(begin + size, count))
+            started = time.perf_counter()
+            if slow:
+                pieces = [indices[i : i + _PIECE] for i in range(0, len(indices), _PIECE)]
+                parts = pool.map(lambda piece: [function(index) for index in piece], pieces)
+                block = [value for part in parts for value in part]
+            else:
+                block = [function(index) for index in indices]
+            elapsed = time.perf_counter() - started
+            warm = begin > 0
+            slow = slow or (warm and workers > 1 and elapsed > _SLOW_SECONDS * len(indices))
+            yield block
+            report(len(block))
+            begin = indices.stop

@@ -11,7 +11,7 @@ class DatasetSettings(Settings):
     """Data"""
 
     data: str
-    """Dataset: digits, folder:PATH, cifar10:PATH, cifar100:PATH, torchvision:NAME:PATH or package.module:function."""
+    """Dataset, such as digits or folder:PATH; kdpipe list datasets."""
     limit_train: Positive | None = None
     """Use a fixed class-balanced subset of N training samples."""
     limit_test: Positive | None = None

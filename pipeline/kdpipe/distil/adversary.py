@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 import numpy as np
@@ -16,8 +17,8 @@ from kdpipe.progress import Progress, silent
 from kdpipe.spec import Count, Range, Registry, shortest
 from kdpipe.training.batches import Batch
 from kdpipe.training.evaluation import plain_batches
-from kdpipe.views import Renderer
 from kdpipe.training.objective import cross_entropy, mixed_cross_entropy
+from kdpipe.views import Renderer
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
 """Images in 0..1, float32 ``(n, 3, H, W)``, to float32 logits ``(n, classes)``, each row a function of its image."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from kdpipe.errors import ParamsError
 from kdpipe.spec import Count, NotNegative, Registry, number, shortest
 
-CURVES: Registry["Curve"] = Registry("curve")
+CURVES: Registry[Curve] = Registry("curve")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ class Curve:
         except ValueError:
             value = -1.0
         if value < 0:
-            raise ParamsError(f"expected a number of 0 or more, or a curve such as cosine:0.9,0.1,every=5, not '{text}'")
+            raise ParamsError(
+                f"expected a number of 0 or more, or a curve such as cosine:0.9,0.1,every=5, not '{text}'"
+            )
         return cls("constant", value)
 
     @property

@@ -118,7 +118,7 @@ class Rotation:
 
 
 def turned(pixels: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Return square images ``(n, channels, S, S)``, each rotated counterclockwise by its quarter ``turns``, ``(n,)``, 0..3."""
+    """Return square images ``(n, channels, S, S)``, rotated counterclockwise by quarter ``turns``, ``(n,)``, 0..3."""
     result = pixels
     for turn in range(1, TURNS):
         result = torch.where((turns == turn)[:, None, None, None], torch.rot90(pixels, turn, dims=(2, 3)), result)

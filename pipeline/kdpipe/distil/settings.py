@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -11,9 +10,13 @@ from kdpipe.distil.curves import Curve
 from kdpipe.settings import Channels, Parsed, Paths, Settings, Weights
 
 if TYPE_CHECKING:
-    from kdpipe.distil.adversary import Attack as AttackSetting
-    from kdpipe.distil.losses import Loss as LossSetting
-    from kdpipe.distil.rotation import Auxiliary as AuxiliarySetting
+    from kdpipe.distil.adversary import Attack
+    from kdpipe.distil.losses import Loss
+    from kdpipe.distil.rotation import Auxiliary
+
+    AttackSetting: TypeAlias = Attack
+    LossSetting: TypeAlias = Loss
+    AuxiliarySetting: TypeAlias = Auxiliary
 else:
     AttackSetting = Annotated[Any, Parsed("kdpipe.distil.adversary:ATTACKS.make", "ATTACK")]
     LossSetting = Annotated[Any, Parsed("kdpipe.distil.losses:parse", "LOSS")]

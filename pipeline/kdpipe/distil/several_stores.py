@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe.distil.losses.terms import of_class
-from kdpipe.training.batches import Signals, Targets
 from kdpipe.errors import StaleStoreError, StoreError, UnsupportedLossError
 from kdpipe.store import LogitStore
+from kdpipe.training.batches import Signals, Targets
 from kdpipe.views import philox
 
 _TEACHER_STREAM = 0x7EAC

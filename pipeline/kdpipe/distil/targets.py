@@ -16,6 +16,7 @@ from kdpipe.store import LogitStore, Plane, Pool, windows
 from kdpipe.training.batches import Signals
 from kdpipe.views import Recipe, Renderer
 
+
 class CachedTargets:
     """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
 

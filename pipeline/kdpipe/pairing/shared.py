@@ -17,9 +17,8 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.store.opening import open_store
 from kdpipe.store.planes import Plane
-from kdpipe.store.reader import LogitStore
+from kdpipe.store.reader import LogitStore, open_store
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,9 @@
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.opening import MEMORY_LIMIT, open_store
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.planes import Plane
-from kdpipe.store.reader import LogitStore
+from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
 from kdpipe.store.sections import Candidate, Choice, Fingerprint, Provenance, Recipe, Rendering, Teacher
 from kdpipe.store.skeleton import settled
 from kdpipe.store.verify import verify_deep, verify_files

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numcodecs.blosc
+import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdpipe.encoding import LZ4, Compression, Encoding
-from kdpipe.store.sections import Split
-from kdpipe.store.signals import Shape, array_name
+from kdpipe.errors import CorruptStoreError, StoreError
+from kdpipe.store import manifest, shards
+from kdpipe.store.manifest import Manifest
+from kdpipe.store.sections import Shape, Split, array_name
 
 _SIDE_ROWS = 1_048_576
 """Rows per chunk of the arrays that hold one small entry per sample."""
@@ -191,3 +195,45 @@ def member(root: zarr.Group, split: str, name: str) -> zarr.Array[Any]:
 def shard_path(split: str, name: str, *, view: int, shard: int) -> str:
     """Return the path of a shard of one of the arrays, relative to the store."""
     return f"{split}/{name}/c/{view}/{shard}" + ("" if name == "row_max" else "/0")
+
+
+_ALWAYS_ALLOWED = 64 * 1024**2
+"""Bytes of side arrays that are read whatever the memory limit: 1.8 million samples."""
+
+
+def check_side_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit: int) -> None:
+    """Refuse side arrays that claim more memory than the limit, before anything is allocated.
+
+    Raises:
+        StoreError: they do; the message names the limit.
+    """
+    claimed = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name in SIDE)
+    if claimed > max(memory_limit, _ALWAYS_ALLOWED):
+        raise StoreError(
+            f"{store}: the ids, digests and labels of '{split}' would take {claimed:,} bytes of memory, the limit is "
+            f"{memory_limit:,}. If you trust the store, raise the memory limit."
+        )
+
+
+def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
+    """Return a side array. A chunk that the manifest does not list is one of the fill value, but in ``sample_id``.
+
+    Raises:
+        CorruptStoreError: a file is damaged, or is not the one of the manifest.
+    """
+    rows = spec.chunks[0]
+    out = np.empty(spec.shape, spec.dtype)
+    for number, start in enumerate(range(0, spec.shape[0], rows or 1)):
+        file = "/".join(map(str, (split, name, "c", number, *[0] * (len(spec.shape) - 1))))
+        if file not in found.files and name != "sample_id":
+            out[start : start + rows] = spec.fill
+            continue
+        chunk = np.empty(spec.chunks, spec.dtype)
+        try:
+            shards.read_file(store / file, chunk)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptStoreError(f"{store}: {file} is damaged ({error}). Run: kdpipe verify {store}") from error
+        if file not in found.files or manifest.digest_file(store / file) != found.files[file].digest:
+            raise CorruptStoreError(f"{store}: {file} does not match its digest. Run: kdpipe verify {store}")
+        out[start : start + rows] = chunk[: spec.shape[0] - start]
+    return out

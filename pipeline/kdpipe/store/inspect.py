@@ -10,9 +10,8 @@ from typing import Any
 from kdpipe.encoding import Fidelity
 from kdpipe.store import arrays, manifest
 from kdpipe.store.ledger import Ledger
-from kdpipe.store.manifest import Manifest
-from kdpipe.store.opening import file_sizes
-from kdpipe.store.signals import array_name
+from kdpipe.store.manifest import Manifest, file_sizes
+from kdpipe.store.sections import array_name
 
 
 def summary(store: Path) -> dict[str, Any]:

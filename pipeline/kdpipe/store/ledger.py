@@ -6,6 +6,7 @@ manifest.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 from kdpipe import durable
 from kdpipe.encoding import Fidelity
-from kdpipe.errors import CorruptStoreError, StoreLockedError
+from kdpipe.errors import CorruptStoreError, StoreLockedError, UnwritableStoreError
 from kdpipe.store.sections import Choice
 
 
@@ -113,3 +114,30 @@ def _acquire(path: Path) -> int:
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
         os.close(descriptor)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def writing(store: Path) -> Iterator[None]:
+    """Name the store and the remedy where the disk refuses to write it; other errors pass as they are.
+
+    Raises:
+        UnwritableStoreError: the disk is full, or the place is read-only or somebody else's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise UnwritableStoreError(
+                f"{store} cannot be written, its disk is full ({error.strerror}). Make room in {store.parent} and run "
+                "this again: the shards that are finished are kept."
+            ) from error
+        if error.errno in _CLOSED:
+            raise UnwritableStoreError(
+                f"{store} cannot be written ({error.strerror}: {error.filename or store.parent}). Make {store.parent} "
+                "writable, or pass --out another path."
+            ) from error
+        raise

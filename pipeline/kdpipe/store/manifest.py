@@ -7,6 +7,7 @@ sealed a checksum covers all of it.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,8 +17,18 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
-from kdpipe.store.sections import Choice, Digest, File, Fingerprint, Provenance, Rendering, Split
-from kdpipe.store.signals import PENULTIMATE, Shape, Signals
+from kdpipe.store.sections import (
+    PENULTIMATE,
+    Choice,
+    Digest,
+    File,
+    Fingerprint,
+    Provenance,
+    Rendering,
+    Shape,
+    Signals,
+    Split,
+)
 
 MAX_MANIFEST_BYTES = 64 * 1024**2
 
@@ -188,3 +199,27 @@ def document(manifest: Manifest) -> bytes:
         "attributes": {"kdpipe": manifest.to_json()},
     }
     return (json.dumps(node, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def missing_or_resized(store: Path, found: Manifest) -> list[str]:
+    """Compare names and sizes of a sealed store's files with its manifest; one line for each fault."""
+    present = file_sizes(store)
+    present.pop("zarr.json", None)
+    faults = [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())]
+    faults += [f"{name} does not belong to the store" for name in sorted(present.keys() - found.files.keys())]
+    faults += [
+        f"{name} has {present[name]} bytes, expected {file.size}"
+        for name, file in sorted(found.files.items())
+        if name in present and present[name] != file.size
+    ]
+    return faults
+
+
+def file_sizes(store: Path) -> dict[str, int]:
+    """Return the bytes of every file by its path in the store, without those that a writer takes away meanwhile."""
+    sizes = {}
+    for path in store.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                sizes[path.relative_to(store).as_posix()] = path.stat().st_size
+    return sizes

@@ -13,10 +13,49 @@ import numpy.typing as npt
 from kdpipe import encoding
 from kdpipe.encoding import Encoding
 from kdpipe.store import arrays
-from kdpipe.store.layout import Layout
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import Choice, Fingerprint, Provenance, Rendering, Split
-from kdpipe.store.signals import PENULTIMATE, Shape, array_name
+from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Provenance, Rendering, Shape, Split, array_name
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes that a layout stays within."""
+
+    chunk_bytes: int = 2 * 1024**2
+    """Bytes of a decoded chunk, about."""
+    shard_bytes: int = 128 * 1024**2
+    """Bytes of a shard's codes before compression."""
+    shard_rows: int = 65_536
+    split_rows: int = 4_096
+    """Planes of more rows than this are cut into at least four shards, so that a resumed run has units."""
+
+
+LIMITS = Limits()
+"""The sizes of format 1."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows per chunk and per shard of one split; the chunk divides the shard."""
+
+    chunk_rows: int
+    shard_rows: int
+
+    @classmethod
+    def choose(cls, *, samples: int, row_bytes: int, limits: Limits | None = None) -> Layout:
+        """Choose a layout for ``samples`` rows of ``row_bytes`` undecoded bytes each; ``limits`` default to LIMITS."""
+        limits = limits or LIMITS
+        limit = max(1, min(limits.shard_rows, limits.shard_bytes // row_bytes))
+        shard = min(limit, -(-samples // 4) if samples > limits.split_rows else samples)
+        chunks = -(-shard // max(1, limits.chunk_bytes // row_bytes))
+        chunk = -(-shard // chunks)
+        if chunk * chunks > limit:
+            chunk -= 1
+        return cls(chunk_rows=chunk, shard_rows=chunk * chunks)
+
+    def shards(self, samples: int) -> list[tuple[int, int]]:
+        """Return the ``(start, stop)`` rows of each shard of a plane."""
+        return [(start, min(start + self.shard_rows, samples)) for start in range(0, samples, self.shard_rows)]
 
 
 @dataclass(frozen=True)
@@ -87,6 +126,8 @@ class Plan:
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
     """What makes the pixels."""
+    limits: Limits | None = None
+    """Sizes of chunks and shards; ``None`` for those of format 1."""
 
     def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
         """Return the plan of the same store with another encoding, and how that was chosen."""
@@ -103,7 +144,7 @@ class Plan:
         splits = {}
         for name, split in self.splits.items():
             samples = len(split.sample_ids)
-            layout = Layout.choose(samples=samples, row_bytes=row_bytes)
+            layout = Layout.choose(samples=samples, row_bytes=row_bytes, limits=self.limits)
             splits[name] = Split(
                 samples=samples,
                 planes=split.planes,

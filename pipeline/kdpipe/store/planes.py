@@ -20,7 +20,7 @@ from kdpipe.encoding import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.signals import array_name
+from kdpipe.store.sections import array_name
 
 Rows = npt.NDArray[np.int64]
 

@@ -18,15 +18,59 @@ import torch
 
 from kdpipe import encoding
 from kdpipe.encoding import Encoding
-from kdpipe.errors import CorruptStoreError, StoreError
-from kdpipe.store import arrays, shards, side
+from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
+from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import Limits
 from kdpipe.store.planes import Plane, PlaneReader
-from kdpipe.store.signals import PENULTIMATE
+from kdpipe.store.sections import PENULTIMATE
 
+MEMORY_LIMIT = 8 * 1024**3
+"""Default of ``open_store``: 8 GiB hold two planes of 1.28 million samples and 1,000 classes in fp16."""
 _PLANES_KEPT = 2
-_SHARD_ROWS, _SHARD_BYTES = 65_536, 128 * 1024**2
+_LARGEST = Limits()
 """The largest shards of format 1; one of a single row may be larger."""
+
+
+def open_store(
+    path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT, beside: Sequence[str] = ()
+) -> LogitStore:
+    """Open one split of a sealed store, after comparing its files' names and sizes with the manifest.
+
+    Args:
+        path: the store's directory, ``NAME.zarr``.
+        split: ``train`` or ``test``.
+        memory_limit: bytes that planes may take; two at most are held. A buffer per thread comes on top.
+        beside: signals, such as ``features:layer3``, that planes hold beside the logits, for training.
+
+    Raises:
+        StoreNotFoundError: there is no store at ``path``.
+        UnsealedStoreError: it is still being built, or its build was interrupted.
+        CorruptStoreError: files are missing, extra or of another size, or metadata is damaged.
+        StoreError: there is no such split or signal, or the split claims more memory than the limit.
+    """
+    store = Path(path)
+    found = manifest.read(store)
+    if found.state != "sealed":
+        raise UnsealedStoreError(
+            f"{store} is not sealed: its build is still running or was interrupted. Run the same "
+            "kdpipe cache-teacher command again to finish it."
+        )
+    faults = manifest.missing_or_resized(store, found)
+    if faults:
+        more = f" ({len(faults)} faults in all)" if len(faults) > 1 else ""
+        raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {store}")
+    if split not in found.splits:
+        hint = did_you_mean(split, found.splits)
+        raise StoreError(f"{store} has no split '{split}', only {', '.join(found.splits)}{hint}")
+    metadata_faults = [
+        name
+        for name, file in found.files.items()
+        if name.endswith("zarr.json") and manifest.digest_file(store / name) != file.digest
+    ]
+    if metadata_faults:
+        raise CorruptStoreError(f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {store}")
+    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside)
 
 
 class LogitStore:
@@ -242,7 +286,7 @@ class LogitStore:
             )
 
     def _side(self, name: str) -> npt.NDArray[Any]:
-        return side.read(self.path, self.manifest, self.split, name, self._specs[name])
+        return arrays.read_side(self.path, self.manifest, self.split, name, self._specs[name])
 
     def _check_arrays(self) -> None:
         """Make sure that all sizes make sense and are allowed, and that the metadata says the same."""
@@ -253,15 +297,15 @@ class LogitStore:
         shard_bytes = cut.shard_rows * widest
         if (
             cut.chunk_rows > cut.samples
-            or cut.shard_rows > _SHARD_ROWS
-            or (shard_bytes > _SHARD_BYTES and cut.shard_rows > 1)
+            or cut.shard_rows > _LARGEST.shard_rows
+            or (shard_bytes > _LARGEST.shard_bytes and cut.shard_rows > 1)
             or self._reader.chunk_bytes > shards.MAX_CHUNK_BYTES
         ):
             raise CorruptStoreError(
                 f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
                 f"{cut.shard_rows} rows, which nothing that kdpipe writes has."
             )
-        side.check_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
+        arrays.check_side_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
         listed = sum(name.startswith(f"{self.split}/codes/c/") for name in self.manifest.files)
         if listed != cut.shards:
             raise CorruptStoreError(

@@ -16,8 +16,7 @@ from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
-from kdpipe.store.sections import rendering_differences
-from kdpipe.store.signals import Shape
+from kdpipe.store.sections import Shape, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories beside a store that a kill may leave: ``.NAME.zarr.new`` and so on."""

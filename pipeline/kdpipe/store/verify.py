@@ -9,8 +9,8 @@ from pathlib import Path
 from kdpipe.errors import StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest
-from kdpipe.store.manifest import Manifest
-from kdpipe.store.opening import missing_or_resized, open_store
+from kdpipe.store.manifest import Manifest, missing_or_resized
+from kdpipe.store.reader import open_store
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:

@@ -21,13 +21,10 @@ from kdpipe import durable, encoding
 from kdpipe.encoding import Encoded, Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton
-from kdpipe.store.disk import writing
-from kdpipe.store.layout import Layout
-from kdpipe.store.ledger import Entry, Ledger, lock
+from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Plan, Shard
-from kdpipe.store.sections import File
-from kdpipe.store.signals import array_name
+from kdpipe.store.plan import Layout, Plan, Shard
+from kdpipe.store.sections import File, array_name
 
 _QUEUE = 2
 """Shards that may wait to be encoded and written while the teacher goes on."""

@@ -13,7 +13,6 @@ from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Preset, evaluating
 from kdpipe.progress import Progress, silent
 from kdpipe.training.checkpoint import State
-from kdpipe.training.objective import cross_entropy
 from kdpipe.training.optimization import Learner
 from kdpipe.views import Renderer
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kdpipe.distil.adversary import Robust
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.rotation import Rotation
 from kdpipe.errors import KdpipeError
 from kdpipe.progress import Progress, silent
 from kdpipe.training.batches import Batches, Targets

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kdpipe.training.checkpoint import State
 from kdpipe.training.settings import Optimization
 
+
 class Learner:
     """A model and its optimizer; ``state`` holds everything that a step changes."""
 

@@ -14,6 +14,7 @@ from kdpipe.views import permutation
 
 _ORDER_STREAM = 0x0_0DE7
 
+
 @dataclass(frozen=True)
 class Order:
     """The samples and views of each epoch, and their order: all that several students share."""

@@ -15,12 +15,31 @@ shape. Each parameter is an int32 tensor ``(n,)``, one value per image, in units
 from __future__ import annotations
 
 import math
+from enum import IntEnum
+from typing import Annotated
 
 import torch
+
+from kdpipe.spec import Range
+from kdpipe.views.philox import Draws
+from kdpipe.views.recipe import claim, operation
 
 _BITS = 24
 _COSINES = tuple(round(math.cos(math.radians(half / 2)) * (1 << _BITS)) for half in range(720))
 """The cosine of each half degree in units of 2^-24; none is within 0.003 of a half, where libraries might differ."""
+
+Degrees = Annotated[
+    float, Range("0.5 to 180, in steps of 0.5", lambda value: 0.5 <= value <= 180 and (2 * value).is_integer())
+]
+
+
+class Stream(IntEnum):
+    """Stream of the rotation."""
+
+    ROTATE = 8
+
+
+claim(Stream)
 
 
 def shear_x(images: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
@@ -68,6 +87,17 @@ def rotate(images: torch.Tensor, half_degrees: torch.Tensor) -> torch.Tensor:
     source_rows = (cosine * down + (height << _BITS)) + sine * right
     source_columns = (cosine * right + (width << _BITS)) - sine * down
     return _gather(images, source_rows >> (_BITS + 1), source_columns >> (_BITS + 1))
+
+
+@operation("rotate", "rotate", source="torchvision RandomRotation")
+def random_rotation(images: torch.Tensor, draws: Draws, degrees: Degrees) -> torch.Tensor:
+    """Rotation by a uniform angle up to DEGREES either way, black beyond the image.
+
+    The angle is a multiple of half a degree; of -180 and 180, which are the same, only one is drawn.
+    """
+    most = round(2 * degrees)
+    drawn = draws.integers(Stream.ROTATE, min(2 * most + 1, 720)) - most
+    return rotate(images, torch.from_numpy(drawn))
 
 
 def _places(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

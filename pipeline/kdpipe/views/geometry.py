@@ -1,18 +1,55 @@
-"""From a source image to a model's square input: resize the shorter side, cut out the centre."""
+"""Geometry of views: from a source image to a model's square input.
+
+The plain view resizes the shorter side and cuts out the center. An augmented view resizes one box of the source image,
+chosen in whole source pixels for every input size: a model of 224 pixels and one of 160 resize the same box. Flips
+follow at the input size. Drawn values only go through operations that IEEE 754 rounds correctly, so boxes are the same
+on every machine.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from kdpipe.models import Preset
+from kdpipe.spec import between
+from kdpipe.views.grid import log_uniform
+from kdpipe.views.philox import Draws
+from kdpipe.views.recipe import claim, operation, pair
 from kdpipe.views.resample import resize
+
+Integers = npt.NDArray[np.int64]
+Scale = Annotated[float, between(0.001, 1)]
+"""An area as a share of the image's."""
+Ratio = Annotated[float, between(0.1, 10)]
+
+_ATTEMPTS = 10
+
+
+class Stream(IntEnum):
+    """Streams of boxes and flips."""
+
+    CROP_TOP = 1
+    CROP_LEFT = 2
+    FLIP = 3
+    VFLIP = 4
+    RRC_AREA = 16
+    RRC_RATIO = 17
+    RRC_TOP = 18
+    RRC_LEFT = 19
+
+
+claim(Stream)
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The part of a ``Preset`` that moves pixels; the rest is normalisation."""
+    """The part of a ``Preset`` that moves pixels; the rest is normalization."""
 
     size: int
     resize: int
@@ -20,7 +57,7 @@ class Geometry:
 
     @classmethod
     def of(cls, preset: Preset) -> Geometry:
-        """Take the geometry of a model's preset."""
+        """Return the geometry of a model's preset."""
         return cls(preset.size, preset.resize, preset.interpolation)
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
@@ -36,3 +73,108 @@ class Geometry:
             images = resize(images, height, width, kernel=self.interpolation)
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)
         return images[..., top : top + self.size, left : left + self.size]
+
+
+class Sources(NamedTuple):
+    """The source images that boxes are chosen in."""
+
+    sizes: Integers
+    """Heights and widths, ``(n, 2)``."""
+    square: bool
+    """Whether the boxes are for a square input."""
+
+
+@operation("none", "box")
+def middle(sources: Sources, draws: Draws) -> Integers:  # noqa: ARG001
+    """The plain view only: no augmented views."""
+    # The box of every recipe without a crop: the largest square in the middle, or the image.
+    sizes = sources.sizes
+    sides = np.repeat(sizes.min(axis=1, keepdims=True), 2, axis=1) if sources.square else sizes
+    return np.concatenate([(sizes - sides) // 2, sides], axis=1)
+
+
+@operation("crop", "box", source="He et al. 2016, section 4.2; torchvision RandomCrop(32, padding=4)")
+def crop(sources: Sources, draws: Draws) -> Integers:
+    """Shift by up to 1/8 of each side, black beyond the image.
+
+    The usual CIFAR augmentation (He et al., "Deep Residual Learning for Image Recognition", 2016): 4 pixels at 32 x 32.
+    An image that is not square is moved by 1/8 of its own sides, and its middle square is taken.
+    """
+    reach = sources.sizes // 8
+    top = draws.integers(Stream.CROP_TOP, 2 * reach[:, 0] + 1)
+    left = draws.integers(Stream.CROP_LEFT, 2 * reach[:, 1] + 1)
+    places = middle(sources, draws)
+    places[:, :2] += np.stack([top, left], axis=1) - reach
+    return places
+
+
+@operation("rrc", "box", source="Szegedy et al. 2015, section 6; torchvision RandomResizedCrop")
+def random_resized_crop(
+    sources: Sources,
+    draws: Draws,
+    scale_min: Scale = 0.08,
+    scale_max: Scale = 1,
+    ratio_min: Ratio = 0.75,
+    ratio_max: Ratio = 4 / 3,
+) -> Integers:
+    """Box of random area and aspect ratio, resized to the input.
+
+    Szegedy et al., "Going Deeper with Convolutions" (2015), as torchvision's ``RandomResizedCrop``: the area is uniform
+    in ``scale`` (of the image's), the ratio of width to height log-uniform (in 256 steps); after ten attempts that do
+    not fit, the largest box in the middle whose ratio is in range.
+    """
+    sizes = sources.sizes
+    ratios = log_uniform(ratio_min, ratio_max)
+    sides = np.zeros_like(sizes)
+    waiting = np.ones(len(sizes), dtype=bool)
+    for attempt in range(_ATTEMPTS):
+        share = scale_min + (scale_max - scale_min) * draws.uniform(Stream.RRC_AREA, attempt)
+        area = share * sizes.prod(axis=1)
+        ratio = ratios[(draws.uniform(Stream.RRC_RATIO, attempt) * len(ratios)).astype(np.int64)]
+        drawn = _rounded(np.sqrt(np.stack([area / ratio, area * ratio], axis=1)))
+        taken = waiting & ((drawn > 0) & (drawn <= sizes)).all(axis=1)
+        sides[taken] = drawn[taken]
+        waiting &= ~taken
+        if not waiting.any():
+            break
+    sides = np.where(waiting[:, None], _largest(sizes, ratio_min, ratio_max), sides)
+    top = draws.integers(Stream.RRC_TOP, sizes[:, 0] - sides[:, 0] + 1)
+    left = draws.integers(Stream.RRC_LEFT, sizes[:, 1] - sides[:, 1] + 1)
+    corners = np.where(waiting[:, None], (sizes - sides) // 2, np.stack([top, left], axis=1))
+    return np.concatenate([corners, sides], axis=1)
+
+
+def _largest(sizes: Integers, low: float, high: float) -> Integers:
+    """Return height and width of the largest box whose ratio is between ``low`` and ``high``, ``(n, 2)``."""
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    box_width = _rounded(np.minimum(width, height * high))
+    box_height = _rounded(np.minimum(height, width / low))
+    return np.stack([box_height, box_width], axis=1).clip(min=1)
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> Integers:
+    return np.floor(values + 0.5).astype(np.int64)
+
+
+@operation("flip", "flip", source="torchvision RandomHorizontalFlip")
+def flip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Left and right swapped, in half of the images."""
+    return _flipped(images, draws.integers(Stream.FLIP, 2), -1)
+
+
+@operation("vflip", "flip", source="torchvision RandomVerticalFlip")
+def vflip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Top and bottom swapped, in half of the images."""
+    return _flipped(images, draws.integers(Stream.VFLIP, 2), -2)
+
+
+def _flipped(images: torch.Tensor, choice: Integers, dim: int) -> torch.Tensor:
+    """Flip the images whose ``choice`` is 1 along ``dim``."""
+    # All bits set where an image is flipped: torch.where is many times slower on uint8.
+    chosen = torch.from_numpy(choice.astype(np.uint8)).to(images.device).neg_().view(-1, 1, 1, 1)
+    return images.flip(dim).bitwise_xor_(images).bitwise_and_(chosen).bitwise_xor_(images)
+
+
+# Names of pairs: a change of the pixels of crop, rrc or flip raises their versions as well.
+pair("crop-flip", "crop", "flip", version=2)
+pair("rrc-flip", "rrc", "flip")

@@ -5,8 +5,10 @@ The partner belongs to the sample, not to a place in a batch, so the teacher and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +16,29 @@ import torch
 
 from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError
+from kdpipe.spec import between
 from kdpipe.views import grid
 from kdpipe.views.beta import steps as lambda_steps
-from kdpipe.views.operations import Stream
+from kdpipe.views.beta import thresholds
 from kdpipe.views.partners import partners
 from kdpipe.views.philox import Draws
-from kdpipe.views.recipe import Recipe
+from kdpipe.views.recipe import Recipe, claim, operation
 
 Integers = npt.NDArray[np.int64]
+Alpha = Annotated[float, between(0.01, 100)]
+
+
+class Stream(IntEnum):
+    """Streams of mixing."""
+
+    CHOICE = 96
+    MIXUP_LAMBDA = 97
+    CUTMIX_LAMBDA = 98
+    CUTMIX_TOP = 99
+    CUTMIX_LEFT = 100
+
+
+claim(Stream)
 
 
 class Population:
@@ -77,25 +94,36 @@ class Amounts:
     """The weight of each sample's own label, ``(n,)``, in 0..1; its partner's label has the rest."""
 
 
-def amounts(recipe: Recipe, draws: Draws) -> Amounts:
-    """Draw the amounts of a recipe that mixes; with both operations, each sample gets one of them at even odds.
+@operation("mixup", "mix", table=thresholds, source="Zhang et al. 2018")
+def mixup(table: Sequence[int], draws: Draws, alpha: Alpha) -> Amounts:  # noqa: ARG001
+    """Blend with another sample, lambda from Beta(alpha, alpha).
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); Yun et al., "CutMix" (2019).
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization" (2018); lambda is a multiple of 1/256.
     """
-    names = [step.operation.name for step in recipe.of("mix")]
-    choice = draws.integers(Stream.MIX_CHOICE, len(names))
-    count = len(draws.sample_ids)
-    steps, kept, boxes = np.full(count, 256), np.full(count, 1024), np.zeros((count, 4), dtype=np.int64)
-    for number, name in enumerate(names):
-        chosen = choice == number
-        if name == "mixup":
-            drawn = lambda_steps(draws.words(Stream.MIXUP_LAMBDA)[0], recipe.thresholds[name])
-            steps[chosen] = drawn[chosen]
-        else:
-            drawn = lambda_steps(draws.words(Stream.CUTMIX_LAMBDA)[0], recipe.thresholds[name])
-            cut, left_over = grid.cut_boxes(draws, (Stream.CUTMIX_TOP, Stream.CUTMIX_LEFT), drawn)
-            boxes[chosen], kept[chosen] = cut[chosen], left_over[chosen]
-    return Amounts(steps, boxes, (steps / 256 * kept / 1024).astype(np.float32))
+    steps = lambda_steps(draws.words(Stream.MIXUP_LAMBDA)[0], table)
+    return Amounts(steps, np.zeros((len(steps), 4), dtype=np.int64), (steps / 256).astype(np.float32))
+
+
+@operation("cutmix", "mix", table=thresholds, source="Yun et al. 2019")
+def cutmix(table: Sequence[int], draws: Draws, alpha: Alpha) -> Amounts:  # noqa: ARG001
+    """Box of another sample, area from Beta(alpha, alpha).
+
+    Yun et al., "CutMix" (2019); lambda is the share that is left of the image, in 1/1024.
+    """
+    steps = lambda_steps(draws.words(Stream.CUTMIX_LAMBDA)[0], table)
+    boxes, kept = grid.cut_boxes(draws, (Stream.CUTMIX_TOP, Stream.CUTMIX_LEFT), steps)
+    return Amounts(np.full(len(steps), 256), boxes, (kept / 1024).astype(np.float32))
+
+
+def amounts(recipe: Recipe, draws: Draws) -> Amounts:
+    """Draw the amounts of a recipe that mixes; with several operations, each sample gets one of them at even odds."""
+    steps = recipe.of("mix")
+    choice = draws.integers(Stream.CHOICE, len(steps))
+    drawn = [step(recipe.thresholds[step.name], draws) for step in steps]
+    rows = np.arange(len(choice))
+    return Amounts(
+        *(np.stack([getattr(each, field.name) for each in drawn])[choice, rows] for field in fields(Amounts))
+    )
 
 
 def mix(images: torch.Tensor, partners: torch.Tensor, drawn: Amounts) -> torch.Tensor:

@@ -1,52 +1,136 @@
-"""Recipes: which random pixels an augmented view is made of.
+"""Recipes, and the registry of the operations that they are made of.
 
-A recipe is a short string of operations joined with ``+``, each with its numbers after a colon:
+A recipe is a string of operations joined with ``+``, in the grammar of ``kdpipe.spec``:
 
-    crop-flip
-    rrc-flip:0.25+color+erase
-    rrc-flip+randaug:2,9+mixup:0.2+cutmix:1
+    crop
+    rrc:0.25+flip+color+erase
+    rrc:scale_min=0.25+flip+randaug:steps=2,level=9+mixup:0.2+cutmix:1
 
-or the same as YAML, with names for the numbers: ``[rrc-flip: {scale: [0.25, 1]}, randaug: {steps: 2, level: 9}]``.
+An operation is a function that registers itself in the file that computes it. Its first parameters are what its phase
+passes to it (see ``PHASES``); the others are those that a recipe may set:
+
+    class Stream(IntEnum):
+        GRAY = 1000
+
+    claim(Stream)
+
+    @operation("gray", "color")
+    def gray(images: torch.Tensor, draws: Draws, probability: Share = 0.2) -> torch.Tensor:
+        "Gray levels, in a share of the images."
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
-import yaml
+from kdpipe.errors import RecipeError
+from kdpipe.spec import Entry, Registry, Term, parse, shortest
 
-from kdpipe.errors import RecipeError, did_you_mean
-from kdpipe.views.beta import thresholds
-from kdpipe.views.operations import OPERATIONS, PHASES, Operation
+Phase = Literal["box", "flip", "rotate", "color", "erase", "mix"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""The order in which an image is made, and so that of a recipe. An operation is called with two arguments and its values:
+
+- ``box``: the source images (``geometry.Sources``) and the draws; returns one box of each, int64 ``(n, 4)``;
+- ``flip``, ``rotate``, ``color``, ``erase``: uint8 images ``(n, 3, H, W)`` at the input size and the draws; returns such;
+- ``mix``: the table that lambda is drawn with and the draws; returns the ``mixing.Amounts``.
+"""
 
 Thresholds = Mapping[str, Sequence[int]]
-"""For each mixing operation, the table that its lambda is drawn with; see ``kdpipe.views.beta``."""
+"""For each mixing operation, the table that its lambda is drawn with; see ``kdpipe.views.mixing``."""
+
+OPERATIONS: Registry[Any] = Registry("operation", error=RecipeError)
+"""All operations, in the order in which an image is made."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The facts of an operation that pixels depend on."""
+
+    entry: Entry[Any]
+    phase: Phase
+    version: int
+    """Rises when the operation's pixels change, so that old stores are told apart."""
+    table: Callable[..., Sequence[int]] | None = None
+    """Computes the table of lambda from the values, for the phase ``mix``."""
+    parts: tuple[str, ...] = ()
+    """The names of the operations that the name of a pair stands for."""
+
+
+_OPERATIONS: dict[str, Operation] = {}
+_CLAIMED: dict[int, str] = {}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def operation(
+    name: str, phase: Phase, *, version: int = 1, source: str = "", table: Callable[..., Sequence[int]] | None = None
+) -> Callable[[Function], Function]:
+    """Register a function as an operation; the first line of its docstring is its help."""
+
+    def register(function: Function) -> Function:
+        entry = OPERATIONS.add(name, function, skip=2, source=source)
+        _OPERATIONS[name] = Operation(entry, phase, version, table)
+        return function
+
+    return register
+
+
+def pair(name: str, first: str, then: str, *, version: int = 1) -> None:
+    """Register ``name`` for two operations; its values are those of the first, and the second has none."""
+    one = _OPERATIONS[first]
+    entry = OPERATIONS.add(
+        name, one.entry.make, skip=2, source=one.entry.source, help_line=f"{first}+{then} in one name."
+    )
+    _OPERATIONS[name] = Operation(entry, one.phase, version, parts=(first, then))
+
+
+def claim(streams: type[IntEnum], *more: int) -> None:
+    """Reserve the numbers of a file's streams, and ``more``; a number is never used for another parameter again.
+
+    Any number from 0 to 2^31 - 1 will do that no other file has.
+
+    Raises:
+        ValueError: a number is taken.
+    """
+    for number in (*streams, *more):
+        if number in _CLAIMED:
+            raise ValueError(f"stream {number:d} belongs to {_CLAIMED[number]}: choose another number")
+        _CLAIMED[int(number)] = streams.__module__
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation and its numbers, in the order of its parameters."""
+    """One operation of a recipe, with its values in the order of its parameters."""
 
-    operation: Operation
-    values: tuple[float, ...]
+    name: str
+    values: tuple[float, ...] = ()
 
-    def __getitem__(self, parameter: str) -> float:
-        """Return the value of a parameter by its name."""
-        names = [known.name for known in self.operation.parameters]
-        return self.values[names.index(parameter)]
+    @property
+    def operation(self) -> Operation:
+        """The operation of that name."""
+        return _OPERATIONS[self.name]
+
+    @property
+    def parts(self) -> tuple[Step, ...]:
+        """The step, or those of the two operations that its name stands for."""
+        first, *others = self.operation.parts or (self.name,)
+        return Step(first, self.values), *map(Step, others)
+
+    def __call__(self, given: Any, draws: Any) -> Any:
+        """Call the operation; see ``PHASES``."""
+        return self.operation.entry.make(given, draws, *self.values)
 
     def __str__(self) -> str:
-        """Return the canonical form: numbers up to the last one that is not the default."""
+        """Return the canonical form: values by position up to the last one that is not the default."""
         given = len(self.values)
-        defaults = [parameter.default for parameter in self.operation.parameters]
+        defaults = [parameter.default for parameter in self.operation.entry.parameters]
         while given and self.values[given - 1] == defaults[given - 1]:
             given -= 1
-        numbers = ",".join(map(_shortest, self.values[:given]))
-        return f"{self.operation.name}:{numbers}" if given else self.operation.name
+        return str(Term(self.name, tuple(map(shortest, self.values[:given]))))
 
 
 @dataclass(frozen=True)
@@ -54,22 +138,22 @@ class Recipe:
     """A parsed recipe; ``str(recipe)`` is its canonical form."""
 
     steps: tuple[Step, ...]
+    """As written, without ``none``."""
     _given: Thresholds | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def parse(cls, recipe: str | Sequence[Any] | Mapping[str, Any], *, thresholds: Thresholds | None = None) -> Recipe:
-        """Parse a short string such as ``"crop-flip"``, YAML, or what YAML stands for.
+    def parse(cls, recipe: str, *, thresholds: Thresholds | None = None) -> Recipe:
+        """Parse a recipe such as ``"crop+flip"``.
 
         ``thresholds`` are those that a store keeps for its mixing operations; without them they are computed.
 
         Raises:
             RecipeError: an operation is unknown (the message names the nearest one), is given twice or in the wrong
-                place, or a number is missing or out of range.
+                place, or a value is missing or out of range.
         """
-        entries = _entries(recipe)
-        steps = tuple(_step(name, numbers, recipe) for name, numbers in entries)
+        steps = tuple(map(_step, parse(recipe, error=RecipeError)))
         _check_order(steps, recipe)
-        return cls(tuple(step for step in steps if step.operation.name != "none"), thresholds or None)
+        return cls(tuple(step for step in steps if step.name != "none"), thresholds or None)
 
     @property
     def augments(self) -> bool:
@@ -79,144 +163,60 @@ class Recipe:
     @property
     def mixes(self) -> bool:
         """Whether views above 0 hold parts of other samples."""
-        return any(step.operation.phase == "mix" for step in self.steps)
+        return bool(self.of("mix"))
 
-    def of(self, phase: str) -> tuple[Step, ...]:
-        """Return the steps of one of ``PHASES``."""
-        return tuple(step for step in self.steps if step.operation.phase == phase)
+    def of(self, *phases: Phase) -> tuple[Step, ...]:
+        """Return the steps of some phases; a pair is given as its two parts."""
+        return tuple(part for step in self.steps for part in step.parts if part.operation.phase in phases)
 
     @cached_property
     def thresholds(self) -> dict[str, tuple[int, ...]]:
         """The table of each mixing operation's lambda, 256 integers each."""
         if self._given is not None:
             return {name: tuple(table) for name, table in self._given.items()}
-        return {step.operation.name: thresholds(step["alpha"]) for step in self.of("mix")}
+        steps = [(step, step.operation.table) for step in self.of("mix")]
+        return {step.name: tuple(table(*step.values)) for step, table in steps if table is not None}
 
     @property
     def version(self) -> str:
         """The versions of the operations, to be stored beside the recipe."""
-        return "+".join(f"{operation.name}/{operation.version}" for operation in self._operations)
+        return "+".join(f"{step.name}/{step.operation.version}" for step in self.steps or (Step("none"),))
 
     def __str__(self) -> str:
         """Return the canonical form."""
         return "+".join(map(str, self.steps)) or "none"
 
-    @property
-    def _operations(self) -> tuple[Operation, ...]:
-        return tuple(step.operation for step in self.steps) or (OPERATIONS["none"],)
+
+def _step(term: Term) -> Step:
+    entry, given, _ = OPERATIONS.bind(term)
+    OPERATIONS.require(entry, given)
+    values = {parameter.name: parameter.default for parameter in entry.parameters} | given
+    for low in values:
+        known = low.removesuffix("_min")
+        high = f"{known}_max"
+        if known != low and values[low] > values[high]:
+            raise RecipeError(f"'{entry.name}' has the {known} {values[low]:g} to {values[high]:g}; swap them.")
+    return Step(entry.name, tuple(values.values()))
 
 
-def _entries(recipe: str | Sequence[Any] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the operations' names, each with its numbers: a list, or a mapping of names to numbers."""
-    if isinstance(recipe, str):
-        text = recipe.strip()
-        if not text.startswith(("[", "{", "- ")) and "\n" not in text:
-            return [_short(part) for part in text.split("+")]
-        try:
-            recipe = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"the recipe is not valid YAML: {' '.join(str(error).split())}") from None
-    if isinstance(recipe, str):
-        return [_short(part) for part in recipe.split("+")]
-    parts = [recipe] if isinstance(recipe, Mapping) else recipe
-    entries: list[tuple[str, Any]] = []
-    for part in parts if isinstance(parts, Sequence) else [parts]:
-        if isinstance(part, str):
-            entries.append(_short(part))
-        elif isinstance(part, Mapping) and all(isinstance(name, str) for name in part):
-            entries += part.items()
-        else:
-            raise RecipeError(f"the recipe has {part!r}, expected the name of an operation, or a name and its numbers.")
-    return entries
-
-
-def _short(part: str) -> tuple[str, list[str]]:
-    name, colon, numbers = part.strip().partition(":")
-    return name.strip(), numbers.split(",") if colon else []
-
-
-def _step(name: str, numbers: Any, recipe: Any) -> Step:
-    operation = OPERATIONS.get(name)
-    if operation is None:
-        hint = did_you_mean(name, OPERATIONS) or "."
-        raise RecipeError(f"unknown recipe '{name}'{hint} Known: {', '.join(OPERATIONS)}.")
-    values = [parameter.default for parameter in operation.parameters]
-    for place, number in _places(operation, numbers):
-        values[place] = _number(operation, place, number)
-    missing = [known.name for known, value in zip(operation.parameters, values, strict=True) if value is None]
-    if missing:
-        raise RecipeError(f"'{name}' in the recipe '{recipe}' lacks {missing[0]}: write {operation.usage}.")
-    step = Step(operation, tuple(value for value in values if value is not None))
-    for known in operation.ranges:
-        low, high = step[f"{known}_min"], step[f"{known}_max"]
-        if low > high:
-            raise RecipeError(f"'{name}' has the {known} {low:g} to {high:g}; swap them.")
-    return step
-
-
-def _places(operation: Operation, numbers: Any) -> list[tuple[int, Any]]:
-    """Say which parameter each number is for."""
-    names = [parameter.name for parameter in operation.parameters]
-    if isinstance(numbers, Mapping):
-        numbers = dict(_ends(operation, numbers))
-        unknown = next((name for name in numbers if name not in names), None)
-        if unknown is not None:
-            hint = did_you_mean(str(unknown), names) or "."
-            raise RecipeError(
-                f"'{operation.name}' has no number '{unknown}'{hint} Known: {', '.join(names) or 'none'}."
-            )
-        return [(names.index(name), number) for name, number in numbers.items()]
-    listed = [] if numbers is None else list(numbers) if isinstance(numbers, list | tuple) else [numbers]
-    if len(listed) > len(names):
-        raise RecipeError(
-            f"'{operation.name}' takes {len(names)} numbers at most, got {len(listed)}: write {operation.usage}."
-        )
-    return list(enumerate(listed))
-
-
-def _ends(operation: Operation, numbers: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield the numbers with each range, ``scale: [0.1, 1]``, as its two ends."""
-    for name, number in numbers.items():
-        if name in operation.ranges and isinstance(number, list | tuple) and len(number) == 2:
-            yield from ((f"{name}_min", number[0]), (f"{name}_max", number[1]))
-        else:
-            yield name, number
-
-
-def _number(operation: Operation, place: int, number: Any) -> float:
-    parameter = operation.parameters[place]
-    try:
-        value = math.nan if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError):
-        value = math.nan
-    if not parameter.low <= value <= parameter.high or (parameter.whole and value != int(value)):
-        kind = "a whole number" if parameter.whole else "a number"
-        raise RecipeError(
-            f"'{operation.name}' has {parameter.name} {str(number)!r}, expected {kind} from {parameter.low:g} to "
-            f"{parameter.high:g}."
-        )
-    return value
-
-
-def _check_order(steps: Sequence[Step], recipe: Any) -> None:
-    names = [step.operation.name for step in steps]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise RecipeError(f"the recipe '{recipe}' has '{twice}' twice; write it once.")
+def _check_order(steps: Sequence[Step], recipe: str) -> None:
+    names = [step.name for step in steps]
+    _check_twice(names, recipe)
     if "none" in names and len(names) > 1:
         raise RecipeError(f"the recipe '{recipe}' joins 'none' with other operations; leave it out.")
-    boxes = [name for name, step in zip(names, steps, strict=True) if step.operation.phase == "box"]
+    boxes = [step.name for step in steps if step.operation.phase == "box"]
     if len(boxes) > 1:
         raise RecipeError(f"the recipe '{recipe}' crops twice, by {' and '.join(boxes)}; choose one.")
+    _check_twice([part.name for step in steps for part in step.parts], recipe)
     ordered = sorted(steps, key=lambda step: PHASES.index(step.operation.phase))
     if list(steps) != ordered:
         raise RecipeError(
-            f"the recipe '{recipe}' is not in the order in which an image is made: crops first, then colours, then "
-            f"erasing, then mixing. Write '{'+'.join(map(str, ordered))}'."
+            f"the recipe '{recipe}' is not in the order in which an image is made: crops first, then flips, rotation, "
+            f"colors, erasing, mixing. Write '{'+'.join(map(str, ordered))}'."
         )
 
 
-def _shortest(value: float) -> str:
-    """Write a number in as few digits as read back to it."""
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
+def _check_twice(names: Sequence[str], recipe: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RecipeError(f"the recipe '{recipe}' has '{twice}' twice; write it once.")

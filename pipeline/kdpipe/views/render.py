@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from kdpipe.dataset import Dataset, find_ids, processors
 from kdpipe.errors import DatasetError
-from kdpipe.views import colour, crop, erase, mixing
-from kdpipe.views.crop import Boxes
-from kdpipe.views.geometry import Geometry
+from kdpipe.views import mixing
+from kdpipe.views.geometry import Geometry, Sources, middle
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import Recipe
 from kdpipe.views.resample import cut
@@ -131,7 +130,7 @@ class Renderer:
         return (images for (images,) in Renderers.of([self]).batches(batches, view))
 
     def work(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
-        """Do what a worker process does of decoded images: all on a CPU, all but colours and mixing for a device."""
+        """Do what a worker process does of decoded images: all on a CPU, the boxes for a device."""
         framed = self._framed(images, rows, view)
         return self._finish(framed, rows, view) if self.device.type == "cpu" else framed
 
@@ -170,23 +169,24 @@ class Renderer:
             return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
         return self._frame(images, self._boxes(rows, view))
 
-    def _boxes(self, rows: Rows, view: int) -> Boxes | None:
-        """Return the boxes of a view; ``None`` for the plain one."""
+    def _boxes(self, rows: Rows, view: int) -> Rows | None:
+        """Return the boxes of a view, int64 ``(n, 4)``; ``None`` for the plain one."""
         if view == 0 or not self.recipe.augments:
             return None
-        sizes = self._images.sizes[rows]
-        return crop.boxes(self.recipe.of("box"), self._draws(rows, view), sizes, square=self.geometry is not None)
+        sources = Sources(self._images.sizes[rows], square=self.geometry is not None)
+        draws = self._draws(rows, view)
+        for step in self.recipe.of("box"):
+            return step(sources, draws)  # type: ignore[no-any-return]
+        return middle(sources, draws)
 
     def _finish(self, framed: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
-        """Colour, erase and mix the images of the rows that ``_needed`` named, which are at the input size."""
+        """Apply what follows the box to the images of the rows that ``_needed`` named."""
         images = framed.to(self.device)
         if view == 0 or not len(images):
             return images
         draws = self._draws(rows, view)
-        for step in self.recipe.of("colour"):
-            images = colour.apply(step, images, draws)
-        for step in self.recipe.of("erase"):
-            images = erase.apply(step, images, draws)
+        for step in self.recipe.of("flip", "rotate", "color", "erase"):
+            images = step(images, draws)
         if not self._mixes:
             return images
         own, partners = images.chunk(2)
@@ -217,10 +217,10 @@ class _Frame:
             )
         return cls(None, *dataset.image_size, "bilinear")
 
-    def __call__(self, images: Images, boxes: Boxes | None) -> torch.Tensor:
+    def __call__(self, images: Images, boxes: Rows | None) -> torch.Tensor:
         """Return the plain view of source images, or boxes of them, uint8 ``(n, 3, height, width)``."""
         if boxes is not None:
-            return cut(images, *boxes, height=self.height, width=self.width, kernel=self.kernel)
+            return cut(images, boxes, height=self.height, width=self.width, kernel=self.kernel)
         if isinstance(images, torch.Tensor):
             return images if self.geometry is None else self.geometry.fit(images)
         return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()

@@ -29,28 +29,22 @@ Integers = npt.NDArray[np.int64]
 def cut(
     images: torch.Tensor | Sequence[torch.Tensor],
     places: Integers,
-    flips: npt.NDArray[np.bool_],
     *,
     height: int,
     width: int,
     kernel: str,
 ) -> torch.Tensor:
-    """Cut a box out of each image, resize it, and mirror some of them.
+    """Cut a box out of each image and resize it.
 
     ``images`` are uint8, ``(n, 3, H, W)`` or ``n`` times ``(3, H, W)`` of any sizes; ``places`` int64 ``(n, 4)`` tops,
-    lefts, heights and widths, black where they reach beyond an image; ``flips`` ``(n,)``. Returns uint8
-    ``(n, 3, height, width)``.
+    lefts, heights and widths, black where they reach beyond an image. Returns uint8 ``(n, 3, height, width)``.
     """
     if isinstance(images, torch.Tensor) and (places[:, 2:] == places[:1, 2:]).all():
-        boxes = resize(_windows(images, places), height, width, kernel=kernel)
-    elif isinstance(images, torch.Tensor) and kernel != "nearest" and not _native(images):
-        boxes = _cut_exactly(images, places, height, width, kernel=kernel)
-    else:
-        windows = (_window(image, *place) for image, place in zip(images, places.tolist(), strict=True))
-        single = (resize(window, height, width, kernel=kernel) for window in windows)
-        mirrored = [box.flip(-1) if flip else box for box, flip in zip(single, flips.tolist(), strict=True)]
-        return torch.cat(mirrored).contiguous()
-    return _mirror(boxes, flips) if flips.any() else boxes
+        return resize(_windows(images, places), height, width, kernel=kernel)
+    if isinstance(images, torch.Tensor) and kernel != "nearest" and not _native(images):
+        return _cut_exactly(images, places, height, width, kernel=kernel)
+    windows = (_window(image, *place) for image, place in zip(images, places.tolist(), strict=True))
+    return torch.cat([resize(window, height, width, kernel=kernel) for window in windows]).contiguous()
 
 
 def resize(images: torch.Tensor, height: int, width: int, *, kernel: str) -> torch.Tensor:
@@ -178,15 +172,6 @@ def _window(image: torch.Tensor, top: int, left: int, height: int, width: int) -
     inside = image[..., max(top, 0) : min(bottom, rows), max(left, 0) : min(right, columns)]
     beyond = (max(-left, 0), max(right - columns, 0), max(-top, 0), max(bottom - rows, 0))
     return (F.pad(inside, beyond) if any(beyond) else inside).unsqueeze(0)
-
-
-def _mirror(images: torch.Tensor, flips: npt.NDArray[np.bool_]) -> torch.Tensor:
-    """Mirror some of ``(n, 3, height, width)``; rows are picked, since ``torch.where`` is slow on uint8."""
-    mirrored = torch.from_numpy(np.flatnonzero(flips)).to(images.device)
-    rows = np.arange(len(flips))
-    rows[flips] = len(rows) + np.arange(len(mirrored))
-    both = torch.cat([images, images.index_select(0, mirrored).flip(-1)])
-    return both.index_select(0, torch.from_numpy(rows).to(images.device))
 
 
 def _windows(images: torch.Tensor, places: Integers) -> torch.Tensor:

@@ -6,11 +6,10 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-from kdpipe.views import colour, crop, erase, mixing
-from kdpipe.views.geometry import Geometry
-from kdpipe.views.operations import PHASES
+from kdpipe.views import mixing
+from kdpipe.views.geometry import Geometry, Sources
 from kdpipe.views.philox import Draws, philox
-from kdpipe.views.recipe import Recipe, Step
+from kdpipe.views.recipe import Recipe
 from kdpipe.views.resample import cut
 
 _COUNT, _HEIGHT, _WIDTH, _SIDE = 32, 40, 48, 32
@@ -28,23 +27,19 @@ def trial(recipe: Recipe, geometry: Geometry) -> dict[str, str]:
     found = {"resize": _hash(smaller, geometry.fit(images))}
     ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
     draws = Draws(ids, seed=0, view=1)
-    for phase in PHASES:
-        for step in recipe.of(phase):
-            if phase == "box":
-                boxes = crop.boxes((step,), draws, np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
-                tried = cut(images, *boxes, height=_SIDE, width=_SIDE, kernel=kernel)
-            elif phase == "mix":
-                alone = Recipe((step,), recipe.thresholds)
-                tried = mixing.mix(smaller, smaller.roll(1, 0), mixing.amounts(alone, draws))
+    sources = Sources(np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
+    for step in recipe.steps:
+        tried = smaller
+        for part in step.parts:
+            if part.operation.phase == "box":
+                tried = cut(images, part(sources, draws), height=_SIDE, width=_SIDE, kernel=kernel)
+            elif part.operation.phase == "mix":
+                drawn = part(recipe.thresholds[part.name], draws)
+                tried = mixing.mix(smaller, smaller.roll(1, 0), drawn)
             else:
-                tried = _apply(step, smaller, draws)
-            found[step.operation.name] = _hash(tried)
+                tried = part(tried, draws)
+        found[step.name] = _hash(tried)
     return found
-
-
-def _apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    apply = colour.apply if step.operation.phase == "colour" else erase.apply
-    return apply(step, images, draws)
 
 
 def _words(count: int) -> tuple[np.ndarray, ...]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from kdpipe import durable
-from kdpipe.dataset import cache_directory, files, load
+from kdpipe.dataset import cache_directory, load
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder, Recorder, picture
@@ -23,9 +23,24 @@ from .conftest import MakeFolder, Recorder, picture
 
 @pytest.fixture
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let digests of files that are only milliseconds old be remembered."""
-    monkeypatch.setattr(files, "_SETTLED_NS", 0)
-    time.sleep(0.02)
+    """Let the clock be 3 seconds ahead, so that digests of new files are remembered."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3_000_000_000)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the list of image files that are read from now on."""
+    found: list[Path] = []
+    read_bytes = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.suffix == ".png":
+            found.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    return found
 
 
 def test_decoding_reports_its_progress(make_folder: MakeFolder, recorder: Recorder) -> None:
@@ -34,12 +49,14 @@ def test_decoding_reports_its_progress(make_folder: MakeFolder, recorder: Record
 
 
 def test_the_second_load_decodes_nothing(
-    make_folder: MakeFolder, recorder: Recorder, settled: None, monkeypatch: pytest.MonkeyPatch
+    make_folder: MakeFolder, recorder: Recorder, settled: None, reads: list[Path]
 ) -> None:
     root = make_folder()
     first = load(f"folder:{root}", "train")
-    monkeypatch.setattr(files, "_content", lambda path: pytest.fail(f"{path} was read again"))
+    assert set(reads) == set((root / "train").rglob("*.png"))
+    reads.clear()
     second = load(f"folder:{root}", "train", progress=recorder)
+    assert reads == []
     assert "decoding train" not in recorder.total
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.pixels, first.pixels)  # type: ignore[arg-type]
@@ -50,15 +67,13 @@ def test_a_limit_decodes_only_its_samples(make_folder: MakeFolder, recorder: Rec
     assert recorder.total == {"checking train": 4, "decoding train": 4}
 
 
-def test_files_written_a_moment_ago_are_read_again(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_a_moment_ago_are_read_again(make_folder: MakeFolder, reads: list[Path]) -> None:
     """An edit within one tick of the file system's clock leaves every time as it was."""
     spec = f"folder:{make_folder()}"
     load(spec, "train")
-    read: list[str] = []
-    original = files._content
-    monkeypatch.setattr(files, "_content", lambda path: read.append(path) or original(path))
+    reads.clear()
     load(spec, "train")
-    assert len(read) == 6
+    assert len(reads) == 6
 
 
 def rewrite(path: Path, content: bytes) -> None:
@@ -86,7 +101,7 @@ def test_an_edit_is_noticed_even_when_size_and_time_are_restored(
     if remember:
         request.getfixturevalue("settled")
     before = load(f"folder:{root}", "train")
-    time.sleep(0.02 if remember else 0)
+    time.sleep(0.02 if remember else 0)  # one tick of the file system's clock
     content = bytearray(path.read_bytes())
     content[60] ^= 1
     rewrite(path, bytes(content))
@@ -110,7 +125,7 @@ def test_reencoding_without_a_change_of_pixels_is_noticed(make_folder: MakeFolde
 
 def test_correcting_a_label_keeps_the_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "relabelled.py").write_text(
+    (tmp_path / "relabeled.py").write_text(
         "import torch\n"
         "wrong = True\n"
         "class Data(list):\n    classes = ['a', 'b']\n"
@@ -118,11 +133,11 @@ def test_correcting_a_label_keeps_the_fingerprint(tmp_path: Path, monkeypatch: p
         "    pixels = torch.zeros((3, 4, 4), dtype=torch.uint8)\n"
         "    return Data((pixels + i, int(i > 2) ^ wrong) for i in range(6))\n"
     )
-    before = load("relabelled:data", "train")
-    import relabelled  # type: ignore[import-not-found]
+    before = load("relabeled:data", "train")
+    import relabeled  # type: ignore[import-not-found]
 
-    relabelled.wrong = False
-    after = load("relabelled:data", "train")
+    relabeled.wrong = False
+    after = load("relabeled:data", "train")
     assert before.labels.tolist() != after.labels.tolist()
     assert before.fingerprint == after.fingerprint
 

@@ -53,8 +53,8 @@ def test_a_palette_is_looked_up(tmp_path: Path, transparency: bytes | None) -> N
     image.putdata((GRAY % 3).reshape(-1).tolist())
     image.putpalette([255, 0, 0, 0, 255, 0, 9, 8, 7])
     options = {} if transparency is None else {"transparency": transparency}
-    colours = np.array([[255, 0, 0], [0, 255, 0], [9, 8, 7]], dtype=np.uint8)
-    assert_shows(only(tmp_path, image, "a.png", **options), colours[GRAY % 3])
+    colors = np.array([[255, 0, 0], [0, 255, 0], [9, 8, 7]], dtype=np.uint8)
+    assert_shows(only(tmp_path, image, "a.png", **options), colors[GRAY % 3])
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tiff"])
@@ -93,7 +93,7 @@ def test_pixels_are_writable(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 def photograph() -> Image.Image:
-    """Smooth colours with an edge and some noise; neither side is a multiple of 8."""
+    """Smooth colors with an edge and some noise; neither side is a multiple of 8."""
     row, column = np.mgrid[:61, :85]
     levels = np.stack([row * 4, column * 3, 255 - row - column], axis=2) + 40 * (column > row)[..., None]
     noise = np.random.default_rng(0).integers(-9, 10, levels.shape)

@@ -72,7 +72,7 @@ def test_val_serves_as_test_and_test_is_preferred(make_folder: MakeFolder) -> No
 def test_a_flat_test_folder_gives_way_to_val(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train", "val"))
     (root / "test").mkdir()
-    picture(0).save(root / "test" / "unlabelled.png")
+    picture(0).save(root / "test" / "unlabeled.png")
     assert len(load(f"folder:{root}", "test")) == 6
 
 
@@ -183,7 +183,7 @@ def test_images_without_a_label_come_last_in_train_alone(make_folder: MakeFolder
         np.testing.assert_array_equal(found.image(4).numpy(), np.asarray(image).transpose(2, 0, 1))
 
 
-def test_labelled_samples_keep_their_ids_beside_images_without_a_label(make_folder: MakeFolder) -> None:
+def test_labeled_samples_keep_their_ids_beside_images_without_a_label(make_folder: MakeFolder) -> None:
     root = make_folder()
     before = load(f"folder:{root}", "train")
     (root / "unlabeled").mkdir()

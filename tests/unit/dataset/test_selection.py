@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kdpipe.dataset import load, sample_id, statistics
-from kdpipe.dataset.identity import balanced_rows, sample_ids
+from kdpipe.dataset import balanced_indices, load, sample_id
+from kdpipe.dataset.identity import sample_ids
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder
@@ -79,14 +79,14 @@ def test_a_limit_takes_ranks_then_classes_in_dataset_order() -> None:
     }
     wanted = [ranked[label][rank] for rank in range(15) for label in range(-1, 3)]
     for limit in (1, 2, 3, 4, 7, 33, 59):
-        assert balanced_rows(ids, labels, limit=limit).tolist() == sorted(wanted[:limit])
+        assert balanced_indices(ids, labels, limit=limit).tolist() == sorted(wanted[:limit])
     for generous in (60, 1000, None):
-        assert balanced_rows(ids, labels, limit=generous).tolist() == list(range(60))
+        assert balanced_indices(ids, labels, limit=generous).tolist() == list(range(60))
 
 
 def test_a_limit_is_filled_from_larger_classes() -> None:
     labels = np.array([0] * 2 + [1] * 20, dtype=np.int32)
-    rows = balanced_rows(sample_ids([str(index) for index in range(22)]), labels, limit=10)
+    rows = balanced_indices(sample_ids([str(index) for index in range(22)]), labels, limit=10)
     assert np.bincount(labels[rows]).tolist() == [2, 8]
 
 
@@ -112,7 +112,7 @@ def test_statistics_are_those_of_all_pixels(make_folder: MakeFolder) -> None:
     assert all(round(value, 4) == value for value in (*mean, *deviation))
 
 
-def test_statistics_of_one_colour_have_no_zero_deviation(tmp_path: Path) -> None:
+def test_statistics_of_one_color_have_no_zero_deviation(tmp_path: Path) -> None:
     folder = tmp_path / "plain/train/it"
     folder.mkdir(parents=True)
     Image.new("RGB", (4, 4), (255, 0, 51)).save(folder / "a.png")
@@ -121,16 +121,38 @@ def test_statistics_of_one_colour_have_no_zero_deviation(tmp_path: Path) -> None
     assert min(deviation) > 0
 
 
-def test_statistics_of_many_samples_use_a_fixed_part(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = load(f"folder:{make_folder(count=10)}", "train")
-    monkeypatch.setattr(statistics, "SAMPLES", 5)
-    lowest = sorted(range(20), key=lambda row: found.sample_ids[row].tobytes())[:5]
-    part = found.subset(lowest)
-    assert found.statistics() == part.statistics()
-    assert found.subset(range(19, -1, -1)).statistics() == part.statistics()
+class Many:
+    """12,000 images of one pixel."""
+
+    classes = ("it",)
+    targets = [0] * 12_000
+    levels = np.random.default_rng(0).integers(0, 256, (12_000, 1, 1), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.levels[index], 0
+
+
+def many(split: str) -> Many:
+    return Many()
+
+
+def test_statistics_of_many_samples_are_those_of_the_10_000_lowest_ids() -> None:
+    found = load(f"{__name__}:many", "train")
+    lowest = sorted(range(len(found)), key=lambda index: found.sample_ids[index].tobytes())[:10_000]
+    levels = Many.levels[lowest].reshape(-1) / 255
+    mean, deviation = found.statistics()
+    assert mean == (round(float(levels.mean()), 4),) * 3
+    assert deviation == (round(float(levels.std()), 4),) * 3
+    assert mean != (round(float(Many.levels.mean()) / 255, 4),) * 3
+    assert found.subset(range(len(found) - 1, -1, -1)).statistics() == (mean, deviation)
 
 
 def test_a_folder_called_like_a_published_set_has_its_own_statistics(make_folder: MakeFolder) -> None:
     root = make_folder()
-    root = root.rename(root.with_name("cifar10"))
-    assert load(f"folder:{root}", "train").statistics() != statistics.PUBLISHED["cifar10"]
+    found = load(f"folder:{root.rename(root.with_name('cifar10'))}", "train")
+    levels = found.pixels.double().transpose(0, 1).flatten(1) / 255  # type: ignore[union-attr]
+    assert found.statistics()[0] == pytest.approx(levels.mean(1).tolist(), abs=5.1e-5)
+    assert found.published_statistics is None

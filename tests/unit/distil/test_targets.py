@@ -14,7 +14,8 @@ from kdpipe.distil.several_stores import MixedTargets
 from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
 from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.pairing import join_checked
-from kdpipe.store import LogitStore, layout
+from kdpipe.store import LogitStore
+from kdpipe.store.plan import Limits
 from kdpipe.training.sampling import Sampling
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command
@@ -40,7 +41,7 @@ def test_soft_targets_follow_the_sample_and_the_view(built: Built, digits: Datas
 @pytest.fixture
 def cut(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same store in chunks of 10 samples, 240 bytes each."""
-    monkeypatch.setattr(layout, "CHUNK_BYTES", 200)
+    monkeypatch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
     path = tmp_path / "cut.zarr"
     made = run_command(
         *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),

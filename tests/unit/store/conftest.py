@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kdpipe.store import layout
 from tests.unit.store import small_store
 
 
 @pytest.fixture(autouse=True)
-def small_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_layout() -> Iterator[None]:
     with small_store.small_layout():
-        small = {name: getattr(layout, name) for name in ("SHARD_ROWS", "CHUNK_BYTES")}
-    for name, value in small.items():
-        monkeypatch.setattr(layout, name, value)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.models import Preset
 from kdpipe.pairing import probe_hashes, probe_rows, rendering
-from kdpipe.store import Builder, Fingerprint, Manifest, Plan, Recipe, Shard, SplitPlan, Teacher, build, layout
+from kdpipe.store import Builder, Fingerprint, Manifest, Plan, Recipe, Shard, SplitPlan, Teacher, build
+from kdpipe.store.plan import Limits
 from kdpipe.views import Geometry, Renderer
 from kdpipe.views import Recipe as ViewRecipe
 
@@ -29,14 +31,12 @@ PRESET = Preset(size=32, resize=32, interpolation="bilinear", mean=(0.5, 0.5, 0.
 
 
 @contextmanager
-def small_layout(*, shard_rows: int = 8, chunk_rows: int = 4) -> Iterator[None]:
+def small_layout(*, shard_rows: int = 8, chunk_rows: int = 4, split_rows: int = 4_096) -> Iterator[None]:
     """Cut planes into shards of 8 rows and chunks of 4, so that small stores have several of each."""
-    before = (layout.SHARD_ROWS, layout.CHUNK_BYTES)
-    layout.SHARD_ROWS, layout.CHUNK_BYTES = shard_rows, chunk_rows * CLASSES * 2
-    try:
+    small = Limits(shard_rows=shard_rows, chunk_bytes=chunk_rows * CLASSES * 2, split_rows=split_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpipe.store.plan.LIMITS", small)
         yield
-    finally:
-        layout.SHARD_ROWS, layout.CHUNK_BYTES = before
 
 
 def plane_logits(split: str, view: int, *, samples: int, classes: int = CLASSES) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import StoreError
-from kdpipe.store import layout, open_store, shards
+from kdpipe.store import open_store, shards
 from tests.unit.store import small_store
 
 ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3", "tailp5@4")
@@ -227,10 +227,9 @@ print(len(parts), *np.diff(peaks), store.plane_bytes / 2**20)
 """
 
 
-def test_reading_stays_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_stays_within_its_limit(tmp_path: Path) -> None:
     """Planes of 24 MiB in chunks of 1 MiB, in a process of its own, whose peak is asked for."""
-    monkeypatch.setattr(layout, "SPLIT_ROWS", 65_536)
-    with small_store.small_layout(shard_rows=65_536, chunk_rows=2**20 // (2 * small_store.CLASSES)):
+    with small_store.small_layout(shard_rows=65_536, chunk_rows=2**20 // (2 * small_store.CLASSES), split_rows=65_536):
         small_store.make(tmp_path / "a.zarr", small_store.make_plan(train=49_152, test=16, views=0, classes=254))
     ran = subprocess.run(
         [sys.executable, "-c", BOUNDED, str(tmp_path / "a.zarr")], check=True, capture_output=True, text=True

@@ -18,7 +18,7 @@ from kdpipe.distil.several_stores import Mix, MixedTargets
 from kdpipe.distil.targets import WindowedTargets, soft_targets
 from kdpipe.errors import RunError
 from kdpipe.pairing import join_checked
-from kdpipe.store import layout
+from kdpipe.store.plan import Limits
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.sampling import Sampling
@@ -36,7 +36,7 @@ def cut(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's store in chunks of 10 samples, 240 bytes each."""
     path = tmp_path_factory.mktemp("cut") / "cut.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layout, "CHUNK_BYTES", 200)
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
         made = run_command(
             *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
             *("--out", path, "--views", 2, "--device", "cpu"),

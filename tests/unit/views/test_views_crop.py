@@ -12,8 +12,8 @@ from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings i
 from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import load
-from kdpipe.views import Draws, Recipe, crop, render
-from kdpipe.views.operations import Stream
+from kdpipe.views import Draws, Recipe, render
+from kdpipe.views.geometry import Sources, Stream, middle
 from tests.unit.views.pictures import EQUAL, MIXED, SMOOTH
 
 SIZES = [(32, 32), (224, 224), (375, 500), (500, 333), (33, 17), (9, 400), (400, 9), (1, 1), (1, 60), (60, 1), (2, 3)]
@@ -26,9 +26,26 @@ def some_draws(count: int, *, seed: int = 3, view: int = 2) -> Draws:
     return Draws(ids, seed, view)
 
 
-def boxes_of(recipe: str, draws: Draws, size: tuple[int, int], *, square: bool = True) -> crop.Boxes:
-    sizes = np.tile(np.array(size, dtype=np.int64), (len(draws.sample_ids), 1))
-    return crop.boxes(Recipe.parse(recipe).of("box"), draws, sizes, square=square)
+Integers = npt.NDArray[np.int64]
+
+
+def boxes_in(recipe: str, draws: Draws, sizes: Integers, *, square: bool = True) -> Integers:
+    """Return the boxes ``(n, 4)`` that a recipe chooses in images of ``sizes``."""
+    steps = Recipe.parse(recipe).of("box")
+    places: Integers = (steps[0] if steps else middle)(Sources(sizes, square), draws)
+    return places
+
+
+def boxes_of(recipe: str, draws: Draws, size: tuple[int, int], *, square: bool = True) -> Integers:
+    return boxes_in(recipe, draws, np.tile(np.array(size, dtype=np.int64), (len(draws.sample_ids), 1)), square=square)
+
+
+def flips_of(recipe: str, draws: Draws) -> npt.NDArray[np.bool_]:
+    """Return which images a recipe mirrors: those whose two pixels change places."""
+    images = torch.tensor([0, 1], dtype=torch.uint8).expand(len(draws.sample_ids), 3, 1, 2)
+    for step in Recipe.parse(recipe).of("flip"):
+        images = step(images, draws)
+    return images[:, 0, 0, 0].numpy() == 1
 
 
 def rounded(value: float) -> int:
@@ -63,7 +80,7 @@ def plain_box(draws: Draws, size: tuple[int, int], numbers: tuple[float, ...]) -
 def test_equals_a_plain_loop(numbers: str, size: tuple[int, int]) -> None:
     recipe = Recipe.parse(f"rrc-flip{numbers}")
     draws = some_draws(60)
-    places, flips = boxes_of(str(recipe), draws, size)
+    places, flips = boxes_of(str(recipe), draws, size), flips_of(str(recipe), draws)
     for index, place in enumerate(places.tolist()):
         alone = Draws(draws.sample_ids[index : index + 1], draws.seed, draws.view)
         assert place == plain_box(alone, size, recipe.steps[0].values)[0]
@@ -81,13 +98,13 @@ def test_all_attempts_and_the_fallback_are_compared() -> None:
     values = Recipe.parse("rrc-flip:0.9,1,0.5,2").steps[0].values
     alone = [Draws(row[None], draws.seed, draws.view) for row in draws.sample_ids]
     expected = [plain_box(row, (40, 50), values) for row in alone]
-    assert boxes_of("rrc-flip:0.9,1,0.5,2", draws, (40, 50)).places.tolist() == [box for box, _ in expected]
+    assert boxes_of("rrc-flip:0.9,1,0.5,2", draws, (40, 50)).tolist() == [box for box, _ in expected]
     assert {attempt for _, attempt in expected} == set(range(11))
 
 
 @pytest.mark.parametrize(("size", "box"), [((9, 400), [0, 194, 9, 12]), ((400, 9), [194, 0, 12, 9])])
 def test_an_image_that_fits_no_box_shows_its_middle(size: tuple[int, int], box: list[int]) -> None:
-    places, _ = boxes_of("rrc-flip:1", some_draws(50), size)
+    places = boxes_of("rrc-flip:1", some_draws(50), size)
     assert (places == box).all()
 
 
@@ -95,7 +112,7 @@ def test_an_image_that_fits_no_box_shows_its_middle(size: tuple[int, int], box: 
 @pytest.mark.parametrize("size", [(224, 224), (375, 500)])
 def test_area_and_ratio_are_in_range(numbers: str, size: tuple[int, int]) -> None:
     scale_min, scale_max, ratio_min, ratio_max = Recipe.parse(f"rrc-flip{numbers}").steps[0].values
-    height, width = boxes_of(f"rrc-flip{numbers}", some_draws(5000), size).places[:, 2:].T
+    height, width = boxes_of(f"rrc-flip{numbers}", some_draws(5000), size)[:, 2:].T
     total = size[0] * size[1]
     # Each side is rounded by at most half a pixel.
     assert ((height + 0.5) * (width + 0.5) >= scale_min * total).all()
@@ -107,8 +124,9 @@ def test_area_and_ratio_are_in_range(numbers: str, size: tuple[int, int]) -> Non
 def test_area_is_uniform_ratio_log_uniform_and_place_uniform() -> None:
     """On an image so large that nothing rounds, and areas so small that every first attempt fits."""
     side, count = 8192, 20_000
-    places, flips = boxes_of("rrc-flip:0.08,0.5", some_draws(count), (side, side))
-    top, left, height, width = places.T
+    draws = some_draws(count)
+    top, left, height, width = boxes_of("rrc-flip:0.08,0.5", draws, (side, side)).T
+    flips = flips_of("rrc-flip:0.08,0.5", draws)
     area = (height * width / side**2 - 0.08) / 0.42
     logarithm = np.log(width / height / 0.75) / np.log((4 / 3) / 0.75)
     uniform = [area, logarithm, top / (side - height), left / (side - width)]
@@ -121,7 +139,7 @@ def test_area_is_uniform_ratio_log_uniform_and_place_uniform() -> None:
 
 @pytest.mark.parametrize("recipe", ["rrc-flip", "crop-flip"])
 def test_half_are_mirrored(recipe: str) -> None:
-    flips = boxes_of(recipe, some_draws(20_000), (40, 50)).flips
+    flips = flips_of(recipe, some_draws(20_000))
     assert abs(flips.mean() - 0.5) < 5 * math.sqrt(0.25 / 20_000)
 
 
@@ -130,8 +148,7 @@ def test_boxes_do_not_depend_on_the_input_size() -> None:
     draws = some_draws(200)
     for recipe in ("rrc-flip", "rrc-flip:0.25"):
         square, oblong = (boxes_of(recipe, draws, (120, 90), square=square) for square in (True, False))
-        assert np.array_equal(square.places, oblong.places)
-        assert np.array_equal(square.flips, oblong.flips)
+        assert np.array_equal(square, oblong)
 
 
 @pytest.mark.parametrize("recipe", ["crop-flip", "rrc-flip:0.25"])
@@ -153,7 +170,7 @@ def test_models_of_224_and_160_pixels_see_the_same(recipe: str) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (26, 38), (50, 31), (7, 9), (1, 1)])
 def test_crop_flip_moves_the_image_by_up_to_an_eighth(size: tuple[int, int], square: bool) -> None:
     draws = some_draws(400)
-    places, _ = boxes_of("crop-flip", draws, size, square=square)
+    places = boxes_of("crop-flip", draws, size, square=square)
     height, width = (min(size), min(size)) if square else size
     assert (places[:, 2:] == [height, width]).all()
     middle = [(size[0] - height) // 2, (size[1] - width) // 2]
@@ -167,11 +184,11 @@ def test_crop_flip_moves_the_image_by_up_to_an_eighth(size: tuple[int, int], squ
 @pytest.mark.parametrize("recipe", ["none", "color", "trivial+erase", "mixup:1"])
 @pytest.mark.parametrize("size", [(26, 38), (41, 30), (8, 8)])
 def test_without_a_crop_the_middle_square_is_shown(recipe: str, size: tuple[int, int]) -> None:
-    places, flips = boxes_of(recipe, some_draws(30), size)
+    places = boxes_of(recipe, some_draws(30), size)
     side = min(size)
     assert (places == [(size[0] - side) // 2, (size[1] - side) // 2, side, side]).all()
-    assert not flips.any()
-    whole = boxes_of(recipe, some_draws(30), size, square=False).places
+    assert not flips_of(recipe, some_draws(30)).any()
+    whole = boxes_of(recipe, some_draws(30), size, square=False)
     assert (whole == [0, 0, *size]).all()
 
 
@@ -193,10 +210,9 @@ def test_boxes_do_not_depend_on_the_batch() -> None:
     draws = some_draws(40)
     sizes: npt.NDArray[np.int64] = np.array([SIZES[index % len(SIZES)] for index in range(40)])
     for recipe in ("rrc-flip", "crop-flip", "none"):
-        steps = Recipe.parse(recipe).of("box")
-        together = crop.boxes(steps, draws, sizes, square=True)
+        together = boxes_in(recipe, draws, sizes)
         for index in range(40):
             row = slice(index, index + 1)
-            alone = crop.boxes(steps, Draws(draws.sample_ids[row], 3, 2), sizes[row], square=True)
-            assert np.array_equal(alone.places, together.places[row])
-            assert np.array_equal(alone.flips, together.flips[row])
+            alone = Draws(draws.sample_ids[row], 3, 2)
+            assert np.array_equal(boxes_in(recipe, alone, sizes[row]), together[row])
+            assert np.array_equal(flips_of(recipe, alone), flips_of(recipe, draws)[row])

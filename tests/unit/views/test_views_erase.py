@@ -10,8 +10,8 @@ import torch
 from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import load
-from kdpipe.views import Draws, Recipe, erase, render
-from kdpipe.views.operations import Stream
+from kdpipe.views import Draws, Recipe, render
+from kdpipe.views.erase import Stream
 from tests.unit.views.pictures import EQUAL
 
 GREY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
@@ -36,7 +36,7 @@ def noise(count: int, height: int, width: int) -> torch.Tensor:
 def applied(recipe: str, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     (step,) = Recipe.parse(recipe).of("erase")
     before = images.clone()
-    result = erase.apply(step, images, draws)
+    result: torch.Tensor = step(images, draws)
     assert torch.equal(images, before)
     assert result.shape == images.shape
     assert result.dtype == torch.uint8

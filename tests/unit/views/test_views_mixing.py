@@ -13,7 +13,7 @@ from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings i
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError
 from kdpipe.views import Draws, Population, Recipe, Renderer, mixing, render
-from kdpipe.views.operations import Stream
+from kdpipe.views.mixing import Stream
 from kdpipe.views.partners import partners
 from tests.unit.views.pictures import EQUAL, OBLONG
 
@@ -69,7 +69,7 @@ def test_equals_a_plain_blend_and_paste(dataset: Dataset, recipe: str, view: int
     used = set()
     for row, other in enumerate(met(view)):
         alone = Draws(dataset.sample_ids[[row]], SEED, view)
-        name = names[int(alone.integers(Stream.MIX_CHOICE, len(names))[0])].partition(":")[0]
+        name = names[int(alone.integers(Stream.CHOICE, len(names))[0])].partition(":")[0]
         expected = source[row].copy()
         if name == "mixup":
             own = steps_of(int(alone.words(Stream.MIXUP_LAMBDA)[0][0]), tables[name])

@@ -1,14 +1,18 @@
-"""Recipes as text and as YAML."""
+"""Recipes as text: canonical forms, versions, the order of operations, and what is refused."""
 
 from __future__ import annotations
 
+import re
+from enum import IntEnum
+
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import RecipeError
-from kdpipe.views import OPERATIONS, PHASES, Recipe
+from kdpipe.spec import Parameter
+from kdpipe.views import OPERATIONS, PHASES, Recipe, color, erase, geometry, mixing
+from kdpipe.views.recipe import Step, claim
 
 EXAMPLES = {
     "none": "none/1",
@@ -56,16 +60,19 @@ def test_other_spellings_become_canonical(text: str, canonical: str) -> None:
 @pytest.mark.parametrize(
     ("text", "canonical"),
     [
-        ("[rrc-flip: {scale: [0.25, 1]}, color, randaug: {steps: 2, level: 9}]", "rrc-flip:0.25+color+randaug:2,9"),
-        ("- crop-flip\n- mixup: 0.2\n", "crop-flip+mixup:0.2"),
-        ("- rrc-flip:\n    ratio: [1, 1]\n- erase: {probability: 0.1}\n", "rrc-flip:0.08,1,1,1+erase:0.1"),
-        ("{rrc-flip: null, cutmix: {alpha: 1}}", "rrc-flip+cutmix:1"),
-        ("- randaug: [1, 5]", "randaug:1,5"),
+        ("rrc-flip:scale_min=0.25+color+randaug:steps=2,level=9", "rrc-flip:0.25+color+randaug:2,9"),
+        ("rrc-flip:scale_max=1,scale_min=0.25", "rrc-flip:0.25"),
+        ("crop-flip+mixup:alpha=0.2", "crop-flip+mixup:0.2"),
+        ("rrc-flip:ratio_min=1,ratio_max=1+erase:probability=0.1", "rrc-flip:0.08,1,1,1+erase:0.1"),
+        ("rrc-flip:0.25,ratio_max=2", "rrc-flip:0.25,1,0.75,2"),
+        ("randaug:2,level=9", "randaug:2,9"),
+        ("rrc-flip:1/4", "rrc-flip:0.25"),
+        ("rrc-flip:ratio_min=3/4,ratio_max=4/3", "rrc-flip"),
     ],
 )
-def test_yaml_says_the_same(text: str, canonical: str) -> None:
+def test_values_by_key_are_those_by_position(text: str, canonical: str) -> None:
     assert str(Recipe.parse(text)) == canonical
-    assert Recipe.parse(yaml.safe_load(text)) == Recipe.parse(canonical)
+    assert Recipe.parse(text) == Recipe.parse(canonical)
 
 
 def test_augmenting_and_mixing() -> None:
@@ -98,7 +105,8 @@ def test_a_stored_table_is_taken_as_it_is() -> None:
         ("rrc-flip+colour", "did you mean 'color'"),
         ("crop-flip+mix-up:0.2", "did you mean 'mixup'"),
         ("triviall", "did you mean 'trivial'"),
-        ("[rrc-flip: {scal: [0, 1]}]", "did you mean 'scale"),
+        ("rrc-flip:scal_min=0.5", "did you mean 'scale_min'"),
+        ("mixup:alpa=0.5", "did you mean 'alpha'"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(text: str, hint: str) -> None:
@@ -106,9 +114,14 @@ def test_an_unknown_name_suggests_the_nearest(text: str, hint: str) -> None:
         Recipe.parse(text)
 
 
-@pytest.mark.parametrize("text", ["", "qqqq", "crop-flip+", "+"])
-def test_an_unknown_recipe_lists_the_known_ones(text: str) -> None:
-    with pytest.raises(RecipeError, match="Known: none, crop-flip, rrc-flip, color"):
+def test_an_unknown_operation_lists_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=f"Known: {', '.join(OPERATIONS.names)}"):
+        Recipe.parse("qqqq")
+
+
+@pytest.mark.parametrize("text", ["", " ", "crop-flip+", "+", ":2"])
+def test_a_missing_name_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="has a name missing: write NAME:VALUE"):
         Recipe.parse(text)
 
 
@@ -117,23 +130,29 @@ def test_an_unknown_recipe_lists_the_known_ones(text: str) -> None:
     [
         ("mixup", "lacks alpha: write mixup:ALPHA"),
         ("randaug:2", "lacks level: write randaug:STEPS,LEVEL"),
-        ("randaug:2,31", "has level '31', expected a whole number from 0 to 30"),
-        ("randaug:1.5,9", "has steps '1.5', expected a whole number"),
-        ("mask:1.5", "has ratio '1.5', expected a number from 0 to 1"),
-        ("mixup:0", "has alpha '0', expected a number from 0.01 to 100"),
-        ("mixup:nan", "has alpha 'nan'"),
-        ("mixup:a", "has alpha 'a'"),
-        ("mixup:", "has alpha ''"),
-        ("crop-flip:4", "takes 0 numbers at most, got 1"),
+        ("randaug:2,31", "cannot take level=31, expected a whole number, 0 to 30"),
+        ("randaug:1.5,9", "cannot take steps=1.5, expected a whole number"),
+        ("mask:1.5", "cannot take ratio=1.5, expected a number, 0 to 1"),
+        ("mixup:0", "cannot take alpha=0, expected a number, 0.01 to 100"),
+        ("mixup:nan", "cannot take alpha=nan"),
+        ("mixup:a", "cannot take alpha=a"),
+        ("mixup:", "cannot take alpha="),
+        ("mixup:0.2,alpha=0.2", "has alpha twice"),
+        ("mixup:alpha=0.2,alpha=0.2", "has alpha twice"),
+        ("crop-flip:4", "takes 0 values at most, found 1"),
         ("rrc-flip:0.5,0.2", "has the scale 0.5 to 0.2; swap them"),
-        ("[rrc-flip: {scale: [0.5, true]}]", "has scale_max 'True'"),
+        ("rrc-flip:ratio_max=0.5", "has the ratio 0.75 to 0.5; swap them"),
+        ("rrc-flip:scale_max=true", "cannot take scale_max=true, expected a number"),
         ("crop-flip+rrc-flip", "crops twice, by crop-flip and rrc-flip"),
         ("color+color", "has 'color' twice"),
         ("none+crop-flip", "joins 'none' with other operations"),
         ("mixup:0.2+crop-flip", "Write 'crop-flip\\+mixup:0.2'"),
         ("erase+trivial+rrc-flip:0.5", "Write 'rrc-flip:0.5\\+trivial\\+erase'"),
-        ("[1, 2]", "has 1, expected the name of an operation"),
-        ("[rrc-flip: {scale: [0.5", "not valid YAML"),
+        ("crop-flip+flip", "has 'flip' twice"),
+        ("rrc+crop", "crops twice, by rrc and crop"),
+        ("flip+crop", "Write 'crop\\+flip'"),
+        ("[crop-flip, color]", "unknown operation '\\[crop-flip, color\\]'"),
+        ("- crop-flip", "unknown operation '- crop-flip'"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(text: str, complaint: str) -> None:
@@ -143,36 +162,59 @@ def test_what_cannot_be_is_refused_in_one_line(text: str, complaint: str) -> Non
 
 
 def test_no_two_parameters_share_a_stream() -> None:
-    from kdpipe.views.operations import Stream
+    streams = [stream for module in (geometry, color, erase, mixing) for stream in module.Stream]
+    most = next(parameter for parameter in OPERATIONS["randaug"].parameters if parameter.name == "steps")
+    assert most.range is not None
+    assert 16 in most.range
+    assert 17 not in most.range
+    last = color.Stream.RANDAUG + 2 * 16 - 1
+    assert len(set(streams)) == len(streams)
+    assert all(not color.Stream.RANDAUG < stream <= last for stream in streams)
+    assert max(*streams, last) < 2**31
 
-    last = Stream.RANDAUG + 2 * int(OPERATIONS["randaug"].parameters[0].high)
-    assert len({int(stream) for stream in Stream}) == len(Stream.__members__)
-    assert max(stream for stream in Stream if stream != Stream.RANDAUG) < Stream.RANDAUG < last < 2**31
+
+@pytest.mark.parametrize("number", [3, 97, 140])
+def test_a_stream_that_is_taken_is_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"stream {number} belongs to kdpipe.views"):
+        claim(IntEnum("Stream", {"NEW": number}))
+
+
+def test_pairs_are_two_operations_in_one_name() -> None:
+    assert Recipe.parse("rrc-flip:0.25+color").of("box", "flip") == Recipe.parse("rrc:0.25+flip").steps
+    assert Recipe.parse("crop-flip+mixup:1").of("box", "flip") == Recipe.parse("crop+flip").steps
+    assert Recipe.parse("crop-flip") != Recipe.parse("crop+flip")
+
+
+def numbers(parameter: Parameter) -> st.SearchStrategy[float]:
+    """Return values in a parameter's range, which its description gives as ``LOW to HIGH``."""
+    assert parameter.range is not None
+    low, high = map(float, re.findall(r"[\d.]+", parameter.range.description)[:2])
+    if parameter.type is int:
+        return st.integers(int(low), int(high))
+    drawn = st.floats(low, high)
+    return drawn.map(lambda value: value if value in parameter.range else max(low, round(2 * value) / 2))
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> str:
-    """Any recipe that is allowed, with any numbers."""
-    parts = []
+    """Any recipe that is allowed, with any values."""
+    steps = {entry.name: Step(entry.name) for entry in OPERATIONS if entry.name != "none"}
+    parts: list[str] = []
+    used: set[str] = set()
     for phase in PHASES:
-        known = [
-            operation for operation in OPERATIONS.values() if operation.phase == phase and operation.name != "none"
-        ]
+        known = [name for name, step in steps.items() if step.operation.phase == phase]
         most = 1 if phase == "box" else len(known)
-        for operation in draw(st.lists(st.sampled_from(known), max_size=most, unique_by=lambda known: known.name)):
-            numbers = {
-                parameter.name: draw(
-                    st.integers(int(parameter.low), int(parameter.high))
-                    if parameter.whole
-                    else st.floats(parameter.low, parameter.high)
-                )
-                for parameter in operation.parameters
-            }
-            for known_range in operation.ranges:
-                low, high = f"{known_range}_min", f"{known_range}_max"
-                numbers[low], numbers[high] = sorted((numbers[low], numbers[high]))
-            listed = ",".join(map(repr, numbers.values()))
-            parts.append(f"{operation.name}:{listed}" if listed else operation.name)
+        for name in draw(st.lists(st.sampled_from(known), max_size=most, unique=True)):
+            if name in used:
+                continue
+            used |= {part.name for part in steps[name].parts}
+            values = {each.name: draw(numbers(each)) for each in OPERATIONS[name].parameters}
+            for low in [each for each in values if each.endswith("_min")]:
+                high = low.replace("_min", "_max")
+                values[low], values[high] = sorted((values[low], values[high]))
+            by_key = draw(st.booleans())
+            listed = ",".join(f"{key}={value!r}" if by_key else repr(value) for key, value in values.items())
+            parts.append(f"{name}:{listed}" if listed else name)
     return "+".join(parts) or "none"
 
 

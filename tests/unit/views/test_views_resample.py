@@ -103,22 +103,22 @@ def test_boxes_equal_torchvisions_resized_crop(kernel: str, native: bool, monkey
     monkeypatch.setattr(resample, "native_agrees", lambda: native)
     images = pictures(23, 31, count=40)
     rng = np.random.default_rng(0)
-    places, flips = random_boxes(rng, 40, 23, 31), rng.random(40) < 0.5
+    places = random_boxes(rng, 40, 23, 31)
     mode = InterpolationMode(kernel)
     for batch in (images, list(images)):
-        cut = resample.cut(batch, places, flips, height=16, width=12, kernel=kernel)
-        for image, place, flip, found in zip(images, places.tolist(), flips, cut, strict=True):
+        cut = resample.cut(batch, places, height=16, width=12, kernel=kernel)
+        for image, place, found in zip(images, places.tolist(), cut, strict=True):
             expected = functional.resized_crop(image, *place, [16, 12], interpolation=mode, antialias=True)
-            assert torch.equal(found, functional.horizontal_flip(expected) if flip else expected), place
+            assert torch.equal(found, expected), place
 
 
 def test_boxes_of_images_of_different_sizes() -> None:
     images = [pictures(20, 30)[0], pictures(41, 9)[0], pictures(5, 5)[0]]
     places = np.array([[3, 4, 10, 20], [0, 0, 41, 9], [1, 1, 3, 3]])
-    cut = resample.cut(images, places, np.array([True, False, False]), height=8, width=8, kernel="bilinear")
-    for image, place, flip, found in zip(images, places.tolist(), (True, False, False), cut, strict=True):
+    cut = resample.cut(images, places, height=8, width=8, kernel="bilinear")
+    for image, place, found in zip(images, places.tolist(), cut, strict=True):
         expected = functional.resized_crop(image, *place, [8, 8], antialias=True)
-        assert torch.equal(found, functional.horizontal_flip(expected) if flip else expected)
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [(10, 12), (20, 24), (7, 5)])
@@ -127,14 +127,13 @@ def test_beyond_the_image_is_black(size: tuple[int, int], native: bool, monkeypa
     monkeypatch.setattr(resample, "native_agrees", lambda: native)
     images = pictures(10, 12, count=5)
     places = np.array([[-3, -2, 10, 12], [2, 1, 10, 12], [0, 0, 10, 12], [-1, 4, 10, 12], [3, -4, 10, 12]])
-    flips = np.array([False, True, False, False, True])
     padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
     for batch in (images, list(images)):
-        cut = resample.cut(batch, places, flips, height=size[0], width=size[1], kernel="bicubic")
-        for image, (top, left, height, width), flip, found in zip(padded, places.tolist(), flips, cut, strict=True):
+        cut = resample.cut(batch, places, height=size[0], width=size[1], kernel="bicubic")
+        for image, (top, left, height, width), found in zip(padded, places.tolist(), cut, strict=True):
             window = image[:, top + 4 : top + 4 + height, left + 4 : left + 4 + width]
             expected = functional.resize(window, list(size), InterpolationMode.BICUBIC, antialias=True)
-            assert torch.equal(found, functional.horizontal_flip(expected) if flip else expected)
+            assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -142,11 +141,11 @@ def test_a_batch_is_cut_as_its_images_are(native: bool, monkeypatch: pytest.Monk
     monkeypatch.setattr(resample, "native_agrees", lambda: native)
     images = pictures(32, 32, count=60)
     rng = np.random.default_rng(1)
-    places, flips = random_boxes(rng, 60, 32, 32), rng.random(60) < 0.5
-    whole = resample.cut(images, places, flips, height=32, width=32, kernel="bilinear")
+    places = random_boxes(rng, 60, 32, 32)
+    whole = resample.cut(images, places, height=32, width=32, kernel="bilinear")
     for index in range(60):
         one = slice(index, index + 1)
-        alone = resample.cut(images[one], places[one], flips[one], height=32, width=32, kernel="bilinear")
+        alone = resample.cut(images[one], places[one], height=32, width=32, kernel="bilinear")
         assert torch.equal(alone, whole[one])
 
 
@@ -171,10 +170,10 @@ def test_no_weights_are_too_fine_for_floating_point() -> None:
 def test_a_gpu_gives_the_same_bits() -> None:
     images = pictures(41, 57, count=30)
     rng = np.random.default_rng(2)
-    places, flips = random_boxes(rng, 30, 41, 57), rng.random(30) < 0.5
+    places = random_boxes(rng, 30, 41, 57)
     for kernel in (*KERNELS, "nearest"):
         for batch in (images, list(images)):
             there = [image.cuda() for image in batch] if isinstance(batch, list) else batch.cuda()
-            theirs = resample.cut(there, places, flips, height=24, width=24, kernel=kernel).cpu()
-            ours = resample.cut(batch, places, flips, height=24, width=24, kernel=kernel)
+            theirs = resample.cut(there, places, height=24, width=24, kernel=kernel).cpu()
+            ours = resample.cut(batch, places, height=24, width=24, kernel=kernel)
             assert torch.equal(theirs, ours), f"{kernel} of a {type(batch).__name__} differs on a GPU"

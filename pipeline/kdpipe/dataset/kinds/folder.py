@@ -1,4 +1,4 @@
-"""``folder:PATH``: images in ``PATH/train/<class>/`` and ``PATH/{test,val}/<class>/``, and some without a label."""
+"""``folder:PATH``: image files in a folder for each class."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from pathlib import Path
 import numpy as np
 
 from kdpipe.dataset.decode import image_extensions
-from kdpipe.dataset.files import FileSource, suggest_path
-from kdpipe.dataset.source import Listing
+from kdpipe.dataset.registry import Listing, Request, register
+from kdpipe.dataset.sources import FileSource, suggest_path
 from kdpipe.errors import DatasetError, did_you_mean
 
 FOLDERS = {"train": ("train",), "test": ("test", "val")}
 """The folders on disk that may hold a split, the preferred one first."""
 
 UNLABELED = "unlabeled"
-"""The folder with further training images, whose class nobody has told."""
+"""The folder of further training images, which have no label."""
 
 
-def list_folder(root: Path, split: str) -> Listing:
-    """List the images of a split: classes in the order of their names, images in the order of theirs.
+@register("folder:PATH")
+def list_folder(request: Request, path: str) -> Listing:
+    """Images in PATH/train/CLASS and PATH/test/CLASS (or val), and those without a label in PATH/unlabeled.
 
-    Those in ``PATH/unlabeled/`` come last in ``train``, with the label -1. Hidden files and files without an image's
-    extension are left out. Class folders may be nested.
+    Classes are in the order of their names, the images of a class in the order of theirs. Those in ``PATH/unlabeled``
+    come last in ``train``, with the label -1. Hidden files and files without an image's extension are left out. Class
+    folders may be nested.
 
     Raises:
         DatasetError: A folder is missing or empty, or the class folders of train and test differ.
     """
+    root, split = Path(path).expanduser(), request.split
     if not root.is_dir():
         raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
     folder = _split_folder(root, split)
@@ -46,13 +49,13 @@ def list_folder(root: Path, split: str) -> Listing:
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        found = sorted((f"{key}/{_nfc(inner)}", path) for inner, path in _images(place))
+        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in _images(place))
         if not found:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
             )
         keys += [key for key, _ in found]
-        paths += [path for _, path in found]
+        paths += [file for _, file in found]
         labels += [label] * len(found)
     root = root.absolute()
     return Listing(
@@ -73,10 +76,10 @@ def _endings() -> str:
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    """Return the first folder of the split that holds class folders, else the first that is there."""
-    there = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
-    filled = [folder for folder in there if _class_folders(folder)]
-    return next(iter(filled + there), None)
+    """Return the first folder of the split with class folders, else the first that exists."""
+    existing = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
+    filled = [folder for folder in existing if _class_folders(folder)]
+    return next(iter(filled + existing), None)
 
 
 def _no_split(root: Path, split: str) -> DatasetError:

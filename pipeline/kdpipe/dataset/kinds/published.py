@@ -1,8 +1,9 @@
-"""``cifar10:PATH``, ``cifar100:PATH`` and ``torchvision:NAME:PATH``: as torchvision publishes them."""
+"""``cifar10:PATH``, ``cifar100:PATH`` and ``torchvision:NAME:PATH``: published datasets, read by torchvision."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,43 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import decode
-from kdpipe.dataset.files import FileSource, suggest_path
-from kdpipe.dataset.items import Items, ItemSource, as_label, as_labels, check_labels
-from kdpipe.dataset.source import Listing, Source
+from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
+from kdpipe.dataset.sources import FileSource, Items, ItemSource, as_label, as_labels, check_labels, suggest_path
 from kdpipe.errors import DatasetError, did_you_mean
-from kdpipe.progress import Progress
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
-"""What torchvision's datasets may call a split, the preferred word first."""
+"""Names of a split in torchvision's datasets, the preferred one first."""
+
+CIFAR10_STATISTICS: tuple[Channels, Channels] = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100_STATISTICS: tuple[Channels, Channels] = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+"""Mean and standard deviation over the training split, as commonly quoted."""
 
 _FILE_LISTS = ("_image_files", "_images", "_samples", "samples")
 _LABEL_LISTS = ("targets", "labels", "_labels")
 
 
-def list_published(name: str, root: Path, *, split: str, download: bool, progress: Progress) -> Listing:
-    """List a split of the torchvision dataset called ``name``, in torchvision's order.
+@register("cifar10:PATH", source="https://www.cs.toronto.edu/~kriz/cifar.html")
+def list_cifar10(request: Request, path: str) -> Listing:
+    """CIFAR-10 in its published Python batches."""
+    return replace(list_torchvision(request, "CIFAR10", path), statistics=CIFAR10_STATISTICS)
+
+
+@register("cifar100:PATH", source="https://www.cs.toronto.edu/~kriz/cifar.html")
+def list_cifar100(request: Request, path: str) -> Listing:
+    """CIFAR-100 in its published Python batches, with its 100 fine classes."""
+    return replace(list_torchvision(request, "CIFAR100", path), statistics=CIFAR100_STATISTICS)
+
+
+@register("torchvision:NAME:PATH", source="https://docs.pytorch.org/vision/stable/datasets.html")
+def list_torchvision(request: Request, name: str, path: str) -> Listing:
+    """A classification dataset of torchvision, such as FashionMNIST; samples are in torchvision's order.
 
     Raises:
-        DatasetError: The dataset is unknown, has no such split, or is not at ``root``.
+        DatasetError: The dataset is unknown, has no such split, or is not at ``path``.
     """
-    name = class_name(name)
-    root = _dataset_root(root.absolute())
-    opened = open_published(name, root, split=split, download=download)
+    name, split = class_name(name), request.split
+    root = _dataset_root(Path(path).expanduser().absolute())
+    opened = open_published(name, root, split=split, download=request.download)
     count = len(opened)
     where = f"{name} {split}"
     if count == 0:
@@ -40,7 +56,7 @@ def list_published(name: str, root: Path, *, split: str, download: bool, progres
     items = ItemSource(where, partial(open_published, name, root, split=split), opened)
     labels = _listed_labels(opened, items)
     if labels is None:
-        labels = items.labels(count, what=f"reading {split}", progress=progress)
+        labels = items.labels(count, what=f"reading {split}", progress=request.progress)
     classes = _classes(opened, labels)
     check_labels(labels, len(classes), where=where)
     paths = _listed_files(opened, items)
@@ -69,7 +85,7 @@ def class_name(name: str) -> str:
 
 
 def open_published(name: str, root: Path, *, split: str, download: bool = False) -> Items:
-    """Construct torchvision's dataset for a split, whether it calls that ``train=`` or ``split=``.
+    """Construct torchvision's dataset for a split, which it takes as ``train=`` or ``split=``.
 
     Raises:
         DatasetError: It has no such split, or is not at ``root``.
@@ -109,12 +125,12 @@ def _unusable(name: str, root: Path, *, error: Exception, download: bool) -> Dat
 
 
 def _dataset_root(root: Path) -> Path:
-    """Accept the folder of CIFAR batches itself where torchvision wants the folder above."""
+    """Return the folder above that of the CIFAR batches, which torchvision expects, if that one is given."""
     return root.parent if root.name in ("cifar-10-batches-py", "cifar-100-python") else root
 
 
 def _listed_labels(opened: Items, items: ItemSource) -> npt.NDArray[np.int32] | None:
-    """Return the labels that the dataset lists, if its first and last item agree with them."""
+    """Return the labels that the dataset lists, if they agree with its first and last item."""
     found: Any = None
     for attribute in _LABEL_LISTS:
         if (found := getattr(opened, attribute, None)) is not None:
@@ -128,13 +144,13 @@ def _listed_labels(opened: Items, items: ItemSource) -> npt.NDArray[np.int32] | 
         labels = np.asarray([as_label(value) for value in found], dtype=np.int64)
     except (ValueError, TypeError):
         return None
-    if len(labels) != len(opened) or any(items.item(row)[1] != labels[row] for row in (0, len(opened) - 1)):
+    if len(labels) != len(opened) or any(items.item(index)[1] != labels[index] for index in (0, len(opened) - 1)):
         return None
     return as_labels(labels)
 
 
 def _listed_files(opened: Items, items: ItemSource) -> tuple[str, ...] | None:
-    """Return the image files behind the dataset, if its first item is what its first file holds."""
+    """Return the image files of the dataset, if its first item has the pixels of its first file."""
     for attribute in _FILE_LISTS:
         listed = getattr(opened, attribute, None)
         if not isinstance(listed, list | tuple) or len(listed) != len(opened):

@@ -1,9 +1,9 @@
-"""``package.module:function``: a dataset that a user's own function returns.
+"""``package.module:function``: the dataset that a user's own function returns.
 
 The function is called with ``"train"`` or ``"test"`` and returns a sequence of ``(picture, class index)``: a
 PIL image or a uint8 tensor ``(3, H, W)``, and an int (-1 for none). The sequence has ``classes``, the class
 names. It may have ``keys``, a stable name for each sample (otherwise its index), and ``targets``, all class
-indices, which saves reading every item to learn them.
+indices, so that they need not be read from every item.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.dataset.items import ItemSource, as_labels, check_labels
-from kdpipe.dataset.source import Listing
+from kdpipe.dataset.registry import Listing, Request, all_kinds, register
+from kdpipe.dataset.sources import ItemSource, as_labels, check_labels
 from kdpipe.errors import DatasetError, did_you_mean
-from kdpipe.progress import Progress
 
 
-def list_callable(spec: str, split: str, *, known: tuple[str, ...], progress: Progress) -> Listing:
-    """Call the function and list what it returns; ``known`` are the other kinds of dataset, for suggestions.
+@register("package.module:function", pattern=r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+def list_callable(request: Request, spec: str) -> Listing:
+    """The sequence of (picture, class index) that your own function returns for "train" and "test".
 
     Raises:
-        DatasetError: The function is not there, fails, or returns something else.
+        DatasetError: The function is missing, fails, or returns something else.
     """
-    opened = open_callable(spec, split, known)
+    split = request.split
+    opened = open_callable(spec, split)
     where = f"{spec}('{split}')"
     classes = _names(opened, "classes", where)
     if classes is None:
@@ -45,7 +46,7 @@ def list_callable(spec: str, split: str, *, known: tuple[str, ...], progress: Pr
     source = ItemSource(where, partial(open_callable, spec, split), opened)
     targets = getattr(opened, "targets", None)
     if targets is None:
-        labels = source.labels(len(opened), what=f"reading {split}", progress=progress)
+        labels = source.labels(len(opened), what=f"reading {split}", progress=request.progress)
     else:
         numbers = np.asarray(targets)
         if numbers.shape != (len(opened),) or numbers.dtype.kind not in "iu":
@@ -57,11 +58,11 @@ def list_callable(spec: str, split: str, *, known: tuple[str, ...], progress: Pr
     return Listing(spec, classes, keys, labels, source)
 
 
-def open_callable(spec: str, split: str, known: tuple[str, ...] = ()) -> Any:
-    """Import the function, with the current directory importable, and return what it gives for ``split``.
+def open_callable(spec: str, split: str) -> Any:
+    """Import the function, with the current directory importable, and return its sequence for ``split``.
 
     Raises:
-        DatasetError: The function is not there, fails, or returns no sequence.
+        DatasetError: The function is missing, fails, or returns no sequence.
     """
     module_name, _, name = spec.partition(":")
     here = str(Path.cwd())
@@ -72,9 +73,9 @@ def open_callable(spec: str, split: str, known: tuple[str, ...] = ()) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name + ".").startswith(error.name + "."):
+            near = did_you_mean(module_name, [kind.name for kind in all_kinds() if kind.pattern is None])
             raise DatasetError(
-                f"dataset '{spec}': there is no module '{error.name}' here or installed"
-                f"{did_you_mean(module_name, known) or '; check the name'}"
+                f"dataset '{spec}': there is no module '{error.name}' here or installed{near or '; check the name'}"
             ) from error
         raise DatasetError(f"dataset '{spec}': importing {module_name} failed: {error}") from error
     except Exception as error:  # the module is someone else's code

@@ -1,4 +1,4 @@
-"""Colour steps: torchvision's operations at the drawn levels, drawn evenly, unchanged by what else is in a recipe."""
+"""Color steps: torchvision's operations at the drawn levels, drawn evenly, unchanged by what else is in a recipe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import load
-from kdpipe.views import Draws, Recipe, colour, photometric, render
-from kdpipe.views.operations import Stream
+from kdpipe.views import Draws, Recipe, photometric, render
+from kdpipe.views.color import Stream
 from tests.unit.views.pictures import EQUAL, picture
 
 SIDE = 32
@@ -40,9 +40,9 @@ def pictures(count: int, height: int = SIDE, width: int = SIDE) -> torch.Tensor:
 
 
 def applied(recipe: str, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    (step,) = Recipe.parse(recipe).of("colour")
+    (step,) = Recipe.parse(recipe).of("color")
     before = images.clone()
-    result = colour.apply(step, images, draws)
+    result: torch.Tensor = step(images, draws)
     assert torch.equal(images, before)
     assert result.shape == images.shape
     assert result.dtype == torch.uint8
@@ -284,12 +284,12 @@ def test_what_else_is_in_a_recipe_does_not_change_the_draws(crop: str, step: str
 
     boxes = shown(crop)
     assert torch.equal(shown(f"{crop}+color:0,0,0,0"), boxes)
-    coloured = shown(f"{crop}+{step}")
-    assert torch.equal(coloured, applied(step, boxes, Draws(dataset.sample_ids[rows], 5, 1)))
+    colored = shown(f"{crop}+{step}")
+    assert torch.equal(colored, applied(step, boxes, Draws(dataset.sample_ids[rows], 5, 1)))
     erased = shown(f"{crop}+{step}+erase:1")
-    changed = (erased != coloured).any(1, keepdim=True).expand_as(erased)
+    changed = (erased != colored).any(1, keepdim=True).expand_as(erased)
     assert (erased[changed] == 128).all()
     assert 0.05 < changed.float().mean() < 0.33
     second = "color" if step != "color" else "trivial"
     both = shown(f"{crop}+{step}+{second}")
-    assert torch.equal(both, applied(second, coloured, Draws(dataset.sample_ids[rows], 5, 1)))
+    assert torch.equal(both, applied(second, colored, Draws(dataset.sample_ids[rows], 5, 1)))

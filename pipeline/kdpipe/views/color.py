@@ -1,44 +1,70 @@
-"""The random choices of colour jitter, TrivialAugment and RandAugment, and their application to a batch.
+"""The random choices of color jitter, TrivialAugment and RandAugment, and their application to a batch.
 
 Every choice is an integer that means the same at any input size. The definitions are torchvision's
 (``torchvision.transforms.v2``): ``ColorJitter``, ``TrivialAugmentWide`` and ``RandAugment``, with 31 levels, nearest
-neighbours and black beyond the image.
+neighbors and black beyond the image.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from enum import IntEnum
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdpipe.spec import Share, between
 from kdpipe.views import affine, photometric
-from kdpipe.views.operations import Stream
 from kdpipe.views.philox import Draws
-from kdpipe.views.recipe import Step
+from kdpipe.views.recipe import claim, operation
 
 Integers = npt.NDArray[np.int64]
+
+
+class Stream(IntEnum):
+    """Streams of color operations."""
+
+    COLOR_ORDER = 32
+    BRIGHTNESS = 33
+    CONTRAST = 34
+    SATURATION = 35
+    HUE = 36
+    TRIVIAL_OPERATION = 48
+    TRIVIAL_LEVEL = 49
+    TRIVIAL_SIGN = 50
+    RANDAUG = 128
+    """Of the first step's operation; its sign has the next number, and each further step the next two."""
+
+
+claim(Stream, *range(Stream.RANDAUG + 1, Stream.RANDAUG + 32))
 
 _LEVELS = np.arange(31)
 _AT_ONCE = 1 << 20
 """Levels that a kernel is given at once on a CPU: its int32 intermediates of more than that are slow to allocate."""
 
 
-def apply(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Apply a step of the phase ``colour`` to uint8 ``(n, 3, H, W)``."""
-    return _STEPS[step.operation.name](step, images, draws)
+@operation("color", "color", source="torchvision ColorJitter")
+def jitter(
+    images: torch.Tensor,
+    draws: Draws,
+    brightness: Share = 0.4,
+    contrast: Share = 0.4,
+    saturation: Share = 0.4,
+    hue: Annotated[float, between(0, 0.5)] = 0.1,
+) -> torch.Tensor:
+    """Random brightness, contrast, saturation and hue, in a random order.
 
-
-def _jitter(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue by factors in 1/256, in a random order."""
-    changes = []
-    for name, kernel, stream in _JITTER:
-        spread = round(256 * step[name])
-        if spread:
-            middle = 0 if name == "hue" else 256
-            changes.append((kernel, middle - spread + draws.integers(stream, 2 * spread + 1)))
+    Factors are multiples of 1/256.
+    """
+    spreads = (round(256 * strength) for strength in (brightness, contrast, saturation, hue))
+    changes = [
+        (kernel, middle - spread + draws.integers(stream, 2 * spread + 1))
+        for (kernel, middle, stream), spread in zip(_JITTER, spreads, strict=True)
+        if spread
+    ]
     orders = np.array(list(itertools.permutations(range(len(changes)))))
     order = orders[draws.integers(Stream.COLOR_ORDER, len(orders))]
     for place in range(len(changes)):
@@ -46,25 +72,38 @@ def _jitter(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
     return images
 
 
-def _trivial(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:  # noqa: ARG001
-    """One operation at a random level: Mueller and Hutter, "TrivialAugment" (2021), the wide space."""
-    operation = draws.integers(Stream.TRIVIAL_OPERATION, len(_NAMES))
+@operation("trivial", "color", source="Mueller and Hutter 2021; torchvision TrivialAugmentWide")
+def trivial_augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """TrivialAugment: one of 14 operations at one of 31 levels.
+
+    Mueller and Hutter, "TrivialAugment" (2021), the wide space.
+    """
+    chosen = draws.integers(Stream.TRIVIAL_OPERATION, len(_NAMES))
     level = draws.integers(Stream.TRIVIAL_LEVEL, len(_LEVELS))
     sign = 1 - 2 * draws.integers(Stream.TRIVIAL_SIGN, 2)
-    return _augment(images, operation, level, sign, space=_WIDE)
+    return _augment(images, chosen, level, sign, space=_WIDE)
 
 
-def _randaug(step: Step, images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Several operations at one level: Cubuk et al., "RandAugment" (2020)."""
-    for number in range(int(step["steps"])):
-        operation = draws.integers(Stream.RANDAUG + 2 * number, len(_NAMES))
+@operation("randaug", "color", source="Cubuk et al. 2020; torchvision RandAugment")
+def rand_augment(
+    images: torch.Tensor,
+    draws: Draws,
+    steps: Annotated[int, between(1, 16)],
+    level: Annotated[int, between(0, 30)],
+) -> torch.Tensor:
+    """RandAugment: several of 14 operations at one level.
+
+    Cubuk et al., "RandAugment" (2020).
+    """
+    for number in range(steps):
+        chosen = draws.integers(Stream.RANDAUG + 2 * number, len(_NAMES))
         sign = 1 - 2 * draws.integers(Stream.RANDAUG + 2 * number + 1, 2)
-        images = _augment(images, operation, np.full(len(images), int(step["level"])), sign, space=_MODERATE)
+        images = _augment(images, chosen, np.full(len(images), level), sign, space=_MODERATE)
     return images
 
 
 def _augment(
-    images: torch.Tensor, operation: Integers, level: Integers, sign: Integers, *, space: dict[str, Integers]
+    images: torch.Tensor, chosen: Integers, level: Integers, sign: Integers, *, space: dict[str, Integers]
 ) -> torch.Tensor:
     changes = []
     for name in _NAMES:
@@ -72,7 +111,7 @@ def _augment(
         if name in _AROUND:
             amount = _AROUND[name] + sign * amount
         changes.append((_KERNELS[name], amount))
-    return _apply_each(images, operation, changes)
+    return _apply_each(images, chosen, changes)
 
 
 def _apply_each(
@@ -142,9 +181,9 @@ _AROUND = dict.fromkeys(("shear-x", "shear-y", "translate-x", "translate-y", "ro
 )
 """The operations whose level is added or subtracted, and from what."""
 _JITTER = (
-    ("brightness", photometric.brightness, Stream.BRIGHTNESS),
-    ("contrast", photometric.contrast, Stream.CONTRAST),
-    ("saturation", photometric.saturation, Stream.SATURATION),
-    ("hue", photometric.hue, Stream.HUE),
+    (photometric.brightness, 256, Stream.BRIGHTNESS),
+    (photometric.contrast, 256, Stream.CONTRAST),
+    (photometric.saturation, 256, Stream.SATURATION),
+    (photometric.hue, 0, Stream.HUE),
 )
-_STEPS = {"color": _jitter, "trivial": _trivial, "randaug": _randaug}
+"""The kernel of each change, the parameter that changes nothing, and the stream."""

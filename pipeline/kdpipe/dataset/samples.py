@@ -1,72 +1,35 @@
-"""What every kind of dataset gives, and the dataset itself: identity first, pixels on demand."""
+"""The samples of a split: ids, labels and fingerprint, and pixels on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from kdpipe.dataset import identity, statistics
+from kdpipe.dataset import identity
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
+from kdpipe.dataset.registry import Channels, Source
 from kdpipe.errors import DatasetError
-from kdpipe.progress import Progress
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What is known of some samples once their content has been looked at."""
-
-    digests: npt.NDArray[np.uint8]
-    """Content digests, ``(n, 16)``."""
-    sizes: npt.NDArray[np.int64]
-    """Height and width of each image, ``(n, 2)``."""
-
-
-class Source(Protocol):
-    """Where pixels come from. Pickles without them, so that workers open it anew."""
-
-    @property
-    def parallel(self) -> bool:
-        """Whether ``read`` may be called from several threads at once."""
-        ...
-
-    def survey(self, rows: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
-        """Return content digests and image sizes of ``rows``."""
-        ...
-
-    def read(self, row: int, digest: bytes) -> npt.NDArray[np.uint8]:
-        """Return one image, uint8 ``(3, height, width)``, if its content still has this digest.
-
-        Raises:
-            DatasetError: The image cannot be decoded, or has changed.
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Listing:
-    """All samples of a split, before any pixels are looked at."""
-
-    name: str
-    classes: tuple[str, ...]
-    keys: tuple[str, ...]
-    labels: npt.NDArray[np.int32]
-    source: Source
+STATISTICS_SAMPLES = 10_000
+"""The statistics of a larger dataset are those of this many of its samples."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """The samples of one split in a fixed order; all arrays have one row for each sample.
+    """The samples of one split in a fixed order; all arrays have one entry for each sample.
 
     Pickles without the pixels: a worker maps the cache again, or decodes from the source where there is none.
     """
 
     spec: str
-    """What it was loaded from, as given to ``load``."""
+    """The spec that was given to ``load``."""
     name: str
     split: str
     """``train`` or ``test``."""
@@ -84,31 +47,33 @@ class Dataset:
     sizes: npt.NDArray[np.int64]
     """Height and width of each image, ``(n, 2)``."""
     source: Source
-    source_rows: npt.NDArray[np.int64]
-    """Which row of ``source`` each sample is, ``(n,)``."""
+    source_indices: npt.NDArray[np.int64]
+    """Index of each sample in ``source``, ``(n,)``."""
     buffer: PixelBuffer | None
     """The decoded pixels, when in memory."""
-    buffer_rows: npt.NDArray[np.int64]
-    """Which image of ``buffer`` each sample is, ``(n,)``."""
+    buffer_indices: npt.NDArray[np.int64]
+    """Index of each sample in ``buffer``, ``(n,)``."""
     origin: Dataset | None = None
     """The loaded dataset that a subset was taken from, whose ``buffer`` it shares; None in a loaded one."""
+    published_statistics: tuple[Channels, Channels] | None = None
+    """Mean and standard deviation of each channel, where the dataset's kind has published ones."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.keys)
 
     def __repr__(self) -> str:
-        """Say which samples these are, in one line."""
+        """Return spec, split, number of samples and fingerprint in one line."""
         return f"Dataset({self.spec!r}, {self.split!r}, {len(self)} samples, fingerprint {self.fingerprint})"
 
     @property
     def whole(self) -> Dataset:
-        """The dataset that this one was taken from by ``subset``, however often; itself where it was not."""
+        """The dataset that this one was taken from by one or more ``subset``; itself if by none."""
         return self if self.origin is None else self.origin
 
     @property
     def in_memory(self) -> bool:
-        """Whether images are sliced from decoded pixels rather than decoded at each use."""
+        """Whether images are slices of decoded pixels, rather than decoded at each use."""
         return self.buffer is not None
 
     @property
@@ -123,26 +88,27 @@ class Dataset:
         """All images as uint8 ``(n, 3, height, width)``, or None when streaming or of mixed sizes.
 
         Shares the memory map when the samples lie in it without gaps; other subsets are copied at each call.
-        Treat it as read-only: a write would be seen by this process, though never by the cache.
+        Treat it as read-only: a write changes the pixels of this process, though not the cache.
         """
+        import torch
+
         if self.buffer is None or self.image_size is None:
             return None
-        first, count = int(self.buffer_rows[0]), len(self)
-        if np.array_equal(self.buffer_rows, np.arange(first, first + count)):
+        first, count = int(self.buffer_indices[0]), len(self)
+        if np.array_equal(self.buffer_indices, np.arange(first, first + count)):
             begin, end = self.buffer.starts[first], self.buffer.starts[first + count]
             return torch.from_numpy(self.buffer.flat[begin:end].reshape(count, 3, *self.image_size))
-        return torch.stack([self.buffer.image(int(row)) for row in self.buffer_rows])
+        return torch.stack([torch.from_numpy(self.buffer.image(int(index))) for index in self.buffer_indices])
 
     def image(self, index: int) -> torch.Tensor:
         """Return one image, uint8 ``(3, height, width)``; may be called from several threads for files.
 
         Raises:
-            DatasetError: When streaming, if the image cannot be decoded, or has changed since the loading.
+            DatasetError: When streaming, if the image cannot be decoded, or has changed since it was loaded.
         """
-        if self.buffer is not None:
-            return self.buffer.image(int(self.buffer_rows[index]))
-        digest = self.content_digests[index].tobytes()
-        return torch.from_numpy(self.source.read(int(self.source_rows[index]), digest))
+        import torch
+
+        return torch.from_numpy(self._array(index))
 
     def images(self, indices: Sequence[int] | npt.NDArray[Any]) -> list[torch.Tensor]:
         """Return several images, each as ``image`` does."""
@@ -155,19 +121,23 @@ class Dataset:
             DatasetError: No index is given, or one is given twice.
             IndexError: An index is out of range.
         """
-        rows = np.arange(len(self))[np.asarray(indices, dtype=np.int64)]
-        return _take(self, rows)
+        return _take(self, np.arange(len(self))[np.asarray(indices, dtype=np.int64)])
 
-    def statistics(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def statistics(self) -> tuple[Channels, Channels]:
         """Return mean and standard deviation of each channel, in 0..1.
 
         The published ones for CIFAR; otherwise those of all pixels, or of 10,000 samples chosen by their ids
         where there are more; rounded to four digits. The deviation is never 0.
         """
-        return statistics.channel_statistics(self.spec, self.sample_ids, image=self.image)
+        return self.published_statistics or _channel_statistics(self.sample_ids, self._array)
+
+    def _array(self, index: int) -> npt.NDArray[np.uint8]:
+        if self.buffer is not None:
+            return self.buffer.image(int(self.buffer_indices[index]))
+        return self.source.read(int(self.source_indices[index]), self.content_digests[index].tobytes())
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the pixels out; remember where they are mapped from. A subset shares them with its origin."""
+        """Return the state without pixels, with the file they are mapped from. A subset shares its origin's."""
         if self.origin is not None and self.buffer is self.origin.buffer:
             return {**self.__dict__, "buffer": None}
         path = self.buffer.path if self.buffer is not None else None
@@ -184,26 +154,53 @@ class Dataset:
         self.__dict__.update(state, buffer=buffer)
 
 
-def _take(dataset: Dataset, rows: npt.NDArray[np.int64]) -> Dataset:
-    if len(rows) == 0:
+def _take(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
+    if len(indices) == 0:
         raise DatasetError(f"a subset of {dataset.spec} would be empty; give at least one index")
-    keys = tuple(dataset.keys[row] for row in rows)
+    keys = tuple(dataset.keys[index] for index in indices)
     ids = identity.sample_ids(keys)
-    digests = dataset.content_digests[rows]
+    digests = dataset.content_digests[indices]
     return Dataset(
         spec=dataset.spec,
         name=dataset.name,
         split=dataset.split,
         classes=dataset.classes,
         keys=keys,
-        labels=dataset.labels[rows],
+        labels=dataset.labels[indices],
         sample_ids=ids,
         content_digests=digests,
         fingerprint=identity.fingerprint(ids, digests, classes=dataset.classes),
-        sizes=dataset.sizes[rows],
+        sizes=dataset.sizes[indices],
         source=dataset.source,
-        source_rows=dataset.source_rows[rows],
+        source_indices=dataset.source_indices[indices],
         buffer=dataset.buffer,
-        buffer_rows=dataset.buffer_rows[rows],
+        buffer_indices=dataset.buffer_indices[indices],
         origin=dataset.whole,
+        published_statistics=dataset.published_statistics,
     )
+
+
+def _channel_statistics(
+    ids: npt.NDArray[np.uint8], image: Callable[[int], npt.NDArray[np.uint8]]
+) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation of each channel, in 0..1, rounded to four digits.
+
+    Sums are exact integers, so the result does not depend on how the pixels are kept or ordered.
+    """
+    chosen = identity.balanced_indices(ids, np.zeros(len(ids), dtype=np.int32), limit=STATISTICS_SAMPLES)
+    levels = np.arange(256, dtype=np.int64)
+    counts = np.zeros((3, 256), dtype=np.int64)
+    for index in chosen:
+        pixels = image(int(index))
+        for channel in range(3):
+            counts[channel] += np.bincount(pixels[channel].reshape(-1), minlength=256)
+    total = counts.sum(axis=1)
+    mean = (counts @ levels) / total
+    variance = np.maximum((counts @ levels**2) / total - mean**2, 0)
+    deviation = np.maximum(np.sqrt(variance), 1.0)
+    return _rounded(mean), _rounded(deviation)
+
+
+def _rounded(levels: npt.NDArray[np.float64]) -> Channels:
+    red, green, blue = (round(float(level) / 255, 4) for level in levels)
+    return red, green, blue

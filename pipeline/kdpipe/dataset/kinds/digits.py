@@ -1,4 +1,4 @@
-"""``digits``: the 1,797 handwritten digits that come with scikit-learn; needs no download."""
+"""``digits``: scikit-learn's handwritten digits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset.identity import sample_id
-from kdpipe.dataset.items import ItemSource
-from kdpipe.dataset.source import Listing
+from kdpipe.dataset.registry import Listing, Request, register
+from kdpipe.dataset.sources import ItemSource
 
 SCALE = 4
-"""Each of the 8 x 8 pixels is shown as a square of this width."""
+"""Side of the square that each of the 8 x 8 pixels becomes."""
 
 
-def list_digits(split: str) -> Listing:
-    """List the digits of a split; keys hold the index in scikit-learn's order."""
-    rows, labels = _members(split)
+@register("digits", source="https://scikit-learn.org/stable/modules/generated/sklearn.datasets.load_digits.html")
+def list_digits(request: Request) -> Listing:
+    """The 1,797 handwritten digits of scikit-learn, 32 x 32, for trying things out; needs no download.
+
+    Keys hold the index in scikit-learn's order.
+    """
+    split = request.split
+    indices, labels = _members(split)
     return Listing(
         name="digits",
         classes=tuple("0123456789"),
-        keys=tuple(f"digits/{split}/{row}" for row in rows),
+        keys=tuple(f"digits/{split}/{index}" for index in indices),
         labels=labels.astype(np.int32),
         source=ItemSource(f"digits {split}", partial(open_digits, split)),
     )
@@ -34,21 +39,21 @@ def open_digits(split: str) -> list[tuple[npt.NDArray[np.uint8], int]]:
     """
     from sklearn.datasets import load_digits
 
-    rows, labels = _members(split)
-    levels = load_digits().images[rows].astype(np.uint32)
+    indices, labels = _members(split)
+    levels = load_digits().images[indices].astype(np.uint32)
     small = ((levels * 255 + 8) // 16).astype(np.uint8)
     pictures = small.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
     return [(picture, int(label)) for picture, label in zip(pictures, labels, strict=True)]
 
 
 def _members(split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the indices and labels of a split: of each class, the fifth with the lowest hashes is test."""
+    """Return the indices and labels of a split: the fifth of each class with the lowest hashes is test."""
     from sklearn.datasets import load_digits
 
     labels = np.asarray(load_digits().target, dtype=np.int64)
     in_test = np.zeros(len(labels), dtype=bool)
     for label in range(10):
-        members = sorted(np.flatnonzero(labels == label), key=lambda row: sample_id(f"digits/{row}"))
+        members = sorted(np.flatnonzero(labels == label), key=lambda index: sample_id(f"digits/{index}"))
         in_test[members[: round(len(members) / 5)]] = True
-    rows = np.flatnonzero(in_test == (split == "test"))
-    return rows, labels[rows]
+    indices = np.flatnonzero(in_test == (split == "test"))
+    return indices, labels[indices]

@@ -1,0 +1,163 @@
+"""Kinds of datasets by name, and the interface that each of them implements.
+
+A kind is one file in ``kdpipe/dataset/kinds``. It registers a function that lists the samples of a split:
+
+    @register("folder:PATH")
+    def list_folder(request: Request, path: str) -> Listing:
+        \"\"\"List image files, one folder per class.\"\"\"
+
+In a form, the part before the first colon is the kind's name, and the words after it are the values that a spec gives.
+They are passed to the function in this order, as text. The last value may contain any character, also colons.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.errors import DatasetError, did_you_mean
+from kdpipe.progress import Progress, silent
+
+Channels = tuple[float, float, float]
+"""One value each for red, green and blue."""
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Content digests and sizes of images."""
+
+    digests: npt.NDArray[np.uint8]
+    """Content digests, ``(n, 16)``."""
+    sizes: npt.NDArray[np.int64]
+    """Height and width of each image, ``(n, 2)``."""
+
+
+class Source(Protocol):
+    """Reads the images of a split. Pickles without pixels, so that each worker opens it anew."""
+
+    @property
+    def parallel(self) -> bool:
+        """Whether ``read`` may be called from several threads at once."""
+        ...
+
+    def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
+        """Return content digests and sizes of the images at ``indices``."""
+        ...
+
+    def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
+        """Return one image, uint8 ``(3, height, width)``, if its content still has this digest.
+
+        Raises:
+            DatasetError: The image cannot be decoded, or has changed.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """All samples of a split, before any pixels are read."""
+
+    name: str
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    """The stable name of each sample."""
+    labels: npt.NDArray[np.int32]
+    """Class index of each sample, ``(n,)``; -1 for none."""
+    source: Source
+    statistics: tuple[Channels, Channels] | None = None
+    """Published mean and standard deviation of each channel, in 0..1; ``None`` to compute them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The split to list, and how."""
+
+    split: str
+    """``train`` or ``test``."""
+    download: bool = False
+    """Whether the kind may download the dataset."""
+    progress: Progress = silent
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of dataset, and what ``kdpipe list datasets`` prints about it."""
+
+    name: str
+    usage: str
+    """The form of its specs."""
+    list_samples: Callable[..., Listing]
+    """Takes a ``Request`` and the values of the spec."""
+    help: str
+    """One line."""
+    source: str
+    """Where the data or their format are published, empty where they are not."""
+    pattern: re.Pattern[str] | None = None
+    """For a kind without a fixed name: matches its specs, which are passed on whole."""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The names of the values in its form."""
+        return () if self.pattern else tuple(self.usage.split(":")[1:])
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register(
+    usage: str, *, source: str = "", pattern: str | None = None
+) -> Callable[[Callable[..., Listing]], Callable[..., Listing]]:
+    """Register a function that lists samples; the first line of its docstring is the kind's help.
+
+    ``pattern`` is for a kind without a fixed name: a spec belongs to it if all of it matches and no other kind has its
+    name.
+
+    Raises:
+        ValueError: there is a kind of this name.
+    """
+
+    def add(list_samples: Callable[..., Listing]) -> Callable[..., Listing]:
+        name = usage if pattern else usage.partition(":")[0]
+        if name in _KINDS:
+            raise ValueError(f"there is a dataset kind '{name}' already")
+        help_line = (inspect.getdoc(list_samples) or "").partition("\n")[0]
+        _KINDS[name] = Kind(name, usage, list_samples, help_line, source, re.compile(pattern) if pattern else None)
+        return list_samples
+
+    return add
+
+
+def all_kinds() -> tuple[Kind, ...]:
+    """Return all kinds, those without a fixed name last."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: kind.pattern is not None))
+
+
+def resolve(spec: str) -> tuple[Kind, tuple[str, ...]]:
+    """Return the kind that a spec belongs to, and the values that it gives.
+
+    Raises:
+        DatasetError: There is no such kind, or the spec lacks a value; the message says which form is expected.
+    """
+    name, _, rest = spec.partition(":")
+    for kind in all_kinds():
+        if kind.pattern is not None:
+            if kind.pattern.fullmatch(spec):
+                return kind, (spec,)
+        elif kind.name == name and (kind.values or spec == name):
+            values = tuple(rest.split(":", len(kind.values) - 1)) if kind.values else ()
+            given = dict(zip(kind.values, values, strict=False))
+            missing = [value for value in kind.values if not given.get(value)]
+            if missing:
+                raise DatasetError(f"dataset '{spec}' lacks {missing[0]}, expected {kind.usage}")
+            return kind, values
+    names = [kind.name for kind in all_kinds() if kind.pattern is None]
+    near = f"; did you mean 'folder:{spec}'?" if spec and Path(spec).is_dir() else did_you_mean(name, names)
+    expected = ", ".join(kind.usage for kind in all_kinds())
+    raise DatasetError(f"unknown dataset '{spec}', expected one of {expected}{near}")

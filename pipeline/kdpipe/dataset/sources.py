@@ -1,0 +1,272 @@
+"""Sources of pixels: image files, and items of Python sequences.
+
+Content digests of image files are remembered in the cache until a file changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from blake3 import blake3
+
+from kdpipe import durable
+from kdpipe.dataset import decode, identity
+from kdpipe.dataset.pixels import cache_directory, in_order, processors
+from kdpipe.dataset.registry import Survey
+from kdpipe.errors import DatasetError, did_you_mean
+from kdpipe.progress import Progress
+
+_STATE = struct.Struct("<QqqQ")
+_FOUND = struct.Struct("<16sII")
+_ENTRY_BYTES = identity.ID_BYTES + _STATE.size + _FOUND.size
+_CHECK_BYTES = 32
+_SETTLED_NS = 2_000_000_000
+
+Memory = dict[bytes, bytes]
+"""From the digest of a path to the packed state, content digest and image size of its file."""
+
+
+@dataclass(frozen=True, eq=False)
+class FileSource:
+    """Image files, decoded with Pillow."""
+
+    paths: tuple[str, ...]
+    """Absolute path of each sample."""
+    memory: str
+    """Name of the cache file of digests: the dataset's root and its split."""
+
+    parallel: bool = True
+
+    def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
+        """Return digests and header sizes; read only files that are new or have changed."""
+        path = cache_directory() / "digests" / f"{identity.sample_id(self.memory).hex()}.bin"
+        known = _recall(path)
+        now = time.time_ns()
+        found: list[bytes] = []
+        fresh: Memory = {}
+        workers = min(32, 4 * processors())
+
+        def look(index: int) -> tuple[bytes, bytes, bool]:
+            return self._look(int(indices[index]), known)
+
+        for block in in_order(look, len(indices), workers=workers, what=what, progress=progress):
+            for name, entry, remembered in block:
+                found.append(entry[_STATE.size :])
+                if not remembered and _settled(entry, now):
+                    fresh[name] = entry
+        if fresh:
+            _remember(path, {**known, **fresh})
+        return _as_survey(found)
+
+    def _look(self, index: int, known: Memory) -> tuple[bytes, bytes, bool]:
+        path = self.paths[index]
+        name = identity.bytes_digest(os.fsencode(path))
+        try:
+            info = Path(path).stat()
+        except OSError as error:
+            raise _lost(path, error) from error
+        state = _STATE.pack(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
+        entry = known.get(name)
+        if entry is not None and entry.startswith(state):
+            return name, entry, True
+        content = _content(path)
+        size = decode.measure(content, path)
+        return name, state + _FOUND.pack(identity.bytes_digest(content), *size), False
+
+    def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
+        """Return one image, uint8 ``(3, height, width)``.
+
+        Raises:
+            DatasetError: The file is gone, broken, or not the one that was surveyed.
+        """
+        path = self.paths[index]
+        content = _content(path)
+        if identity.bytes_digest(content) != digest:
+            raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
+        return decode.decode(content, path)
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise _lost(path, error) from error
+
+
+def _lost(path: str, error: OSError) -> DatasetError:
+    return DatasetError(f"{path} cannot be read: {error.strerror or error}; restore the file or its permissions")
+
+
+def _settled(entry: bytes, now: int) -> bool:
+    """Return whether a file is so old that a later edit changes its times, however coarse the clock."""
+    _, modified, changed, _ = _STATE.unpack_from(entry)
+    return bool(max(modified, changed) < now - _SETTLED_NS)
+
+
+def _as_survey(found: list[bytes]) -> Survey:
+    packed = np.frombuffer(b"".join(found), dtype=np.dtype([("digest", "u1", 16), ("size", "<u4", 2)]))
+    return Survey(packed["digest"].copy(), packed["size"].astype(np.int64))
+
+
+def _recall(path: Path) -> Memory:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return {}
+    check, body = content[:_CHECK_BYTES], content[_CHECK_BYTES:]
+    if len(body) % _ENTRY_BYTES or blake3(body).digest() != check:
+        return {}
+    cut = identity.ID_BYTES
+    entries = (body[i : i + _ENTRY_BYTES] for i in range(0, len(body), _ENTRY_BYTES))
+    return {entry[:cut]: entry[cut:] for entry in entries}
+
+
+def _remember(path: Path, memory: Memory) -> None:
+    """Write the memory; without a writable cache, the files are read again next time."""
+    body = b"".join(name + entry for name, entry in memory.items())
+    with contextlib.suppress(OSError):
+        durable.write_bytes(path, blake3(body).digest() + body)
+
+
+class Items(Protocol):
+    """A sequence of ``(picture, label)``."""
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return one item."""
+        ...
+
+
+@dataclass(eq=False)
+class ItemSource:
+    """Items of a sequence that is opened when first needed, and again in each worker."""
+
+    where: str
+    """The sequence's name in messages."""
+    open: Callable[[], Items]
+    """Opens it; pickles."""
+    opened: Items | None = None
+    looked: dict[int, tuple[bytes, tuple[int, int]]] = field(default_factory=dict)
+    """Digest and size of the items that were read before the survey."""
+
+    parallel: bool = False
+
+    def item(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Return the pixels, uint8 ``(3, height, width)``, and the label of one item.
+
+        Raises:
+            DatasetError: The item is not a pair of a picture and an integer.
+        """
+        if self.opened is None:
+            self.opened = self.open()
+        try:
+            pair = self.opened[index]
+        except Exception as error:  # the sequence is someone else's code
+            raise DatasetError(f"{self.where}[{index}] raised {type(error).__name__}: {error}") from error
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            found = f"{len(pair)} values" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
+            raise DatasetError(f"{self.where}[{index}] is {found}, expected a pair (picture, class index)")
+        try:
+            return decode.from_picture(pair[0]), as_label(pair[1])
+        except ValueError as error:
+            raise DatasetError(f"{self.where}[{index}] cannot be used: {error}") from error
+
+    def labels(self, count: int, *, what: str, progress: Progress) -> npt.NDArray[np.int32]:
+        """Return the labels of all items by reading each of them, for sequences that list no labels."""
+        labels = np.empty(count, dtype=np.int64)
+        with progress(what, total=count) as report:
+            for index in range(count):
+                pixels, labels[index] = self.item(index)
+                self.looked[index] = identity.array_digest(pixels), pixels.shape[1:]
+                report(1)
+        return as_labels(labels)
+
+    def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
+        """Return digests and sizes; read each item that was not read before."""
+        found = []
+        with progress(what, total=len(indices)) as report:
+            for index in map(int, indices):
+                if index not in self.looked:
+                    pixels, _ = self.item(index)
+                    self.looked[index] = identity.array_digest(pixels), pixels.shape[1:]
+                found.append(self.looked[index])
+                report(1)
+        self.looked.clear()
+        digests = identity.as_digests(b"".join(digest for digest, _ in found))
+        return Survey(digests, np.asarray([size for _, size in found], dtype=np.int64))
+
+    def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
+        """Return one image, uint8 ``(3, height, width)``.
+
+        Raises:
+            DatasetError: The item cannot be used, or is not the one that was surveyed.
+        """
+        pixels, _ = self.item(index)
+        if identity.array_digest(pixels) != digest:
+            raise DatasetError(
+                f"{self.where}[{index}] gave other pixels than before; "
+                "items must always be the same, leave augmentation to the recipe"
+            )
+        return pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the opened sequence."""
+        return {**self.__dict__, "opened": None}
+
+
+def as_label(value: Any) -> int:
+    """Return a label as an int.
+
+    Raises:
+        ValueError: It is not an integer.
+    """
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"its label is {value!r}, expected an integer class index")
+    return int(value)
+
+
+def as_labels(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    """Return labels as int32; a label that does not fit stays out of range instead of wrapping around."""
+    return np.clip(values, -(2**31), 2**31 - 1).astype(np.int32)
+
+
+def check_labels(labels: npt.NDArray[np.int32], classes: int, *, where: str) -> None:
+    """Check that each label is a class index or -1.
+
+    Raises:
+        DatasetError: A label is below -1, or not below ``classes``.
+    """
+    wrong = np.flatnonzero((labels < -1) | (labels >= classes))
+    if len(wrong):
+        index = int(wrong[0])
+        raise DatasetError(
+            f"{where}[{index}] has the label {labels[index]}, expected 0..{classes - 1} "
+            f"for its {classes} classes, or -1 for none ({len(wrong)} such samples)"
+        )
+
+
+def suggest_path(path: Path) -> str:
+    """Return ``"; did you mean 'x'?"`` for the existing path nearest to a missing one, or an empty string."""
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    try:
+        siblings = [child.name for child in missing.parent.iterdir()]
+    except OSError:
+        return ""
+    near = did_you_mean(missing.name, siblings)
+    return near.replace("'", f"'{missing.parent}/", 1) if near and str(missing.parent) != "." else near
