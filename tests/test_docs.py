@@ -23,12 +23,12 @@ from stages.params import TrainStudent
 from tests.conftest import ROOT, Built
 
 README = (ROOT / "README.md").read_text()
-FORMAT = (ROOT / "docs" / "FORMAT.md").read_text()
-VIEWS = (ROOT / "docs" / "VIEWS.md").read_text()
-CHAINS = (ROOT / "docs" / "CHAINS.md").read_text()
-LOSSES = (ROOT / "docs" / "LOSSES.md").read_text()
-SIGNALS = (ROOT / "docs" / "SIGNALS.md").read_text()
-ROBUST = (ROOT / "docs" / "ROBUST.md").read_text()
+FORMAT = (ROOT / "docs" / "reference" / "format.md").read_text()
+VIEWS = (ROOT / "docs" / "guides" / "views.md").read_text()
+CHAINS = (ROOT / "docs" / "guides" / "chains.md").read_text()
+LOSSES = (ROOT / "docs" / "guides" / "losses.md").read_text()
+SIGNALS = (ROOT / "docs" / "guides" / "signals.md").read_text()
+ROBUST = (ROOT / "docs" / "guides" / "robust.md").read_text()
 
 
 def _python(text: str) -> list[str]:
