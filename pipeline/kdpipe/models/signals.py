@@ -57,7 +57,9 @@ class Signal:
         """
         kind, _, layer = name.partition(":")
         if kind not in (FEATURES, ATTENTION) or not _LAYER.fullmatch(layer):
-            raise ParamsError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER, several joined with +")
+            raise ParamsError(
+                f"'{name}' is no signal, expected features:LAYER or attention:LAYER, several joined with +"
+            )
         if (kind, layer) == (ATTENTION, PENULTIMATE):
             raise ParamsError("the penultimate features have no positions, which attention needs: name a layer")
         return cls(kind, layer)
