@@ -12,7 +12,7 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.savings import savings
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
-from kdpipe.distil.targets import LiveTargets, refuse_unlabelled, refuse_unsupported, soft_targets
+from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
 from kdpipe.pairing import join_checked, lacking, stored_recipe
@@ -191,8 +191,14 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
 
 def _distillation(student: TrainStudent, train: Dataset, recipe: Recipe, signals: SignalTerms | None) -> Distillation:
     settings = student.learning
-    refuse_unlabelled(settings.loss, train, recipe)
-    return Distillation(settings.loss, settings.temperature, settings.kd_weight, settings.ce_weight, signals)
+    refuse_unlabeled(settings.loss, train, recipe)
+    return Distillation(
+        settings.loss,
+        temperature=settings.temperature,
+        kd_weight=settings.kd_weight,
+        ce_weight=settings.ce_weight,
+        signals=signals,
+    )
 
 
 def _signal_terms(student: TrainStudent, stores: Sequence[LogitStore], model: Model) -> tuple[SignalTerm, ...]:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from kdpipe.distil.losses import parse
+from kdpipe.distil.signals import SignalTerms, settle
 from kdpipe.errors import ModelError, UnsupportedLossError
 from kdpipe.models import create
 from kdpipe.training.batches import Batch
-from kdpipe.distil.losses import parse
-from kdpipe.distil.signals import SignalTerms, settle, split
 
 SHAPES = {
     "features:penultimate": (256,),
@@ -31,63 +31,18 @@ def _student() -> nn.Module:
 
 
 def _pairs(text: str, kept: Sequence[str], student: nn.Module | None = None) -> dict[str, list[tuple[str, str]]]:
-    _, wanted = split(text)
-    terms = settle(wanted, kept, student or _student(), size=32, name="resnet8", source="s.zarr")
-    return {term.name: [(str(ours), str(theirs)) for ours, theirs in term.pairs] for term in terms}
+    terms = settle(parse(text).layers, kept, student or _student(), size=32, name="resnet8", source="s.zarr")
+    return {term.loss.name: [(str(ours), str(theirs)) for ours, theirs in term.pairs] for term in terms}
 
 
 def _terms(text: str, student: nn.Module, seed: int = 0) -> SignalTerms:
-    _, wanted = split(text)
-    terms = settle(wanted, list(SHAPES), student, size=32, name="resnet8", source="s.zarr")
+    terms = settle(parse(text).layers, list(SHAPES), student, size=32, name="resnet8", source="s.zarr")
     return SignalTerms(terms, student, shapes=SHAPES, size=32, name="resnet8", seed=seed, device=torch.device("cpu"))
 
 
 def _taught(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.rand(n, *shape, generator=generator) for name, shape in SHAPES.items()}
-
-
-def test_losses_are_parted_by_what_they_see() -> None:
-    logits, wanted = split("{kd: {weight: 0.5, temperature: 2}, features: {layers: {layer3: layer2}, weight: 3}}")
-    assert logits is not None
-    assert parse(logits) == parse("{kd: {weight: 0.5, temperature: 2}}")
-    assert [(one.name, one.weight, dict(one.layers)) for one in wanted] == [("features", 3.0, {"layer3": "layer2"})]
-    assert split("dkd") == ("dkd", ())
-    assert split("{kd: {}, dist: {}}") == ("{kd: {}, dist: {}}", ())
-    assert split("{not yaml") == ("{not yaml", ())
-
-
-def test_defaults_are_the_published_ones() -> None:
-    nothing, (attention,) = split("attention")
-    assert (nothing, attention.weight, attention.layers) == (None, 1000.0, {})
-    _, (rkd,) = split("{rkd: {angle: 7}, kd: }")
-    assert (rkd.weight, rkd.loss.distance, rkd.loss.angle) == (1.0, 25.0, 7)
-
-
-def test_layers_of_one_name_may_be_listed() -> None:
-    assert dict(split("{features: {layers: layer2}}")[1][0].layers) == {"layer2": "layer2"}
-    listed = split("{features: {layers: [layer2, layer3]}}")[1][0].layers
-    assert dict(listed) == {"layer2": "layer2", "layer3": "layer3"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("feature", "unknown loss 'feature'; did you mean 'features'"),
-        ("{kd: {}, atention: {}}", "unknown loss 'atention'; did you mean 'attention'.* Known: kd, .*rkd, attention"),
-        ("{rkd: {angel: 3}}", r"no parameter 'angel'; did you mean 'angle'\? .*weight, layers, distance \(0 or more\)"),
-        ("{rkd: {angle: -3}}", "cannot take angle=-3"),
-        ("{features: {weight: -1}}", "weight -1, expected a number of 0 or more"),
-        ("{features: {weight: true}}", "weight True"),
-        ("{features: {layers: 3}}", "layers 3, expected names"),
-        ("{features: {layers: [layer2, 3]}}", "expected names"),
-        ("{features: {layers: {layer2: [a]}}}", "expected names"),
-        ("{features: 3}", "has 3, expected its weight, layers and settings"),
-    ],
-)
-def test_what_cannot_be_read_is_refused(text: str, message: str) -> None:
-    with pytest.raises(UnsupportedLossError, match=message):
-        split(text)
 
 
 def test_layers_that_are_left_open() -> None:
@@ -98,7 +53,7 @@ def test_layers_that_are_left_open() -> None:
         ("attention:layer2", "attention:layer2"),
         ("attention:layer3", "attention:layer3"),
     ]
-    foreign = _pairs("{features: , rkd: , attention: }", ["features:blocks.11", "attention:stages.3"])
+    foreign = _pairs("features+rkd+attention", ["features:blocks.11", "attention:stages.3"])
     assert foreign == {
         "features": [("features:penultimate", "features:blocks.11")],
         "rkd": [("features:penultimate", "features:blocks.11")],
@@ -107,7 +62,7 @@ def test_layers_that_are_left_open() -> None:
 
 
 def test_layers_that_are_named() -> None:
-    pairs = _pairs("{features: {layers: {layer1: layer2, penultimate: layer3}}}", list(SHAPES))
+    pairs = _pairs("features:layer1:layer2,penultimate:layer3", list(SHAPES))
     assert pairs["features"] == [("features:layer1", "features:layer2"), ("features:penultimate", "features:layer3")]
 
 
@@ -115,17 +70,17 @@ def test_layers_that_are_named() -> None:
     ("text", "kept", "message"),
     [
         (
-            "{features: {layers: layer9}}",
+            "features:layer9",
             list(SHAPES),
             "features:layer9, which s.zarr does not keep, only features:pen",
         ),
-        ("{features: {layers: layer3}}", [], "kdpipe cache-teacher --signals logits,features:layer3$"),
-        ("rkd", ["attention:layer3"], "the loss rkd .* --signals logits,features:penultimate$"),
-        ("attention", ["features:layer3"], "--signals logits,attention:LAYER$"),
+        ("features:layer3", [], "kdpipe cache-teacher --signals features:layer3$"),
+        ("rkd", ["attention:layer3"], "the loss rkd .* --signals features:penultimate$"),
+        ("attention", ["features:layer3"], "--signals attention:LAYER$"),
         (
             "features",
             ["features:a", "features:b"],
-            "resnet8 has none of the layers a, b .*kdpipe models resnet8 --layers",
+            "resnet8 has none of the layers a, b .*--loss features:STUDENT:b; kdpipe models resnet8 --layers",
         ),
     ],
 )
@@ -136,12 +91,12 @@ def test_signals_that_are_not_kept_name_the_flag(text: str, kept: list[str], mes
 
 def test_a_layer_that_the_student_lacks_is_refused() -> None:
     with pytest.raises(ModelError, match=r"resnet8 has no layer 'layer33'.*did you mean 'layer3'"):
-        _terms("{features: {layers: {layer33: layer3}}}", _student())
+        _terms("features:layer33:layer3", _student())
 
 
 def test_terms_are_the_losses_of_what_the_student_shows() -> None:
     student = _student().eval()
-    terms = _terms("{features: {weight: 2}, rkd: {layers: {layer1: layer3}}, attention: }", student)
+    terms = _terms("features:weight=2+rkd:layer1:layer3+attention", student)
     images, taught = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1)), _taught(5)
     student(images)
     found = terms(taught)
@@ -184,39 +139,39 @@ def test_projections_are_drawn_by_the_seed_alone_and_are_no_part_of_the_student(
 
 def test_closing_lets_go_of_the_student() -> None:
     student = _student()
-    _terms("{features: , attention: }", student).close()
+    _terms("features+attention", student).close()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in student.modules())
 
 
-def _train(student: nn.Module, terms: SignalTerms, optimiser: torch.optim.Optimizer, steps: range) -> list[float]:
+def _train(student: nn.Module, terms: SignalTerms, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     taught, losses = _taught(16), []
     for _ in steps:
         student(images)
         loss = terms.weighted(terms(taught))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     return losses
 
 
-@pytest.mark.parametrize("text", ["features", "{rkd: {distance: 1, angle: 2}}", "{attention: {weight: 100}}"])
+@pytest.mark.parametrize("text", ["features", "rkd:distance=1,angle=2", "attention:weight=100"])
 def test_a_plain_loop_learns_and_resumes_with_its_projections(text: str) -> None:
     student = _student()
     terms = _terms(text, student)
 
-    def optimiser(student: nn.Module, terms: SignalTerms) -> torch.optim.Optimizer:
+    def optimizer(student: nn.Module, terms: SignalTerms) -> torch.optim.Optimizer:
         return torch.optim.SGD([*student.parameters(), *terms.projections.parameters()], lr=0.05, momentum=0.9)
 
-    ours = optimiser(student, terms)
+    ours = optimizer(student, terms)
     first = _train(student, terms, ours, range(6))
     saved = copy.deepcopy((student.state_dict(), terms.projections.state_dict(), ours.state_dict()))
     straight = _train(student, terms, ours, range(6))
     assert min(straight) < 0.7 * first[0]
     resumed = create("resnet8", 10)
     again = _terms(text, resumed, seed=9)
-    theirs = optimiser(resumed, again)
+    theirs = optimizer(resumed, again)
     resumed.load_state_dict(saved[0])
     again.projections.load_state_dict(saved[1])
     theirs.load_state_dict(saved[2])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.errors import UnsupportedLossError
 from kdpipe.distil.losses import make
+from kdpipe.errors import UnsupportedLossError
 
 
 def _reference(student: np.ndarray, teacher: np.ndarray, temperature: float) -> float:

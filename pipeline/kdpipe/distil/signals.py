@@ -1,4 +1,4 @@
-"""The losses on signals of one training: which layers learn from which, and what is learned beside the student."""
+"""Losses on layers in one training: the layers that learn from each other, and what is learned beside the student."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kdpipe.distil.signals.base import SignalLoss
-from kdpipe.distil.signals.written import Wanted
+from kdpipe.distil.losses import LayerLoss
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.models import find_penultimate
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, layers, signal_shape
@@ -16,17 +15,15 @@ from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, l
 
 @dataclass(frozen=True)
 class SignalTerm:
-    """One loss, its weight, and the signals that it compares."""
+    """One loss on layers, and the signals that it compares."""
 
-    name: str
-    loss: SignalLoss
-    weight: float
+    loss: LayerLoss
     pairs: tuple[tuple[Signal, Signal], ...]
     """The student's signal and the teacher's that it learns from."""
 
 
 def settle(
-    wanted: Sequence[Wanted], kept: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+    losses: Sequence[LayerLoss], kept: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
 ) -> tuple[SignalTerm, ...]:
     """Settle which layers of ``student`` learn from which of the signals ``kept``.
 
@@ -39,50 +36,49 @@ def settle(
     """
     known = [Signal.parse(each) for each in kept]
     terms = []
-    for one in wanted:
-        kind = one.loss.kind
-        theirs = [signal.layer for signal in known if signal.kind == kind]
-        pairs = dict(one.layers) or _by_default(one, theirs, student, size=size, name=name, source=source)
-        for layer in pairs.values():
+    for loss in losses:
+        theirs = [signal.layer for signal in known if signal.kind == loss.kind]
+        pairs = loss.pairs or _by_default(loss, theirs, student, size=size, name=name, source=source)
+        for _, layer in pairs:
             if layer not in theirs:
-                raise _not_kept(one.name, f"{kind}:{layer}", kept, source=source)
-        signals = tuple((Signal(kind, ours), Signal(kind, layer)) for ours, layer in pairs.items())
-        terms.append(SignalTerm(one.name, one.loss, one.weight, signals))
+                raise _not_kept(loss, layer, kept, source=source)
+        terms.append(
+            SignalTerm(loss, tuple((Signal(loss.kind, ours), Signal(loss.kind, layer)) for ours, layer in pairs))
+        )
     return tuple(terms)
 
 
 def _by_default(
-    wanted: Wanted, theirs: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
-) -> dict[str, str]:
-    kind = wanted.loss.kind
+    loss: LayerLoss, theirs: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+) -> Sequence[tuple[str, str]]:
     if not theirs:
-        layer = PENULTIMATE if kind == FEATURES else "LAYER"
-        raise _not_kept(wanted.name, f"{kind}:{layer}", (), source=source)
-    ours = [layer for layer, said in layers(student, size).items() if signal_shape(kind, said) is not None]
-    if kind == FEATURES and find_penultimate(student, size) is not None:
+        raise _not_kept(loss, PENULTIMATE if loss.kind == FEATURES else "LAYER", (), source=source)
+    ours = [layer for layer, shape in layers(student, size).items() if signal_shape(loss.kind, shape) is not None]
+    if loss.kind == FEATURES and find_penultimate(student, size) is not None:
         ours.append(PENULTIMATE)
-    same = {layer: layer for layer in theirs if layer in ours}
+    same = [(layer, layer) for layer in theirs if layer in ours]
     if same:
         return same
     if len(theirs) > 1 or not ours:
         raise UnsupportedLossError(
-            f"{name} has none of the layers {', '.join(theirs)} that {source} keeps {kind} of. Say which learns from "
-            f"which: --loss '{{{wanted.name}: {{layers: {{STUDENT: {theirs[-1]}}}}}}}'; kdpipe models {name} --layers "
-            "lists the student's."
+            f"{name} has none of the layers {', '.join(theirs)} that {source} keeps {loss.kind} of. Name the student's "
+            f"layer and the teacher's that it learns from: --loss {loss.name}:STUDENT:{theirs[-1]}; kdpipe models "
+            f"{name} --layers lists the student's."
         )
-    return {ours[-1]: theirs[0]}
+    return [(ours[-1], theirs[0])]
 
 
-def _not_kept(loss: str, signal: str, kept: Sequence[str], *, source: str) -> UnsupportedLossError:
+def _not_kept(loss: LayerLoss, layer: str, kept: Sequence[str], *, source: str) -> UnsupportedLossError:
     there = f", only {', '.join(kept)}" if kept else ""
+    signal = f"{loss.kind}:{layer}"
     return UnsupportedLossError(
-        f"the loss {loss} learns from {signal}, which {source} does not keep{there}. Make a store with: kdpipe "
-        f"cache-teacher --signals logits,{signal}"
+        f"the loss {loss.name} learns from {signal}, which {source} does not keep{there}. Make a store with: kdpipe "
+        f"cache-teacher --signals {signal}"
     )
 
 
 class SignalTerms:
-    """Watches the student's layers and compares what they show with what the teacher's did."""
+    """Hooks on the student's layers, and the terms that compare their signals with the teacher's."""
 
     def __init__(
         self,
@@ -100,7 +96,7 @@ class SignalTerms:
         The projections are drawn by ``seed``, whatever has been drawn before, and moved to ``device``.
 
         Raises:
-            ModelError: the student has no such layer, or it cannot give the signal.
+            ModelError: the student has no such layer, or its output cannot make the signal.
         """
         self.terms = tuple(terms)
         watched = sorted({ours for term in terms for ours, _ in term.pairs})
@@ -108,14 +104,14 @@ class SignalTerms:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = {
-                term.name: torch.nn.ModuleList(
+                term.loss.name: torch.nn.ModuleList(
                     term.loss.projection(self._watch.shapes[str(ours)], shapes[str(theirs)])
                     for ours, theirs in term.pairs
                 )
                 for term in terms
             }
         self.projections = torch.nn.ModuleDict(made).to(device)
-        """What is learned beside the student, and not part of it."""
+        """Modules that are learned beside the student, and are not part of it."""
 
     @property
     def taught(self) -> tuple[str, ...]:
@@ -123,27 +119,27 @@ class SignalTerms:
         return tuple(sorted({str(theirs) for term in self.terms for _, theirs in term.pairs}))
 
     def __call__(self, taught: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return each term by the name of its loss, for the batch that the student has just been shown.
+        """Return each term by the name of its loss, for the last batch of the student.
 
         ``taught`` are the teacher's signals of that batch by name, float32 on the student's device. A term is the sum
         over its pairs of layers, without its weight.
         """
-        shown = self._watch.take()
-        found = {}
+        found = self._watch.take()
+        terms = {}
         for term in self.terms:
-            projections = self.projections[term.name]
+            projections = self.projections[term.loss.name]
             assert isinstance(projections, torch.nn.ModuleList)
             parts = [
-                term.loss(project(shown[str(ours)]), taught[str(theirs)])
+                term.loss(project(found[str(ours)]), taught[str(theirs)])
                 for project, (ours, theirs) in zip(projections, term.pairs, strict=True)
             ]
-            found[term.name] = torch.stack(parts).sum()
-        return found
+            terms[term.loss.name] = torch.stack(parts).sum()
+        return terms
 
-    def weighted(self, found: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def weighted(self, terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the sum of the terms, each times its weight."""
-        return torch.stack([term.weight * found[term.name] for term in self.terms]).sum()
+        return torch.stack([term.loss.weight * terms[term.loss.name] for term in self.terms]).sum()
 
     def close(self) -> None:
-        """Let go of the student."""
+        """Remove the hooks from the student."""
         self._watch.close()

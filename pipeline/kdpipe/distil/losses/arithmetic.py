@@ -27,10 +27,10 @@ def of_other_classes(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return values.gather(1, others + (others >= labels.clamp(min=0)[:, None]))
 
 
-def mean_over_labelled(terms: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def mean_over_labeled(terms: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return the mean of ``(n,)`` over the samples whose label is not -1, or 0 (with a gradient of 0) without any."""
-    labelled = labels >= 0
-    return (terms * labelled).sum() / labelled.sum().clamp(min=1)
+    labeled = labels >= 0
+    return (terms * labeled).sum() / labeled.sum().clamp(min=1)
 
 
 def directions(values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
