@@ -17,7 +17,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from kdpipe import encoding
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import KdpipeError
 from kdpipe.store import Manifest, build, manifest, open_store, verify_files
 from kdpipe.store.plan import Layout
@@ -92,7 +92,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             assert np.array_equal(store.sample_ids, planned.sample_ids)
             for view in range(planned.planes):
                 logits = small_store.plane_logits(split, view, samples=len(planned.sample_ids), classes=classes)
-                encoded = encoding.get("fp16").encode(torch.from_numpy(logits))
+                encoded = get_encoding("fp16").encode(torch.from_numpy(logits))
                 expected = encoded.codes.astype(np.float32) + encoded.row_max[:, None]
                 assert np.array_equal(store.plane(view), expected)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.encoding import Encoding
+from kdpipe.encoding.base import Encoding
 from kdpipe.pairing import probe_hashes, probe_rows, rendering
 from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan
 from kdpipe.store import Recipe as StoredRecipe
