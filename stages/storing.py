@@ -15,7 +15,10 @@ from kdpipe.errors import ModelError
 from kdpipe.metrics import Logits, accuracy
 from kdpipe.stages.console import say
 from kdpipe.stages.settings import Storing
-from kdpipe.store import Candidate, Choice, Plan, settled, summary
+from kdpipe.store.inspect import summary
+from kdpipe.store.plan import Plan
+from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.skeleton import settled
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:

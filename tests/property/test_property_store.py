@@ -19,8 +19,12 @@ from hypothesis import strategies as st
 
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import KdpipeError
-from kdpipe.store import Manifest, build, manifest, open_store, verify_files
+from kdpipe.store import manifest
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 
 MEBIBYTE = 1024**2

@@ -14,7 +14,8 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Provenance, Rendering, Shape, Split, array_name
+from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name
+from kdpipe.store.settings import Provenance
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import compressed_bytes
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.store import open_store
+from kdpipe.store.reader import open_store
 from tests.unit.store import small_store
 
 

@@ -14,7 +14,8 @@ import zarr
 
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, StoreNotFoundError, UnsealedStoreError
-from kdpipe.store import open_store, verify_files
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
 from tests.unit.store import small_store
 
 
