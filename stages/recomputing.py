@@ -12,8 +12,8 @@ from kdpipe.errors import ParamsError
 from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.sources import load_model
-from kdpipe.store import Manifest, open_store
-from kdpipe.store.manifest import read
+from kdpipe.store.manifest import Manifest, read
+from kdpipe.store.reader import open_store
 from kdpipe.teacher import PRECISIONS, Ensemble, Forward, FrozenTeacher, recompute
 from kdpipe.teacher.settings import with_weights
 

@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from kdpipe import durable
 from kdpipe.dataset import load
-from kdpipe.store import open_store
+from kdpipe.store.reader import open_store
 from kdpipe.views import render
 from tests.unit.store import small_store
 from tests.unit.views import pictures

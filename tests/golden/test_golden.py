@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.store import open_store, summary, verify_files
+from kdpipe.store.inspect import summary
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
 from tests.golden import make
 from tests.unit.store import small_store
 

@@ -10,7 +10,7 @@ import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Model, Preset, Signal, Watch, probe
-from kdpipe.store import Teacher
+from kdpipe.store.sections import Teacher
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Autocast dtype by name; ``fp32`` runs without autocast."""

@@ -12,8 +12,9 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
-from kdpipe.store import Builder, Teacher
 from kdpipe.store.manifest import digest_file, digest_json
+from kdpipe.store.sections import Teacher
+from kdpipe.store.writer import Builder
 from kdpipe.views import permutation
 
 _PILOT_ROWS = 2_048

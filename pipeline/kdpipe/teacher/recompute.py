@@ -11,8 +11,9 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.fidelity import kl
-from kdpipe.pairing import join, replay
-from kdpipe.store import LogitStore
+from kdpipe.pairing.join import join
+from kdpipe.pairing.probes import replay
+from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import FrozenTeacher
 from kdpipe.views import Geometry
 

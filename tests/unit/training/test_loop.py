@@ -16,7 +16,7 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
-from kdpipe.pairing import join_checked
+from kdpipe.pairing.join import join_checked
 from kdpipe.teacher import Forward
 from kdpipe.training.batches import Batches
 from kdpipe.training.evaluation import predict

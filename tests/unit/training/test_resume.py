@@ -17,7 +17,7 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.several_stores import Mix, MixedTargets
 from kdpipe.distil.targets import WindowedTargets, soft_targets
 from kdpipe.errors import RunError
-from kdpipe.pairing import join_checked
+from kdpipe.pairing.join import join_checked
 from kdpipe.store.plan import Limits
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
