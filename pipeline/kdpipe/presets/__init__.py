@@ -1,6 +1,6 @@
 """Published training recipes with their results, read from the YAML files of this folder.
 
-A file has ``sources``, ``defaults`` of all its presets, ``methods`` that several share, and ``presets``. The settings of a
+A file has ``sources``, ``defaults`` of all its presets, ``methods`` that several share, and ``presets``. Settings of a
 preset are the defaults, updated with its method's and then with its own; notes are joined. Figures are test top-1 in
 percent, each read from the page that its source names, ``null`` where no page has one.
 """
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.errors import ParamsError, did_you_mean
 
+Text = Annotated[str, Field(min_length=1)]
 Setting = str | bool | int | float
 Top1 = Annotated[float, Field(strict=True, ge=0, le=100)]
 _FILES = ("cifar100.yaml", "imagenet.yaml", "short.yaml")
@@ -49,9 +50,9 @@ class Preset(_Strict):
     """A published recipe: settings of ``cache-teacher`` and ``train-student``, and the accuracy they led to."""
 
     name: str
-    what: str
+    what: Text
     """Data, length and method in a few words."""
-    data: str
+    data: Text
     """The dataset as ``--data`` takes it, with PATH for its location."""
     cache_teacher: Mapping[str, Setting]
     train_student: Mapping[str, Setting]
