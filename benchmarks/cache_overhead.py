@@ -26,7 +26,8 @@ from timing import interleaved, machine, ratio
 from kdpipe import dataset, encoding, models
 from kdpipe.dataset import Dataset
 from kdpipe.store import Builder, Plan, build
-from kdpipe.teacher import Forward, cache_plane, plan
+from kdpipe.teacher.cache import cache_plane, plan
+from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.sources import load_model
 

@@ -42,7 +42,7 @@ from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing import join_checked, replay
 from kdpipe.store import LogitStore, open_store
-from kdpipe.teacher import Forward
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory

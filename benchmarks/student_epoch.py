@@ -31,7 +31,7 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
 from kdpipe.pairing import join_checked
 from kdpipe.store import open_store
-from kdpipe.teacher import Forward
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.loop import train
 from kdpipe.training.objective import cross_entropy
 from kdpipe.training.runs import RunDirectory

@@ -17,7 +17,7 @@ from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
 from kdpipe.pairing import join_checked
-from kdpipe.teacher import Forward
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Batches
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
