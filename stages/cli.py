@@ -215,15 +215,8 @@ def presets_command(
         kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
     """
     from kdpipe.stages import presets
-    from kdpipe.stages.preset_table import PRESETS
 
-    chosen = PRESETS if name is None else (presets.find(name),)
-    if as_json:
-        print(presets.as_json(chosen))
-    elif name is None:
-        presets.show(chosen)
-    else:
-        print(presets.as_yaml(*chosen), end="")
+    presets.show(name, as_json=as_json)
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -16,8 +16,10 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.errors import DivergedError
 from kdpipe.models import Model, Preset
+from kdpipe.pairing import join_checked
 from kdpipe.pairing.join import join_checked
 from kdpipe.teacher import Forward
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Batches
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
