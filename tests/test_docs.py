@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from stages.params import TrainStudent
 
 from kdpipe import dataset, encoding, models
 from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer
 from stages.cli import STAGES, app
 from stages.fleet import members
-from stages.params import TrainStudent
 from tests.conftest import ROOT, Built
 
 README = (ROOT / "README.md").read_text()
