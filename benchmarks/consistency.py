@@ -14,7 +14,7 @@ targets come from:
 
 All but cache-K see the same pixels. Accuracies are of the whole test split, after the last epoch. Finished runs are
 kept in --work and not repeated: the same command goes on after an interruption. Writes
-benchmarks/results/consistency.json after each run, and docs/consistency.png.
+benchmarks/results/consistency.json after each run, and docs/guides/consistency.png.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/consistency"), help="store and runs")
     parser.add_argument("--result", type=Path, default=ROOT / "benchmarks" / "results" / "consistency.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "consistency.png")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "guides" / "consistency.png")
     parser.add_argument("--plot-only", action="store_true", help="draw the result that is there")
     options = parser.parse_args()
     if not options.plot_only and not (options.data and options.weights):

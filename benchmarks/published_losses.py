@@ -2,7 +2,7 @@
 
     python benchmarks/published_losses.py
 
-prints the table of docs/LOSSES.md. The figures of kd, dkd, wsld and standardized-kd are those of the published recipes
+prints the table of docs/guides/losses.md. The figures of kd, dkd, wsld and standardized-kd are those of the published recipes
 (``kdpipe presets``); the others are from the READMEs that are named here.
 """
 

@@ -1,7 +1,7 @@
 """What can happen to a build, and what is left: killed anywhere, watched by readers, locked, broken.
 
 The stores are small and their logits random, so that each process is killed within a fraction of a second. What the
-command line says is in ``test_interruption.py``; docs/FORMAT.md has the table.
+command line says is in ``test_interruption.py``; docs/reference/format.md has the table.
 """
 
 from __future__ import annotations

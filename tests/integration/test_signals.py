@@ -49,7 +49,7 @@ def test_every_view_is_what_the_layers_say_of_its_pixels(built: Built, store: Pa
         opened = open_store(store, split)
         for view in range(views):
             with torch.no_grad():
-                images = teacher.preset.normalise(renderer(range(limit), view))
+                images = teacher.preset.normalize(renderer(range(limit), view))
                 second = net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(images)))))
                 third = net.layer3(second)
             squares = second.square().mean(1)
@@ -187,7 +187,7 @@ def test_models_lists_layers_at_the_model_s_own_size(kdpipe: Kdpipe) -> None:
 
 
 def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
-    blocks = (ROOT / "docs" / "FORMAT.md").read_text().split("```python\n")[1:]
+    blocks = (ROOT / "docs" / "reference" / "format.md").read_text().split("```python\n")[1:]
     (script,) = [block.split("```")[0] for block in blocks if '"signals"' in block.split("```")[0]]
     (tmp_path / "read.py").write_text("import sys\nsys.modules['kdpipe'] = None\n" + script)
     ran = subprocess.run([sys.executable, tmp_path / "read.py", store], check=True, capture_output=True, text=True)
@@ -203,7 +203,7 @@ def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
 
 
 def test_the_documented_python_reads_them(store: Path, tmp_path: Path) -> None:
-    (code,) = [block.split("```")[0] for block in (ROOT / "docs" / "SIGNALS.md").read_text().split("```python\n")[1:]]
+    (code,) = [block.split("```")[0] for block in (ROOT / "docs" / "guides" / "signals.md").read_text().split("```python\n")[1:]]
     (tmp_path / "logits.zarr").symlink_to(store)
     shown = "\nassert features.shape == (128, 64) and str(features.dtype) == 'torch.float32'"
     subprocess.run([sys.executable, "-c", code + shown], check=True, cwd=tmp_path)

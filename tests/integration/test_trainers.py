@@ -1,4 +1,4 @@
-"""A store in other people's training loops: the examples run, and docs/TRAINERS.md shows what they do."""
+"""A store in other people's training loops: the examples run, and docs/guides/trainers.md shows what they do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = ("plain_pytorch", "timm_loop", "lightning_loop")
 
 def test_every_example_is_documented_and_run() -> None:
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)
-    document = (ROOT / "docs" / "TRAINERS.md").read_text()
+    document = (ROOT / "docs" / "guides" / "trainers.md").read_text()
     for name in EXAMPLES:
         assert f"    python examples/{name}.py " in document
 
@@ -43,7 +43,7 @@ def test_an_example_distils(built: Built, name: str, tmp_path: Path) -> None:
 
 
 def test_the_document_shows_the_examples_lines() -> None:
-    document = (ROOT / "docs" / "TRAINERS.md").read_text()
+    document = (ROOT / "docs" / "guides" / "trainers.md").read_text()
     blocks = re.findall(r"```python\n# (examples/\w+\.py)\n(.*?)```", document, flags=re.DOTALL)
     assert {path for path, _ in blocks} == {f"examples/{name}.py" for name in EXAMPLES}
     for path, block in blocks:

@@ -96,7 +96,7 @@ def attach(
     transform: Transform | None = None,
     allow_drift: bool = False,
 ) -> AttachedDataset:
-    """Append each item's soft target to a dataset, for your own trainer (docs/TRAINERS.md).
+    """Append each item's soft target to a dataset, for your own trainer (docs/guides/trainers.md).
 
     A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``: the image, uint8 ``(3, height, width)``, has the
     teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Where the view mixes samples, the label is

@@ -1,7 +1,7 @@
 """Shuffled training on planes that do not fit in memory: whole chunks in random order, samples shuffled in windows.
 
 A window is as many randomly chosen chunks as half the memory limit holds. Its samples are shuffled fully, and the next
-window is decoded while it is used. ``docs/DECISIONS.md`` says how far that is from a full shuffle.
+window is decoded while it is used. ``docs/decisions.md`` says how far that is from a full shuffle.
 """
 
 from __future__ import annotations

@@ -591,7 +591,7 @@ class TestRefusals:
 
 
 class TestDocumentation:
-    PAGE = (ROOT / "docs" / "LOSSES.md").read_text()
+    PAGE = (ROOT / "docs" / "guides" / "losses.md").read_text()
 
     def row(self, name: str) -> list[str]:
         (row,) = re.findall(rf"^\| `{name}` \|.*\|$", self.PAGE.split("\n## ")[0], flags=re.MULTILINE)

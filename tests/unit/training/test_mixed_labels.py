@@ -72,7 +72,7 @@ def test_training_on_mixed_images_takes_mixed_labels(tmp_path: Path) -> None:
         shares[row, digits(100).labels[row]] += float(mixed.own_share[row])
         shares[row, mixed.labels[row]] += 1 - float(mixed.own_share[row])
     with torch.no_grad():
-        logits = small_network().train()(PRESET.normalise(images(np.arange(100), 1)))
+        logits = small_network().train()(PRESET.normalize(images(np.arange(100), 1)))
     expected = F.cross_entropy(logits, shares).item()
     own_label_only = F.cross_entropy(logits, torch.from_numpy(digits(100).labels).long()).item()
     assert abs(expected - own_label_only) > 1e-3

@@ -1,7 +1,7 @@
 """Distillation losses by name: ``make("kd", temperature=4.0)`` returns the term alone, without cross-entropy.
 
 ``make("kd", standardize=True)`` is ``kd`` of z-scores. ``parse`` also reads several losses with weights.
-``docs/LOSSES.md`` has the table of all.
+``docs/guides/losses.md`` has the table of all.
 """
 
 from __future__ import annotations

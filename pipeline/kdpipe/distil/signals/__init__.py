@@ -1,4 +1,4 @@
-"""Losses on signals: what layers of the teacher show, kept in a store beside its logits (docs/SIGNALS.md).
+"""Losses on signals: what layers of the teacher show, kept in a store beside its logits (docs/guides/signals.md).
 
 They have another contract than those of ``kdpipe.distil.losses``, which see logits alone, and are added to them.
 """

@@ -19,7 +19,7 @@ class FeatureRegression:
     layer and trains on it before the rest; here, as in RepDistiller and mdistiller, the mean is added to the other
     terms. They regress unpooled maps through a convolution with a weight of 100. Pooled features are small to store;
     the weight of 10 is ours, since three pairs of layers at 100 are unstable at a learning rate of 0.1
-    (docs/SIGNALS.md). Several pairs make it hierarchical.
+    (docs/guides/signals.md). Several pairs make it hierarchical.
     """
 
     kind: ClassVar[str] = "features"

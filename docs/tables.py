@@ -1,0 +1,383 @@
+"""The measured tables of the documents, made from ``benchmarks/results``.
+
+    python docs/tables.py            fills every table in place
+    python docs/tables.py --check    fails where a document differs from the results
+
+A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is one of ``TABLES``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+_BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+
+Rows = Iterable[Sequence[str]]
+
+
+def documents() -> list[Path]:
+    """Return the Markdown files that may hold tables."""
+    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def fill(text: str) -> str:
+    """Return a document with every table made anew.
+
+    Raises:
+        KeyError: a table has an unknown name.
+        FileNotFoundError: its results are not in ``benchmarks/results``.
+    """
+    return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Fill the tables, or compare them."""
+    different = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        filled = fill(text)
+        if filled != text:
+            different.append(str(path.relative_to(ROOT)))
+            if "--check" not in sys.argv:
+                path.write_text(filled, encoding="utf-8")
+    if different and "--check" in sys.argv:
+        sys.exit(f"tables differ from benchmarks/results in {', '.join(different)}: run python docs/tables.py")
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _markdown(heading: Sequence[str], rows: Rows, *, numbers_from: int = 1) -> str:
+    """Return a table whose columns from ``numbers_from`` on are aligned to the right."""
+    rule = [("---:" if place >= numbers_from else "---") for place in range(len(heading))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heading, *rows)]
+    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+
+
+def _percent(figures: Mapping[str, float], sign: str = "") -> str:
+    """Return mean and sample standard deviation of shares in percent."""
+    return f"{100 * figures['mean']:{sign}.1f} ± {100 * figures['std']:.1f}"
+
+
+def _interval(figures: Mapping[str, Any], digits: int = 2, *, factor: float = 1) -> str:
+    """Return a median with its 95 % interval."""
+    median, low, high = (f"{factor * value:.{digits}f}" for value in (figures["median"], *figures["interval_95"]))
+    return f"{median} [{low}, {high}]"
+
+
+def _demo() -> str:
+    """The students of ``make repro``: a copy of its ``reports/metrics.json``."""
+    measured = _read("demo")
+    rows = []
+    for name, student in measured["students"].items():
+        top1, agreement, gap = (
+            "n/a" if student[key] is None else _percent({"mean": student[key], "std": student.get(f"{key}_std") or 0})
+            for key in ("top1", "agreement", "gap_recovered")
+        )
+        ships = " (ships)" if name == measured["recommended"] else ""
+        rows.append((f"`{name}`{ships}", student["distill"], top1, agreement, gap))
+    teacher = measured["teacher"]
+    rows.append((f"`{teacher['name']}`", "the teacher", f"{100 * teacher['top1']:.1f}", "", ""))
+    return _markdown(
+        ("student", "soft targets", "test top-1 %", "agreement %", "gap recovered %"), rows, numbers_from=2
+    )
+
+
+def _labels() -> str:
+    measured = _read("labels")
+    arms, teachers = measured["arms"], measured["teachers_test_top1"]
+    rows = []
+    for share in ("0.01", "0.1", "1"):
+        labels = arms[f"none {share}"]["labels"]
+        cells = [_percent(arms[f"{arm} {share}"]["top1"]) for arm in ("none",)]
+        labelled = arms.get(f"labelled {share}", arms[f"all {share}"])  # with all labels, both are the same images
+        cells += [_percent(each["top1"]) for each in (labelled, arms[f"all {share}"], arms[f"same {share}"])]
+        rows.append((f"{labels:,} ({float(share):.0%})", *cells, f"{100 * teachers[f'same-{share}']:.1f}"))
+    heading = ("labels", "labels alone", "teacher, labeled images", "teacher, all images", "own teacher, all images")
+    return _markdown((*heading, "own teacher itself"), rows)
+
+
+def _losses() -> str:
+    rows = []
+    for arm, each in _read("losses")["losses"].items():
+        gain = "" if arm == "none" else _percent(each["top1_minus_none"], "+")
+        rows.append((f"`{arm}`", _percent(each["top1"]), gain, _percent(each["agreement"])))
+    return _markdown(("loss", "test top-1 %", "difference to `none`", "agreement with the teacher %"), rows)
+
+
+def _published_losses() -> str:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from published_losses import table  # type: ignore[import-not-found]
+
+    return str(table()).strip()
+
+
+def _signal_sizes() -> str:
+    named = {"logits": "`logits` (`fp16`)"}
+    named["features:layer3"] = "`features:layer3`, in a `resnet20` the same as `features:penultimate`"
+    kinds = ("logits", "features", "attention")
+    measured = _read("signals")["signals"].items()
+    rows = [
+        (named.get(name, f"`{name}`"), f"{each['numbers']:,}", f"{each['bytes_per_row']:,.0f}")
+        for name, each in sorted(measured, key=lambda item: (kinds.index(item[0].split(":")[0]), item[1]["numbers"]))
+        if name != "features:penultimate"
+    ]
+    return _markdown(("signal", "numbers", "bytes per row"), rows)
+
+
+def _signal_losses() -> str:
+    named = {
+        "kd+features-of-layers": "`kd` and `features` of all three layers",
+        "kd+features+attention": "`kd`, `features` and `attention`",
+    }
+    rows = []
+    for arm, each in _read("signals")["losses"].items():
+        name = named.get(arm, " and ".join(f"`{part}`" for part in arm.split("+")))
+        gain = "" if arm == "none" else _percent(each["top1_minus_none"], "+")
+        beside = _percent(each["top1_minus_kd"], "+") if arm.startswith("kd+") else ""
+        rows.append((name, _percent(each["top1"]), gain, beside))
+    return _markdown(("loss", "test top-1 %", "difference to `none`", "difference to `kd`"), rows)
+
+
+_CHAINS = {
+    "alone": "no teacher",
+    "one-way": "the given teacher",
+    "longer": "the same for 20 epochs",
+    "multi-level": "an assistant of the given teacher",
+    "two-way": "the given teacher, tuned by the student of `one-way`",
+    "second": "the second teacher",
+    "mean": "both, equal weights",
+    "weighted": "both, 0.7 for the given one",
+    "confidence": "both",
+    "draw": "both",
+}
+
+
+def _chains() -> str:
+    rows = []
+    for arm, each in _read("chains")["arms"].items():
+        teachers = [fmean(column) for column in zip(*each["teachers_test_top1"], strict=True)]
+        difference = "" if arm == "one-way" else _percent(each["top1_minus_one_way"], "+")
+        taught = " and ".join(f"{100 * top1:.1f}" for top1 in teachers)
+        rows.append((f"`{arm}`: {_CHAINS[arm]}", taught, _percent(each["top1"]), difference))
+    heading = ("chain", "teachers of the last student, top-1 %", "last student, top-1 %", "difference to `one-way`")
+    return _markdown(heading, rows)
+
+
+_ROBUST = {
+    "none": "labels, clean images",
+    "adversarial": "labels, attacked images",
+    "kd": "the robust teacher, clean images",
+    "ard": "the robust teacher, attacked images",
+    "rslad": "the robust teacher, attacked images",
+    "rslad given": "the given teacher, attacked images",
+}
+
+
+def _robust() -> str:
+    rows = [
+        (f"`{arm}`: {_ROBUST[arm]}", _percent(each["top1"]), _percent(each["adversarial_top1"]))
+        for arm, each in _read("robust")["arms"].items()
+    ]
+    return _markdown(("student", "clean top-1 %", "top-1 under attack %"), rows)
+
+
+def _auxiliary() -> str:
+    arms = _read("auxiliary")["arms"]
+    rows = []
+    for arm, learned_from in (("none", "labels"), ("kd", "a `resnet20` with 86.9 %")):
+        task = arms[f"{arm}+rotation"]
+        cells = (arms[arm]["top1"], task["top1"], task["top1_minus_without"])
+        rows.append((f"`{arm}`: {learned_from}", *map(_percent, cells)))
+    return _markdown(("loss", "without", "with `--aux rotation`", "difference"), rows)
+
+
+_FLEETS = {
+    "crop-flip": "CIFAR-10, `crop-flip`, batches of 128, `resnet8`",
+    "rrc-flip+color+trivial": "CIFAR-10, `rrc-flip+color+trivial`, batches of 128, `resnet8`",
+    "streamed": "JPEG photographs at 224, `rrc-flip`, batches of 16, one small convolution on pooled images",
+}
+
+
+def _fleet() -> str:
+    rows = []
+    for case, each in _read("fleet")["cases"].items():
+        times = [f"{each[f'milliseconds_of_{part}_per_batch']['median']:.2f}" for part in ("data", "step")]
+        ideal, speed_up = f"{each['ideal_speed_up']['median']:.3f}", _interval(each["speed_up"], 3)
+        rows.append((_FLEETS[case], *times, ideal, speed_up, f"{100 * each['share_of_ideal']['median']:.1f} %"))
+    heading = ("images", "`d`, ms", "`s`, ms", "ideal speed-up", "measured", "of the ideal")
+    return _markdown(heading, rows)
+
+
+def _skew() -> str:
+    recall = _read("skew")["recall"]
+    rows = [
+        (name, *(_percent(recall[arm][each]) for each in ("of_0", "of_others")))
+        for name, arm in (("each image once", "as they are"), ("`--balance`", "balanced"))
+    ]
+    return _markdown(("sampling", "recall of the digit 0 %", "mean recall of the other digits %"), rows)
+
+
+def _views_speed() -> str:
+    measured = _read("views")
+
+    def row(name: str, each: Mapping[str, Any]) -> Sequence[str]:
+        speeds, faster, share = (
+            each.get(key) for key in ("images_per_second", "torchvision_over_kdpipe", "rendering_over_step")
+        )
+        peers = ("", "") if faster is None else (f"{speeds['torchvision']:,}", _interval(faster, 1))
+        return (name, f"{speeds['kdpipe']:,}", *peers, "" if share is None else f"{_interval(share, 1, factor=100)} %")
+
+    rows = [row(f"`{name}`", each) for name, each in measured["in_memory"]["recipes"].items()]
+    rows += [row(f"`{name}`, photographs at 224", each) for name, each in measured["photographs"]["recipes"].items()]
+    return _markdown(("recipe", "images/s", "torchvision", "times faster", "share of a step"), rows)
+
+
+_CACHED = {
+    "none": "none",
+    "live": "live teacher, new crops in every epoch",
+    **{f"cache-{views}": f"{views} cached view{'s' * (views > 1)}" for views in (1, 2, 4, 8, 16)},
+    "fixed": "fixed teacher: the plain view's soft targets, new crops",
+    "mismatch": "another crop's soft targets, new crops",
+}
+
+
+def _consistency() -> str:
+    rows = [
+        (_CACHED[arm], _percent(each["top1"]), str(each["teacher_passes_per_sample"]), f"{each['plane_bytes']:,}")
+        for arm, each in _read("consistency")["arms"].items()
+    ]
+    heading = ("soft targets", "test top-1 %", "teacher passes per image", "bytes of the planes read")
+    return _markdown(heading, rows)
+
+
+def _cifar10() -> str:
+    measured = _read("cifar10")
+    seconds = measured["timing"]["median_seconds_per_epoch_of_50000"]
+    rows = [
+        (name, f"{100 * measured['accuracy'][arm]['top1']:.2f}", f"{seconds[arm]:.1f}")
+        for name, arm in (("from the store", "cache"), ("live teacher", "live"), ("none", "none"))
+    ]
+    return _markdown(("soft targets", "test top-1 %", "seconds per epoch of 50,000 images"), rows)
+
+
+def _store() -> str:
+    overhead, epoch, read = _read("cache_overhead"), _read("student_epoch"), _read("store_read")
+    gather = read["gather"]["speed_against"]["numpy_take / kdpipe_plane"]
+    plane = read["decode_plane"]["speed_against"]
+    rows = [
+        (
+            "`cache-teacher`, ResNet-20 on CIFAR-10, over the same loop without storing the logits",
+            "time",
+            _interval(overhead["cached_over_thrown_away"]["fp16"]),
+        ),
+        (
+            "`resnet8` epoch with cached logits, over one that reads none",
+            "time",
+            _interval(epoch["cached_over_none_read"]),
+        ),
+        ("the same, over one without distillation", "time", _interval(epoch["cached_over_no_distillation"])),
+        (
+            "the same epoch with a live teacher, over one with cached logits",
+            "time",
+            _interval(epoch["live_over_cached"]),
+        ),
+        (
+            "shuffled batch of 256 of 200,000 x 1,000 `fp16`, over numpy's `take` from memory",
+            "speed",
+            _interval(gather),
+        ),
+        (
+            "decoding that plane with digests, over writing and reading it as `.npy`",
+            "speed",
+            _interval(plane["npy_written_and_read / kdpipe_with_digests"]),
+        ),
+        ("the same without digests", "speed", _interval(plane["npy_written_and_read / kdpipe_again"])),
+        (
+            "`verify`, over a plain loop that reads and digests the files",
+            "speed",
+            _interval(read["verify"]["speed_against"]["plain_loop / kdpipe_verify"]),
+        ),
+    ]
+    return _markdown(("compared", "ratio of", "median [95 % interval]"), rows, numbers_from=2)
+
+
+def _encodings() -> str:
+    named = {"cifar10": "CIFAR-10, 10 classes", "described-1000": "1,000 described classes"}
+    named["independent-1000"] = "1,000 independent classes"
+    rows = [
+        (
+            named[each["logits"]],
+            f"{each['within']:g}",
+            " and ".join(f"{temperature:g}" for temperature in each["temperatures"]),
+            f"`{_grammatical(each['name'])}`",
+            f"{each['bytes']:.1f}",
+            f"{each['times_smaller_than_fp32']:.1f}",
+        )
+        for each in _read("encodings")["against_raw"]
+    ]
+    heading = ("logits", "mean KL at most", "at temperature", "smallest encoding", "bytes per row")
+    return _markdown((*heading, "times smaller than float32"), rows, numbers_from=4)
+
+
+def _grammatical(name: str) -> str:
+    """Return an encoding as it is written today, where the results have ``tailp6@1.4``."""
+    return re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name)
+
+
+def _shuffle() -> str:
+    windows = _read("shuffle")["windows"]
+    rows = [
+        (each["window"].removesuffix(" of a plane"), str(each["windows"]), f"{each['distinct_classes']:.0f}")
+        for each in windows
+    ]
+    heading = ("a window holds, of a plane", "windows in an epoch", "distinct classes in a batch of 256")
+    return _markdown(heading, rows)
+
+
+def _checkpoints() -> str:
+    rows = [
+        (
+            f"`{each['model']}`, {each['parameters']:,} parameters{', `--ema`' if each['ema'] else ''}",
+            f"{1000 * each['write_s']:.0f}",
+            f"{1000 * each['read_s']:.0f}",
+            f"{each['bytes'] / 1e6:.1f}",
+        )
+        for each in _read("checkpoint_cost")
+    ]
+    return _markdown(("model", "write, ms", "read, ms", "MB"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": _demo,
+    "labels": _labels,
+    "losses": _losses,
+    "published-losses": _published_losses,
+    "signal-sizes": _signal_sizes,
+    "signal-losses": _signal_losses,
+    "chains": _chains,
+    "robust": _robust,
+    "auxiliary": _auxiliary,
+    "fleet": _fleet,
+    "skew": _skew,
+    "views-speed": _views_speed,
+    "consistency": _consistency,
+    "cifar10": _cifar10,
+    "store": _store,
+    "encodings": _encodings,
+    "shuffle": _shuffle,
+    "checkpoints": _checkpoints,
+}
+"""The Markdown of each table, by its name."""
+
+if __name__ == "__main__":
+    main()
