@@ -218,7 +218,7 @@ class Case:
             began = time.perf_counter()
             for _ in range(self.options.epochs):
                 for batch in rendered:
-                    logits = module(model.preset.normalise(batch.pixels[0]))
+                    logits = module(model.preset.normalize(batch.pixels[0]))
                     optimiser.zero_grad(set_to_none=True)
                     torch.autograd.backward(F.cross_entropy(logits, batch.labels))
                     optimiser.step()

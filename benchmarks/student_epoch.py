@@ -139,7 +139,7 @@ def main() -> None:
     loss = make("kd", temperature=4.0)
 
     def update(pixels: torch.Tensor, truth: torch.Tensor) -> None:
-        logits = student.module(student.preset.normalise(pixels))
+        logits = student.module(student.preset.normalize(pixels))
         total = 0.9 * loss(logits, unread.rows(len(pixels)), truth) + 0.1 * cross_entropy(logits, truth)
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(total)

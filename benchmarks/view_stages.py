@@ -10,17 +10,24 @@ from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
-from kdpipe.views import colour, crop, erase, mixing
+from kdpipe.views import mixing
 from kdpipe.views.philox import Draws
+from kdpipe.views.recipe import Step
 
 _RENDER = importlib.import_module("kdpipe.views.render")
 """``kdpipe.views.render`` itself is the function."""
 _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "drawing": ((Draws, "words"), (Draws, "integers"), (Draws, "uniform")),
-    "boxes and resizing": ((crop, "boxes"), (_RENDER, "cut")),
-    "colours": ((colour, "apply"),),
-    "erasing": ((erase, "apply"),),
-    "mixing": ((mixing, "amounts"), (mixing, "mix"), (mixing.Population, "partners")),
+    "boxes and resizing": ((_RENDER, "cut"),),
+    "mixing": ((mixing, "mix"), (mixing.Population, "partners")),
+}
+_PHASES = {
+    "box": "boxes and resizing",
+    "flip": "flips and rotation",
+    "rotate": "flips and rotation",
+    "color": "colors",
+    "erase": "erasing",
+    "mix": "mixing",
 }
 
 
@@ -29,7 +36,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         """Start with the time that belongs to none of the stages."""
-        self.seconds = dict.fromkeys([*_STAGES, "rest"], 0.0)
+        self.seconds = dict.fromkeys([*_STAGES, *_PHASES.values(), "rest"], 0.0)
         self._within = ["rest"]
         self._since = time.perf_counter()
 
@@ -59,7 +66,13 @@ class Stopwatch:
 def by_stage() -> Iterator[dict[str, float]]:
     """Yield the seconds by stage of what is rendered within the block; complete at its end."""
     watch = Stopwatch()
+    call = Step.__call__
+
+    def step(self: Step, *arguments: Any) -> Any:
+        return watch.timed(_PHASES[self.operation.phase], call)(self, *arguments)
+
     with ExitStack() as patches:
+        patches.enter_context(patch.object(Step, "__call__", step))
         for stage, functions in _STAGES.items():
             for owner, name in functions:
                 patches.enter_context(patch.object(owner, name, watch.timed(stage, getattr(owner, name))))

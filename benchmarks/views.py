@@ -167,7 +167,7 @@ def training(images: Dataset, batches: Batches) -> Callable[[], float]:
     model = load_model("resnet8", images)
     network = model.module.train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    pixels = model.preset.normalise(Renderer(images, "none", seed=0, geometry=Geometry.of(model.preset))(batches[0], 0))
+    pixels = model.preset.normalize(Renderer(images, "none", seed=0, geometry=Geometry.of(model.preset))(batches[0], 0))
     labels = torch.from_numpy(images.labels[batches[0]]).long()
 
     def seconds() -> float:

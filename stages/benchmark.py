@@ -15,24 +15,21 @@ import torch
 from rich.console import Console
 
 from kdpipe import models, report
-from kdpipe.benchmark import (
+from kdpipe.benchmark.comparison import compare
+from kdpipe.benchmark.latency import Latency, latency, machine
+from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
-    Latency,
     StoreIdentity,
     StudentResult,
     TeacherResult,
-    agreement,
     average,
-    compare,
-    latency,
-    machine,
     mean_history,
 )
 from kdpipe.dataset import Dataset, balanced_indices
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, RunError
-from kdpipe.metrics.accuracy import accuracy
+from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.pairing import join
 from kdpipe.stages.console import progress, say
@@ -66,7 +63,11 @@ def run(params: Benchmark) -> None:
     result = BenchmarkResult(
         dataset=params.dataset.data,
         samples=len(test),
-        students=compare(students, teacher_top1=None if teaching is None else teaching.top1),
+        students=compare(
+            students,
+            teacher_top1=None if teaching is None else teaching.top1,
+            samples=int((test.labels >= 0).sum()),
+        ),
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         teacher=teaching,
@@ -195,7 +196,9 @@ def _measure(
     model = _load(directory, record)
     module = model.module.to(device)
     logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
-    scores = accuracy(logits, test.labels)
+    figures = measure(logits, test.labels, teacher)
+    if attack is not None:
+        figures["adversarial_top1"] = attack.top1(module, model.preset, device)
     parameters: dict[str, Any] = record["parameters"]
     return StudentResult(
         name=name,
@@ -204,11 +207,7 @@ def _measure(
         distill=record.get("distill", "none"),
         loss=record.get("loss", "ce"),
         seed=parameters["seed"],
-        top1=scores.top1,
-        top5=scores.top5,
-        loss_value=scores.loss,
-        adversarial_top1=None if attack is None else attack.top1(module, model.preset, device),
-        agreement=None if teacher is None else agreement(logits, teacher),
+        figures=figures,
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
         latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},
@@ -241,10 +240,9 @@ def _teacher_result(
 ) -> TeacherResult | None:
     if logits is None:
         return None
-    scores = accuracy(logits, test.labels)
     names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
     name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
-    return TeacherResult(name=name, top1=scores.top1, top5=scores.top5)
+    return TeacherResult(name=name, figures=measure(logits, test.labels))
 
 
 @contextmanager

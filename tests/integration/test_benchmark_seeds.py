@@ -57,7 +57,7 @@ def _logits(run: Path) -> np.ndarray:
     )
     renderer = Renderer(test, "none", seed=0, geometry=Geometry.of(model.preset))
     with torch.no_grad():
-        return model.module.eval()(model.preset.normalise(renderer(range(60), 0))).double().numpy()
+        return model.module.eval()(model.preset.normalize(renderer(range(60), 0))).double().numpy()
 
 
 def _measured(runs: list[Path], said: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

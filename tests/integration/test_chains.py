@@ -144,7 +144,7 @@ def test_the_first_step_of_a_fine_tuning(command: str, kdpipe: Kdpipe, tmp_path:
     assert model.preset.mean == (0.3, 0.3, 0.3)
     pixels = Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset))(range(200), 1)
     with torch.no_grad():
-        logits = model.module.train()(model.preset.normalise(pixels))
+        logits = model.module.train()(model.preset.normalize(pixels))
     expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(digits.labels).long())
     assert _single_row(tmp_path / "tuned")["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
@@ -171,7 +171,7 @@ def test_a_run_s_weights_are_those_of_its_file(built: Built, run: str, kdpipe: K
 def test_weights_that_do_not_fit_are_refused(built: Built, run: str, kdpipe: Kdpipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     larger = ("train-student", *LIMITS, "--student", "resnet14", "--device", "cpu", "--out", out)
-    refused(kdpipe(*larger, "--init-weights", run), "do not fit (the file says it is a resnet8)", "expected layer1.1")
+    refused(kdpipe(*larger, "--init-weights", run), "do not fit (its header names resnet8)", "expected layer1.1")
     refused(kdpipe(*larger, "--init-weights", tmp_path / "none.pt"), "there is no such file")
     refused(kdpipe(*larger, "--init-weights", f"run:{tmp_path}"), "is not a finished run of kdpipe")
     fewer = tmp_path / "fewer.safetensors"

@@ -47,7 +47,7 @@ def test_the_store_keeps_what_the_last_layer_is_shown(built: Built, kdpipe: Kdpi
         renderer = Renderer(data, "crop-flip", seed=0, geometry=Geometry.of(teacher.preset))
         for view, kept in enumerate(found[split]):
             with torch.no_grad():
-                expected = teacher.module(teacher.preset.normalise(renderer(range(limit), view)))
+                expected = teacher.module(teacher.preset.normalize(renderer(range(limit), view)))
                 logits = head(expected).numpy()
             assert np.abs(kept - expected.numpy()).max() <= 1e-3 * (1 + float(expected.abs().max()))
             assert np.abs(open_store(store, split=split).plane(view) - logits).max() < 0.05

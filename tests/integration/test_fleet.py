@@ -20,8 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from kdpipe import dataset
-from kdpipe.models.zoo import BUILDERS
+from kdpipe import dataset, models
 from kdpipe.store.plan import Limits
 from kdpipe.teacher import Forward
 from stages import training
@@ -60,7 +59,7 @@ class Starving(torch.nn.Module):
 
     def __init__(self, num_classes: int, *, training: bool, calls: int) -> None:
         super().__init__()
-        self.body = BUILDERS["resnet8"](num_classes)
+        self.body = models.create("resnet8", num_classes)
         self._while, self._left = training, calls
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -84,7 +83,7 @@ def untestable(num_classes: int) -> torch.nn.Module:
 
 def dropping(num_classes: int) -> torch.nn.Module:
     """A network that draws from torch's generator at every step."""
-    return torch.nn.Sequential(torch.nn.Dropout(0.1), BUILDERS["resnet8"](num_classes), torch.nn.Dropout(0.1))
+    return torch.nn.Sequential(torch.nn.Dropout(0.1), models.create("resnet8", num_classes), torch.nn.Dropout(0.1))
 
 
 def _name(member: Flags) -> str:

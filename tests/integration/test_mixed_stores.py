@@ -74,7 +74,7 @@ def test_the_loss_of_the_first_batch(
     student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
     renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(student.preset))
     with torch.no_grad():
-        said = student.module.train()(student.preset.normalise(renderer(range(200), 1))).double().numpy()
+        said = student.module.train()(student.preset.normalize(renderer(range(200), 1))).double().numpy()
     planes = [_expected(store, digits, 1) for store in stores]
     right = np.array([0.75, 0.25])[:, None] * [_probabilities(plane)[range(200), digits.labels] for plane in planes]
     teacher = {
@@ -203,7 +203,7 @@ def test_images_that_are_mixed_themselves_are_weighed_without_labels(kdpipe: Kdp
     student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
     pixels = replay(opened[0], digits, geometry=Geometry.of(student.preset))(range(200), 1)
     with torch.no_grad():
-        said = student.module.train()(student.preset.normalise(pixels)).double().numpy()
+        said = student.module.train()(student.preset.normalize(pixels)).double().numpy()
     centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (said, teacher)]
     header = (tmp_path / "run" / "history.csv").read_text().splitlines()[0].split(",")
     assert float(row[header.index("kd")]) == pytest.approx(((centred[0] - centred[1]) ** 2).mean(), rel=1e-4)

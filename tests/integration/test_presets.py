@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stages.params import CacheTeacher, TrainStudent
+from stages.resolution import resolve
 
 from kdpipe import models
 from kdpipe.distil.losses import make
 from kdpipe.views import Recipe
-from stages.params import CacheTeacher, TrainStudent
 from stages.preset_table import PRESETS, Preset
-from stages.resolution import resolve
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]

@@ -1,4 +1,4 @@
-"""Recipes from the command line to the student: cached, live, mixed, in YAML, and what is refused."""
+"""Recipes from the command line to the student: cached, live, mixed, by key, and what is refused."""
 
 from __future__ import annotations
 
@@ -154,32 +154,27 @@ def test_partners_are_those_of_the_store_in_whatever_order_the_dataset_is(
     assert cached["kd"] == pytest.approx(live["kd"], rel=1e-3)
 
 
-class TestSpelling:
-    YAML = "- rrc-flip: {scale: [0.25, 1]}\n- mixup: 0.2\n"
+BY_KEY = "rrc:scale_min=0.25+flip+mixup:alpha=0.2"
 
-    def trained(self, kdpipe: Callable[..., Outcome], out: Path, *flags: object) -> str:
-        assert kdpipe("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1, "--out", out, *flags).code == 0
-        recorded: str = json.loads((out / "run.json").read_text())["recipe"]["name"]
-        return recorded
 
-    def test_yaml_on_the_command_line(self, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-        text = "[rrc-flip: {scale: [0.25, 1]}, mixup: 0.2]"
-        assert self.trained(kdpipe, tmp_path / "run", "--recipe", text) == "rrc-flip:0.25+mixup:0.2"
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_values_by_key_are_recorded_in_the_canonical_form(
+    in_a_file: bool, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "params.yaml").write_text(f"train_student:\n  recipe: {BY_KEY}\n")
+    flags = ("--params", tmp_path / "params.yaml") if in_a_file else ("--recipe", BY_KEY)
+    common = ("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1)
+    assert kdpipe(*common, "--out", tmp_path / "run", *flags).code == 0
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    assert recorded["name"] == "rrc:0.25+flip+mixup:0.2"
+    assert recorded["version"] == "rrc/1+flip/1+mixup/1"
 
-    def test_a_yaml_file(self, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-        (tmp_path / "recipe.yaml").write_text(self.YAML)
-        found = self.trained(kdpipe, tmp_path / "run", "--recipe", tmp_path / "recipe.yaml")
-        assert found == "rrc-flip:0.25+mixup:0.2"
 
-    def test_yaml_in_the_params_file(self, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-        lines = "".join(f"    {line}\n" for line in self.YAML.splitlines())
-        (tmp_path / "params.yaml").write_text(f"train_student:\n  recipe:\n{lines}")
-        found = self.trained(kdpipe, tmp_path / "run", "--params", tmp_path / "params.yaml")
-        assert found == "rrc-flip:0.25+mixup:0.2"
-
-    def test_a_file_that_is_not_there(self, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-        command = ("train-student", *LIMITS, "--student", "resnet8", "--out", tmp_path / "run")
-        refused(kdpipe(*command, "--recipe", tmp_path / "no.yaml"), "--recipe", "cannot be read")
+@pytest.mark.parametrize("written", ["[rrc: 0.25, flip]", "{rrc: 0.25}", "\n    - rrc\n    - flip"])
+def test_a_recipe_in_yaml_is_refused(written: str, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    (tmp_path / "params.yaml").write_text(f"train_student:\n  recipe: {written}\n")
+    command = ("train-student", *LIMITS, "--student", "resnet8", "--out", tmp_path / "run")
+    refused(kdpipe(*command, "--params", tmp_path / "params.yaml"), "recipe")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +184,7 @@ class TestSpelling:
         ("rrc-flip+colour", "did you mean 'color'?"),
         ("mixup", "write mixup:ALPHA"),
         ("mixup:0.2+crop-flip", "Write 'crop-flip+mixup:0.2'"),
-        ("randaug:2,40", "expected a whole number from 0 to 30"),
+        ("randaug:2,40", "expected a whole number, 0 to 30"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(

@@ -117,7 +117,7 @@ def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> Non
     optimiser = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True)
     expected = []
     for view in (1, 2):
-        images = plain.preset.normalise(renderer(range(200), view))
+        images = plain.preset.normalize(renderer(range(200), view))
         first = net.layer1(torch.relu(net.bn1(net.conv1(images))))
         second = net.layer2(first)
         logits = net.fc(net.layer3(second).mean((2, 3)))

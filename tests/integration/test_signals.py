@@ -49,7 +49,7 @@ def test_every_view_is_what_the_layers_say_of_its_pixels(built: Built, store: Pa
         opened = open_store(store, split)
         for view in range(views):
             with torch.no_grad():
-                images = teacher.preset.normalise(renderer(range(limit), view))
+                images = teacher.preset.normalize(renderer(range(limit), view))
                 second = net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(images)))))
                 third = net.layer3(second)
             squares = second.square().mean(1)

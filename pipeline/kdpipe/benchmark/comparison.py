@@ -1,44 +1,79 @@
-"""Students beside each other: what distilling gained, who is on the Pareto front, which one to ship."""
+"""Comparison of students: gap recovered, the Pareto front, and which student to ship."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 
-Baselines = dict[int | None, list[float]]
 TOLERANCE = 0.005
-"""How much top-1 the recommended student may lose against the best one: half a percentage point."""
+"""Largest top-1 difference between the recommended and the best student: half a percentage point."""
+Z95 = 1.96
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+class Gap(NamedTuple):
+    """A gap recovered, or the reason why it is undefined."""
+
+    value: float | None
+    note: str | None = None
 
 
 class Recommendation(NamedTuple):
-    """Which student to ship, and a sentence that says why with its figures."""
+    """The student to ship, and the reason in one sentence with its figures."""
 
     name: str
     reason: str
 
 
-def gap_recovered(student: float | None, *, baseline: float | None, teacher: float | None) -> float | None:
-    """Return ``(student - baseline) / (teacher - baseline)``: how much of the gap distilling closed.
+def accuracy_noise(first: float, second: float, samples: int) -> float:
+    """Return the half-width of the 95 % interval of the difference of two accuracies on ``samples`` test samples.
 
-    All three are top-1 accuracies; ``baseline`` is the same student trained on labels alone. 0 is no gain,
-    1 matches the teacher, and either can be passed. None if a figure is missing or the teacher is not better
-    than the baseline, since there is then no gap to recover.
+    ``1.96 * sqrt(p(1 - p)/n + q(1 - q)/n)``: Newcombe, "Interval estimation for the difference between independent
+    proportions" (1998), method 1. Two models that are tested on the same samples make partly the same errors, so
+    their difference varies less than that: the bound is conservative. Averaging over seeds does not lower it, since
+    all of them have the same test samples.
     """
-    if student is None or baseline is None or teacher is None or not teacher > baseline:
-        return None
-    return (student - baseline) / (teacher - baseline)
+    return Z95 * math.sqrt((first * (1 - first) + second * (1 - second)) / samples)
+
+
+def gap_recovered(student: float | None, *, baseline: float | None, teacher: float | None, samples: int) -> Gap:
+    """Return ``(student - baseline) / (teacher - baseline)``: the fraction of that difference that distillation closes.
+
+    All three are top-1 accuracies on the same ``samples`` labeled test samples; ``baseline`` is that of the same
+    architecture trained on labels only. 0 is no gain, 1 matches the teacher, and values outside are possible.
+
+    Undefined, with a note, if a figure is missing or the teacher does not exceed the baseline by more than
+    ``accuracy_noise``: the quotient would then be noise divided by noise.
+    """
+    if student is None:
+        return Gap(None, "the test samples have no labels")
+    if teacher is None:
+        return Gap(None, "no teacher was measured")
+    if baseline is None:
+        return Gap(None, "there is no baseline, a run of the same architecture on labels only (--distill none)")
+    difference = teacher - baseline
+    if not difference > 0:
+        return Gap(None, f"the teacher's top-1 ({teacher:.2%}) is not above the baseline's ({baseline:.2%})")
+    noise = accuracy_noise(teacher, baseline, samples)
+    if not difference > noise:
+        return Gap(
+            None,
+            f"the difference between teacher ({teacher:.2%}) and baseline ({baseline:.2%}) is within the noise of "
+            f"{samples:,} test samples (± {noise * 100:.2f} percentage points)",
+        )
+    return Gap((student - baseline) / difference)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Say for each ``(accuracy, latency)`` whether it is on the Pareto front.
+    """Return for each ``(accuracy, latency)`` whether it is on the Pareto front.
 
     A point is on the front unless another is at least as accurate and at least as fast, and better in one
-    of the two. Equal points share their fate; a point with a NaN is never on the front and beats nobody.
+    of the two. Equal points are both on it or both not; a point with a NaN is not, and does not count for others.
     """
     front = [False] * len(points)
     known = [i for i, point in enumerate(points) if not any(map(math.isnan, point))]
@@ -50,13 +85,15 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return front
 
 
-def compare(students: Sequence[StudentResult], *, teacher_top1: float | None) -> tuple[StudentResult, ...]:
-    """Return the students in the same order, with ``gap_recovered`` and ``on_front`` filled in.
+def compare(
+    students: Sequence[StudentResult], *, teacher_top1: float | None, samples: int
+) -> tuple[StudentResult, ...]:
+    """Return the students in the same order, with ``gap_recovered``, ``gap_note`` and ``on_front`` filled in.
 
-    The baselines of a distilled student are the runs of the same architecture with ``distill="none"``, which have
-    no gap themselves. Where both have the same seeds, each run is compared with the mean top-1 of the baselines of its
-    own seed, and the student has the mean of these gaps. Otherwise, or where one of them is undefined, mean top-1
-    is compared with mean top-1.
+    ``samples`` is the number of labeled test samples. The baselines of a distilled student are the runs of the same
+    architecture with ``distill="none"``, which have no gap themselves. If both have the same seeds, each run is
+    compared with the mean top-1 of the baselines of its own seed, and the student has the mean of these gaps.
+    Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
 
     The front is of top-1 against the median latency at batch size 1; a student that lacks one of the two is not
     on it.
@@ -70,44 +107,50 @@ def compare(students: Sequence[StudentResult], *, teacher_top1: float | None) ->
         for student in students
     ]
     return tuple(
-        replace(_with_gap(student, _baselines(student, students), teacher_top1=teacher_top1), on_front=on_front)
+        replace(
+            _with_gap(student, _baselines(student, students), teacher_top1=teacher_top1, samples=samples),
+            on_front=on_front,
+        )
         for student, on_front in zip(students, pareto_front(points), strict=True)
     )
 
 
-def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> Baselines:
-    """Return what the runs that a distilled student is compared with reach, by their seed."""
-    found: Baselines = {}
+def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> dict[int | None, list[float]]:
+    """Return the top-1 of the runs that a distilled student is compared with, by their seed."""
+    found: dict[int | None, list[float]] = {}
     for other in students:
-        if student.distill != "none" and other.distill == "none" and other.architecture == student.architecture:
+        if other.distill == "none" and other.architecture == student.architecture:
             for run in other.runs:
                 if run.top1 is not None:
                     found.setdefault(run.seed, []).append(run.top1)
     return found
 
 
-def _with_gap(student: StudentResult, baselines: Baselines, *, teacher_top1: float | None) -> StudentResult:
-    """Return the student with its ``gap_recovered``, and with those of its runs where they are paired by seed."""
-    if not baselines:
-        return replace(student, gap_recovered=None)
+def _with_gap(
+    student: StudentResult, baselines: Mapping[int | None, Sequence[float]], *, teacher_top1: float | None, samples: int
+) -> StudentResult:
+    """Return the student with its gap, and its seed runs with theirs if they are paired by seed."""
+    if student.distill == "none":
+        return student.with_gap(None)
     if set(baselines) == {run.seed for run in student.runs}:
         gaps = [
-            gap_recovered(run.top1, baseline=fmean(baselines[run.seed]), teacher=teacher_top1) for run in student.runs
+            gap_recovered(run.top1, baseline=fmean(baselines[run.seed]), teacher=teacher_top1, samples=samples).value
+            for run in student.runs
         ]
         known = [gap for gap in gaps if gap is not None]
         if len(known) == len(gaps):
-            paired = zip(student.members, known, strict=False)  # a single run has no members
-            members = tuple(replace(run, gap_recovered=gap) for run, gap in paired)
-            return replace(student, gap_recovered=fmean(known), members=members)
-    baseline = fmean(top1 for of_a_seed in baselines.values() for top1 in of_a_seed)
-    return replace(student, gap_recovered=gap_recovered(student.top1, baseline=baseline, teacher=teacher_top1))
+            paired = zip(student.seed_runs, known, strict=False)  # a single run has no seed runs
+            return replace(student.with_gap(fmean(known)), seed_runs=tuple(run.with_gap(gap) for run, gap in paired))
+    every = [top1 for of_a_seed in baselines.values() for top1 in of_a_seed]
+    baseline = fmean(every) if every else None
+    return student.with_gap(*gap_recovered(student.top1, baseline=baseline, teacher=teacher_top1, samples=samples))
 
 
 def recommend(result: BenchmarkResult) -> Recommendation:
-    """Name the student to ship: the fastest whose top-1 lies within ``TOLERANCE`` of the best student's.
+    """Return the student to ship: the fastest whose top-1 lies within ``TOLERANCE`` of the best student's.
 
-    The top-1 of several seeds is their mean. Fast means the median latency at batch size 1; ties go to the more
-    accurate student, then to the first name. Students without a known top-1 are considered only if nobody has one,
+    The top-1 of several seeds is their mean. Speed is the median latency at batch size 1; ties go to the more
+    accurate student, then to the first name. Students without a top-1 are considered only if no student has one,
     and students without a latency only if no other is left.
     """
     rated = [student for student in result.students if student.top1 is not None]
@@ -116,7 +159,7 @@ def recommend(result: BenchmarkResult) -> Recommendation:
         reason = f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}."
         return Recommendation(chosen.name, reason + _which_run(chosen))
     best = min(rated, key=lambda student: (-_top1(student), *_by_speed(student)))
-    # The small term keeps a student that is exactly half a point behind, which binary fractions can miss.
+    # A student that is exactly half a point behind is included: binary fractions can miss it by 1e-17.
     close = [student for student in rated if _top1(best) - _top1(student) <= TOLERANCE + 1e-9]
     chosen = min(close, key=_by_speed)
     return Recommendation(chosen.name, _reason(chosen, best=best) + _which_run(chosen))
@@ -124,8 +167,8 @@ def recommend(result: BenchmarkResult) -> Recommendation:
 
 def _reason(chosen: StudentResult, *, best: StudentResult) -> str:
     figures = f"{chosen.name} reaches {_shown_top1(chosen)} top-1"
-    if len(chosen.members) > 1:
-        figures += f" in the mean of {len(chosen.members)} seeds"
+    if len(chosen.seed_runs) > 1:
+        figures += f" in the mean of {len(chosen.seed_runs)} seeds"
     points = f"{TOLERANCE * 100:g} percentage points"
     if chosen.single_image_ms is None:
         return f"{figures}, the best of all students; latency at batch size 1 was not measured."
@@ -143,18 +186,18 @@ def _shown_top1(student: StudentResult) -> str:
 
 
 def _which_run(chosen: StudentResult) -> str:
-    """Name the run of several seeds to ship, and why it is not the best of them."""
-    if not chosen.members:
+    """Return a sentence with the seed run to ship, and why it is not the best of them."""
+    if not chosen.seed_runs:
         return ""
     run = f" The run to ship is {chosen.shipped.as_posix()}"
-    if len(chosen.members) == 1:
+    if len(chosen.seed_runs) == 1:
         return f"{run}."
-    return f"{run}, the first seed: picked by its test accuracy, a run would look better than it is."
+    return f"{run}, the first seed: selecting a run by its test accuracy would bias that accuracy."
 
 
 def _pace(student: StudentResult) -> str:
     if student.single_image_ms is None:
-        return "the first by name, as latency at batch size 1 was not measured either"
+        return "the first by name; latency at batch size 1 was not measured either"
     return f"the fastest at {student.single_image_ms:.3g} ms per image (batch size 1, median)"
 
 

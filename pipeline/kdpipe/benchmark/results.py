@@ -1,4 +1,4 @@
-"""What a benchmark found: students of one run or of several seeds, their teacher, and where they were measured."""
+"""Results of a benchmark: students of one run or of several seeds, their teacher, and where they were measured."""
 
 from __future__ import annotations
 
@@ -11,49 +11,70 @@ from typing import Literal
 
 from kdpipe.benchmark.latency import Latency
 from kdpipe.errors import RunError
+from kdpipe.metrics import METRICS, Figure
 
 Distill = Literal["cache", "live", "none"]
-Figure = Literal["top1", "adversarial_top1", "top5", "loss_value", "agreement", "gap_recovered"]
-"""What differs between runs of several seeds, as a field of ``StudentResult``."""
+
+ADVERSARIAL_TOP1 = Figure(
+    "adversarial_top1",
+    "PGD top-1",
+    "Top-1 on images whose pixels projected gradient descent changed within a small bound, to increase the student's "
+    "cross-entropy. An upper bound of the accuracy under any attack: others may find more.",
+    "%",
+    "PGD %",
+)
+GAP_RECOVERED = Figure(
+    "gap_recovered",
+    "Gap recovered",
+    "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
+    "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
+    "the same architecture on labels only; with the same seeds, the gap is computed by seed and averaged. n/a without "
+    "a baseline, and where the difference between teacher (p) and baseline (q) is within the noise of n labeled test "
+    "samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe 1998, method 1).",
+    "%",
+    "gap %",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudentResult:
-    """One training run, measured; or the mean of several that differ in their seed, see ``average()``."""
+    """One training run, measured; or the mean of several seed runs, see ``average()``."""
 
     name: str
     """Name of the run, unique within a benchmark."""
     path: Path
-    """Directory of the run, or of the runs of several seeds."""
+    """Directory of the run, or of the seed runs."""
     architecture: str
     distill: Distill
-    """Where the soft targets came from: a store, a teacher in the loop, or nowhere."""
+    """Source of the soft targets: a store, a live teacher, or none."""
     loss: str
     """Name of the loss that the student was trained with."""
     seed: int | None
     """None for several seeds."""
-    top1: float | None
-    """Test accuracy, 0..1; None without labels."""
-    top5: float | None
-    """Test top-5 accuracy, 0..1; None without labels."""
-    loss_value: float | None
-    """Mean cross-entropy on the test set, in nats; None without labels."""
+    figures: Mapping[str, float | None]
+    """What ``metrics.measure()`` returned, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
     """Size of the weights on disk, in bytes."""
     latencies: Mapping[int, Latency] = field(default_factory=dict)
     """Latency by batch size."""
-    adversarial_top1: float | None = None
-    """Test accuracy under the benchmark's attack, 0..1; None where there is none."""
-    agreement: float | None = None
-    """Share of test samples on which student and teacher name the same class; None without a teacher."""
-    gap_recovered: float | None = None
-    """See ``gap_recovered()``; filled by ``compare()``."""
+    gap_note: str | None = None
+    """Why a distilled student has no gap recovered; filled by ``compare()``."""
     on_front: bool = False
-    """Whether no other student is at once as accurate and as fast, and better in one; see ``compare()``."""
-    members: tuple[StudentResult, ...] = ()
+    """Whether no other student is both as accurate and as fast, and better in one; filled by ``compare()``."""
+    seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
+
+    @property
+    def top1(self) -> float | None:
+        """Test accuracy, 0..1; None without labels."""
+        return self.figures.get("top1")
+
+    @property
+    def gap_recovered(self) -> float | None:
+        """Fraction of the teacher-baseline accuracy difference that distillation closes; None where undefined."""
+        return self.figures.get(GAP_RECOVERED.name)
 
     @property
     def single_image_ms(self) -> float | None:
@@ -62,48 +83,50 @@ class StudentResult:
 
     @property
     def runs(self) -> tuple[StudentResult, ...]:
-        """The runs of several seeds, or the single run itself."""
-        return self.members or (self,)
+        """The seed runs, or the single run itself."""
+        return self.seed_runs or (self,)
 
     @property
     def shipped(self) -> Path:
-        """Directory of the run to ship: of several seeds the first, which was named before anything was tested.
+        """Directory of the run to ship: the first of several seeds, which is fixed before anything is tested.
 
-        The best on the test set would be one that luck chose, with an accuracy that new images do not confirm.
+        Selecting the run that is best on the test set would bias its accuracy.
         """
         return self.runs[0].path
 
-    def std(self, figure: Figure) -> float | None:
+    def std(self, figure: str) -> float | None:
         """Return the sample standard deviation, with ``n - 1``, of a figure over the seeds.
 
         None for fewer than two runs, or where one of them lacks the figure or has one that is not finite.
         """
-        values = [value for run in self.runs if (value := getattr(run, figure)) is not None and math.isfinite(value)]
+        found = [run.figures.get(figure) for run in self.runs]
+        values = [value for value in found if value is not None and math.isfinite(value)]
         return stdev(values) if 1 < len(values) == len(self.runs) else None
 
+    def with_gap(self, gap: float | None, note: str | None = None) -> StudentResult:
+        """Return the same result with a gap recovered, or with the reason why there is none."""
+        return replace(self, figures={**self.figures, GAP_RECOVERED.name: gap}, gap_note=note)
 
-def average(members: Sequence[StudentResult], *, name: str, path: Path) -> StudentResult:
-    """Return runs of one student that differ in their seed as one student: the means of what they reach.
+
+def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> StudentResult:
+    """Return runs of one student that differ in their seed as one student, with the means of their figures.
 
     Size and latencies are those of the first run, since all have the same architecture. A figure that one of the
     runs lacks is None.
     """
 
-    def mean(figure: Figure) -> float | None:
-        values = [value for run in members if (value := getattr(run, figure)) is not None]
-        return fmean(values) if len(values) == len(members) else None
+    def mean(figure: str) -> float | None:
+        values = [value for run in seed_runs if (value := run.figures.get(figure)) is not None]
+        return fmean(values) if len(values) == len(seed_runs) else None
 
+    first = seed_runs[0]
     return replace(
-        members[0],
+        first,
         name=name,
         path=path,
-        seed=members[0].seed if len(members) == 1 else None,
-        top1=mean("top1"),
-        adversarial_top1=mean("adversarial_top1"),
-        top5=mean("top5"),
-        loss_value=mean("loss_value"),
-        agreement=mean("agreement"),
-        members=tuple(members),
+        seed=first.seed if len(seed_runs) == 1 else None,
+        figures={figure: mean(figure) for figure in first.figures},
+        seed_runs=tuple(seed_runs),
     )
 
 
@@ -117,11 +140,16 @@ def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dic
 
 @dataclass(frozen=True)
 class TeacherResult:
-    """The teacher's accuracy on the test set."""
+    """The teacher's figures on the test set."""
 
     name: str
-    top1: float | None
-    top5: float | None
+    figures: Mapping[str, float | None]
+    """What ``metrics.measure()`` returned."""
+
+    @property
+    def top1(self) -> float | None:
+        """Test accuracy, 0..1; None without labels."""
+        return self.figures.get("top1")
 
 
 @dataclass(frozen=True)
@@ -136,12 +164,12 @@ class AttackIdentity:
 
 @dataclass(frozen=True)
 class StoreIdentity:
-    """One of the stores that the students learnt from."""
+    """A store that the students learned from."""
 
     path: str
     digest: str
     weight: float = 1.0
-    """Its share of the mean of all stores' logits."""
+    """Its weight in the mean of all stores' logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +177,7 @@ class BenchmarkResult:
     """All students of one benchmark, measured on the same samples and the same machine.
 
     Raises:
-        RunError: There is no student, or two of them share a name.
-
+        RunError: there is no student, or two of them share a name.
     """
 
     dataset: str
@@ -164,7 +191,7 @@ class BenchmarkResult:
     """When the benchmark ran, as an ISO 8601 time."""
     teacher: TeacherResult | None = None
     stores: tuple[StoreIdentity, ...] = ()
-    """The stores whose mean is the teacher; empty where the students had none."""
+    """The stores whose mean is the teacher; empty for students without one."""
     attack: AttackIdentity | None = None
 
     def __post_init__(self) -> None:
@@ -175,3 +202,10 @@ class BenchmarkResult:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The figures of the students, in the order of their columns."""
+        first, *others = (metric.figure for metric in METRICS.values())
+        attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
+        return (first, *attacked, *others, GAP_RECOVERED)

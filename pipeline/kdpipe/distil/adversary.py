@@ -166,11 +166,11 @@ class Adversary:
         """
         with evaluating(self._module):
             images = self._robust.attack(
-                lambda images: forward(self._preset.standardise(images)),
+                lambda images: forward(self._preset.standardize(images)),
                 self._preset.scaled(pixels),
                 lambda logits: self._robust.harm(logits, batch, taught=taught),
             )
-        return self._preset.standardise(images)
+        return self._preset.standardize(images)
 
 
 def _divergence(logits: torch.Tensor, soft_targets: torch.Tensor) -> torch.Tensor:
@@ -206,13 +206,13 @@ def predict_attacked(
         for rows, pixels in zip(batches, renderer.batches(batches, view=0), strict=True):
             labels = torch.from_numpy(dataset.labels[rows].astype(np.int64)).to(renderer.device)
             images = attack(
-                lambda images: module(preset.standardise(images)).float(),
+                lambda images: module(preset.standardize(images)).float(),
                 preset.scaled(pixels),
                 partial(cross_entropy, labels=labels),
                 generator=generator,
             )
             with torch.inference_mode():
-                blocks.append(module(preset.standardise(images)).float().cpu())
+                blocks.append(module(preset.standardize(images)).float().cpu())
             advance(len(rows))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

@@ -139,10 +139,10 @@ class DistillationObjective:
         Hooks on the student's layers therefore hold the signals of attacked images.
         """
         if self._adversary is None:
-            return forward(self._preset.normalise(pixels)), None
+            return forward(self._preset.normalize(pixels)), None
         taught = self._terms is not None and batch.soft_targets is not None
         images = self._adversary(forward, batch, pixels, taught=taught)
-        clean = forward(self._preset.normalise(pixels)) if taught else None
+        clean = forward(self._preset.normalize(pixels)) if taught else None
         attacked = forward(images)
         return attacked if clean is None else clean, attacked
 

@@ -96,7 +96,7 @@ class Rotation:
         """
         turns = torch.randint(TURNS, (len(pixels),), device=pixels.device)
         with self._running_statistics_kept():
-            forward(self._preset.normalise(turned(pixels, turns)))
+            forward(self._preset.normalize(turned(pixels, turns)))
         predicted = self.head(self._watch.take()[str(_PENULTIMATE)])
         top1 = (predicted.detach().argmax(dim=1) == turns).float().mean()
         return {"rotation": F.cross_entropy(predicted, turns), "rotation_top1": top1}

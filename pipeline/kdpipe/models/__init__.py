@@ -1,24 +1,42 @@
-"""Names of models to networks with weights, preprocessing and a device.
+"""Models by name: networks with weights, preprocessing and a digest.
 
-model = load("resnet20", num_classes=10, weights="teacher.safetensors", fallback_statistics=statistics)
-logits = model.module(model.preset.normalise(pixels))
+    model = load("resnet20", num_classes=10, weights="teacher.safetensors", fallback_statistics=statistics)
+    logits = model.module(model.preset.normalize(pixels))
+
+Names can be listed without torch, which is imported when a network is built or loaded.
 """
 
-from kdpipe.models.cost import count_parameters, evaluating, macs
-from kdpipe.models.device import resolve_device
-from kdpipe.models.features import Penultimate, find_penultimate
-from kdpipe.models.loading import Model, load, probe
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kdpipe.models import packages, saved, zoo  # noqa: F401 (they register their names)
+from kdpipe.models.inspection import (
+    Penultimate,
+    count_parameters,
+    evaluating,
+    find_penultimate,
+    macs,
+    resolve_device,
+)
 from kdpipe.models.preset import Preset
-from kdpipe.models.registry import create, names
+from kdpipe.models.registry import Architecture, Kind, all_kinds, architectures, create, names
 from kdpipe.models.signals import Signal, Watch, layers, parse_signals
-from kdpipe.models.weights import save_weights
+
+if TYPE_CHECKING:
+    from kdpipe.models.loading import Model, load, probe
+    from kdpipe.models.weights import save_weights
 
 __all__ = [
+    "Architecture",
+    "Kind",
     "Model",
     "Penultimate",
     "Preset",
     "Signal",
     "Watch",
+    "all_kinds",
+    "architectures",
     "count_parameters",
     "create",
     "evaluating",
@@ -32,3 +50,15 @@ __all__ = [
     "resolve_device",
     "save_weights",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Model", "load", "probe"):
+        from kdpipe.models import loading
+
+        return getattr(loading, name)
+    if name == "save_weights":
+        from kdpipe.models.weights import save_weights
+
+        return save_weights
+    raise AttributeError(f"module 'kdpipe.models' has no attribute '{name}'")

@@ -1,4 +1,4 @@
-"""A model with its weights, its preset and its identity."""
+"""Load a model: the network with its weights, its preset and its digest."""
 
 from __future__ import annotations
 
@@ -12,42 +12,30 @@ import torch
 from blake3 import blake3
 from torch import nn
 
-from kdpipe.errors import ModelError, did_you_mean
-from kdpipe.models import registry, trained
-from kdpipe.models.cost import count_parameters, device_of
-from kdpipe.models.features import Penultimate, find_penultimate
-from kdpipe.models.preprocessing import (
-    Known,
-    Triple,
-    choose,
-    from_flags,
-    from_timm,
-    from_torchvision,
-    from_weights,
-)
-from kdpipe.models.preset import Preset
-from kdpipe.models.program import ExportedModel, load_program
+from kdpipe.errors import ModelError
+from kdpipe.models import registry
+from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
+from kdpipe.models.preset import Preset, Triple, choose, from_flags, from_header
+from kdpipe.models.program import ExportedModel
+from kdpipe.models.registry import Loaded
+from kdpipe.models.saved import resolve_run
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, tensor_bytes
-from kdpipe.models.zoo import FOR_IMAGENET
-
-IMAGENET_SIZE = 224
-IMAGENET_RESIZE = 256
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network that is ready to be shown images."""
+    """A network with its weights, preset and digest."""
 
     name: str
-    """The name it was asked for by; for ``run:DIR`` that of the architecture."""
+    """The name given to ``load``; for ``run:DIR`` that of the architecture."""
     module: nn.Module
-    """Maps normalised float32 ``(n, 3, S, S)`` to logits ``(n, classes)``; in evaluation mode, on the CPU."""
+    """Maps normalized float32 ``(n, 3, S, S)`` to logits ``(n, classes)``; in evaluation mode, on the CPU."""
     preset: Preset
-    """Its evaluation view."""
+    """The preset of its evaluation view."""
     preset_source: str
-    """Who said the normalisation: ``flags``, ``weights``, ``torchvision <enum>``, ``timm`` or ``dataset``."""
+    """Source of the normalization: ``flags``, ``weights``, ``torchvision <enum>``, ``timm`` or ``dataset``."""
     classes: tuple[str, ...] | None
-    """Class names in the order of the logits, where the weights record them."""
+    """Class names in the order of the logits, where recorded with the weights."""
     digest: str
     """Hex BLAKE3-128 of the architecture and the weights; of the file for a program."""
 
@@ -58,17 +46,8 @@ class Model:
 
     @property
     def penultimate(self) -> Penultimate | None:
-        """Where its penultimate features are, found by running it; ``None`` where it has none."""
+        """Its last layer, found by running it; ``None`` where it has none."""
         return find_penultimate(self.module, self.preset.size)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A module with its weights, and what came with them."""
-
-    module: nn.Module
-    presets: tuple[Known, ...]
-    classes: tuple[str, ...] | None = None
 
 
 def load(
@@ -83,31 +62,25 @@ def load(
     fallback_statistics: Callable[[], tuple[Triple, Triple]],
     fallback_size: int = 32,
 ) -> Model:
-    """Build the network ``name``, give it its weights, and settle how images are prepared for it.
+    """Build the network ``name``, give it its weights, and choose its preset.
 
     ``weights`` is a ``.safetensors``, ``.pt`` or ``.pth`` file, or ``run:DIR`` for those of a finished run, for
     ``torchvision:NAME`` also a member of its weights enum such as ``IMAGENET1K_V2``, and for ``timm:NAME`` also
     ``DEFAULT``. ``run:DIR`` as a name is the architecture that its weights name, with these weights. Without weights
-    the network is initialised from torch's global generator. Mean and std, and size, come from the arguments,
-    else the weights' header, else the package the model is from, else ``fallback_statistics()`` and
-    ``fallback_size``.
+    the network is initialized from torch's global generator. Mean and std, and size, come from the arguments,
+    else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``.
 
     Raises:
         ModelError: the model is unknown, or its weights are missing, damaged or do not fit it.
         ParamsError: an argument is out of range.
     """
     flags = from_flags(mean, std, size=size, interpolation=interpolation)
-    if trained.is_run(name):
-        refuse_weights(name, weights)
-        weights = trained.weights_of(name)
-        name = trained.architecture_of(weights)
-    elif trained.is_run(weights):
-        weights = trained.weights_of(str(weights))
+    name, weights = resolve_run(name, weights)
     loaded = load_module(name, weights, num_classes=num_classes)
     loaded.module.eval()
     sources = (flags, *loaded.presets)
     preset, source = choose(sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size)
-    if registry.is_file(name) or registry.is_own(name):
+    if registry.resolve(name)[0].foreign:
         check_output(name, loaded.module, size=preset.size, num_classes=num_classes)
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
@@ -116,84 +89,25 @@ def load(
 
 
 def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> Loaded:
-    """Build the network and give it its weights, by whichever way its name calls for."""
-    if registry.is_file(name):
-        refuse_weights(name, weights)
-        program = load_program(Path(name.removeprefix("file:")))
-        fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
-        return Loaded(program, fixed)
-    source, _, architecture = name.partition(":")
-    if source == "torchvision" and isinstance(weights, str) and not Path(weights).suffix:
-        return load_torchvision(architecture, weights, num_classes=num_classes)
-    if source == "timm" and weights == "DEFAULT":
-        return load_timm(architecture, num_classes=num_classes)
+    """Build the network and give it its weights, as its kind of name requires."""
+    kind, rest = registry.resolve(name)
+    published = kind.load(rest, weights, num_classes)
+    if published is not None:
+        return published
     module = registry.create(name, num_classes)
-    presets: tuple[Known, ...] = ()
-    if source == "timm":
-        presets = (from_timm(module),)
-    elif source == "torchvision":
-        presets = (Known("torchvision", size=IMAGENET_SIZE, resize=IMAGENET_RESIZE),)
-    elif name in FOR_IMAGENET:
-        presets = (Known("zoo", size=IMAGENET_SIZE, resize=IMAGENET_RESIZE),)
+    preset = kind.preset(rest, module)
+    presets = () if preset is None else (preset,)
     if weights is None:
         return Loaded(module, presets)
     file = read_weights(Path(weights))
     if file.classes is not None and len(file.classes) != num_classes:
         raise class_mismatch(file.path, len(file.classes), num_classes)
     fit(module, file, num_classes=num_classes)
-    return Loaded(module, (from_weights(file), *presets), file.classes)
-
-
-def refuse_weights(name: str, weights: str | Path | None) -> None:
-    """Refuse weights for a model that brings its own.
-
-    Raises:
-        ModelError: there are some.
-    """
-    if weights is not None:
-        raise ModelError(f"'{name}' carries its own weights; leave out {weights}")
-
-
-def load_torchvision(architecture: str, weights: str, *, num_classes: int) -> Loaded:
-    """Load published weights of torchvision, downloading them if they are not cached."""
-    from torchvision import models
-
-    if architecture not in registry.torchvision_names():
-        raise registry.unknown(f"torchvision:{architecture}")
-    members = models.get_model_weights(architecture).__members__
-    if weights not in members:
-        published = ", ".join(members) or "none"
-        hint = did_you_mean(weights, members)
-        raise ModelError(f"torchvision:{architecture} has no weights '{weights}'{hint} (published: {published})")
-    chosen = members[weights]
-    classes = tuple(chosen.meta["categories"])
-    if len(classes) != num_classes:
-        raise class_mismatch(f"torchvision:{architecture} {chosen.name}", len(classes), num_classes)
-    try:
-        module = models.get_model(architecture, weights=chosen)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"torchvision:{architecture} {chosen.name}: cannot get {chosen.url}: {reason}") from error
-    return Loaded(module, (from_torchvision(chosen),), classes)
-
-
-def load_timm(architecture: str, *, num_classes: int) -> Loaded:
-    """Load the default published weights of a timm model."""
-    timm = registry.import_timm()
-    if not timm.is_model(architecture):
-        raise ModelError(f"timm has no model '{architecture}'{did_you_mean(architecture, timm.list_models())}")
-    try:
-        module = timm.create_model(architecture, pretrained=True)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"timm:{architecture}: cannot get its weights: {reason}") from error
-    if module.num_classes != num_classes:
-        raise class_mismatch(f"timm:{architecture}", module.num_classes, num_classes)
-    return Loaded(module, (from_timm(module),))
+    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes)
 
 
 def check_output(name: str, module: nn.Module, *, size: int, num_classes: int) -> None:
-    """Show the network two blank images and check the shape of what it says.
+    """Pass two blank images to the network and check the shape of its output.
 
     Raises:
         ModelError: it does not take them, or does not return ``(2, num_classes)``.
@@ -233,8 +147,8 @@ def identify(name: str, module: nn.Module) -> str:
 def probe(*models: Model, num: int = 8) -> list[float]:
     """Return the first ``num`` logits of one fixed synthetic image, to 4 significant digits.
 
-    The image is uint8 at the preset's size, from a closed formula; it tells two opaque models apart whatever
-    their files look like. Several models of one size are averaged. Runs on each module's device.
+    The image is uint8 at the preset's size, from a closed formula. The logits distinguish models whatever their file
+    formats. Those of several models of one size are averaged. Runs on each module's device.
     """
     side = torch.arange(models[0].preset.size, dtype=torch.int64)
     y, x, channel = (
@@ -244,6 +158,6 @@ def probe(*models: Model, num: int = 8) -> list[float]:
     )
     pixels = ((x * x + 3 * y * y + 7 * x * y + 11 * x + 5 * y + 85 * channel) % 256).to(torch.uint8).unsqueeze(0)
     with torch.no_grad():
-        said = [model.module(model.preset.normalise(pixels.to(device_of(model.module))))[0] for model in models]
-    logits = torch.stack([each.float().cpu() for each in said]).mean(dim=0)
+        outputs = [model.module(model.preset.normalize(pixels.to(device_of(model.module))))[0] for model in models]
+    logits = torch.stack([each.float().cpu() for each in outputs]).mean(dim=0)
     return [float(f"{value:.4g}") for value in logits[:num].tolist()]

@@ -1,11 +1,24 @@
-"""What a model wants to see: the geometry of its evaluation view, and its normalisation."""
+"""Presets: size, resize, interpolation and normalization of a model's input, and the choice among recorded ones.
+
+Importing this does not import torch.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
+from kdpipe.errors import ModelError, ParamsError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Triple = tuple[float, float, float]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
@@ -15,8 +28,8 @@ INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 class Preset:
     """How an image becomes a model's input.
 
-    The shorter side is resized to ``resize`` with antialiasing, a centred square of ``size`` is cut out, and
-    the pixels are normalised with ``(x / 255 - mean) / std`` per channel.
+    The shorter side is resized to ``resize`` with antialiasing, a centered square of ``size`` is cut out, and
+    the pixels are normalized with ``(x / 255 - mean) / std`` per channel.
     """
 
     size: int
@@ -25,27 +38,31 @@ class Preset:
     """Length of the shorter side before the centre crop, in pixels; at least ``size``."""
     interpolation: Interpolation
     """Resampling kernel of the resize."""
-    mean: tuple[float, float, float]
+    mean: Triple
     """Per-channel mean of RGB in 0..1."""
-    std: tuple[float, float, float]
+    std: Triple
     """Per-channel standard deviation of RGB in 0..1."""
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 ``(n, 3, H, W)`` into normalised float32 of the same shape, on the same device."""
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Convert uint8 ``(n, 3, H, W)`` to normalized float32 of the same shape, on the same device."""
         mean, std = self._statistics(pixels.device)
         return self.scaled(pixels).sub_(mean).div_(std)
 
     @staticmethod
     def scaled(pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 pixels into new float32 ones in 0..1."""
+        """Convert uint8 pixels to new float32 ones in 0..1."""
+        import torch
+
         return pixels.to(torch.float32).div_(255)
 
-    def standardise(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalise images ``(n, 3, H, W)`` that are ``scaled`` already, as ``normalise`` does; differentiable."""
+    def standardize(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalize images ``(n, 3, H, W)`` that are ``scaled`` already, as ``normalize`` does; differentiable."""
         mean, std = self._statistics(images.device)
         return (images - mean) / std
 
     def _statistics(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         return mean, std
@@ -72,3 +89,152 @@ class Preset:
             mean=(red, green, blue),
             std=(std_red, std_green, std_blue),
         )
+
+
+@dataclass(frozen=True)
+class Known:
+    """The parts of a preset that one source records; None where it records none."""
+
+    source: str
+    """``flags``, ``weights``, ``torchvision <enum>``, ``timm`` and the like."""
+    mean: Triple | None = None
+    std: Triple | None = None
+    size: int | None = None
+    resize: int | None = None
+    interpolation: Interpolation | None = None
+
+
+def choose(
+    sources: Sequence[Known], *, fallback_statistics: Callable[[], tuple[Triple, Triple]], fallback_size: int
+) -> tuple[Preset, str]:
+    """Merge the sources, of which the first has precedence; the fallbacks serve where none records a part.
+
+    Mean and standard deviation come from one source. A resize that belongs to another size than the one
+    chosen is scaled with it. Returns the preset and the source of its normalisation.
+    """
+    size = next((known.size for known in sources if known.size is not None), fallback_size)
+    geometries = ((known.size, known.resize) for known in sources)
+    cut, shorter = next(((c, s) for c, s in geometries if c is not None and s is not None), (size, size))
+    resize = max(size, round(shorter * size / cut))
+    kernels = (known.interpolation for known in sources)
+    interpolation: Interpolation = next((kernel for kernel in kernels if kernel is not None), "bilinear")
+    for known in sources:
+        if known.mean is not None and known.std is not None:
+            return Preset(size, resize, interpolation, known.mean, known.std), known.source
+    mean, std = fallback_statistics()
+    return Preset(size, resize, interpolation, mean, std), "dataset"
+
+
+def from_flags(
+    mean: Sequence[float] | None, std: Sequence[float] | None, *, size: int | None, interpolation: str | None
+) -> Known:
+    """Check the parts that the caller gives.
+
+    Raises:
+        ParamsError: mean without std or the reverse, a wrong count, or a value out of range.
+    """
+    if (mean is None) != (std is None):
+        raise ParamsError("mean and std belong together: give both or neither")
+    try:
+        return Known(
+            "flags",
+            mean=None if mean is None else triple(mean),
+            std=None if std is None else triple(std, positive=True),
+            size=None if size is None else positive(size),
+            interpolation=None if interpolation is None else kernel(interpolation),
+        )
+    except ValueError as error:
+        raise ParamsError(f"the preset of the model: {error}") from error
+
+
+def from_header(header: Mapping[str, str], path: Path) -> Known:
+    """Read the preset that the header of the weights at ``path`` records.
+
+    Raises:
+        ModelError: the header's strings cannot be read.
+    """
+    try:
+        size = positive(int(header["input_size"])) if "input_size" in header else None
+        both = "mean" in header and "std" in header
+        return Known(
+            "weights",
+            mean=triple(parse_list(header["mean"])) if both else None,
+            std=triple(parse_list(header["std"]), positive=True) if both else None,
+            size=size,
+            resize=positive(int(header["resize"])) if "resize" in header else size,
+            interpolation=kernel(header["interpolation"]) if "interpolation" in header else None,
+        )
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: its header records an unusable preset: {error}") from error
+
+
+def for_imagenet(source: str) -> Known:
+    """Return the usual geometry of ImageNet classifiers: 224 pixels, cropped from images resized to 256."""
+    return Known(source, size=224, resize=256)
+
+
+def from_torchvision(weights: Any) -> Known:
+    """Read the preset of a member of a torchvision weights enum."""
+    transforms = weights.transforms()
+    return Known(
+        f"torchvision {weights.name}",
+        mean=triple(transforms.mean),
+        std=triple(transforms.std, positive=True),
+        size=int(transforms.crop_size[0]),
+        resize=int(transforms.resize_size[0]),
+        interpolation=kernel(transforms.interpolation.value),
+    )
+
+
+def from_timm(module: nn.Module) -> Known:
+    """Read the preset of a timm model's configuration."""
+    from timm.data import resolve_data_config
+
+    config = resolve_data_config({}, model=module)
+    size = int(config["input_size"][-1])
+    try:
+        interpolation = kernel(config["interpolation"])
+    except ValueError as error:
+        raise ModelError(f"timm's configuration of this model: {error}; pass --interpolation") from error
+    return Known(
+        "timm",
+        mean=triple(config["mean"]),
+        std=triple(config["std"], positive=True),
+        size=size,
+        resize=math.floor(size / config["crop_pct"]),
+        interpolation=interpolation,
+    )
+
+
+def triple(values: Sequence[Any], *, positive: bool = False) -> Triple:
+    """Convert three numbers or numerals to floats."""
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"expected three finite numbers, found {numbers}")
+    if positive and min(numbers) <= 0:
+        raise ValueError(f"expected standard deviations above 0, found {numbers}")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def positive(value: int) -> int:
+    """Return ``value`` if it is at least 1."""
+    if value < 1:
+        raise ValueError(f"expected a size of at least 1, found {value}")
+    return value
+
+
+def kernel(name: str) -> Interpolation:
+    """Return the resampling kernel called ``name``."""
+    for known in get_args(Interpolation):
+        if name == known:
+            found: Interpolation = known
+            return found
+    allowed = ", ".join(INTERPOLATIONS)
+    raise ValueError(f"unknown interpolation '{name}'{did_you_mean(name, INTERPOLATIONS)} (expected {allowed})")
+
+
+def parse_list(text: str) -> list[Any]:
+    """Split a header string that is a JSON list or separated by commas."""
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    return [part.strip() for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""Models handed over as a ``torch.export`` program: weights and graph, without the code that made them."""
+"""Programs of ``torch.export`` as models: weights and graph, without the code that made them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from kdpipe.errors import ModelError
 
 
 class ExportedModel(nn.Module):
-    """A loaded program as an ordinary evaluation-mode module.
-
-    A program is what it was when it was exported: ``train()`` and ``eval()`` change nothing.
-    """
+    """A loaded program as a module in evaluation mode; ``train()`` and ``eval()`` change nothing."""
 
     def __init__(self, program: nn.Module, *, size: int | None, source_digest: str) -> None:
         """Wrap ``program``; ``size`` is its fixed input side, ``source_digest`` identifies its file."""
@@ -26,7 +23,7 @@ class ExportedModel(nn.Module):
         self.training = False
 
     def train(self, mode: bool = True) -> ExportedModel:  # noqa: ARG002
-        """Stay as exported."""
+        """Change nothing."""
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +52,7 @@ def load_program(path: Path) -> ExportedModel:
 
 
 def input_size(program: torch.export.ExportedProgram, path: Path) -> int | None:
-    """Return the side of the square images that the program takes, or None if it takes any.
+    """Return the side of the square images that the program takes, or None if it takes any side.
 
     Raises:
         ModelError: it does not take one batch of RGB squares, or only batches of one size.

@@ -1,142 +1,196 @@
-"""Names of models to modules.
+"""Names of models: the architectures of the zoo, and kinds of names such as ``torchvision:NAME``.
 
-``resnet20`` and the like come from the zoo, ``torchvision:NAME`` and ``timm:NAME`` from those packages,
-``file:PATH.pt2`` is a program of torch.export, ``run:DIR`` what a finished run trained, and ``package.module:function``
-is the caller's own code.
+Nothing here imports torch, so that names can be listed quickly; what builds a network imports it when it is called.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, did_you_mean
-from kdpipe.models.zoo import BUILDERS
+from kdpipe.models.preset import Known, for_imagenet
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, and what is recorded with them."""
+
+    module: nn.Module
+    presets: tuple[Known, ...] = ()
+    """Presets, of which the first has precedence."""
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of the logits."""
+
+
+def _no_weights(_name: str, _weights: str | Path | None, _num_classes: int) -> Loaded | None:
+    return None
+
+
+def _no_preset(_name: str, _module: nn.Module) -> Known | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of names, ``prefix:NAME``, and what ``kdpipe list models`` prints about it."""
+
+    usage: str
+    """The form of its names."""
+    help: str
+    """One line."""
+    create: Callable[[str, int], nn.Module] | None = None
+    """Takes what follows the prefix, and the number of classes; draws weights from torch's global generator. ``None``
+    where the models carry their own weights."""
+    source: str = ""
+    """Where the models are published, empty where they are not."""
+    load: Callable[[str, str | Path | None, int], Loaded | None] = _no_weights
+    """Takes the weights that the caller gives besides; returns ``None`` if they are in a file, or must be drawn."""
+    preset: Callable[[str, nn.Module], Known | None] = _no_preset
+    """Returns the preset that a created network is meant for."""
+    names: Callable[[], Sequence[str]] = tuple
+    """Returns the known names, for suggestions."""
+    prefixed: bool = True
+    """Whether its names begin with the prefix of ``usage``; a kind without one takes all other names with a colon."""
+    foreign: bool = False
+    """Whether its networks are the user's, so that ``load`` checks their output."""
+
+    @property
+    def name(self) -> str:
+        """Its prefix, or its form where it has none."""
+        return self.usage.partition(":")[0] if self.prefixed else self.usage
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network of the zoo, and what ``kdpipe list models`` prints about it."""
+
+    name: str
+    help: str
+    """One line."""
+    source: str
+    """The paper."""
+    build: Callable[[int], nn.Module]
+    """Takes the number of classes."""
+    imagenet: bool
+    """Whether it is meant for ImageNet's geometry; others take the dataset's."""
+
+
+_KINDS: dict[str, Kind] = {}
+_ARCHITECTURES: dict[str, Architecture] = {}
+
+
+def register(kind: Kind) -> None:
+    """Register a kind of names.
+
+    Raises:
+        ValueError: there is a kind of this name.
+    """
+    if kind.name in _KINDS:
+        raise ValueError(f"there is a model kind '{kind.name}' already")
+    _KINDS[kind.name] = kind
+
+
+def family(
+    settings: Mapping[str, Mapping[str, Any]], *, source: str, imagenet: bool = False
+) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+    """Register the networks of a function, by name with the settings that it is called with.
+
+    The function takes the number of classes first; the first line of its docstring is their help.
+
+    Raises:
+        ValueError: a name is taken.
+    """
+
+    def add(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        help_line = (inspect.getdoc(build) or "").partition("\n")[0]
+        for name, given in settings.items():
+            if name in _ARCHITECTURES:
+                raise ValueError(f"there is an architecture '{name}' already")
+            _ARCHITECTURES[name] = Architecture(name, help_line, source, partial(build, **given), imagenet)
+        return build
+
+    return add
+
+
+def architectures() -> tuple[Architecture, ...]:
+    """Return the networks of the zoo, by family."""
+    return tuple(_ARCHITECTURES.values())
 
 
 def names() -> list[str]:
-    """Return the names of the zoo, in the order of its families."""
-    return list(BUILDERS)
+    """Return the names of the zoo, by family."""
+    return list(_ARCHITECTURES)
+
+
+def all_kinds() -> tuple[Kind, ...]:
+    """Return the kinds of names besides those of the zoo, that without a prefix last."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: not kind.prefixed))
 
 
 def create(name: str, num_classes: int) -> nn.Module:
     """Build the network called ``name``, in training mode on the CPU, drawing from torch's global generator.
 
     Raises:
-        ModelError: nothing has this name, or it is a program or a run, which cannot be made anew.
+        ModelError: there is no such model, or it is a program or a run, which cannot be made anew.
     """
-    if name in BUILDERS:
-        return BUILDERS[name](num_classes)
-    source, _, rest = name.partition(":")
+    kind, rest = resolve(name)
+    if kind.create is None:
+        raise ModelError(f"'{name}' carries its own weights and cannot be trained from scratch; name an architecture")
+    return kind.create(rest, num_classes)
+
+
+def resolve(name: str) -> tuple[Kind, str]:
+    """Return the kind of a name, and what its functions take.
+
+    Raises:
+        ModelError: there is no such name.
+    """
+    if name in _ARCHITECTURES:
+        return _ZOO, name
+    prefix, _, rest = name.partition(":")
     if not rest:
         raise unknown(name)
-    if source == "torchvision":
-        return create_torchvision(rest, num_classes)
-    if source == "timm":
-        return create_timm(rest, num_classes)
-    if source in {"file", "run"}:
-        raise ModelError(f"'{name}' carries its own weights and cannot be trained from scratch; name an architecture")
-    return create_own(source, rest, num_classes)
-
-
-def is_file(name: str) -> bool:
-    """Say whether the name is ``file:PATH``."""
-    return name.startswith("file:")
-
-
-def is_own(name: str) -> bool:
-    """Say whether the name is ``package.module:function``."""
-    source, colon, _ = name.partition(":")
-    return bool(colon) and source not in {"torchvision", "timm", "file", "run"}
+    for kind in all_kinds():
+        if not kind.prefixed:
+            return kind, name
+        if kind.name == prefix:
+            return kind, rest
+    raise unknown(name)
 
 
 def unknown(name: str) -> ModelError:
-    """Return the error for a name that nothing answers to, with the nearest known ones."""
-    known = [*BUILDERS, *(f"torchvision:{architecture}" for architecture in torchvision_names())]
+    """Return the error for an unknown name, with the nearest known ones."""
+    known = [*_ARCHITECTURES, *(f"{kind.name}:{other}" for kind in all_kinds() for other in kind.names())]
     # The likeliest slips are the wrong case and a forgotten prefix.
     same = [f"'{other}'" for other in known if other.rpartition(":")[2].lower() == name.lower()]
     hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(name, known)
-    forms = "torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2 or package.module:function"
-    return ModelError(f"unknown model '{name}'{hint} (or use {forms})")
+    return ModelError(f"unknown model '{name}'{hint} (or use {', '.join(kind.usage for kind in all_kinds())})")
 
 
-def torchvision_names() -> list[str]:
-    """Return the names of torchvision's image classifiers."""
-    from torchvision import models
-
-    return list(models.list_models(module=models))
-
-
-def create_torchvision(name: str, num_classes: int) -> nn.Module:
-    """Build a classifier of torchvision without weights.
+def refuse_weights(name: str, weights: str | Path | None) -> None:
+    """Check that no weights are given for a model that has its own.
 
     Raises:
-        ModelError: torchvision has no such classifier.
+        ModelError: there are some.
     """
-    from torchvision import models
-
-    if name not in torchvision_names():
-        hint = did_you_mean(name, torchvision_names())
-        raise ModelError(f"torchvision has no classifier '{name}'{hint}")
-    # These two return several outputs in training unless told not to, and warn about their initialisation.
-    plain = {"aux_logits": False, "init_weights": True} if name in {"googlenet", "inception_v3"} else {}
-    module: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **plain)
-    return module
+    if weights is not None:
+        raise ModelError(f"'{name}' carries its own weights; leave out {weights}")
 
 
-def import_timm() -> Any:
-    """Import timm.
-
-    Raises:
-        ModelError: it is not installed.
-    """
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ModelError("models named timm:NAME need timm: pip install 'kdpipe[timm]'") from error
+def _build(name: str, num_classes: int) -> nn.Module:
+    return _ARCHITECTURES[name].build(num_classes)
 
 
-def create_timm(name: str, num_classes: int) -> nn.Module:
-    """Build a model of timm without weights.
-
-    Raises:
-        ModelError: timm is not installed, or has no such model.
-    """
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
-    return module
+def _zoo_preset(name: str, _module: nn.Module) -> Known | None:
+    return for_imagenet("zoo") if _ARCHITECTURES[name].imagenet else None
 
 
-def create_own(module_name: str, function_name: str, num_classes: int) -> nn.Module:
-    """Call ``function(num_classes)`` of an importable module; the working directory is searched last.
-
-    Raises:
-        ModelError: the module or the function is not there, fails, or does not return a ``torch.nn.Module``.
-    """
-    name = f"{module_name}:{function_name}"
-    working_directory = str(Path.cwd())
-    if working_directory not in sys.path:
-        sys.path.append(working_directory)
-    try:
-        imported = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:
-        prefixes = [f"{known}:{function_name}" for known in ("torchvision", "timm", "file", "run")]
-        raise ModelError(f"'{name}': cannot import '{module_name}': {error}{did_you_mean(name, prefixes)}") from error
-    function = getattr(imported, function_name, None)
-    if not callable(function):
-        hint = did_you_mean(function_name, dir(imported))
-        raise ModelError(f"'{name}': module '{module_name}' has no function '{function_name}'{hint}")
-    try:
-        built = function(num_classes)
-    except Exception as error:  # it is the caller's code, and may do anything
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
-        raise ModelError(f"'{name}' failed when called with {num_classes}, the number of classes: {reason}") from error
-    if not isinstance(built, nn.Module):
-        raise ModelError(f"'{name}' returned a {type(built).__name__}, expected a torch.nn.Module")
-    return built
+_ZOO = Kind("NAME", "A network of the zoo.", _build, preset=_zoo_preset, prefixed=False)

@@ -1,4 +1,4 @@
-"""State dicts in files: reading them from anyone, fitting them to a module, writing them reproducibly."""
+"""State dicts in files: read them safely, fit them to a module, write them reproducibly."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import nn
 
 from kdpipe import durable
 from kdpipe.errors import ModelError
-from kdpipe.models.preset import Preset
+from kdpipe.models.preset import Preset, parse_list
 
 COUNTER = "num_batches_tracked"
-"""Batch norm's step counter: it has no effect on what a network computes, and files often lack it."""
+"""Batch norm's step counter: it does not affect the logits, and files often lack it."""
 
 WRAPPERS = ("model", "state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.")
@@ -40,10 +40,10 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file of weights holds."""
+    """The content of a file of weights."""
 
     path: Path
-    """Where it was read."""
+    """Its path."""
     state: dict[str, torch.Tensor]
     """Tensors by state-dict key, on the CPU, without wrappers and prefixes."""
     metadata: dict[str, str] = field(default_factory=dict)
@@ -52,21 +52,14 @@ class WeightsFile:
     """The class names that the header records, in the order of the logits."""
 
 
-def parse_list(text: str) -> list[Any]:
-    """Split a header string that is a JSON list or separated by commas."""
-    if text.lstrip().startswith("["):
-        return list(json.loads(text))
-    return [part.strip() for part in text.split(",")]
-
-
 def read_weights(path: Path) -> WeightsFile:
-    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``, running no code from the file.
+    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``, without running code from the file.
 
     A dict that holds the state dict under ``model``, ``state_dict`` or ``net`` is unwrapped, and the prefixes
     that ``DataParallel`` and ``torch.compile`` leave are removed.
 
     Raises:
-        ModelError: the file is missing, damaged, of another kind, or a pickle that wants to run code.
+        ModelError: the file is missing, damaged, of another kind, or a pickle that would run code.
     """
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file")
@@ -92,7 +85,7 @@ def read_safetensors(path: Path) -> WeightsFile:
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """Read the header's strings of a safetensors file, and none of its tensors.
+    """Read the header's strings of a safetensors file, without its tensors.
 
     Raises:
         ModelError: the file is missing or damaged.
@@ -107,7 +100,7 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def read_pickle(path: Path) -> Any:
-    """Unpickle a torch file with nothing but tensors, containers and numbers allowed in it."""
+    """Unpickle a torch file that holds nothing but tensors, containers and numbers."""
     # Published checkpoints carry flags in a Namespace and accuracies as numpy scalars; both are inert.
     numbers = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
     scalar = np.float64(0).__reduce__()[0]
@@ -129,7 +122,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Find the state dict in what a torch file held."""
+    """Return the state dict in the content of a torch file."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
@@ -172,33 +165,33 @@ def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
         *(f"{key}: expected {expected[key]}, found {found[key]}" for key in misshaped[:3]),
     ]
     if complaints:
-        said = weights.metadata.get("architecture")
-        says = f" (the file says it is a {said})" if said else ""
-        raise ModelError(f"{weights.path}: the weights do not fit{says}: {'; '.join(complaints)}")
+        recorded = weights.metadata.get("architecture")
+        header = f" (its header names {recorded})" if recorded else ""
+        raise ModelError(f"{weights.path}: the weights do not fit{header}: {'; '.join(complaints)}")
     kept = {key: weights.state[key] for key in (*common, *found) if key in expected}
     module.load_state_dict(kept, strict=False)
 
 
 def differ_in_classes(expected: tuple[int, ...], found: tuple[int, ...], num_classes: int) -> bool:
-    """Say whether two shapes of one tensor differ only as two numbers of classes do."""
+    """Return whether two shapes of one tensor differ in the number of classes only."""
     return bool(expected and found) and expected[0] == num_classes and expected[1:] == found[1:]
 
 
 def class_mismatch(origin: object, found: int, num_classes: int) -> ModelError:
-    """Return the error for weights that tell another number of classes apart."""
+    """Return the error for weights of another number of classes."""
     return ModelError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}")
 
 
 def few(keys: Sequence[str]) -> str:
-    """Name the first three keys and count the rest."""
+    """Return the first three keys and the number of the others."""
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return ", ".join(keys[:3]) + more
 
 
 def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Preset, classes: Sequence[str]) -> None:
-    """Write a safetensors file, whole or not at all, from which ``load`` needs no other flags.
+    """Write a safetensors file, whole or not at all, that ``load`` needs no other arguments for.
 
-    Equal weights give equal bytes: tensors and header are sorted, which safetensors' own writer does not do
+    Equal weights give equal bytes: tensors and header are sorted, which safetensors' writer does not do
     for the metadata. Batch norm step counters are left out, and shared tensors are written once per name.
 
     Raises:
@@ -215,7 +208,7 @@ def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Pr
         "std": ",".join(map(repr, preset.std)),
     }
     state = {key: value.detach() for key, value in module.state_dict().items() if not key.endswith(COUNTER)}
-    # Wide types first keeps every tensor aligned, whatever the lengths.
+    # Wide types come first, which keeps every tensor aligned.
     keys = sorted(state, key=lambda key: (-state[key].element_size(), key))
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0

@@ -1,4 +1,4 @@
-"""The report's pictures, drawn without touching matplotlib's global state."""
+"""The report's plots, drawn without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from kdpipe.benchmark import BenchmarkResult, Distill, StudentResult
+from kdpipe.benchmark.results import BenchmarkResult, Distill, StudentResult
 
 History = Sequence[Mapping[str, float]]
 
-# Okabe and Ito's palette, told apart with any common colour blindness; the shapes say the same again.
+# Okabe and Ito's palette, distinguishable with common color blindness; the marker shapes repeat the distinction.
 STYLES: dict[Distill, tuple[str, str, str]] = {
     "cache": ("#0072B2", "o", "distilled from a store"),
     "live": ("#D55E00", "s", "distilled live"),
     "none": ("#7A7A7A", "^", "labels only"),
 }
-CURVE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
+CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
 CURVE_DASHES = ("-", "--", ":", "-.")
 INK = "#333333"
 DPI = 160
 LONGEST_LABEL = 30
 MOST_CURVES = 24
 LABEL_PLACES = [(8, 0), (-8, 0), (0, 9), (0, -9), (9, 11), (-9, 11), (9, -11), (-9, -11), (0, 20), (0, -20)]
-TELLING = ("loss", "top1", "accuracy", "agreement")
+PREFERRED = ("loss", "top1", "accuracy", "agreement")
 
 
 def pareto_png(result: BenchmarkResult) -> bytes:
     """Draw top-1 against the median latency at batch size 1, and return the PNG.
 
-    The front is a step line: the best accuracy to be had within a given latency. The teacher's accuracy, if
-    known, is a dashed line. Bars of one standard deviation either way stand on students of several seeds. Labels
-    that would cover something are left out, except those of the front.
+    The front is a step line: the best accuracy within a given latency. The teacher's accuracy, if known, is a
+    dashed line. Students of several seeds have bars of ± one standard deviation. Labels that would overlap something
+    are left out, except those of the front.
     """
     figure, axes = _canvas(8.0, 5.0)
     placed = [(student, point) for student in result.students if (point := _point(student)) is not None]
     if not placed:
-        return _nothing(figure, axes, "No student has both a top-1 accuracy and a latency at batch size 1.")
-    for distill, (colour, marker, label) in STYLES.items():
+        return _empty(figure, axes, "No student has both a top-1 accuracy and a latency at batch size 1.")
+    for distill, (color, marker, label) in STYLES.items():
         points = [point for student, point in placed if student.distill == distill]
         if points:
             latencies, accuracies = zip(*points, strict=True)
@@ -53,7 +53,7 @@ def pareto_png(result: BenchmarkResult) -> bytes:
                 latencies,
                 accuracies,
                 s=56,
-                c=colour,
+                c=color,
                 marker=marker,
                 edgecolors="white",
                 linewidths=0.8,
@@ -86,7 +86,7 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
     histories = dict(list(histories.items())[:MOST_CURVES])
     keys = _curve_keys(histories)
     if not keys:
-        return _nothing(*_canvas(8.0, 3.0), "The training histories hold no figures.")
+        return _empty(*_canvas(8.0, 3.0), "The training histories hold no figures.")
     columns = min(2, len(keys))
     rows = math.ceil(len(keys) / columns)
     figure = Figure(figsize=(8.0, 2.9 * rows + 0.6), dpi=DPI, layout="constrained")
@@ -98,10 +98,10 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (name, history) in enumerate(histories.items()):
             epochs, values = _curve(history, key)
-            style = CURVE_DASHES[index // len(CURVE_COLOURS) % len(CURVE_DASHES)]
-            colour = CURVE_COLOURS[index % len(CURVE_COLOURS)]
+            style = CURVE_DASHES[index // len(CURVE_COLORS) % len(CURVE_DASHES)]
+            color = CURVE_COLORS[index % len(CURVE_COLORS)]
             marker = "." if len(values) == 1 else None
-            axes.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.4, label=printable(name))
+            axes.plot(epochs, values, style, color=color, marker=marker, linewidth=1.4, label=printable(name))
     for axes in panels[len(keys) :]:
         axes.set_axis_off()
     _legend(figure, panels[0], columns=2)
@@ -109,14 +109,14 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
 
 
 def printable(name: str) -> str:
-    """Return a name that the built-in font can draw, shortened in the middle to ``LONGEST_LABEL``."""
+    """Return a name with characters of the built-in font only, shortened in the middle to ``LONGEST_LABEL``."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    shown = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in name)
-    if len(shown) > LONGEST_LABEL:
+    name = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in name)
+    if len(name) > LONGEST_LABEL:
         half = (LONGEST_LABEL - 1) // 2
-        shown = f"{shown[:half]}…{shown[-half:]}"
+        name = f"{name[:half]}…{name[-half:]}"
     # matplotlib keeps labels that start with an underscore out of legends.
-    return f" {shown}" if shown.startswith("_") else shown
+    return f" {name}" if name.startswith("_") else name
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -134,15 +134,15 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _nothing(figure: Figure, axes: Axes, why: str) -> bytes:
+def _empty(figure: Figure, axes: Axes, text: str) -> bytes:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, why, ha="center", va="center", color=INK, transform=axes.transAxes)
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axes.transAxes)
     return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    # Without this entry the bytes would change with matplotlib's version.
+    # matplotlib writes its version into the file unless Software is None.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -155,7 +155,7 @@ def _legend(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def _point(student: StudentResult) -> tuple[float, float] | None:
-    """Return ``(latency in ms, top-1 in per cent)``, or None if one of them is unknown."""
+    """Return ``(latency in ms, top-1 in percent)``, or None if one of them is unknown."""
     if student.top1 is None or student.single_image_ms is None:
         return None
     point = (student.single_image_ms, student.top1 * 100)
@@ -254,7 +254,7 @@ def _curve_keys(histories: Mapping[str, History]) -> list[str]:
     """Return the figures to draw, in the order of their first appearance."""
     seen = dict.fromkeys(key for history in histories.values() for record in history for key in record)
     keys = [key for key in seen if key != "epoch" and any(_curve(h, key)[1] for h in histories.values())]
-    return [key for key in keys if any(word in key for word in TELLING)] or keys
+    return [key for key in keys if any(word in key for word in PREFERRED)] or keys
 
 
 def _curve(history: History, key: str) -> tuple[list[float], list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdpipe.benchmark import AttackIdentity, BenchmarkResult, Figure, Latency, StudentResult, recommend
+from kdpipe.benchmark.comparison import recommend
+from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.results import GAP_RECOVERED, AttackIdentity, BenchmarkResult, StudentResult
+from kdpipe.metrics import Figure
 
 UNDEFINED = "n/a"
-FIGURES: dict[Figure, str] = {
-    "top1": "top1",
-    "top5": "top5",
-    "loss_value": "cross_entropy",
-    "agreement": "agreement",
-    "gap_recovered": "gap_recovered",
-}
-"""What several seeds spread in, with its name in ``metrics.json`` and ``results.csv``."""
-
-_CONSOLE: dict[Figure, str] = {
-    "top1": "top-1 %",
-    "adversarial_top1": "PGD %",
-    "agreement": "agree %",
-    "gap_recovered": "gap %",
-}
-"""Shares that the console's table has columns for."""
-
-
-def figures(result: BenchmarkResult) -> dict[Figure, str]:
-    """Return ``FIGURES``, with the accuracy under attack where there was one."""
-    attacked: dict[Figure, str] = {} if result.attack is None else {"adversarial_top1": "adversarial_top1"}
-    return {"top1": FIGURES["top1"], **attacked, **FIGURES}
 
 
 def batch_sizes(result: BenchmarkResult) -> list[int]:
-    """Return the batch sizes at which any student was timed, rising."""
+    """Return the batch sizes at which any student was timed, in ascending order."""
     return sorted({size for student in result.students for size in student.latencies})
 
 
 def metrics(result: BenchmarkResult) -> dict[str, Any]:
     """Return the benchmark as nested JSON values; a figure that is undefined or not finite is None."""
-    teacher, chosen, named = result.teacher, recommended(result), figures(result)
-    attack = result.attack
+    teacher, chosen, attack = result.teacher, recommended(result), result.attack
     return {
         "recommended": chosen.name,
         "recommended_run": chosen.shipped.as_posix(),
-        "teacher": teacher and {"name": teacher.name, "top1": _finite(teacher.top1), "top5": _finite(teacher.top5)},
-        "students": {student.name: _student_metrics(student, named) for student in result.students},
+        "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
+        "students": {student.name: _student_metrics(student, result.figures) for student in result.students},
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
@@ -69,14 +49,12 @@ def recommended(result: BenchmarkResult) -> StudentResult:
 
 
 def csv_text(result: BenchmarkResult) -> str:
-    """Return one CSV row per student: shares in 0..1, times in milliseconds, sizes in bytes.
+    """Return one CSV row per student: fractions in 0..1, times in milliseconds, sizes in bytes.
 
     Figures of several seeds are means, with the sample standard deviation under the same name and ``_std``.
     """
-    sizes = batch_sizes(result)
-    chosen = recommended(result)
-    named = figures(result)
-    rows = [_csv_row(student, sizes, named, recommended=student is chosen) for student in result.students]
+    sizes, chosen = batch_sizes(result), recommended(result)
+    rows = [_csv_row(student, sizes, result.figures, recommended=student is chosen) for student in result.students]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -87,30 +65,32 @@ def csv_text(result: BenchmarkResult) -> str:
 def table(result: BenchmarkResult) -> Table:
     """Return the students as a table for the console, the recommended one marked and in bold.
 
-    A student of several seeds has their number and the standard deviations in a second line, to save width.
+    A student of several seeds has their number and the standard deviations in a second line, to save width. The caption
+    has the reasons for undefined gaps.
     """
-    sizes = batch_sizes(result)
-    chosen = recommended(result)
+    sizes, chosen = batch_sizes(result), recommended(result)
     title = f"{len(result.students)} students on {result.dataset}, {result.samples:,} samples"
     if result.attack is not None:
         title += f"; {attacked(result.attack)}"
-    drawn = Table(title=Text(title))
+    caption = Text("\n".join(gap_notes(result))) if gap_notes(result) else None
+    drawn = Table(title=Text(title), caption=caption, caption_justify="left")
     drawn.add_column("student", overflow="fold")
     drawn.add_column("distill")
-    shares = [figure for figure in figures(result) if figure in _CONSOLE]
-    headings = [_CONSOLE[figure] for figure in shares]
-    for heading in (*headings, "params", "file", *_timing_headings(sizes)):
+    figures = [figure for figure in result.figures if figure.short]
+    for heading in (*(figure.short for figure in figures), "params", "file", *_timing_headings(sizes)):
         drawn.add_column(heading, justify="right")
     drawn.add_column("front", justify="center")
     for student in result.students:
         name = f"* {student.name}" if student is chosen else student.name
-        seeds = f"\n{len(student.members)} seeds" if len(student.members) > 1 else ""
-        cells = _console_cells(student, shares, sizes)
+        seeds = f"\n{len(student.seed_runs)} seeds" if len(student.seed_runs) > 1 else ""
+        cells = _console_cells(student, figures, sizes)
         drawn.add_row(Text(name + seeds), *cells, style="bold" if student is chosen else None)
-    if result.teacher is not None:
-        blank = [""] * (2 + len(shares) + len(_timing_headings(sizes)))
+    teacher = result.teacher
+    if teacher is not None:
+        cells = [written(figure, teacher.figures) if figure.name in teacher.figures else "" for figure in figures]
+        blank = [""] * (3 + len(_timing_headings(sizes)))
         drawn.add_section()
-        drawn.add_row(Text(result.teacher.name), "teacher", percent(result.teacher.top1), *blank, style="dim")
+        drawn.add_row(Text(teacher.name), "teacher", *cells, *blank, style="dim")
     return drawn
 
 
@@ -127,32 +107,50 @@ def summary(result: BenchmarkResult, *, report: Path) -> str:
     return "\n".join([*lines, "", f"Ship {name} (*).", reason, "", f"Full report: {report}", ""])
 
 
+def gap_notes(result: BenchmarkResult) -> list[str]:
+    """Return one sentence for each reason why students have no gap recovered."""
+    names: dict[str, list[str]] = {}
+    for student in result.students:
+        if student.gap_note is not None:
+            names.setdefault(student.gap_note, []).append(student.name)
+    return [f"{GAP_RECOVERED.title} is n/a for {', '.join(each)}: {note}." for note, each in names.items()]
+
+
 def attacked(attack: AttackIdentity) -> str:
-    """Return in words which samples were attacked by what."""
+    """Return the number of attacked samples and the attack, for people."""
     return f"{attack.samples:,} attacked by {attack.written}"
 
 
-def percent(share: float | None) -> str:
-    """Return a share of 1 as a percentage with two decimals and no sign."""
-    return UNDEFINED if share is None or not math.isfinite(share) else f"{share * 100:.2f}"
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage with two decimals and no sign."""
+    return UNDEFINED if fraction is None or _infinite(fraction) else f"{fraction * 100:.2f}"
 
 
 def nats(loss: float | None) -> str:
     """Return a cross-entropy with three decimals."""
-    return UNDEFINED if loss is None or not math.isfinite(loss) else f"{loss:.3f}"
-
-
-def spread(student: StudentResult, figure: Figure, form: Callable[[float | None], str]) -> str:
-    """Return a figure as ``form`` writes it and, of several seeds, ± its standard deviation."""
-    value, std = form(getattr(student, figure)), student.std(figure)
-    return value if std is None else f"{value} ± {form(std)}"
+    return UNDEFINED if loss is None or _infinite(loss) else f"{loss:.3f}"
 
 
 def number(value: float | None) -> str:
     """Return a measured value with three significant digits, and never in scientific notation."""
-    if value is None or not math.isfinite(value):
+    if value is None or _infinite(value):
         return UNDEFINED
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+_FORMATS: Mapping[str, Callable[[float | None], str]] = {"%": percent, "nats": nats}
+"""Format of a figure by its unit; those of other units are numbers of three significant digits."""
+
+
+def written(figure: Figure, figures: Mapping[str, float | None]) -> str:
+    """Return one of several figures for people, in its unit, which is not repeated."""
+    return _FORMATS.get(figure.unit, number)(figures.get(figure.name))
+
+
+def spread(student: StudentResult, figure: Figure) -> str:
+    """Return a student's figure for people; of several seeds, ± its standard deviation."""
+    value, std = written(figure, student.figures), student.std(figure.name)
+    return value if std is None else f"{value} ± {written(figure, {figure.name: std})}"
 
 
 def millions(parameters: int) -> str:
@@ -161,7 +159,7 @@ def millions(parameters: int) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes in the decimal unit that suits it."""
+    """Return a number of bytes in B, kB, MB or GB, each 1000 times the former."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{number(count) if unit != 'B' else int(count)} {unit}"
@@ -169,7 +167,7 @@ def size(count: float) -> str:
     return f"{number(count)} GB"
 
 
-def _student_metrics(student: StudentResult, named: dict[Figure, str]) -> dict[str, Any]:
+def _student_metrics(student: StudentResult, figures: Sequence[Figure]) -> dict[str, Any]:
     timed = sorted(student.latencies.items())
     found = {
         "architecture": student.architecture,
@@ -177,27 +175,28 @@ def _student_metrics(student: StudentResult, named: dict[Figure, str]) -> dict[s
         "loss": student.loss,
         "seed": student.seed,
         "seeds": len(student.runs),
-        **{key: _finite(value) for key, value in _spreads(student, named).items()},
+        **_all_finite(_spreads(student, figures)),
+        "gap_note": student.gap_note,
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
         "images_per_second": {f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed},
         "on_front": student.on_front,
     }
-    return found | ({"runs": [_run_metrics(run, named) for run in student.members]} if student.members else {})
+    return found | ({"runs": [_run_metrics(run, figures) for run in student.seed_runs]} if student.seed_runs else {})
 
 
-def _run_metrics(run: StudentResult, named: dict[Figure, str]) -> dict[str, Any]:
-    found = {key: _finite(getattr(run, figure)) for figure, key in named.items()}
+def _run_metrics(run: StudentResult, figures: Sequence[Figure]) -> dict[str, Any]:
+    found = {figure.name: _finite(run.figures.get(figure.name)) for figure in figures}
     return {"path": run.path.as_posix(), "seed": run.seed, **found}
 
 
-def _spreads(student: StudentResult, named: dict[Figure, str]) -> dict[str, float | None]:
-    """Return each figure, of several seeds their mean, followed by its standard deviation."""
+def _spreads(student: StudentResult, figures: Sequence[Figure]) -> dict[str, float | None]:
+    """Return each figure, for several seeds their mean, followed by its standard deviation."""
     found = {}
-    for figure, key in named.items():
-        found[key] = getattr(student, figure)
-        found[f"{key}_std"] = student.std(figure)
+    for figure in figures:
+        found[figure.name] = student.figures.get(figure.name)
+        found[f"{figure.name}_std"] = student.std(figure.name)
     return found
 
 
@@ -206,7 +205,7 @@ def _percentiles(latency: Latency) -> dict[str, float | None]:
 
 
 def _csv_row(
-    student: StudentResult, sizes: list[int], named: dict[Figure, str], *, recommended: bool
+    student: StudentResult, sizes: list[int], figures: Sequence[Figure], *, recommended: bool
 ) -> dict[str, object]:
     row: dict[str, object] = {
         "name": student.name,
@@ -216,7 +215,8 @@ def _csv_row(
         "loss": student.loss,
         "seed": student.seed,
         "seeds": len(student.runs),
-        **_spreads(student, named),
+        **_spreads(student, figures),
+        "gap_note": student.gap_note,
         "parameters": student.parameters,
         "file_bytes": student.file_bytes,
         "on_front": student.on_front,
@@ -228,22 +228,22 @@ def _csv_row(
         row[f"batch{batch}_p95_ms"] = timed and timed.p95_ms
         row[f"batch{batch}_p99_ms"] = timed and timed.p99_ms
         row[f"batch{batch}_images_per_second"] = timed and timed.images_per_second
-    return {key: UNDEFINED if _undefined(value) else value for key, value in row.items()}
+    return {key: UNDEFINED if value is None or _infinite(value) else value for key, value in row.items()}
 
 
 def _timing_headings(sizes: list[int]) -> list[str]:
-    """Name the timings worth their width: latency at the smallest batch, throughput at the largest."""
+    """Return the headings of latency at the smallest and throughput at the largest batch size; more would not fit."""
     return [f"ms (b{sizes[0]})", f"img/s (b{sizes[-1]})"] if sizes else []
 
 
-def _console_cells(student: StudentResult, shares: Sequence[Figure], sizes: list[int]) -> list[str]:
+def _console_cells(student: StudentResult, figures: Sequence[Figure], sizes: list[int]) -> list[str]:
     timings = []
     if sizes:
         first, last = student.latencies.get(sizes[0]), student.latencies.get(sizes[-1])
         timings = [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
     return [
         student.distill,
-        *(spread(student, figure, percent).replace(" ±", "\n±") for figure in shares),
+        *(spread(student, figure).replace(" ±", "\n±") for figure in figures),
         millions(student.parameters),
         size(student.file_bytes),
         *timings,
@@ -251,9 +251,13 @@ def _console_cells(student: StudentResult, shares: Sequence[Figure], sizes: list
     ]
 
 
-def _undefined(value: object) -> bool:
-    return value is None or (isinstance(value, float) and not math.isfinite(value))
+def _infinite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _finite(value: float | None) -> float | None:
-    return None if _undefined(value) else value
+    return None if _infinite(value) else value
+
+
+def _all_finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in figures.items()}

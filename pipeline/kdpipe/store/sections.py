@@ -94,7 +94,7 @@ class Recipe(_Strict):
     version: str
     seed: int = Field(ge=0, lt=2**32)
     thresholds: dict[str, Table] = {}
-    """The table that each mixing operation draws its lambda with; see ``kdpipe.views.beta``."""
+    """The table that each mixing operation draws its lambda with; see ``kdpipe.views.mixing``."""
 
 
 class Fingerprint(_Strict):

@@ -105,7 +105,7 @@ class Forward:
     @torch.inference_mode()
     def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return logits, and the signals that were asked for by name, float32 on the device."""
-        inputs = self.model.preset.normalise(pixels.to(self.device))
+        inputs = self.model.preset.normalize(pixels.to(self.device))
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:

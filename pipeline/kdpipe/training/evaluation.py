@@ -30,7 +30,7 @@ def predict(
     blocks = []
     with evaluating(module), progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
         for pixels in renderer.batches(plain_batches(renderer), view=0):
-            blocks.append(module(preset.normalise(pixels)).float().cpu())
+            blocks.append(module(preset.normalize(pixels)).float().cpu())
             advance(len(pixels))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

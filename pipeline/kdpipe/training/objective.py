@@ -65,7 +65,7 @@ class CrossEntropy:
         self, forward: Forward, batch: Batch, pixels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the logits of a batch and the terms ``ce`` and ``loss``, which are equal."""
-        logits = forward(self._preset.normalise(pixels))
+        logits = forward(self._preset.normalize(pixels))
         loss = self.of(logits, batch)
         return logits, {"ce": loss, "loss": loss}
 

@@ -32,11 +32,13 @@ from kdpipe.spec import Entry, Registry, Term, parse, shortest
 
 Phase = Literal["box", "flip", "rotate", "color", "erase", "mix"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""The order in which an image is made, and so that of a recipe. An operation is called with two arguments and its values:
+"""The order in which an image is made, and so that of a recipe.
 
-- ``box``: the source images (``geometry.Sources``) and the draws; returns one box of each, int64 ``(n, 4)``;
-- ``flip``, ``rotate``, ``color``, ``erase``: uint8 images ``(n, 3, H, W)`` at the input size and the draws; returns such;
-- ``mix``: the table that lambda is drawn with and the draws; returns the ``mixing.Amounts``.
+An operation is called with two arguments and its values:
+
+- ``box``: the source images (``geometry.Sources``) and the draws; it returns one box of each, int64 ``(n, 4)``;
+- ``flip``, ``rotate``, ``color``, ``erase``: uint8 ``(n, 3, H, W)`` at the input size and the draws; it returns such;
+- ``mix``: the table that lambda is drawn with and the draws; it returns the ``mixing.Amounts``.
 """
 
 Thresholds = Mapping[str, Sequence[int]]

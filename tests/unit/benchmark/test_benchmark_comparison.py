@@ -4,19 +4,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark import (
-    BenchmarkResult,
-    Latency,
-    StudentResult,
-    compare,
-    gap_recovered,
-    pareto_front,
-    recommend,
-)
+from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front, recommend
+from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.errors import RunError
 
 COORDINATES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
@@ -26,9 +21,9 @@ def _student(name: str, *, top1: float | None, ms: float | None = None, **other:
     timed = {} if ms is None else {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")}
     values: dict[str, Any] = {
         "path": Path(name), "architecture": "resnet8", "distill": "cache", "loss": "kd", "seed": 0,
-        "top5": None, "loss_value": None, "parameters": 10, "file_bytes": 40, "latencies": timed,
+        "parameters": 10, "file_bytes": 40, "latencies": timed,
     }  # fmt: skip
-    return StudentResult(name=name, top1=top1, **values | other)
+    return StudentResult(name=name, figures={"top1": top1}, **values | other)
 
 
 def _result(*students: StudentResult) -> BenchmarkResult:
@@ -36,20 +31,50 @@ def _result(*students: StudentResult) -> BenchmarkResult:
 
 
 def test_gap_recovered() -> None:
-    assert gap_recovered(0.8, baseline=0.7, teacher=0.9) == pytest.approx(0.5)
-    assert gap_recovered(0.6, baseline=0.7, teacher=0.9) == pytest.approx(-0.5)
-    assert gap_recovered(0.9, baseline=0.5, teacher=0.75) == pytest.approx(1.6)
+    assert gap_recovered(0.8, baseline=0.7, teacher=0.9, samples=10_000) == (pytest.approx(0.5), None)
+    assert gap_recovered(0.6, baseline=0.7, teacher=0.9, samples=10_000) == (pytest.approx(-0.5), None)
+    assert gap_recovered(0.9, baseline=0.5, teacher=0.75, samples=10_000) == (pytest.approx(1.6), None)
 
 
 @pytest.mark.parametrize(
-    ("student", "baseline", "teacher"),
+    ("student", "baseline", "teacher", "note"),
     [
-        (0.8, None, 0.9), (0.8, 0.7, None), (None, 0.7, 0.9),
-        (0.8, 0.9, 0.9), (0.8, 0.95, 0.9), (0.8, 0.7, math.nan),
+        (0.8, None, 0.9, "there is no baseline"),
+        (0.8, 0.7, None, "no teacher was measured"),
+        (None, 0.7, 0.9, "the test samples have no labels"),
+        (0.8, 0.9, 0.9, "the teacher's top-1 (90.00%) is not above the baseline's (90.00%)"),
+        (0.8, 0.95, 0.9, "is not above the baseline's (95.00%)"),
+        (0.8, 0.7, math.nan, "is not above"),
     ],
-)  # fmt: skip
-def test_an_undefined_gap_is_none(student: float | None, baseline: float | None, teacher: float | None) -> None:
-    assert gap_recovered(student, baseline=baseline, teacher=teacher) is None
+)
+def test_an_undefined_gap_has_a_reason(
+    student: float | None, baseline: float | None, teacher: float | None, note: str
+) -> None:
+    gap = gap_recovered(student, baseline=baseline, teacher=teacher, samples=10_000)
+    assert gap.value is None
+    assert gap.note is not None
+    assert note in gap.note
+
+
+def test_a_gap_within_the_noise_of_the_test_set_is_undefined() -> None:
+    """For 0.9 and 0.8 the noise is 1.96 * sqrt((0.09 + 0.16) / n), which is below their difference from n = 97 on."""
+    assert accuracy_noise(0.9, 0.8, 100) == pytest.approx(0.098)
+    assert gap_recovered(0.85, baseline=0.8, teacher=0.9, samples=97).value == pytest.approx(0.5)
+    gap = gap_recovered(0.3, baseline=0.8, teacher=0.9, samples=96)
+    assert gap == (
+        None,
+        "the difference between teacher (90.00%) and baseline (80.00%) is within the noise of 96 test samples "
+        "(± 10.00 percentage points)",
+    )
+
+
+@given(st.integers(0, 400), st.integers(0, 400), st.integers(1, 400))
+@settings(max_examples=200, deadline=None)
+def test_the_noise_is_that_of_two_proportions(first: int, second: int, samples: int) -> None:
+    """The variance of a mean of n draws of 0 or 1 is p(1 - p)/n, and variances of independent means add up."""
+    shares = [min(hits, samples) / samples for hits in (first, second)]
+    variance = sum(float(np.var([1] * round(p * samples) + [0] * round((1 - p) * samples))) for p in shares) / samples
+    assert accuracy_noise(*shares, samples) == pytest.approx(1.96 * math.sqrt(variance), abs=1e-12)
 
 
 @given(st.lists(st.tuples(COORDINATES, COORDINATES), max_size=12))
@@ -73,6 +98,7 @@ def test_compare_pairs_by_architecture_and_averages_the_baselines() -> None:
             _student("untimed", top1=0.99, distill="live"),
         ],
         teacher_top1=0.9,
+        samples=10_000,
     )
     assert [student.gap_recovered for student in students] == pytest.approx([0.5, None, None, None, 1.9])
     assert [student.on_front for student in students] == [True, False, False, True, False]
@@ -80,7 +106,25 @@ def test_compare_pairs_by_architecture_and_averages_the_baselines() -> None:
 
 def test_compare_without_a_teacher_leaves_the_gap_undefined() -> None:
     students = [_student("a", top1=0.8), _student("b", top1=0.7, distill="none")]
-    assert [student.gap_recovered for student in compare(students, teacher_top1=None)] == [None, None]
+    compared = compare(students, teacher_top1=None, samples=10_000)
+    assert [student.gap_recovered for student in compared] == [None, None]
+    assert [student.gap_note for student in compared] == ["no teacher was measured", None]
+
+
+def test_every_distilled_student_without_a_gap_has_a_reason() -> None:
+    students = [
+        _student("a", top1=0.9),
+        _student("b", top1=0.89, distill="none"),
+        _student("c", top1=0.9, architecture="resnet20"),
+    ]
+    close, baseline, alone = compare(students, teacher_top1=0.9, samples=360)
+    assert close.gap_note is not None
+    assert "within the noise of 360 test samples" in close.gap_note
+    assert baseline.gap_note is None
+    assert alone.gap_note is not None
+    assert "no baseline" in alone.gap_note
+    far = compare(students, teacher_top1=0.99, samples=360)[0]
+    assert (far.gap_recovered, far.gap_note) == (pytest.approx(0.1), None)
 
 
 def test_recommends_the_fastest_within_half_a_point() -> None:
@@ -116,9 +160,9 @@ def test_recommends_with_figures_missing() -> None:
     untimed = recommend(_result(_student("a", top1=0.899), _student("b", top1=0.9)))
     assert untimed.name == "b"
     assert "not measured" in untimed.reason
-    unlabelled = recommend(_result(_student("a", top1=None, ms=2.0), _student("b", top1=None, ms=1.0)))
-    assert unlabelled.name == "b"
-    assert "No student has a known top-1" in unlabelled.reason
+    unlabeled = recommend(_result(_student("a", top1=None, ms=2.0), _student("b", top1=None, ms=1.0)))
+    assert unlabeled.name == "b"
+    assert "No student has a known top-1" in unlabeled.reason
     assert recommend(_result(_student("b", top1=None), _student("a", top1=None))).name == "a"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpipe.benchmark import Latency, latency, machine
+from kdpipe.benchmark.latency import Latency, latency, machine
 
 
 class Counting(nn.Module):

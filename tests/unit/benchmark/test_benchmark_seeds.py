@@ -11,18 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark import BenchmarkResult, Latency, StudentResult, average, compare, mean_history, recommend
+from kdpipe.benchmark.comparison import compare, recommend
+from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.results import BenchmarkResult, StudentResult, average, mean_history
 
 SHARES = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 10_000), min_size=2, max_size=7)
 
 
+FIGURES = ("top5", "cross_entropy", "agreement")
+
+
 def _run(name: str, *, top1: float | None, seed: int = 0, ms: float = 1.0, **other: Any) -> StudentResult:
+    figures = {"top1": top1} | {figure: other.pop(figure, None) for figure in FIGURES}
     values: dict[str, Any] = {
-        "path": Path("runs") / name, "architecture": "resnet8", "distill": "cache", "loss": "kd", "top5": None,
-        "loss_value": None, "parameters": 10, "file_bytes": 40,
-        "latencies": {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")},
+        "path": Path("runs") / name, "architecture": "resnet8", "distill": "cache", "loss": "kd",
+        "parameters": 10, "file_bytes": 40, "latencies": {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")},
     }  # fmt: skip
-    return StudentResult(name=name, top1=top1, seed=seed, **values | other)
+    return StudentResult(name=name, figures=figures, seed=seed, **values | other)
 
 
 def _seeds(
@@ -48,12 +53,12 @@ def test_mean_and_deviation_are_those_of_numpy(values: list[float]) -> None:
 
 
 def test_every_figure_of_several_seeds_is_a_mean_and_the_rest_is_the_first_run_s() -> None:
-    first = _run("a/seed-4", top1=0.5, seed=4, ms=2.0, top5=0.9, loss_value=1.0, agreement=0.25, file_bytes=41)
-    second = _run("a/seed-1", top1=0.75, seed=1, ms=9.0, top5=0.8, loss_value=2.0, agreement=0.75, latencies={})
+    first = _run("a/seed-4", top1=0.5, seed=4, ms=2.0, top5=0.9, cross_entropy=1.0, agreement=0.25, file_bytes=41)
+    second = _run("a/seed-1", top1=0.75, seed=1, ms=9.0, top5=0.8, cross_entropy=2.0, agreement=0.75, latencies={})
     student = average([first, second], name="a", path=Path("runs/a"))
-    assert (student.top1, student.top5, student.loss_value, student.agreement) == pytest.approx((0.625, 0.85, 1.5, 0.5))
-    assert (student.std("top5"), student.std("loss_value")) == pytest.approx((0.1 / 2**0.5, 0.5**0.5))
-    assert (student.name, student.path, student.seed, student.members) == ("a", Path("runs/a"), None, (first, second))
+    assert student.figures == pytest.approx({"top1": 0.625, "top5": 0.85, "cross_entropy": 1.5, "agreement": 0.5})
+    assert (student.std("top5"), student.std("cross_entropy")) == pytest.approx((0.1 / 2**0.5, 0.5**0.5))
+    assert (student.name, student.path, student.seed, student.seed_runs) == ("a", Path("runs/a"), None, (first, second))
     assert (student.single_image_ms, student.file_bytes, student.shipped) == (2.0, 41, first.path)
 
 
@@ -64,19 +69,19 @@ def test_one_seed_has_no_deviation() -> None:
 
 
 def test_a_figure_that_a_run_lacks_has_neither_mean_nor_deviation() -> None:
-    unlabelled = _seeds("a", [None, None, None])
-    assert (unlabelled.top1, unlabelled.std("top1"), unlabelled.std("agreement")) == (None, None, None)
-    members = [_run("a", top1=0.5, loss_value=1.0), _run("b", top1=0.6, loss_value=math.inf)]
-    assert average(members, name="c", path=Path("c")).std("loss_value") is None
+    unlabeled = _seeds("a", [None, None, None])
+    assert (unlabeled.top1, unlabeled.std("top1"), unlabeled.std("agreement")) == (None, None, None)
+    members = [_run("a", top1=0.5, cross_entropy=1.0), _run("b", top1=0.6, cross_entropy=math.inf)]
+    assert average(members, name="c", path=Path("c")).std("cross_entropy") is None
     assert average([*members, _run("d", top1=None)], name="c", path=Path("c")).top1 is None
 
 
 def test_gaps_are_paired_by_seed_whatever_their_order() -> None:
     distilled = _seeds("kd", [0.80, 0.70, 0.75], seeds=[0, 1, 2])
     labels = _seeds("none", [0.65, 0.60, 0.50], seeds=[2, 0, 1], distill="none", agreement=None)
-    compared, baseline = compare([distilled, labels], teacher_top1=0.9)
+    compared, baseline = compare([distilled, labels], teacher_top1=0.9, samples=10_000)
     expected = [(0.80 - 0.60) / 0.30, (0.70 - 0.50) / 0.40, (0.75 - 0.65) / 0.25]
-    assert [run.gap_recovered for run in compared.members] == pytest.approx(expected)
+    assert [run.gap_recovered for run in compared.seed_runs] == pytest.approx(expected)
     assert compared.gap_recovered == pytest.approx(np.mean(expected))
     assert compared.std("gap_recovered") == pytest.approx(np.std(expected, ddof=1))
     assert (baseline.gap_recovered, baseline.std("gap_recovered")) == (None, None)
@@ -92,7 +97,7 @@ def test_gaps_are_paired_by_seed_whatever_their_order() -> None:
     ],
 )
 def test_other_seeds_are_compared_by_their_means(labels: list[StudentResult]) -> None:
-    compared = compare([_seeds("kd", [0.7, 0.8, 0.75]), *labels], teacher_top1=0.95)[0]
+    compared = compare([_seeds("kd", [0.7, 0.8, 0.75]), *labels], teacher_top1=0.95, samples=10_000)[0]
     assert compared.gap_recovered == pytest.approx((0.75 - 0.55) / (0.95 - 0.55))
     assert compared.std("gap_recovered") is None
 
@@ -102,7 +107,7 @@ def test_single_runs_pair_with_a_student_of_several_seeds() -> None:
     together = _seeds("none", [0.5, 0.6], distill="none")
     for baselines in (labels, [together]):
         single, several = compare(
-            [_run("one", top1=0.7, seed=1), _seeds("kd", [0.6, 0.7]), *baselines], teacher_top1=0.8
+            [_run("one", top1=0.7, seed=1), _seeds("kd", [0.6, 0.7]), *baselines], teacher_top1=0.8, samples=10_000
         )[:2]
         assert single.gap_recovered == pytest.approx((0.7 - 0.55) / (0.8 - 0.55))
         assert several.gap_recovered == pytest.approx((0.1 / 0.3 + 0.1 / 0.2) / 2)
@@ -110,10 +115,22 @@ def test_single_runs_pair_with_a_student_of_several_seeds() -> None:
 
 def test_a_seed_without_a_gap_leaves_that_of_the_means() -> None:
     labels = _seeds("none", [0.50, 0.90], distill="none")
-    compared = compare([_seeds("kd", [0.8, 0.7]), labels], teacher_top1=0.85)[0]
+    compared = compare([_seeds("kd", [0.8, 0.7]), labels], teacher_top1=0.85, samples=10_000)[0]
     assert compared.gap_recovered == pytest.approx((0.75 - 0.70) / (0.85 - 0.70))
     assert compared.std("gap_recovered") is None
-    assert compare([_seeds("kd", [None, None]), labels], teacher_top1=0.85)[0].gap_recovered is None
+    assert compare([_seeds("kd", [None, None]), labels], teacher_top1=0.85, samples=10_000)[0].gap_recovered is None
+
+
+def test_a_gap_by_seed_that_is_within_the_noise_leaves_that_of_the_means() -> None:
+    """On 100 samples 0.9 differs from 0.6 and 0.7, but not from 0.85."""
+    labels = _seeds("none", [0.6, 0.85], distill="none")
+    compared = compare([_seeds("kd", [0.8, 0.8]), labels], teacher_top1=0.9, samples=100)[0]
+    assert compared.gap_recovered == pytest.approx((0.8 - 0.725) / (0.9 - 0.725))
+    assert (compared.std("gap_recovered"), compared.gap_note) == (None, None)
+    every = compare([_seeds("kd", [0.8, 0.8]), labels], teacher_top1=0.9, samples=30)[0]
+    assert every.gap_recovered is None
+    assert every.gap_note is not None
+    assert "baseline (72.50%) is within the noise of 30 test samples" in every.gap_note
 
 
 def test_the_recommendation_compares_means_and_names_the_first_seed() -> None:

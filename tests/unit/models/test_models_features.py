@@ -1,4 +1,4 @@
-"""The penultimate features: where a classifier keeps them, and where there are none."""
+"""The penultimate features of classifiers, and classifiers without any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpipe.models import create, find_penultimate, load, names
+from kdpipe.models import create, evaluating, find_penultimate, load, names
 
 ZOO_DIMS = {
     **{f"resnet{depth}": 64 for depth in (8, 14, 20, 32, 44, 56, 110)},
@@ -93,7 +93,7 @@ def test_only_a_layer_whose_output_is_the_logits_counts(end: str, layer: str | N
         assert found.dim == 6
 
 
-def test_looking_leaves_no_trace() -> None:
+def test_a_search_leaves_no_trace() -> None:
     module = create("resnet8", 10)
     module.bn1.eval()
     modes = {name: part.training for name, part in module.named_modules()}
@@ -104,10 +104,28 @@ def test_looking_leaves_no_trace() -> None:
     assert not any(part._forward_hooks for part in module.modules())
 
 
-def test_a_program_keeps_its_features_to_itself(tmp_path: Path) -> None:
+def test_a_program_has_no_penultimate_features(tmp_path: Path) -> None:
     module = create("resnet8", 10).eval()
     program = torch.export.export(module, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     torch.export.save(program, tmp_path / "teacher.pt2")
     half = (0.5, 0.5, 0.5)
     model = load(f"file:{tmp_path / 'teacher.pt2'}", num_classes=10, fallback_statistics=lambda: (half, half))
     assert model.penultimate is None
+
+
+def test_evaluation_mode_is_left_as_it_was_found() -> None:
+    """A frozen batch norm stays in evaluation mode inside a network that trains, and the reverse."""
+    module = create("resnet8", 10).train()
+    module.bn1.eval()
+    module.layer1[0].eval()
+    module.layer1[0].bn2.train()
+    modes = {name: part.training for name, part in module.named_modules()}
+    assert modes[""]
+    assert not modes["bn1"]
+    assert modes["layer1.0.bn2"]
+    with evaluating(module):
+        assert not any(part.training for part in module.modules())
+    assert {name: part.training for name, part in module.named_modules()} == modes
+    with pytest.raises(RuntimeError, match="stop"), evaluating(module):
+        raise RuntimeError("stop")
+    assert {name: part.training for name, part in module.named_modules()} == modes

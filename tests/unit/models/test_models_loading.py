@@ -1,4 +1,4 @@
-"""A loaded model has weights, an identity, and a preset from whoever speaks first."""
+"""A loaded model has weights, a digest, and a preset from the first source that records one."""
 
 import sys
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_size_flag_leaves_the_statistics_of_the_weights(saved: Path) -> None:
     assert model.preset_source == "weights"
 
 
-def test_the_dataset_is_asked_last(tmp_path: Path) -> None:
+def test_the_dataset_s_statistics_come_last(tmp_path: Path) -> None:
     torch.save(models.create("resnet8", 3).state_dict(), tmp_path / "w.pt")
     model = models.load(
         "resnet8",
@@ -170,7 +170,7 @@ def test_unknown_torchvision_weights_are_listed() -> None:
         models.load("torchvision:resnet50", num_classes=1000, weights="IMAGENET_V2", fallback_statistics=unasked)
 
 
-def test_torchvision_without_weights_is_shown_224() -> None:
+def test_torchvision_without_weights_takes_224_pixels() -> None:
     model = models.load("torchvision:squeezenet1_1", num_classes=4, fallback_statistics=lambda: DATASET)
     assert model.preset == models.Preset(224, 256, "bilinear", *DATASET)
     assert model.preset_source == "dataset"
@@ -191,17 +191,17 @@ def test_torchvision_weights_of_ones_own(tmp_path: Path) -> None:
     assert torch.equal(model.module.state_dict()["features.0.weight"], network.state_dict()["features.0.weight"])
 
 
-def test_a_network_for_imagenet_is_shown_images_as_torchvision_s_are() -> None:
-    def shown(**flags: int) -> tuple[int, int]:
+def test_a_network_for_imagenet_takes_images_as_torchvision_s_do() -> None:
+    def geometry(**flags: int) -> tuple[int, int]:
         preset = models.load(
             "MobileNetV1", num_classes=4, fallback_statistics=lambda: DATASET, fallback_size=48, **flags
         ).preset
         return preset.size, preset.resize
 
-    assert (shown(), shown(size=32)) == ((224, 256), (32, 37))
+    assert (geometry(), geometry(size=32)) == ((224, 256), (32, 37))
 
 
-def test_the_header_of_the_weights_speaks_before_the_package(tmp_path: Path) -> None:
+def test_the_header_of_the_weights_precedes_the_package(tmp_path: Path) -> None:
     path, name = tmp_path / "own.safetensors", "torchvision:squeezenet1_1"
     network = models.create(name, 3)
     models.save_weights(path, network, architecture=name, preset=PRESET, classes=["a", "b", "c"])

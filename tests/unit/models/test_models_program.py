@@ -100,8 +100,8 @@ def test_another_input_is_refused(tmp_path: Path) -> None:
     name = export(tmp_path / "m.pt2", nn.Linear(3, 4), torch.zeros(2, 3), **FREE_BATCH)
     with pytest.raises(ModelError, match="expected a program with one input"):
         load(name)
-    grey = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    name = export(tmp_path / "grey.pt2", grey, torch.zeros(2, 1, 8, 8), **FREE_BATCH)
+    gray = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    name = export(tmp_path / "gray.pt2", gray, torch.zeros(2, 1, 8, 8), **FREE_BATCH)
     with pytest.raises(ModelError, match="expected square RGB images, the program takes 1x8x8"):
         load(name)
 

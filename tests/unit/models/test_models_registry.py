@@ -1,5 +1,6 @@
-"""Names lead to models, and wrong names to a hint."""
+"""Names of models, hints for wrong ones, and what is listed about them."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from torch import nn
 
 from kdpipe import models
 from kdpipe.errors import ModelError
-from kdpipe.models.registry import torchvision_names
+from kdpipe.models.packages import torchvision_names
 
 
 @pytest.mark.parametrize(
@@ -76,3 +77,65 @@ def test_own_code_is_found_in_the_working_directory(tmp_path: Path, monkeypatch:
 
 def test_names_are_unique_and_creatable() -> None:
     assert len(set(models.names())) == len(models.names()) == 24
+
+
+def test_every_architecture_has_a_line_of_help_and_a_source() -> None:
+    assert [each.name for each in models.architectures()] == models.names()
+    for each in models.architectures():
+        assert each.help.endswith(".")
+        assert "\n" not in each.help
+        assert "https://arxiv.org/abs/" in each.source
+    assert [each.name for each in models.architectures() if each.imagenet] == ["MobileNetV1"]
+
+
+def test_every_kind_has_a_form_and_a_line_of_help() -> None:
+    assert [kind.usage for kind in models.all_kinds()] == [
+        "torchvision:NAME",
+        "timm:NAME",
+        "run:DIR",
+        "file:PATH.pt2",
+        "package.module:function",
+    ]
+    for kind in models.all_kinds():
+        assert kind.help.endswith(".")
+        assert "\n" not in kind.help
+
+
+def test_names_are_listed_without_torch() -> None:
+    program = (
+        "import sys; from kdpipe import models; models.architectures(); models.all_kinds();"
+        " models.parse_signals('features:layer3'); models.Preset(32, 32, 'bilinear', (0.5,) * 3, (0.5,) * 3);"
+        " sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+REGISTERED = """
+from torch import nn
+
+from kdpipe import models
+from kdpipe.models.registry import family, register
+
+
+@family({"flat4": {"side": 4}, "flat8": {"side": 8}}, source="https://arxiv.org/abs/0")
+def flat(num_classes: int, *, side: int) -> nn.Module:
+    '''One linear layer.'''
+    return nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(3 * side**2, num_classes))
+
+
+register(models.Kind("linear:SIDE", "One linear layer.", lambda side, classes: flat(classes, side=int(side))))
+
+assert models.names()[-2:] == ["flat4", "flat8"]
+assert models.architectures()[-1].help == "One linear layer."
+assert "linear:SIDE" in [kind.usage for kind in models.all_kinds()]
+statistics = ((0.5,) * 3, (0.5,) * 3)
+for name in ("flat8", "linear:8"):
+    model = models.load(name, num_classes=2, fallback_statistics=lambda: statistics)
+    assert model.parameters == 2 * 3 * 64 + 2
+    assert len(models.probe(model)) == 2
+"""
+
+
+def test_registered_names_are_listed_and_loaded() -> None:
+    """In a process of its own, so that the names are not there in other tests."""
+    subprocess.run([sys.executable, "-c", REGISTERED], check=True)

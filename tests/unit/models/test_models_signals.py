@@ -1,4 +1,4 @@
-"""What layers show: names of signals, the layers that can give them, and their values."""
+"""Signals of layers: their names, the layers that have them, and their values."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_other_names_are_refused(text: str) -> None:
         parse_signals(f"logits,{text}")
 
 
-def test_layers_come_with_the_shape_of_what_they_say_last(net: _Net) -> None:
+def test_layers_have_the_shape_of_their_last_output(net: _Net) -> None:
     assert layers(net, 8) == {
         "stem": (4, 4, 4),
         "body": (6, 4, 4),
@@ -161,7 +161,7 @@ def test_layers_that_are_not_there_or_do_not_fit(net: _Net) -> None:
             _watch(net, name, size=8)
 
 
-def test_looking_leaves_no_trace_and_closing_takes_the_hooks_away(net: _Net, images: torch.Tensor) -> None:
+def test_a_search_leaves_no_trace_and_closing_takes_the_hooks_away(net: _Net, images: torch.Tensor) -> None:
     net.train()
     state = torch.get_rng_state()
     watch = _watch(net, "features:body", "features:penultimate", size=8)

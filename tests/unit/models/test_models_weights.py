@@ -57,7 +57,7 @@ def test_safetensors_round_trip(tmp_path: Path, network: nn.Module) -> None:
     assert not list(path.parent.glob(".*"))
 
 
-def test_header_says_everything_as_strings(tmp_path: Path, network: nn.Module) -> None:
+def test_header_holds_everything_as_strings(tmp_path: Path, network: nn.Module) -> None:
     path = tmp_path / "w.safetensors"
     models.save_weights(path, network, architecture="resnet8", preset=PRESET, classes=CLASSES)
     with safe_open(path, framework="pt") as file:
@@ -174,7 +174,7 @@ def test_another_depth_names_three_keys_and_the_architecture(tmp_path: Path, net
     path = tmp_path / "w.safetensors"
     models.save_weights(path, network, architecture="resnet8", preset=PRESET, classes=CLASSES)
     message = complaint(path, "resnet14")
-    assert "(the file says it is a resnet8)" in message
+    assert "(its header names resnet8)" in message
     assert "expected layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias and 27 more" in message
 
 

@@ -146,7 +146,7 @@ def test_mobilenet_v1_computes_what_its_definition_says() -> None:
         torch.testing.assert_close(network(images), logits)
 
 
-def test_initialisation_follows_the_global_generator() -> None:
+def test_initialization_follows_the_global_generator() -> None:
     torch.manual_seed(1)
     first = models.create("resnet8", 10).state_dict()
     torch.manual_seed(1)
@@ -312,7 +312,7 @@ def test_a_split_block_passes_half_of_its_channels_on() -> None:
 
 @pytest.mark.parametrize(("channels", "stride"), [(8, 2), (4, 1)])
 def test_a_preactivation_block_projects_only_activated_inputs(channels: int, stride: int) -> None:
-    from kdpipe.models.zoo.wrn import PreactivationBlock
+    from kdpipe.models.zoo.resnet import PreactivationBlock
 
     block = PreactivationBlock(4, channels, stride).eval()
     torch.nn.init.zeros_(block.conv2.weight)

@@ -17,7 +17,7 @@ from kdpipe.models import Preset
 from kdpipe.pairing import changed_content, drift, join, join_checked, probe_rows, replay, verify_data
 from kdpipe.store import LogitStore, build, open_store
 from kdpipe.store import Recipe as StoredRecipe
-from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer, resample
+from kdpipe.views import Geometry, Recipe, Renderer, resample
 from kdpipe.views.beta import thresholds
 from kdpipe.views.partners import partners
 from tests.unit.store.small_store import make, plan_of
@@ -156,30 +156,32 @@ def test_another_decoder_is_named(store: LogitStore, dataset: Dataset, monkeypat
 def test_an_operation_that_draws_other_pixels_is_named(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path / "colours.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe="crop-flip+color+erase"))
-    store = open_store(tmp_path / "colours.zarr")
+    make(tmp_path / "colors.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe="crop-flip+color+erase"))
+    store = open_store(tmp_path / "colors.zarr")
     assert drift(store, dataset, join(store, dataset)) is None
-    monkeypatch.setattr("kdpipe.views.erase._GREY", 127)
+    monkeypatch.setattr("kdpipe.views.erase.GRAY", 127)
     found = drift(store, dataset, join(store, dataset))
     assert found is not None
     assert found.reason == "the operation erase gives other pixels here"
 
 
-def test_another_version_of_the_recipe_is_refused(
-    store: LogitStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    newer = dataclasses.replace(OPERATIONS["crop-flip"], version=3)
-    monkeypatch.setitem(OPERATIONS, "crop-flip", newer)
-    with pytest.raises(StaleStoreError, match="recipe crop-flip/2; this kdpipe draws crop-flip/3"):
+def recorded(dataset: Dataset, path: Path, **changes: str) -> LogitStore:
+    """Return a store whose manifest has other names or versions in its recipe."""
+    plan = plan_of(dataset, preset=PRESET, views=VIEWS)
+    recipe = plan.fingerprint.recipe.model_copy(update=changes)
+    make(path, dataclasses.replace(plan, fingerprint=plan.fingerprint.model_copy(update={"recipe": recipe})))
+    return open_store(path)
+
+
+def test_another_version_of_the_recipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    store = recorded(dataset, tmp_path / "newer.zarr", version="crop-flip/3")
+    with pytest.raises(StaleStoreError, match="recipe crop-flip/3; this kdpipe draws crop-flip/2"):
         join_checked(store, dataset)
 
 
-def test_a_recipe_of_a_later_kdpipe_is_refused(
-    store: LogitStore, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fewer = {name: operation for name, operation in OPERATIONS.items() if name != "crop-flip"}
-    monkeypatch.setattr("kdpipe.views.recipe.OPERATIONS", fewer)
-    with pytest.raises(StaleStoreError, match="recipe crop-flip/2, which this kdpipe cannot draw"):
+def test_a_recipe_of_a_later_kdpipe_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    store = recorded(dataset, tmp_path / "later.zarr", name="crop-flip+fog", version="crop-flip/2+fog/1")
+    with pytest.raises(StaleStoreError, match=r"recipe crop-flip/2\+fog/1, which this kdpipe cannot draw"):
         join_checked(store, dataset)
 
 

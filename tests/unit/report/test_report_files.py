@@ -4,26 +4,28 @@ import csv
 import io
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from kdpipe.benchmark import (
+from kdpipe.benchmark.comparison import compare, recommend
+from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
-    Latency,
     StoreIdentity,
     StudentResult,
     TeacherResult,
     average,
-    compare,
-    recommend,
 )
+from kdpipe.metrics import METRICS, Logits, measure, metric
 from kdpipe.report import table, write
 
 EVIL = '<script>alert("1")</script>&$x^[bold]_\n你'
@@ -34,7 +36,9 @@ def _timed(batch: int, ms: float) -> Latency:
     return Latency(ms, 1.5 * ms, 2 * ms, batch / ms * 1e3, batch, 50, "cpu")
 
 
-def _student(name: str, *, top1: float | None, ms: float, **other: object) -> StudentResult:
+def _student(name: str, *, top1: float | None, ms: float, **other: Any) -> StudentResult:
+    figures = {"top1": top1, "top5": 0.99, "cross_entropy": 0.25, "agreement": 0.875}
+    figures |= {name: other.pop(name) for name in list(other) if name in figures}
     plain = StudentResult(
         name=name,
         path=Path("runs") / name.replace("/", "-"),
@@ -42,13 +46,10 @@ def _student(name: str, *, top1: float | None, ms: float, **other: object) -> St
         distill="cache",
         loss="kd",
         seed=3,
-        top1=top1,
-        top5=0.99,
-        loss_value=0.25,
+        figures=figures,
         parameters=78_000,
         file_bytes=320_000,
         latencies={1: _timed(1, ms), 64: _timed(64, 30 * ms)},
-        agreement=0.875,
     )
     return replace(plain, **other)
 
@@ -58,16 +59,16 @@ def result() -> BenchmarkResult:
     students = [
         _student("distilled", top1=0.85, ms=1.0),
         _student("labels", top1=0.80, ms=1.1, distill="none", agreement=None),
-        _student("far", top1=0.89, ms=40.0, architecture="resnet110", distill="live", loss_value=math.inf),
-        _student("unlabelled", top1=None, ms=2.0, top5=None, loss_value=math.nan, latencies={}),
+        _student("far", top1=0.89, ms=40.0, architecture="resnet110", distill="live", cross_entropy=math.inf),
+        _student("unlabeled", top1=None, ms=2.0, top5=None, cross_entropy=math.nan, latencies={}),
     ]
     return BenchmarkResult(
         dataset="cifar10",
         samples=10_000,
-        students=compare(students, teacher_top1=0.9),
+        students=compare(students, teacher_top1=0.9, samples=10_000),
         machine={"processor": "Some <CPU>", "memory_bytes": 16_000_000_000, "gpu": None},
         created="2025-05-01T12:00:00+00:00",
-        teacher=TeacherResult("resnet56", 0.9, 0.999),
+        teacher=TeacherResult("resnet56", {"top1": 0.9, "top5": 0.999}),
         stores=(StoreIdentity("data/logits.zarr", "b3f0" * 8, 0.7), StoreIdentity("data/more.zarr", "c4e1" * 8, 0.3)),
     )
 
@@ -82,7 +83,7 @@ def bare() -> BenchmarkResult:
         students=(student, replace(student, name="_" + "long" * 50)),
         machine={EVIL: EVIL},
         created=EVIL,
-        teacher=TeacherResult(EVIL, None, None),
+        teacher=TeacherResult(EVIL, {"top1": None, "top5": None}),
         stores=(StoreIdentity(EVIL, EVIL),),
     )
 
@@ -137,16 +138,16 @@ def test_metrics_are_strict_json(result: BenchmarkResult, tmp_path: Path) -> Non
     assert distilled["images_per_second"]["batch64"] == pytest.approx(64 / 0.03)
     assert read["students"]["labels"]["gap_recovered"] is None
     assert read["students"]["far"]["cross_entropy"] is None
-    assert read["students"]["unlabelled"]["top1"] is None
+    assert read["students"]["unlabeled"]["top1"] is None
 
 
 def test_csv_has_one_row_per_student(result: BenchmarkResult, tmp_path: Path) -> None:
     with write(result, tmp_path)["results.csv"].open(newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["distilled", "labels", "far", "unlabelled"]
+    assert list(rows) == ["distilled", "labels", "far", "unlabeled"]
     assert float(rows["distilled"]["top1"]) == 0.85
     assert rows["labels"]["gap_recovered"] == rows["far"]["cross_entropy"] == "n/a"
-    assert rows["unlabelled"]["batch64_p50_ms"] == rows["unlabelled"]["cross_entropy"] == "n/a"
+    assert rows["unlabeled"]["batch64_p50_ms"] == rows["unlabeled"]["cross_entropy"] == "n/a"
     assert [row["recommended"] for row in rows.values()] == ["False", "False", "True", "False"]
     assert not any(value == "" for row in rows.values() for value in row.values())
 
@@ -190,8 +191,8 @@ def test_hostile_texts_stay_texts(bare: BenchmarkResult, tmp_path: Path) -> None
 def test_picture_is_a_png_with_something_on_it(result: BenchmarkResult, tmp_path: Path) -> None:
     pixels = np.asarray(Image.open(write(result, tmp_path)["pareto.png"]).convert("RGB"))
     assert pixels.shape == (800, 1280, 3)
-    for colour in [(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x7A, 0x7A, 0x7A)]:
-        assert (pixels == colour).all(axis=-1).sum() > 50
+    for color in [(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x7A, 0x7A, 0x7A)]:
+        assert (pixels == color).all(axis=-1).sum() > 50
 
 
 def test_equal_results_give_equal_files(result: BenchmarkResult, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_equal_results_give_equal_files(result: BenchmarkResult, tmp_path: Path)
 def test_crowds_and_single_students_are_drawn(count: int, tmp_path: Path) -> None:
     students = [_student(f"student-{i}", top1=0.5 + 0.001 * (i % 7), ms=1.0) for i in range(count)]
     crowd = BenchmarkResult(
-        dataset="d", samples=5, students=compare(students, teacher_top1=None), machine={}, created="now"
+        dataset="d", samples=5, students=compare(students, teacher_top1=None, samples=10_000), machine={}, created="now"
     )
     paths = write(crowd, tmp_path)
     assert json.loads(paths["metrics.json"].read_text())["teacher"] is None
@@ -230,11 +231,84 @@ def test_table_lists_students_and_teacher(result: BenchmarkResult) -> None:
         assert expected in text
 
 
+def test_an_undefined_gap_is_printed_with_its_reason(tmp_path: Path) -> None:
+    students = [
+        _student("kd", top1=0.94, ms=1.0),
+        _student("dkd", top1=0.95, ms=1.0),
+        _student("labels", top1=0.94, ms=1.0, distill="none"),
+        _student("other", top1=0.95, ms=1.0, architecture="resnet<14>"),
+    ]
+    result = BenchmarkResult(
+        dataset="digits", samples=360, machine={}, created="now",
+        students=compare(students, teacher_top1=0.955, samples=360), teacher=TeacherResult("big", {"top1": 0.955}),
+    )  # fmt: skip
+    noise = (
+        "the difference between teacher (95.50%) and baseline (94.00%) is within the noise of 360 test samples "
+        "(± 3.26 percentage points)"
+    )
+    paths = write(result, tmp_path)
+    found = json.loads(paths["metrics.json"].read_text())["students"]
+    assert {student["gap_recovered"] for student in found.values()} == {None}
+    assert found["kd"]["gap_note"] == found["dkd"]["gap_note"] == noise
+    assert found["labels"]["gap_note"] is None
+    assert "no baseline" in found["other"]["gap_note"]
+    with paths["results.csv"].open(newline="") as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    assert [rows[name]["gap_recovered"] for name in rows] == ["n/a"] * 4
+    assert (rows["kd"]["gap_note"], rows["labels"]["gap_note"]) == (noise, "n/a")
+    sentence = f"Gap recovered is n/a for kd, dkd: {noise}."
+    assert sentence in _parse(paths["report.html"]).text
+    assert sentence in " ".join(paths["summary.txt"].read_text().split())
+    assert "Newcombe" in paths["report.html"].read_text()
+
+
+@pytest.fixture
+def margin() -> Iterator[None]:
+    """A metric that is registered for one test."""
+
+    @metric(title="Mean <margin>", short="margin")
+    def margin(logits: Logits) -> float:
+        """Difference of the two largest logits & nothing else."""
+        return float(np.diff(np.sort(logits, axis=1)[:, -2:]).mean())
+
+    yield
+    del METRICS["margin"]
+
+
+@pytest.mark.usefixtures("margin")
+def test_a_registered_metric_is_in_every_file(tmp_path: Path) -> None:
+    logits, labels = np.array([[0, 2, 5], [0, 1, 0]], np.float32), np.array([2, 0], np.int32)
+    students = [
+        replace(_student("a", top1=None, ms=1.0), figures=measure(logits, labels)),
+        replace(_student("b", top1=None, ms=1.0), figures=measure(2 * logits, labels)),
+    ]
+    students.append(average(students, name="both", path=Path("runs/both")))
+    result = BenchmarkResult(
+        dataset="d", samples=2, machine={}, created="now", teacher=TeacherResult("t", measure(3 * logits, labels)),
+        students=compare(students, teacher_top1=0.5, samples=2),
+    )  # fmt: skip
+    paths = write(result, tmp_path)
+    found = json.loads(paths["metrics.json"].read_text())
+    assert [student["margin"] for student in found["students"].values()] == [2.0, 4.0, 3.0]
+    assert found["students"]["both"]["margin_std"] == pytest.approx(2**0.5)
+    assert [run["margin"] for run in found["students"]["both"]["runs"]] == [2.0, 4.0]
+    assert found["teacher"]["margin"] == 6.0
+    with paths["results.csv"].open(newline="") as file:
+        assert [row["margin"] for row in csv.DictReader(file)] == ["2.0", "4.0", "3.0"]
+    page = _parse(paths["report.html"]).text
+    for part in ("Mean <margin>", "Difference of the two largest logits & nothing else.", "3.00 ± 1.41", "6.00"):
+        assert part in page
+    summary = paths["summary.txt"].read_text()
+    assert "margin" in summary
+    assert "± 1.41" in summary
+
+
 def _attacked(result: BenchmarkResult) -> BenchmarkResult:
     """Return the result with an attack that one student was not measured under."""
     shares = [0.4375, 0.125, None, None]
     students = [
-        replace(student, adversarial_top1=share) for student, share in zip(result.students, shares, strict=True)
+        replace(student, figures={**student.figures, "adversarial_top1": share})
+        for student, share in zip(result.students, shares, strict=True)
     ]
     return replace(result, students=tuple(students), attack=AttackIdentity("pgd:8/255,20", 9_000))
 
@@ -245,7 +319,7 @@ def test_accuracy_under_attack_stands_beside_the_clean_one(result: BenchmarkResu
     assert found["adversarial"] == {"attack": "pgd:8/255,20", "samples": 9_000}
     keys = list(found["students"]["distilled"])
     assert keys.index("adversarial_top1") == keys.index("top1_std") + 1
-    assert found["students"]["unlabelled"]["adversarial_top1"] is None
+    assert found["students"]["unlabeled"]["adversarial_top1"] is None
     rows = {row["name"]: row for row in csv.DictReader(io.StringIO(files["results.csv"].read_text()))}
     assert [rows[name]["adversarial_top1"] for name in ("distilled", "far")] == ["0.4375", "n/a"]
     page = _parse(files["report.html"]).text
@@ -269,9 +343,14 @@ def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_p
 def seeded() -> BenchmarkResult:
     """Two students of three seeds, one of a single seed below ``--seeds``, and a single run."""
 
-    def seeds(name: str, *top1: float, **other: object) -> StudentResult:
+    def seeds(name: str, *top1: float, **other: Any) -> StudentResult:
         runs = [_student(f"{name}/seed-{seed}", top1=share, seed=seed, **other) for seed, share in enumerate(top1)]
-        runs = [replace(run, path=Path("runs") / run.name, loss_value=run.top1 * 2) for run in runs]
+        runs = [
+            replace(
+                run, path=Path("runs") / run.name, figures={**run.figures, "cross_entropy": run.figures["top1"] * 2}
+            )
+            for run in runs
+        ]
         return average(runs, name=name, path=Path("runs") / name)
 
     students = [
@@ -281,8 +360,9 @@ def seeded() -> BenchmarkResult:
         _student("single", top1=0.75, ms=3.0, architecture="resnet14"),
     ]
     return BenchmarkResult(
-        dataset="cifar10", samples=10_000, students=compare(students, teacher_top1=0.9), machine={}, created="now",
-        teacher=TeacherResult("resnet56", 0.9, 0.999),
+        dataset="cifar10", samples=10_000, machine={}, created="now",
+        students=compare(students, teacher_top1=0.9, samples=10_000),
+        teacher=TeacherResult("resnet56", {"top1": 0.9, "top5": 0.999}),
     )  # fmt: skip
 
 
@@ -334,7 +414,7 @@ def test_page_and_summary_show_means_and_the_run_to_ship(seeded: BenchmarkResult
 
 @pytest.mark.parametrize("width", [100, 140])
 def test_deviations_take_hardly_any_width_in_the_terminal(seeded: BenchmarkResult, width: int) -> None:
-    means = replace(seeded, students=tuple(replace(student, members=()) for student in seeded.students))
+    means = replace(seeded, students=tuple(replace(student, seed_runs=()) for student in seeded.students))
     console = Console(width=width)
     drawn = [console.render_lines(table(result), pad=False) for result in (seeded, means)]
     widths = [sum(len(segment.text) for segment in lines[1]) for lines in drawn]
@@ -344,10 +424,10 @@ def test_deviations_take_hardly_any_width_in_the_terminal(seeded: BenchmarkResul
     assert not any("…" in line for line in text)
 
 
-def _rows(png: Path, colour: tuple[int, int, int]) -> np.ndarray:
-    """Return the rows of the axes in which a colour is found."""
+def _rows(png: Path, color: tuple[int, int, int]) -> np.ndarray:
+    """Return the rows of the axes in which a color is found."""
     pixels = np.asarray(Image.open(png).convert("RGB")).astype(int)[:640]
-    return np.flatnonzero((np.abs(pixels - colour).max(axis=-1) < 40).any(axis=1))
+    return np.flatnonzero((np.abs(pixels - color).max(axis=-1) < 40).any(axis=1))
 
 
 def test_bars_in_the_picture_are_as_long_as_the_deviation(seeded: BenchmarkResult, tmp_path: Path) -> None:
@@ -355,7 +435,7 @@ def test_bars_in_the_picture_are_as_long_as_the_deviation(seeded: BenchmarkResul
     kd = seeded.students[0]
     marks = [_student(f"m{share}", top1=share, ms=4.0, distill="live") for share in (0.84, 0.88)]
     pictures = {}
-    for name, student in (("several", kd), ("single", replace(kd, members=()))):
+    for name, student in (("several", kd), ("single", replace(kd, seed_runs=()))):
         result = replace(seeded, students=(student, *marks), teacher=None)
         pictures[name] = write(result, tmp_path / name)["pareto.png"]
     orange = _rows(pictures["several"], (0xD5, 0x5E, 0))

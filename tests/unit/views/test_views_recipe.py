@@ -139,7 +139,7 @@ def test_a_missing_name_is_refused(text: str) -> None:
         ("mixup:", "cannot take alpha="),
         ("mixup:0.2,alpha=0.2", "has alpha twice"),
         ("mixup:alpha=0.2,alpha=0.2", "has alpha twice"),
-        ("crop-flip:4", "takes 0 values at most, found 1"),
+        ("crop-flip:4", "takes no values without a key, found 1"),
         ("rrc-flip:0.5,0.2", "has the scale 0.5 to 0.2; swap them"),
         ("rrc-flip:ratio_max=0.5", "has the ratio 0.75 to 0.5; swap them"),
         ("rrc-flip:scale_max=true", "cannot take scale_max=true, expected a number"),

@@ -10,7 +10,7 @@ import torch
 from kdpipe.distil.signals.base import SignalLoss
 from kdpipe.distil.signals.written import Wanted
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.models.features import find_penultimate
+from kdpipe.models import find_penultimate
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, layers, signal_shape
 
 

@@ -1,13 +1,26 @@
-"""MobileNetV2 at half width for small images."""
+"""MobileNets: V1, a usual student for ImageNet, and V2 at half width, for small images."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from kdpipe.models.zoo.initialisation import initialise
+from kdpipe.models.zoo.resnet import initialize
 
-STAGES = (
+V1_BLOCKS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
+"""MobileNetV1's channels and stride of each block, the paper's table 1."""
+
+V2_STAGES = (
     (1, 8, 1, 1),
     (6, 12, 2, 1),
     (6, 16, 3, 2),
@@ -16,7 +29,46 @@ STAGES = (
     (6, 80, 3, 2),
     (6, 160, 1, 1),
 )
-"""Expansion, channels, blocks and stride of each stage: half the channels of the paper's table 2."""
+"""MobileNetV2's expansion, channels, blocks and stride of each stage: half the channels of the paper's table 2."""
+
+
+def convolution(channels_in: int, channels: int, *, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Return a padded convolution without bias, its batch norm and a ReLU."""
+    return [
+        nn.Conv2d(channels_in, channels, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def separable(channels_in: int, channels: int, stride: int) -> nn.Sequential:
+    """Filter each channel by 3x3 at ``stride``, then mix the channels by 1x1."""
+    depthwise = convolution(channels_in, channels_in, kernel=3, stride=stride, groups=channels_in)
+    return nn.Sequential(*depthwise, *convolution(channels_in, channels, kernel=1))
+
+
+class MobileNetV1(nn.Module):
+    """Howard et al., 2017, "MobileNets: efficient convolutional neural networks for mobile vision", width 1.
+
+    A stem of stride 2 and thirteen depthwise separable blocks, four of which have stride 2 (1/32 in all). The paper's
+    table 1 gives the last block stride 2 as well, at an unchanged resolution; it has 1 here, as in mdistiller, from
+    which the keys are taken, too. The initial weights are torch's defaults, as there.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        """Build the blocks of ``V1_BLOCKS``."""
+        super().__init__()
+        widths = (32, *(channels for channels, _ in V1_BLOCKS))
+        self.model = nn.Sequential(
+            nn.Sequential(*convolution(3, 32, kernel=3, stride=2)),
+            *(separable(before, *block) for before, block in zip(widths, V1_BLOCKS, strict=False)),
+        )
+        self.fc = nn.Linear(1024, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``."""
+        logits: torch.Tensor = self.fc(self.model(x).mean((2, 3)))
+        return logits
 
 
 class InvertedResidual(nn.Module):
@@ -52,12 +104,12 @@ class MobileNetV2(nn.Module):
     """
 
     def __init__(self, num_classes: int) -> None:
-        """Build the seven stages of ``STAGES``."""
+        """Build the seven stages of ``V2_STAGES``."""
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.blocks = nn.ModuleList()
         channels_in = 16
-        for expansion, channels, blocks, stride in STAGES:
+        for expansion, channels, blocks, stride in V2_STAGES:
             first = InvertedResidual(channels_in, channels, stride=stride, expansion=expansion)
             rest = (InvertedResidual(channels, channels, stride=1, expansion=expansion) for _ in range(blocks - 1))
             self.blocks.append(nn.Sequential(first, *rest))
@@ -66,7 +118,7 @@ class MobileNetV2(nn.Module):
             nn.Conv2d(channels_in, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.ReLU(inplace=True)
         )
         self.classifier = nn.Sequential(nn.Linear(1280, num_classes))
-        initialise(self, linear_std=0.01)
+        initialize(self, linear_std=0.01)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``."""

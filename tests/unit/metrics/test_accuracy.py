@@ -1,13 +1,14 @@
-"""Accuracy and agreement against closed forms and scikit-learn."""
+"""Metrics against closed forms and scikit-learn, and the registry that holds them."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from kdpipe.errors import DatasetError, DivergedError
-from kdpipe.metrics.accuracy import Accuracy, accuracy, agreement
+from kdpipe.metrics import METRICS, Accuracy, Labels, Logits, Metric, accuracy, agreement, measure, metric
 
 FAR_ROWS = 5000  # more than one block of rows
 
@@ -50,7 +51,7 @@ def test_top5_of_three_classes_is_everything() -> None:
     assert accuracy(logits, labels).top5 == 1.0
 
 
-def test_unlabelled_samples_do_not_count() -> None:
+def test_unlabeled_samples_do_not_count() -> None:
     logits, labels = _random(FAR_ROWS, 10)
     hidden = labels.copy()
     hidden[::3] = -1
@@ -115,3 +116,80 @@ def test_agreement_is_the_share_of_equal_argmax() -> None:
     expected = np.mean([s.argmax() == t.argmax() for s, t in zip(student, teacher, strict=True)])
     assert agreement(student, teacher) == expected
     assert agreement(student, 2 * student + 1) == 1.0
+
+
+def test_all_metrics_are_measured_at_once() -> None:
+    logits, labels = _random(300, 10)
+    teacher = _random(301, 10)[0][:-1]
+    expected = accuracy(logits, labels)
+    assert measure(logits, labels, teacher) == {
+        "top1": expected.top1,
+        "top5": expected.top5,
+        "cross_entropy": expected.loss,
+        "agreement": agreement(logits, teacher),
+    }
+    assert list(measure(logits, labels)) == ["top1", "top5", "cross_entropy"]
+
+
+def test_metrics_of_labels_leave_out_unlabeled_samples_and_agreement_does_not() -> None:
+    logits, labels = _random(300, 10)
+    teacher = _random(301, 10)[0][:-1]
+    hidden = np.where(np.arange(300) % 3, labels, -1).astype(np.int32)
+    kept = hidden >= 0
+    found = measure(logits, hidden, teacher)
+    assert found == measure(logits[kept], labels[kept]) | {"agreement": agreement(logits, teacher)}
+    nothing = measure(logits, np.full(300, -1, np.int32), teacher)
+    assert nothing == {"top1": None, "top5": None, "cross_entropy": None, "agreement": found["agreement"]}
+
+
+def test_measuring_refuses_what_accuracy_refuses() -> None:
+    logits, labels = _random(300, 10)
+    with pytest.raises(DatasetError, match="sample 7 has label 10"):
+        measure(logits, np.where(np.arange(300) == 7, 10, labels))
+    with pytest.raises(ValueError, match="same n > 0 samples"):
+        measure(logits, labels, logits[:, :4])
+    with pytest.raises(DivergedError, match="logits of sample 0"):
+        measure(np.full_like(logits, math.nan), labels)
+
+
+@pytest.fixture
+def registry() -> Iterator[dict[str, Metric]]:
+    """The registered metrics, which are the same again after the test."""
+    before = dict(METRICS)
+    yield METRICS
+    METRICS.clear()
+    METRICS.update(before)
+
+
+def test_a_registered_metric_is_measured_with_what_it_names(registry: dict[str, Metric]) -> None:
+    @metric(title="Errors shared", unit="%")
+    def errors_shared(logits: Logits, teacher_logits: Logits, labels: Labels) -> float:
+        """Fraction of the samples on which
+        both are wrong.
+
+        More.
+        """
+        assert len(logits) == len(teacher_logits) == len(labels) == 2
+        return float(((logits.argmax(axis=1) != labels) & (teacher_logits.argmax(axis=1) != labels)).mean())
+
+    logits, teacher = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[[1, 1, 2]]
+    labels = np.array([2, 1, -1], np.int32)
+    assert measure(logits, labels, teacher)["errors_shared"] == 0.5
+    assert "errors_shared" not in measure(logits, labels)
+    figure = registry["errors_shared"].figure
+    assert (figure.name, figure.heading) == ("errors_shared", "Errors shared %")
+    assert figure.help == "Fraction of the samples on which both are wrong."
+
+
+def test_a_name_is_registered_once_and_parameters_are_known(registry: dict[str, Metric]) -> None:
+    def top1(logits: Logits) -> float:
+        return 0.0
+
+    def margin(logits: Logits, sample_ids: Logits) -> float:
+        return 0.0
+
+    with pytest.raises(ValueError, match="a metric 'top1' already"):
+        metric(title="Top-1")(top1)
+    with pytest.raises(ValueError, match="'margin' takes logits, sample_ids"):
+        metric(title="Margin")(margin)
+    assert "margin" not in registry

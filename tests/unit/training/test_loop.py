@@ -105,7 +105,7 @@ def test_figures_of_labels_are_means_over_the_labelled_samples(digits: dataset.D
     losses, hits = [], []
     for rows in epoch_batches(len(part), batch_size=32, data_seed=3, epoch=0):
         with torch.no_grad():
-            logits = plain.module.train()(plain.preset.normalise(renderer(rows, 1)))
+            logits = plain.module.train()(plain.preset.normalize(renderer(rows, 1)))
         for row, each in zip(rows, logits, strict=True):
             if labels[row] >= 0:
                 losses.append(-torch.log_softmax(each.double(), 0)[int(labels[row])].item())

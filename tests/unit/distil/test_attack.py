@@ -212,9 +212,9 @@ def test_a_sure_model_is_attacked_in_16_bits_too(dtype: torch.dtype) -> None:
 def test_scaled_images_are_normalised_as_pixels_are() -> None:
     preset = Preset(8, 8, "bilinear", (0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
     pixels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 3, 16, 16)
-    assert torch.equal(preset.standardise(preset.scaled(pixels)), preset.normalise(pixels))
+    assert torch.equal(preset.standardize(preset.scaled(pixels)), preset.normalize(pixels))
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (preset.mean, preset.std))
-    assert torch.equal(preset.normalise(pixels), (pixels.float() / 255 - mean) / std)
+    assert torch.equal(preset.normalize(pixels), (pixels.float() / 255 - mean) / std)
 
 
 def test_predictions_under_attack() -> None:

@@ -98,7 +98,7 @@ def test_after_a_step_it_is_that_step(tmp_path: Path, monkeypatch: pytest.Monkey
     rows = epoch_batches(200, batch_size=32, data_seed=3, epoch=0)[0]
     pixels = render(digits, "crop-flip", seed=0, indices=rows, view=1)
     labels = torch.from_numpy(digits.labels[rows]).long()
-    logits = student.module.train()(student.preset.normalise(pixels))
+    logits = student.module.train()(student.preset.normalize(pixels))
     found = SHOWN.fullmatch(asking.said[1])
     assert found is not None
     assert float(found[1]) == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-4)

@@ -75,7 +75,7 @@ def test_training_on_mixed_images_takes_mixed_labels(tmp_path: Path) -> None:
         shares[row, digits.labels[row]] += float(mixed.own_share[row])
         shares[row, mixed.labels[row]] += 1 - float(mixed.own_share[row])
     with torch.no_grad():
-        logits = model.module.train()(model.preset.normalise(renderer(np.arange(100), 1)))
+        logits = model.module.train()(model.preset.normalize(renderer(np.arange(100), 1)))
     expected = F.cross_entropy(logits, shares).item()
     own_label_only = F.cross_entropy(logits, torch.from_numpy(digits.labels).long()).item()
     assert abs(expected - own_label_only) > 1e-3

@@ -123,7 +123,7 @@ def test_the_term_is_the_cross_entropy_of_a_linear_head(digits: Dataset) -> None
     weight, bias = (parameter.detach().clone().requires_grad_() for parameter in rotation.head.parameters())
     torch.manual_seed(9)
     turns = torch.randint(4, (200,))
-    images = model.preset.normalise(_turn(pixels, turns))
+    images = model.preset.normalize(_turn(pixels, turns))
     features = net.layer3(net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(images)))))).mean((2, 3))
     logits = features @ weight.T + bias
     expected = _says(logits, turns)
@@ -220,7 +220,7 @@ def test_the_loop_does_what_a_plain_one_does(digits: Dataset, tmp_path: Path) ->
     for epoch in range(2):
         (rows,) = epoch_batches(200, batch_size=200, data_seed=3, epoch=epoch)
         pixels = _pixels(digits, rows, 1 + epoch)
-        second = net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(model.preset.normalise(pixels))))))
+        second = net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(model.preset.normalize(pixels))))))
         logits = net.fc(net.layer3(second).mean((2, 3)))
         features = (projection(second.mean((2, 3))) - _by_index(rows, 32)).square().mean()
         kd = 16 * F.kl_div(
@@ -231,7 +231,7 @@ def test_the_loop_does_what_a_plain_one_does(digits: Dataset, tmp_path: Path) ->
         )
         statistics = {name: value.clone() for name, value in net.named_buffers()}
         turns = torch.randint(4, (200,))
-        images = model.preset.normalise(_turn(pixels, turns))
+        images = model.preset.normalize(_turn(pixels, turns))
         body = net.layer3(net.layer2(net.layer1(torch.relu(net.bn1(net.conv1(images))))))
         said = head(body.mean((2, 3)))
         task = _says(said, turns)

@@ -192,7 +192,7 @@ def test_no_label_at_all(loss: RobustLoss) -> None:
 def test_without_an_adversary_nothing_changes(taught: bool) -> None:
     network, plain, batch = _network(), _network(), _batch()
     logits, terms = _answer(network, batch, None, _distillation(0.7, 0.2) if taught else None)
-    assert torch.equal(logits, plain(PRESET.normalise(batch.pixels[0])))
+    assert torch.equal(logits, plain(PRESET.normalize(batch.pixels[0])))
     assert set(terms) == ({"ce", "kd", "loss"} if taught else {"ce", "loss"})
 
 
@@ -228,7 +228,7 @@ def test_layers_learn_from_attacked_images(loss: RobustLoss) -> None:
         "rslad": lambda shown: _kl(shown, targets, 1.0),
     }[loss]
     images = _attacked(plain, batch, harm)
-    plain(PRESET.normalise(pixels))
+    plain(PRESET.normalize(pixels))
     shown: list[torch.Tensor] = []
     plain.layer2.register_forward_hook(lambda _layer, _given, output: shown.append(output.square().mean(1)))
     plain(images)

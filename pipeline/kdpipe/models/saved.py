@@ -1,0 +1,93 @@
+"""Models that carry their own weights: ``file:PATH.pt2``, a program of torch.export; ``run:DIR``, a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdpipe.errors import ModelError
+from kdpipe.models.preset import Known
+from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
+
+RUN = "run:"
+
+
+def load_file(path: str, weights: str | Path | None, _num_classes: int) -> Loaded:
+    """Load a program of torch.export, with the size of its input as preset.
+
+    Raises:
+        ModelError: weights are given, or the file is missing, damaged or takes something else than images.
+    """
+    from kdpipe.models.program import load_program
+
+    refuse_weights(f"file:{path}", weights)
+    program = load_program(Path(path))
+    fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
+    return Loaded(program, fixed)
+
+
+def resolve_run(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:
+    """Replace ``run:DIR`` as a name by the run's architecture and weights, and as weights by the run's weights.
+
+    Raises:
+        ModelError: the run is missing or not finished, its weights name no architecture, or a name ``run:DIR`` is
+            given other weights.
+    """
+    if name.startswith(RUN):
+        refuse_weights(name, weights)
+        found = weights_of(name)
+        return architecture_of(found), found
+    if isinstance(weights, str) and weights.startswith(RUN):
+        return name, weights_of(weights)
+    return name, weights
+
+
+def weights_of(name: str) -> Path:
+    """Return the weights of ``run:DIR``, those of its last epoch.
+
+    Raises:
+        ModelError: the directory is missing, is not that of one run, or its training is not finished.
+    """
+    folder = Path(name.removeprefix(RUN))
+    weights = folder / "model.safetensors"
+    if not folder.is_dir():
+        raise ModelError(f"'{name}': there is no directory {folder}")
+    # The metrics are what a training writes last.
+    if weights.is_file() and (folder / "metrics.json").is_file():
+        return weights
+    if (folder / "run.json").is_file():
+        raise ModelError(f"'{name}': the training is not finished; go on with it by --resume, or name another run")
+    seeds = sorted(path.name for path in folder.glob("seed-*"))
+    if seeds:
+        raise ModelError(f"'{name}' holds a run for each of {len(seeds)} seeds; name one, such as {name}/{seeds[0]}")
+    raise ModelError(f"'{name}' is not a finished run of kdpipe: expected {weights.name} and metrics.json in {folder}")
+
+
+def architecture_of(weights: Path) -> str:
+    """Return the name of the network that a run's weights belong to.
+
+    Raises:
+        ModelError: the file cannot be read, or its header names no architecture.
+    """
+    from kdpipe.models.weights import read_header
+
+    architecture = read_header(weights).get("architecture")
+    if architecture is None:
+        raise ModelError(f"{weights}: its header names no architecture; give the model's name, and the file as weights")
+    return architecture
+
+
+register(
+    Kind(
+        "run:DIR",
+        "The network that a finished run of kdpipe trained, with its weights.",
+    )
+)
+register(
+    Kind(
+        "file:PATH.pt2",
+        "A program saved by torch.export.save, with its weights.",
+        source="https://docs.pytorch.org/docs/stable/export.html",
+        load=load_file,
+        foreign=True,
+    )
+)
