@@ -15,14 +15,15 @@ from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
-from kdpipe.pairing import join_checked, lacking, stored_recipe
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.seeds import for_each_seed
 from kdpipe.stages.settings import TrainStudent
 from kdpipe.stages.sources import TrainingData, load_model, load_split, load_student, load_training
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets
 from kdpipe.views import Geometry, Recipe

@@ -12,7 +12,9 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.distil.losses import Loss
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.store import LogitStore, Plane, Pool, windows
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.batches import Signals
 from kdpipe.views import Recipe, Renderer
 

@@ -8,8 +8,8 @@ import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset, probe
-from kdpipe.store import Teacher
 from kdpipe.store.manifest import digest_json
+from kdpipe.store.sections import Teacher
 from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe.distil.losses import LOSSES, LogitLoss, make, parse
-from kdpipe.encoding import get
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.testing.losses import LossSuite, value_and_gradient
 from tests.conftest import ROOT
@@ -427,7 +427,7 @@ class TestDeclarations:
         teacher[torch.arange(256), labels] += 12
         settings = {"temperature": temperature} if _takes_temperature(name) else {}
         loss = _make(name, **settings)
-        encoding = get(f"sqrtp8@{temperature:g}").calibrate(teacher)
+        encoding = get_encoding(f"sqrtp8@{temperature:g}").calibrate(teacher)
         encoded = encoding.encode(teacher)
         decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
         _, exact = _value_and_gradient(name, student, teacher, labels, **settings)

@@ -1,29 +1,37 @@
-r"""``sqrtp<bits>@T0``: one byte per class, in uniform steps of the square root of the tempered probability.
+r"""``sqrtp:BITS,TEMPERATURE``: a byte per class, in uniform steps of the square root of the tempered probability.
 
-With :math:`d = z - z_{max}` and :math:`L = 2^{bits}` levels,
+With :math:`d = z - z_{max}`, the temperature :math:`T_0` and :math:`L = 2^{bits}` levels,
 
 .. math:: q = \mathrm{round}((L - 1)\, e^{d / (2 T_0)}).
 
-KL between near distributions is about :math:`2 \sum (\Delta \sqrt{p})^2`, so a uniform step in
-:math:`\sqrt{p}` at temperature :math:`T_0` is its natural quantiser, and a good one below :math:`T_0`. Above, the
-classes that share level 0 matter and are no longer told apart.
+The KL of near distributions is about :math:`2 \sum (\Delta \sqrt{p})^2`, so a uniform step in :math:`\sqrt{p}` at
+temperature :math:`T_0` is its natural quantizer, and serves lower temperatures as well. At higher ones, the classes
+that share level 0 matter, and their differences are lost.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
+from kdpipe.encoding.base import ENCODINGS, LZ4, Compression, Encoded, Temperature, shift
+from kdpipe.errors import CorruptStoreError
+from kdpipe.spec import between
+
+Bits = Annotated[int, between(2, 8)]
+"""Binary logarithm of the number of levels."""
 
 _LOWEST = -600.0
-"""Smallest ``d / T0`` that is told from minus infinity; ``exp`` of it is still a normal float64."""
+"""Lower bound of ``d / T0``: its ``exp`` is still a normal float64."""
 
 
 @dataclass(frozen=True)
@@ -39,50 +47,52 @@ class SqrtP:
     bits: int
     """2 to 8."""
     temperature: float
-    """T0."""
+    """The temperature T0 of the probabilities that are quantized."""
     table: tuple[float, ...]
     """``levels`` logit differences by code, exact in float32, not decreasing, the last zero."""
 
     @classmethod
     def nominal(cls, bits: int, temperature: float) -> SqrtP:
-        """Return the encoding before calibration: each level decodes to its centre, level 0 as if it were 0.25."""
-        return cls(bits, temperature, _exact(_inverse(np.maximum(np.arange(2.0**bits), 0.25), bits, temperature)))
+        """Return the encoding before calibration: each level decodes to its center, level 0 as if it were 0.25."""
+        return cls(
+            bits, float(temperature), _exact(_inverse(np.maximum(np.arange(2.0**bits), 0.25), bits, temperature))
+        )
 
     @property
     def name(self) -> str:
-        """``sqrtp<bits>@<T0>``."""
+        """Such as ``sqrtp8@4``."""
         return f"sqrtp{self.bits}@{self.temperature:g}"
 
     @property
     def dtype(self) -> str:
-        """One byte, whatever the number of bits; the unused ones cost nothing once compressed."""
+        """One byte for any number of bits; the unused ones compress to nothing."""
         return "uint8"
 
     @property
     def compression(self) -> Compression:
-        """The fast one."""
+        """LZ4 with bitshuffle."""
         return LZ4
 
     @property
     def max_temperature(self) -> float:
-        """T0."""
+        """T0, the encoding's own temperature."""
         return self.temperature
 
     @property
     def full(self) -> bool:
-        """Every class has its code."""
+        """True: there is a code for every class."""
         return True
 
     def width(self, classes: int) -> int:
-        """One code per class."""
+        """Return the number of classes."""
         return classes
 
     def calibrate(self, logits: torch.Tensor) -> SqrtP:
-        r"""Fit the table to a pilot of logits: the value per level that minimises the expected KL at T0.
+        r"""Fit the table to a pilot of logits: the value of each level that minimizes the expected KL at T0.
 
-        The KL of a row changes with the value :math:`v_l` of level :math:`l` as the mass that the decoded row gives
-        the level minus the mass that it had. Setting the mean over the pilot to zero, with each row's normaliser
-        :math:`Z` taken as unchanged, gives the tempered mean
+        The derivative of a row's KL by the value :math:`v_l` of level :math:`l` is the level's mass in the decoded row
+        minus its mass in the teacher's. Setting its mean over the pilot to zero, with each row's normalizer :math:`Z`
+        held fixed, gives the tempered mean
 
         .. math:: v_l = T_0 \log \frac{\sum e^{d/T_0} / Z}{\sum 1 / Z}
 
@@ -90,7 +100,7 @@ class SqrtP:
         without a logit keep their nominal value, which lies within the level too.
         """
         pilot = logits.detach().cpu()
-        codes = self.quantise(shift(pilot, lowest=-math.inf)[0]).flatten().numpy()
+        codes = self.quantize(shift(pilot, lowest=-math.inf)[0]).flatten().numpy()
         shifted = (pilot - pilot.amax(dim=1, keepdim=True)).double().div_(self.temperature).clamp_(min=_LOWEST).exp_()
         weight = (1 / shifted.sum(dim=1, keepdim=True)).expand_as(shifted)
         levels = 2**self.bits
@@ -105,9 +115,9 @@ class SqrtP:
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)`` by comparing with the levels' bounds: equal codes on every device."""
         shifted, row_max = shift(logits, lowest=-math.inf)
-        return Encoded(self.quantise(shifted).to(torch.uint8).cpu().numpy(), row_max.cpu().numpy())
+        return Encoded(self.quantize(shifted).to(torch.uint8).cpu().numpy(), row_max.cpu().numpy())
 
-    def quantise(self, shifted: torch.Tensor) -> torch.Tensor:
+    def quantize(self, shifted: torch.Tensor) -> torch.Tensor:
         """Return the uint8 levels of float32 logits minus their row's maximum."""
         bounds = torch.tensor(_bounds(self.bits, self.temperature), dtype=torch.float32, device=shifted.device)
         return torch.bucketize(shifted, bounds, out_int32=True, right=True).to(torch.uint8)
@@ -119,11 +129,11 @@ class SqrtP:
         return values.reshape(codes.shape).add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
-        """Rows without the largest code, or with one beyond the table."""
+        """Return which rows lack the largest code, or have one beyond the table."""
         return torch.from_numpy(codes.cpu().numpy().max(axis=1) != 2**self.bits - 1)
 
     def describe(self) -> dict[str, JsonValue]:
-        """Return the table and how to use it."""
+        """Return the table and the formula."""
         return {
             "name": self.name,
             "dtype": self.dtype,
@@ -132,6 +142,28 @@ class SqrtP:
             "table": list(self.table),
             "decode": "float32(table)[codes] + row_max",
         }
+
+    def restored(self, description: Mapping[str, Any]) -> SqrtP:
+        """Return the encoding with the table of a description.
+
+        Raises:
+            CorruptStoreError: it is no table of finite float32 values that rise to zero.
+        """
+        values, levels = description.get("table"), 2**self.bits
+        if not isinstance(values, list) or len(values) != levels or not all(type(value) is float for value in values):
+            raise CorruptStoreError(f"the table of encoding '{self.name}' is not a list of {levels} floats.")
+        limit = float(np.finfo(np.float32).max)
+        if not all(math.isfinite(each) and abs(each) <= limit and float(np.float32(each)) == each for each in values):
+            raise CorruptStoreError(f"the table of encoding '{self.name}' has values that are not finite float32.")
+        if values[-1] != 0 or any(after < before for before, after in pairwise(values)):
+            raise CorruptStoreError(f"the table of encoding '{self.name}' does not rise to zero.")
+        return replace(self, table=tuple(values))
+
+
+@ENCODINGS.register("sqrtp")
+def sqrtp(bits: Bits, temperature: Temperature) -> SqrtP:
+    """A byte per class, uniform in the square root of the probability at a temperature; serves up to it."""
+    return SqrtP.nominal(bits, temperature)
 
 
 @cache

@@ -1,23 +1,26 @@
-"""Dense encodings: every logit, minus its row's maximum, in a float of 16 or 32 bits.
+"""Dense encodings ``fp32``, ``fp16`` and ``fp16r:BITS``: every logit, minus its row's maximum, as a float.
 
-The maximum is subtracted in float32 before the cast. The classes that matter then lie near zero, where
-floats are dense: the KL of a float16 store at temperature 1 falls about 18 times against a plain cast.
-``fp16r<bits>`` keeps fewer bits of the mantissa; the zeros in their place cost nothing once compressed.
+The maximum is subtracted in float32 before the cast. Likely classes then lie near zero, where floats are dense: at
+temperature 1, the KL of a float16 store is about 18 times lower than that of a plain cast. ``fp16r`` rounds the
+mantissa to fewer bits; the zeros in place of the others compress to nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import LZ4, Compression, Encoded, shift
+from kdpipe.encoding.base import ENCODINGS, LZ4, Compression, Encoded, shift
+from kdpipe.spec import between
 
 _FLOAT32_MANTISSA = 23
 _LOWEST = 0xFBFF
-"""Bits of the lowest finite float16; those of minus infinity and of NaN with a sign are larger."""
+"""Bit pattern of the lowest finite float16; those of minus infinity and of negative NaN are larger."""
 
 
 @dataclass(frozen=True)
@@ -25,40 +28,40 @@ class Dense:
     """``codes = round(logits - row_max)``; ``logits = codes + row_max``.
 
     The error of a code is at most half a step of its float: ``|logit - row_max| * 2^-(bits + 1)`` with ``bits``
-    of mantissa, and 2^-25 more below 2^-14, where float16 has fewer. Below the float's range the lowest is kept.
+    of mantissa, and 2^-25 more below 2^-14, where float16 has fewer. Values below the float's range become its lowest.
     """
 
     dtype: str
     """``float32`` or ``float16``."""
     mantissa: int | None = None
-    """Bits of mantissa that float16 keeps, 1 to 9; ``None`` for all."""
+    """Bits of mantissa kept in float16, 1 to 9; ``None`` for all 10."""
 
     @property
     def name(self) -> str:
-        """``fp32``, ``fp16`` or ``fp16r<bits>``."""
+        """``fp32``, ``fp16`` or ``fp16r7``."""
         return f"fp{self.dtype.removeprefix('float')}" + ("" if self.mantissa is None else f"r{self.mantissa}")
 
     @property
     def compression(self) -> Compression:
-        """The fast one."""
+        """LZ4 with bitshuffle."""
         return LZ4
 
     @property
     def max_temperature(self) -> None:
-        """No limit."""
+        """``None``: any temperature."""
         return None
 
     @property
     def full(self) -> bool:
-        """Every class has its code."""
+        """True: there is a code for every class."""
         return True
 
     def width(self, classes: int) -> int:
-        """One code per class."""
+        """Return the number of classes."""
         return classes
 
     def calibrate(self, logits: torch.Tensor) -> Dense:  # noqa: ARG002
-        """Return the encoding itself."""
+        """Return the encoding itself; nothing is fitted."""
         return self
 
     def encode(self, logits: torch.Tensor) -> Encoded:
@@ -76,9 +79,9 @@ class Dense:
         return logits + row_max[:, None] if logits is codes else logits.add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
-        """Rows whose largest code is not zero, or that are not finite."""
+        """Return which rows are not finite or have a largest code other than zero."""
         values = codes.cpu().numpy()
-        if self.dtype == "float16":  # their bits as integers, which NumPy compares fifty times as fast
+        if self.dtype == "float16":  # NumPy compares the bits as integers fifty times as fast
             return torch.from_numpy(
                 (values.view(np.int16).max(axis=1) != 0) | (values.view(np.uint16).max(axis=1) > _LOWEST)
             )
@@ -87,6 +90,28 @@ class Dense:
     def describe(self) -> dict[str, JsonValue]:
         """Return the formula and the dtype."""
         return {"name": self.name, "dtype": self.dtype, "decode": "float32(codes) + row_max"}
+
+    def restored(self, description: Mapping[str, Any]) -> Dense:  # noqa: ARG002
+        """Return the encoding itself."""
+        return self
+
+
+@ENCODINGS.register("fp32")
+def fp32() -> Dense:
+    """Float32."""
+    return Dense("float32")
+
+
+@ENCODINGS.register("fp16")
+def fp16() -> Dense:
+    """Float16."""
+    return Dense("float16")
+
+
+@ENCODINGS.register("fp16r")
+def fp16r(bits: Annotated[int, between(1, 9)]) -> Dense:
+    """Float16 with the mantissa rounded to fewer bits; the zeros compress away."""
+    return Dense("float16", mantissa=bits)
 
 
 def _round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
