@@ -26,10 +26,8 @@ from timing import interleaved, machine, ratio
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.store import Builder, Plan, build
 from kdpipe.store.plan import Plan
 from kdpipe.store.writer import Builder, build
-from kdpipe.teacher import Forward, cache_plane, plan
 from kdpipe.teacher.cache import cache_plane, plan
 from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry, Recipe, Renderer

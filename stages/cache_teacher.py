@@ -15,9 +15,7 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings import CacheTeacher
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.stages.storing import check_top1, report, settle
-from kdpipe.store import Builder, build
 from kdpipe.store.writer import Builder, build
-from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
 from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.settings import brings_weights

@@ -14,9 +14,7 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, report, settle
-from kdpipe.store import build
 from kdpipe.store.writer import build
-from kdpipe.teacher import Imported, copy_plane, plan
 from kdpipe.teacher.cache import plan
 from kdpipe.teacher.imported import Imported, copy_plane
 from kdpipe.teacher.settings import ImportSettings

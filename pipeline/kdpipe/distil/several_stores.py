@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from kdpipe.distil.losses.terms import of_class
+from kdpipe.distil.losses.arithmetic import of_class
 from kdpipe.errors import StaleStoreError, StoreError, UnsupportedLossError
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.batches import Signals, Targets

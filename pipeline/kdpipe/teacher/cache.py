@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.encoding import Encoding
-from kdpipe.pairing import probe_hashes, probe_rows, rendering
-from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan
-from kdpipe.store import Recipe as StoredRecipe
+from kdpipe.encoding.base import Encoding
+from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
+from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.sections import Fingerprint
+from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 

@@ -10,8 +10,8 @@ import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Model, Preset, Signal, Watch, probe
-from kdpipe.store import Teacher
 from kdpipe.store.manifest import digest_json
+from kdpipe.store.sections import Teacher
 from kdpipe.views import Geometry
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

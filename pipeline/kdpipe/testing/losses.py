@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kdpipe.distil.losses import DistillationLoss
-from kdpipe.encoding import get
+from kdpipe.encoding.registry import get_encoding
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Student's and teacher's logits ``(n, classes)``, and labels ``(n,)``."""
@@ -162,7 +162,7 @@ class LossSuite:
         if loss.teacher_temperature == 0:
             decoded = F.one_hot(teacher.argmax(dim=1), 10).float()
         else:
-            encoding = get(f"sqrtp8@{loss.teacher_temperature:g}").calibrate(teacher)
+            encoding = get_encoding(f"sqrtp8@{loss.teacher_temperature:g}").calibrate(teacher)
             encoded = encoding.encode(teacher)
             decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
         _, exact = value_and_gradient(loss, student, teacher, labels)
