@@ -1,4 +1,4 @@
-"""The measured tables of the documents, made from ``benchmarks/results``.
+"""The tables of the documents, made from ``benchmarks/results`` and from what is registered.
 
     python docs/tables.py            fills every table in place
     python docs/tables.py --check    fails where a document differs from the results
@@ -119,6 +119,26 @@ def _published_losses() -> str:
     from published_losses import table  # type: ignore[import-not-found]
 
     return str(table()).strip()
+
+
+def _logit_losses() -> str:
+    return _registered_losses("logits", "weights of the loss and of cross-entropy")
+
+
+def _layer_losses() -> str:
+    return _registered_losses("features attention", "weight")
+
+
+def _registered_losses(reads: str, weights: str) -> str:
+    """Return the registered losses that read one of the words ``reads``, as they are written with their defaults."""
+    from kdpipe.distil.losses import LOSSES
+
+    rows = [
+        (f"`{entry.usage}`", entry.help.replace("``", "`"), entry.facts["reads"], entry.facts["weights"], entry.source)
+        for entry in LOSSES
+        if entry.facts["reads"].split()[0] in reads.split()
+    ]
+    return _markdown(("loss with its defaults", "term", "reads", weights, "source"), rows, numbers_from=5)
 
 
 def _signal_sizes() -> str:
@@ -360,6 +380,8 @@ def _checkpoints() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "labels": _labels,
+    "logit-losses": _logit_losses,
+    "layer-losses": _layer_losses,
     "losses": _losses,
     "published-losses": _published_losses,
     "signal-sizes": _signal_sizes,
