@@ -1,11 +1,12 @@
-# `make repro` runs the main job on the embedded data; `make test` runs every check. Both set up what they need.
+# `make repro` runs the main job on the embedded data; `make test` runs every check; `make docs` builds the site into
+# build/site. Each sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: setup repro test check bench clean
+.PHONY: setup repro test check docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +27,16 @@ check: setup
 
 test: check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
+
+docs: $(VENV)/.docs
+	$(BIN)/python docs/tables.py --check
+	$(BIN)/python docs/generate.py
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/check.py
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
 
 bench: setup
 	@test -n "$(CIFAR10)" -a -n "$(WEIGHTS)" || { echo "usage: make bench CIFAR10=FOLDER WEIGHTS=FILE"; exit 1; }

@@ -13,8 +13,8 @@ from kdpipe import dataset, models, open_store
 from kdpipe.dataset import Loading
 from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.errors import DivergedError
-from kdpipe.pairing import join_checked
-from kdpipe.teacher import Forward
+from kdpipe.pairing.join import join_checked
+from kdpipe.teacher.forward import Forward
 from kdpipe.testing.doubles import ConstantTargets, differences, small_network
 from kdpipe.training.batches import Batches
 from kdpipe.training.evaluation import predict

@@ -15,7 +15,7 @@ from kdpipe import dataset, open_store
 from kdpipe.distil.several_stores import Mix, MixedTargets
 from kdpipe.distil.targets import WindowedTargets, soft_targets
 from kdpipe.errors import RunError
-from kdpipe.pairing import join_checked
+from kdpipe.pairing.join import join_checked
 from kdpipe.testing.doubles import Dropping, StopAfter, differences, small_network
 from kdpipe.training.batches import Signals, Targets
 from kdpipe.training.evaluation import Validation
