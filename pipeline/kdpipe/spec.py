@@ -275,7 +275,7 @@ class Registry(Generic[T]):
         """Parse text that must be a single term; raises ``error`` where it is several."""
         terms = parse(text, error=self.error)
         if len(terms) > 1:
-            raise self.error(f"'{text}' is {len(terms)} of a {self.kind}, expected one: leave out what follows a '+'.")
+            raise self.error(f"'{text}' is {len(terms)} terms, expected one {self.kind}: leave out what follows a '+'.")
         return terms[0]
 
     @property
@@ -305,12 +305,12 @@ def parameters_of(make: Callable[..., Any]) -> tuple[Parameter, ...]:
     hints = typing.get_type_hints(make, include_extras=True)
     found = []
     for each in inspect.signature(make).parameters.values():
-        hint, allowed = hints.get(each.name, str), None
+        hint, allowed = _given(hints.get(each.name, str)), None
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             allowed = next((extra for extra in extras if isinstance(extra, Range)), None)
         many, keyed = (each.kind is kind for kind in (each.VAR_POSITIONAL, each.KEYWORD_ONLY))
-        found.append(Parameter(each.name, _plain(hint), each.default, allowed, many, keyed))
+        found.append(Parameter(each.name, _given(hint), each.default, allowed, many, keyed))
     return tuple(found)
 
 
@@ -336,12 +336,11 @@ def shortest(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def _plain(hint: Any) -> Any:
-    """Return ``X`` for ``X | None``."""
-    if get_origin(hint) in (Union, UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-        return _plain(kinds[0])
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+def _given(hint: Any) -> Any:
+    """Return ``X`` for ``X | None``, with its annotations."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not NoneType)
 
 
 def _read(kind: Any, text: str) -> Any:

@@ -214,7 +214,7 @@ class Renderers:
         if alone._alone is None:
             # A copy, so that no circle of references keeps worker processes until Python looks for circles: their
             # queues would be gone by then, and each end of a worker would be waited for in vain for five seconds.
-            copy = object.__new__(Renderer)
+            copy = object.__new__(type(alone))
             copy.__dict__.update(alone.__dict__)
             alone._alone = cls([copy])
         return alone._alone
