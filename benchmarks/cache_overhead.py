@@ -23,10 +23,13 @@ import numpy as np
 import torch
 from timing import interleaved, machine, ratio
 
-from kdpipe import dataset, encoding, models
+from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
-from kdpipe.store import Builder, Plan, build
-from kdpipe.teacher import Forward, cache_plane, plan
+from kdpipe.encoding.registry import get_encoding
+from kdpipe.store.plan import Plan
+from kdpipe.store.writer import Builder, build
+from kdpipe.teacher.cache import cache_plane, plan
+from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 from stages.sources import load_model
 
@@ -139,7 +142,7 @@ class Loops:
         self.cpu_seconds.setdefault(name, []).append(time.process_time() - cpu)
 
     def _plan(self, name: str) -> Plan:
-        chosen = encoding.get(name)
+        chosen = get_encoding(name)
         if "table" in chosen.describe():
             chosen = chosen.calibrate(self.forward(self.renderer(np.arange(min(512, len(self.images))), 0)).cpu())
         return plan(

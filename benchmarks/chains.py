@@ -37,7 +37,7 @@ from consistency_report import Finished, Run, spread
 from timing import machine
 
 from kdpipe import durable
-from kdpipe.store import summary
+from kdpipe.store.inspect import summary
 from stages.provenance import git_revision, versions
 
 ARMS = (

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from kdpipe import models
-from kdpipe.training.optimization import Optimisation
-from kdpipe.training.runs import RunDirectory
 from kdpipe.training.failures import not_finite
-from kdpipe.training.optimization import Learner
+from kdpipe.training.optimization import Learner, Optimisation
+from kdpipe.training.runs import RunDirectory
 
 REPEATS = 7
 STUDENTS = {"resnet8": 32, "torchvision:resnet50": 64}

@@ -40,9 +40,10 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
-from kdpipe.pairing import join_checked, replay
-from kdpipe.store import LogitStore, open_store
-from kdpipe.teacher import Forward
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import replay
+from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory

@@ -29,8 +29,10 @@ import teacher_logits
 import torch
 from published_formats import FORMATS, Format
 
-from kdpipe.encoding import Encoding, get, kl
+from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import CANDIDATES, stored_bytes
+from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.registry import get_encoding
 from stages.provenance import git_revision, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +69,7 @@ def main() -> None:
         pilot, held_out = logits.values[:PILOT], logits.values[PILOT:]
         classes = held_out.shape[1]
         names = dict.fromkeys((*CANDIDATES, *MORE, *(each for each in TOPK if int(each[4:]) < classes)))
-        rows = [ours(get(each).calibrate(pilot), held_out) for each in names]
+        rows = [ours(get_encoding(each).calibrate(pilot), held_out) for each in names]
         rows += [theirs(each, held_out) for each in FORMATS if each.k < classes]
         table += [{"logits": name, **row} for row in rows]
     by_set = {name: [row for row in table if row["logits"] == name] for name in sets}

@@ -36,11 +36,11 @@ from timing import interleaved, machine, ratio
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
+from kdpipe.training.batches import Batches
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
 from kdpipe.training.trainee import Member
-from kdpipe.training.batches import Batches
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision
 from stages.sources import load_model

@@ -19,8 +19,9 @@ from kdpipe import dataset, durable, models
 from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets
-from kdpipe.pairing import join_checked, replay
-from kdpipe.store import open_store
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import replay
+from kdpipe.store.reader import open_store
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule

@@ -28,8 +28,9 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
-from kdpipe.pairing import join_checked, replay
-from kdpipe.store import open_store
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import replay
+from kdpipe.store.reader import open_store
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory

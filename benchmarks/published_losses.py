@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from kdpipe.distil.losses import LOSSES
-from stages.preset_table import PRESETS
+from kdpipe.presets import find
 
 ARMS = (*LOSSES, "standardized-kd")
 """Every loss, and ``kd`` with ``standardize``."""
@@ -71,11 +71,10 @@ _ELSEWHERE = {
 
 def published(arm: str) -> dict[str, Published]:
     """Return what is published for a loss by pair; empty where nothing is known."""
-    presets = {preset.name: preset for preset in PRESETS}
     found = {pair: others[arm] for pair, others in _ELSEWHERE.items() if arm in others}
     for pair, names in PAIRS.items():
         if arm in names:
-            preset = presets[names[arm]]
+            preset = find(names[arm])
             assert preset.figures.distilled is not None
             assert preset.figures.baseline is not None
             found[pair] = Published(preset.figures.distilled, preset.figures.baseline, preset.source.page)

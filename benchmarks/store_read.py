@@ -32,19 +32,12 @@ from blake3 import blake3
 from peers import PEERS
 from timing import interleaved, machine, ratio
 
-from kdpipe.store import (
-    Fingerprint,
-    LogitStore,
-    Plan,
-    Pool,
-    Recipe,
-    SplitPlan,
-    Teacher,
-    build,
-    open_store,
-    verify_files,
-    windows,
-)
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.store.sections import Fingerprint, Recipe, Teacher
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 
 RESULT = Path(__file__).parent / "results" / "store_read.json"
 TARGETS = {"gather": 0.8, "gather_and_decode": 0.8, "decode_plane": 0.6, "verify": 0.8}

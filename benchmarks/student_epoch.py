@@ -29,9 +29,9 @@ from kdpipe import dataset, models
 from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
-from kdpipe.pairing import join_checked
-from kdpipe.store import open_store
-from kdpipe.teacher import Forward
+from kdpipe.pairing.join import join_checked
+from kdpipe.store.reader import open_store
+from kdpipe.teacher.forward import Forward
 from kdpipe.training.loop import train
 from kdpipe.training.objective import cross_entropy
 from kdpipe.training.runs import RunDirectory

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from kdpipe import dataset
-from kdpipe.store import open_store
+from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
 from stages.cli import main as kdpipe
 

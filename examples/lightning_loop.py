@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 import kdpipe
 from kdpipe.dataset import load
 from kdpipe.distil.losses import make
-from kdpipe.pairing import AttachedDataset
-from kdpipe.store import LogitStore
+from kdpipe.pairing.attach import AttachedDataset
+from kdpipe.store.reader import LogitStore
 
 
 class Student(pl.LightningModule):

@@ -31,12 +31,12 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
-from kdpipe.pairing import join
+from kdpipe.pairing.join import join
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.members import members
 from kdpipe.stages.settings import Benchmark
 from kdpipe.stages.sources import load_split
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.evaluation import predict
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer

@@ -7,15 +7,17 @@ from datetime import UTC, datetime
 
 import torch
 
-from kdpipe import encoding, models
+from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings import CacheTeacher
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.stages.storing import check_top1, report, settle
-from kdpipe.store import Builder, build
-from kdpipe.teacher import Ensemble, Forward, FrozenTeacher, cache_plane, pilot, plan
+from kdpipe.store.writer import Builder, build
+from kdpipe.teacher.cache import cache_plane, pilot, plan
+from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
 
@@ -23,7 +25,7 @@ from kdpipe.views import Geometry, Recipe, Renderer
 def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.output.out``."""
     recipe, view = params.view.recipe, params.view
-    asked = encoding.get(params.encoding.encoding)
+    asked = get_encoding(params.encoding.encoding)
     datasets = {split: load_split(params.dataset, split) for split in ("train", "test")}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])

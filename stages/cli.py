@@ -97,7 +97,7 @@ def inspect_command(
         kdpipe inspect logits.zarr --json
     """
     from kdpipe.stages.storing import fidelity_lines
-    from kdpipe.store import summary
+    from kdpipe.store.inspect import summary
 
     found = summary(store)
     if as_json:
@@ -129,7 +129,7 @@ def verify(
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
     from kdpipe.stages.console import progress
-    from kdpipe.store import verify_deep, verify_files
+    from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
         raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
@@ -138,8 +138,9 @@ def verify(
         faults = verify_deep(store, progress=progress)
     if data is not None and not faults:
         from kdpipe import dataset
-        from kdpipe.pairing import verify_data
-        from kdpipe.store import open_store, summary
+        from kdpipe.pairing.join import verify_data
+        from kdpipe.store.inspect import summary
+        from kdpipe.store.reader import open_store
 
         for split in summary(store)["splits"]:
             opened = open_store(store, split=split)
@@ -214,15 +215,8 @@ def presets_command(
         kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
     """
     from kdpipe.stages import presets
-    from kdpipe.stages.preset_table import PRESETS
 
-    chosen = PRESETS if name is None else (presets.find(name),)
-    if as_json:
-        print(presets.as_json(chosen))
-    elif name is None:
-        presets.show(chosen)
-    else:
-        print(presets.as_yaml(*chosen), end="")
+    presets.show(name, as_json=as_json)
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

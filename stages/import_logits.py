@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from kdpipe import encoding
 from kdpipe.dataset import Dataset
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
@@ -14,15 +14,16 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, report, settle
-from kdpipe.store import build
-from kdpipe.teacher import Imported, copy_plane, plan
+from kdpipe.store.writer import build
+from kdpipe.teacher.cache import plan
+from kdpipe.teacher.imported import Imported, copy_plane
 from kdpipe.teacher.settings import ImportSettings
 
 
 def run(params: ImportLogits) -> None:
     """Build, resume or confirm the store at ``params.output.out``."""
     view, given = params.view, params.source
-    asked = encoding.get(params.encoding.encoding)
+    asked = get_encoding(params.encoding.encoding)
     files = {"train": given.logits} | ({} if given.test_logits is None else {"test": given.test_logits})
     datasets = {split: load_split(params.dataset, split) for split in files}
     asked.width(len(datasets["train"].classes))

@@ -1,45 +1,41 @@
-"""Lists the recipes of ``preset_table``, and writes one as a params file."""
+"""The command `kdpipe presets`: list published recipes, or print one as a params file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdpipe.errors import ParamsError, did_you_mean
-from kdpipe.stages.preset_table import PRESETS, Preset
+from kdpipe.presets import Preset, find, presets
 
 _COLUMNS = ("name", "teacher -> student", "teacher", "alone", "distilled", "source")
 
 
-def find(name: str) -> Preset:
-    """Return the recipe called ``name``.
+def show(name: str | None, *, as_json: bool) -> None:
+    """Print a table of all presets, or the one called ``name`` as a params file, or either as JSON.
 
     Raises:
-        ParamsError: there is none.
+        ParamsError: there is no such preset.
     """
-    known = {preset.name: preset for preset in PRESETS}
-    if name not in known:
-        raise ParamsError(f"unknown preset '{name}'{did_you_mean(name, known)}; kdpipe presets lists them.")
-    return known[name]
-
-
-def as_json(presets: Sequence[Preset]) -> str:
-    """Return recipes as a JSON list, all fields by name; figures that are not known are null."""
-    return json.dumps([asdict(preset) for preset in presets], indent=2, ensure_ascii=False)
+    chosen = presets() if name is None else (find(name),)
+    if as_json:
+        print(json.dumps([preset.model_dump() for preset in chosen], indent=2, ensure_ascii=False))
+    elif name is None:
+        _show_table(chosen)
+    else:
+        print(as_yaml(*chosen), end="")
 
 
 def as_yaml(preset: Preset) -> str:
-    """Return a recipe as a params file with a section for each of the two stages, and comments on where it is from."""
+    """Return a preset as a params file with a section for each of the two stages; comments give its source."""
     figures = preset.figures
     values = ("teacher", figures.teacher), ("student alone", figures.baseline), ("distilled", figures.distilled)
     known = [f"{name} {value:.2f}" for name, value in values if value is not None]
-    weights = "" if "weights" in preset.caching else "--weights WEIGHTS "
+    weights = "" if "weights" in preset.cache_teacher else "--weights WEIGHTS "
     stages = ("cache-teacher", f"{weights}--out logits.zarr"), ("train-student", "--store logits.zarr --out RUN")
     comments = [
         f"{preset.name}: {preset.what}",
@@ -48,20 +44,20 @@ def as_yaml(preset: Preset) -> str:
         *(f"note: {note}" for note in preset.notes),
         *(f"kdpipe {stage} --params FILE --data {preset.data} {paths}" for stage, paths in stages),
     ]
-    sections = {"cache_teacher": dict(preset.caching), "train_student": dict(preset.settings)}
+    sections = {"cache_teacher": dict(preset.cache_teacher), "train_student": dict(preset.train_student)}
     return "".join(f"# {comment}\n" for comment in comments) + yaml.safe_dump(sections, sort_keys=False)
 
 
-def show(presets: Sequence[Preset]) -> None:
-    """Print a table of recipes: drawn on a terminal, columns of plain text with two spaces between them elsewhere."""
+def _show_table(chosen: Sequence[Preset]) -> None:
+    """Print presets: a drawn table on a terminal, columns of plain text with two spaces between them elsewhere."""
     console = Console(highlight=False)
-    rows = [_row(preset) for preset in presets]
+    rows = [_row(preset) for preset in chosen]
     if not console.is_terminal:
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
         for row in (_COLUMNS, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
-    table = Table(caption=Text("test top-1 in %, as published; kdpipe presets NAME has the recipe, notes and links"))
+    table = Table(caption=Text("test top-1 in %, as published; kdpipe presets NAME has settings, notes and links"))
     for column in _COLUMNS:
         table.add_column(
             column, justify="right" if column in {"teacher", "alone", "distilled"} else "left", no_wrap=column == "name"

@@ -12,9 +12,10 @@ from kdpipe.errors import ParamsError
 from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.sources import load_model
-from kdpipe.store import Manifest, open_store
-from kdpipe.store.manifest import read
-from kdpipe.teacher import PRECISIONS, Ensemble, Forward, FrozenTeacher, recompute
+from kdpipe.store.manifest import Manifest, read
+from kdpipe.store.reader import open_store
+from kdpipe.teacher.forward import PRECISIONS, Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.recompute import recompute
 from kdpipe.teacher.settings import with_weights
 
 _SEED = 0

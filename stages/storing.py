@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
-from kdpipe import encoding
 from kdpipe.dataset import Dataset
+from kdpipe.encoding.chooser import choose_encoding
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ModelError
 from kdpipe.metrics import Logits, accuracy
 from kdpipe.stages.console import say
 from kdpipe.stages.settings import Storing
-from kdpipe.store import Candidate, Choice, Plan, settled, summary
+from kdpipe.store.inspect import summary
+from kdpipe.store.plan import Plan
+from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.skeleton import settled
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
@@ -26,7 +30,7 @@ def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) 
 
 
 def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
-    asked, settings = encoding.get(params.encoding.encoding), params.encoding
+    asked, settings = get_encoding(params.encoding.encoding), params.encoding
     if settings.max_kl is None and "table" not in asked.describe():
         return wanted
     known = settled(params.output.out, wanted, max_kl=settings.max_kl, temperatures=settings.at_temperature)
@@ -35,7 +39,7 @@ def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]
     if settings.max_kl is None:
         return wanted.encoded_by(asked.calibrate(pilot()), None)
     logits = pilot()
-    choice = encoding.choose(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature)
+    choice = choose_encoding(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature)
     headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
     say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
     for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):

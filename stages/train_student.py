@@ -12,17 +12,18 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.savings import savings
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
-from kdpipe.distil.targets import LiveTargets, refuse_unlabelled, refuse_unsupported, soft_targets
+from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
-from kdpipe.pairing import join_checked, lacking, stored_recipe
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.seeds import for_each_seed
 from kdpipe.stages.settings import TrainStudent
 from kdpipe.stages.sources import TrainingData, load_model, load_split, load_student, load_training
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets
 from kdpipe.views import Geometry, Recipe
@@ -191,8 +192,14 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
 
 def _distillation(student: TrainStudent, train: Dataset, recipe: Recipe, signals: SignalTerms | None) -> Distillation:
     settings = student.learning
-    refuse_unlabelled(settings.loss, train, recipe)
-    return Distillation(settings.loss, settings.temperature, settings.kd_weight, settings.ce_weight, signals)
+    refuse_unlabeled(settings.loss, train, recipe)
+    return Distillation(
+        settings.loss,
+        temperature=settings.temperature,
+        kd_weight=settings.kd_weight,
+        ce_weight=settings.ce_weight,
+        signals=signals,
+    )
 
 
 def _signal_terms(student: TrainStudent, stores: Sequence[LogitStore], model: Model) -> tuple[SignalTerm, ...]:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kdpipe.store.plan import Limits
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -123,3 +125,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     )
     assert cached.code == 0
     return built
+
+
+TIGHT = 5 * 2 * 240
+"""A memory limit in bytes that holds half of a plane of ``chunked``: windows of five chunks, one being decoded."""
+
+
+@pytest.fixture(scope="session")
+def chunked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of ``built`` in chunks of 10 samples, 240 bytes each."""
+    path = tmp_path_factory.mktemp("chunked") / "chunked.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
+        cached = run_command(
+            *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
+            *("--out", path, "--views", 2, "--device", "cpu"),
+        )
+    assert cached.code == 0
+    return path

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from stages.params import TrainStudent
 
-from kdpipe import dataset, encoding, models
+from kdpipe import dataset, models
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.views import OPERATIONS, Geometry, Recipe, Renderer
 from stages.cli import STAGES, app
 from stages.fleet import members
-from stages.params import TrainStudent
 from tests.conftest import ROOT, Built
 
 README = (ROOT / "README.md").read_text()
@@ -217,7 +218,7 @@ def test_the_documented_function_decodes_every_encoding(name: str) -> None:
     scope: dict[str, Callable[..., np.ndarray]] = {}
     exec(_python(FORMAT)[1], scope)
     logits = 5 * torch.randn(64, 12, generator=torch.Generator().manual_seed(0))
-    chosen = encoding.get(name).calibrate(logits)
+    chosen = get_encoding(name).calibrate(logits)
     encoded = chosen.encode(logits)
     described = json.loads(json.dumps(chosen.describe()))
     decoded = scope["shifted_logits"](described, encoded.codes, 12) + encoded.row_max[:, None]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdpipe.pairing.attach import attach
-    from kdpipe.store import open_store
+    from kdpipe.store.reader import open_store
 
 __all__ = ["__version__", "attach", "open_store"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name == "open_store":
-        from kdpipe.store import open_store
+        from kdpipe.store.reader import open_store
 
         return open_store
     if name == "attach":

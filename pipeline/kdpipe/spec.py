@@ -130,6 +130,8 @@ class Entry(Generic[T]):
     """One line."""
     source: str
     """Paper or repository, empty where it has none."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Further columns of ``kdpipe list``: values by title."""
 
     @property
     def usage(self) -> str:
@@ -158,11 +160,20 @@ class Registry(Generic[T]):
         return add
 
     def add(
-        self, name: str, make: Callable[..., T], *, skip: int = 0, source: str = "", help_line: str = ""
+        self,
+        name: str,
+        make: Callable[..., T],
+        *,
+        skip: int = 0,
+        before: Sequence[Parameter] = (),
+        source: str = "",
+        help_line: str = "",
+        facts: Mapping[str, str] | None = None,
     ) -> Entry[T]:
         """Register ``make``; its first ``skip`` parameters are not settings, such as the tensors of a loss.
 
-        ``help_line`` stands in for the first line of its docstring.
+        Parameters ``before`` those of its signature are passed to it as well. ``help_line`` stands in for the first
+        line of its docstring.
 
         Raises:
             ValueError: the name is taken.
@@ -170,7 +181,8 @@ class Registry(Generic[T]):
         if name in self._entries:
             raise ValueError(f"there is a {self.kind} '{name}' already")
         help_line = help_line or (inspect.getdoc(make) or "").partition("\n")[0]
-        self._entries[name] = Entry(name, make, parameters_of(make)[skip:], help_line, source)
+        parameters = (*before, *parameters_of(make)[skip:])
+        self._entries[name] = Entry(name, make, parameters, help_line, source, facts or {})
         return self._entries[name]
 
     def __iter__(self) -> Iterator[Entry[T]]:
@@ -207,7 +219,7 @@ class Registry(Generic[T]):
         given: dict[str, Any] = {}
         many = next((each for each in entry.parameters if each.many), None)
         if many is not None:
-            given[many.name] = tuple(self._value(entry, many, value) for value in term.values)
+            given[many.name] = tuple(self.value(entry, many, value) for value in term.values)
         placed = [each for each in entry.parameters if not each.keyed]
         if many is None and len(term.values) > len(placed):
             raise self.error(
@@ -218,7 +230,7 @@ class Registry(Generic[T]):
         for parameter, value in positional:
             if parameter.name in settings:
                 raise self.error(f"the {self.kind} {entry.name} has {parameter.name} twice: write {entry.usage}.")
-            given[parameter.name] = self._value(entry, parameter, value)
+            given[parameter.name] = self.value(entry, parameter, value)
         return entry, given | self.check(entry, settings, besides=besides), extra
 
     def check(self, entry: Entry[T], settings: Mapping[str, Any], *, besides: Sequence[str] = ()) -> dict[str, Any]:
@@ -235,7 +247,7 @@ class Registry(Generic[T]):
                 raise self.error(
                     f"the {self.kind} {entry.name} has no parameter '{key}'{hint} Its parameters: {listed}."
                 )
-        return {key: self._value(entry, known[key], value) for key, value in settings.items()}
+        return {key: self.value(entry, known[key], value) for key, value in settings.items()}
 
     def require(self, entry: Entry[T], given: Mapping[str, Any]) -> None:
         """Raise the registry's ``error`` where a parameter without a default is not ``given``."""
@@ -262,7 +274,8 @@ class Registry(Generic[T]):
             raise self.error(f"'{text}' is {len(terms)} of a {self.kind}, expected one: leave out what follows a '+'.")
         return terms[0]
 
-    def _value(self, entry: Entry[T], parameter: Parameter, written: Any) -> Any:
+    def value(self, entry: Entry[T], parameter: Parameter, written: Any) -> Any:
+        """Return a value of a parameter; raises ``error`` where it has another type or is out of range."""
         try:
             return parameter.read(written)
         except ValueError as error:

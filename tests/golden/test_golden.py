@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.store import open_store, summary, verify_files
+from kdpipe.store.inspect import summary
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
 from tests.golden import make
 from tests.unit.store import small_store
+from tests.unit.views import pictures
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +50,23 @@ def test_crop_flip_keeps_its_pixels() -> None:
     assert make.pixel_hashes() == json.loads(make.PIXELS.read_text())
 
 
-def test_views_keep_their_pixels() -> None:
-    assert make.view_hashes() == json.loads(make.VIEWS.read_text())
+GOLDEN = ((make.VIEWS, pictures.RECIPES), (make.ORIENTED, pictures.ORIENTED))
+
+
+@pytest.mark.parametrize(("path", "recipes"), GOLDEN)
+def test_views_keep_their_pixels(path: Path, recipes: tuple[str, ...]) -> None:
+    assert make.view_hashes(recipes) == json.loads(path.read_text())
+
+
+def test_two_operations_have_the_pixels_of_their_pair() -> None:
+    golden, found = json.loads(make.VIEWS.read_text()), make.view_hashes(tuple(pictures.SAME))
+    for pictured, hashes in found.items():
+        prefix, _, recipe = pictured.rpartition(", ")
+        assert hashes == golden[f"{prefix}, {pictures.SAME[recipe]}"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_views_have_the_same_pixels_on_a_gpu() -> None:
-    assert make.view_hashes("cuda") == json.loads(make.VIEWS.read_text())
+@pytest.mark.parametrize(("path", "recipes"), GOLDEN)
+def test_views_have_the_same_pixels_on_a_gpu(path: Path, recipes: tuple[str, ...]) -> None:
+    assert make.view_hashes(recipes, "cuda") == json.loads(path.read_text())

@@ -27,7 +27,11 @@ from kdpipe.errors import (
     StoreNotFoundError,
     UnsealedStoreError,
 )
-from kdpipe.store import Recipe, build, open_store, summary, verify_files
+from kdpipe.store.inspect import summary
+from kdpipe.store.reader import open_store
+from kdpipe.store.sections import Recipe
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 from tests.unit.store.slow_build import forked, slow_build, slow_top_up, whole_life
 from tests.unit.store.small_store import all_shards, contents, fill, make, make_plan, shard_logits, small_layout
 

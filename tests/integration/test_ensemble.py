@@ -99,7 +99,7 @@ def test_members_must_be_shown_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp
     small = save_teacher(tmp_path / "small.safetensors", size=24)
     refused = kdpipe(*COMMON, *_both(built, small), "--average", "--out", tmp_path / "mean.zarr")
     assert refused.code == 1
-    for part in ("resnet8 sees 32 px", "resnet14 24 px", "--input-size"):
+    for part in ("resnet8 takes 32 px", "resnet14 24 px", "--input-size"):
         assert part in refused.last_line
     assert not (tmp_path / "mean.zarr").exists()
 

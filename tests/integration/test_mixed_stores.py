@@ -16,8 +16,9 @@ from kdpipe.dataset import Dataset
 from kdpipe.distil.several_stores import MixedTargets, drawn, refuse_mixture
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.pairing import join_checked, replay
-from kdpipe.store import LogitStore
+from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.probes import replay
+from kdpipe.store.reader import LogitStore
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 

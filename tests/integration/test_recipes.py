@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from kdpipe import attach
 from kdpipe.dataset import load
-from kdpipe.store import open_store
+from kdpipe.store.reader import open_store
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
 RECIPE = "rrc-flip:0.25+color+erase+mixup:0.4+cutmix:1"

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kdpipe import dataset, models, open_store
-from kdpipe.teacher import Forward, recompute
+from kdpipe.teacher.forward import Forward
+from kdpipe.teacher.recompute import recompute
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome
 from tests.integration.test_ensemble import save_teacher

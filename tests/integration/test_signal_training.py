@@ -21,7 +21,7 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.distil.targets import soft_targets
-from kdpipe.pairing import join_checked
+from kdpipe.pairing.join import join_checked
 from kdpipe.store.plan import Limits
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory

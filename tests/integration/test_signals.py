@@ -203,7 +203,10 @@ def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
 
 
 def test_the_documented_python_reads_them(store: Path, tmp_path: Path) -> None:
-    (code,) = [block.split("```")[0] for block in (ROOT / "docs" / "guides" / "signals.md").read_text().split("```python\n")[1:]]
+    (code,) = [
+        block.split("```")[0]
+        for block in (ROOT / "docs" / "guides" / "signals.md").read_text().split("```python\n")[1:]
+    ]
     (tmp_path / "logits.zarr").symlink_to(store)
     shown = "\nassert features.shape == (128, 64) and str(features.dtype) == 'torch.float32'"
     subprocess.run([sys.executable, "-c", code + shown], check=True, cwd=tmp_path)

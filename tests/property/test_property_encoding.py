@@ -12,8 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kdpipe import encoding
-from kdpipe.encoding import Encoding, Fidelity
+from kdpipe.encoding.base import Encoding
+from kdpipe.encoding.fidelity import Fidelity
+from kdpipe.encoding.registry import get_encoding, restore_encoding
 
 ROWS = hnp.arrays(
     np.float32,
@@ -53,7 +54,7 @@ def differences(chosen: Encoding, logits: np.ndarray) -> np.ndarray:
 @example("tailp2@0.5", np.full((1, 4), 3.2e-44, dtype=np.float32), False)
 @settings(max_examples=300, deadline=None)
 def test_what_every_encoding_keeps(name: str, logits: np.ndarray, calibrated: bool) -> None:
-    chosen = encoding.get(name)
+    chosen = get_encoding(name)
     tensor = torch.from_numpy(logits.copy())
     if calibrated:
         chosen = chosen.calibrate(tensor)
@@ -73,7 +74,7 @@ def test_what_every_encoding_keeps(name: str, logits: np.ndarray, calibrated: bo
     # Where the range of float32 is left, the lowest code plus the maximum is what remains.
     assert np.isfinite(decoded).all()
     assert np.array_equal(decoded.max(axis=1), encoded.row_max)
-    assert encoding.from_description(chosen.describe()) == chosen
+    assert restore_encoding(chosen.describe()) == chosen
     for row in range(len(logits)):
         alone = chosen.encode(torch.from_numpy(logits[row : row + 1].copy()))
         if chosen.full:
@@ -85,7 +86,7 @@ def test_what_every_encoding_keeps(name: str, logits: np.ndarray, calibrated: bo
 @example(1, np.array([[0, -65504, -49152, -1e38]], np.float32))
 @settings(max_examples=200, deadline=None)
 def test_rounded_halves_are_within_half_a_step(bits: int | None, logits: np.ndarray) -> None:
-    chosen = encoding.get("fp16" if bits is None else f"fp16r{bits}")
+    chosen = get_encoding("fp16" if bits is None else f"fp16r{bits}")
     kept = 10 if bits is None else bits
     exact = np.maximum(shifted(logits), -(2 - 2.0**-kept) * 2**15).astype(np.float64)
     exponent = np.floor(np.log2(np.maximum(np.abs(exact), 2.0**-30)))
@@ -103,7 +104,7 @@ def test_rounded_halves_are_within_half_a_step(bits: int | None, logits: np.ndar
 @settings(max_examples=50, deadline=None)
 def test_single_precision_keeps_the_differences(logits: np.ndarray) -> None:
     lowest = np.finfo(np.float32).min
-    assert np.array_equal(differences(encoding.get("fp32"), logits), np.maximum(shifted(logits), lowest))
+    assert np.array_equal(differences(get_encoding("fp32"), logits), np.maximum(shifted(logits), lowest))
 
 
 def bounds(bits: int, temperature: float) -> np.ndarray:
@@ -120,8 +121,8 @@ def test_square_roots_stay_in_their_level(bits: int, temperature: float, logits:
     near = 1e-6 * temperature
     exact = shifted(logits).astype(np.float64)
     for chosen in (
-        encoding.get(f"sqrtp{bits}@{temperature:g}"),
-        encoding.get(f"sqrtp{bits}@{temperature:g}").calibrate(torch.from_numpy(pilot)),
+        get_encoding(f"sqrtp{bits}@{temperature:g}"),
+        get_encoding(f"sqrtp{bits}@{temperature:g}").calibrate(torch.from_numpy(pilot)),
     ):
         codes = chosen.encode(torch.from_numpy(logits)).codes
         assert (codes.max(axis=1) == 2**bits - 1).all()
@@ -141,8 +142,8 @@ def test_square_roots_stay_in_their_level(bits: int, temperature: float, logits:
 @given(st.integers(2, 8), TEMPERATURES, ROWS, ROWS)
 @settings(max_examples=200, deadline=None)
 def test_tails_keep_their_mass(bits: int, temperature: float, logits: np.ndarray, pilot: np.ndarray) -> None:
-    chosen = encoding.get(f"tailp{bits}@{temperature:g}").calibrate(torch.from_numpy(pilot))
-    levels = encoding.get(f"sqrtp{bits}@{temperature / 2:g}").encode(torch.from_numpy(logits)).codes
+    chosen = get_encoding(f"tailp{bits}@{temperature:g}").calibrate(torch.from_numpy(pilot))
+    levels = get_encoding(f"sqrtp{bits}@{temperature / 2:g}").encode(torch.from_numpy(logits)).codes
     codes = chosen.encode(torch.from_numpy(logits)).codes
     assert np.array_equal(codes[:, :-1], levels)
     found, exact = differences(chosen, logits) / temperature, shifted(logits).astype(np.float64) / temperature
@@ -156,7 +157,7 @@ def test_tails_keep_their_mass(bits: int, temperature: float, logits: np.ndarray
 @given(st.integers(1, 3), ROWS)
 @settings(max_examples=200, deadline=None)
 def test_the_largest_are_kept_and_the_rest_share_what_is_left(k: int, logits: np.ndarray) -> None:
-    found = differences(encoding.get(f"topk{k}"), logits)
+    found = differences(get_encoding(f"topk{k}"), logits)
     exact = np.maximum(shifted(logits), -65504).astype(np.float64)
     for row, coded in zip(exact, found, strict=True):
         order = np.argsort(coded, kind="stable")[::-1]

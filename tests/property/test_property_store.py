@@ -17,10 +17,14 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from kdpipe import encoding
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import KdpipeError
-from kdpipe.store import Manifest, build, manifest, open_store, verify_files
+from kdpipe.store import manifest
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 
 MEBIBYTE = 1024**2
@@ -92,7 +96,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
             assert np.array_equal(store.sample_ids, planned.sample_ids)
             for view in range(planned.planes):
                 logits = small_store.plane_logits(split, view, samples=len(planned.sample_ids), classes=classes)
-                encoded = encoding.get("fp16").encode(torch.from_numpy(logits))
+                encoded = get_encoding("fp16").encode(torch.from_numpy(logits))
                 expected = encoded.codes.astype(np.float32) + encoded.row_max[:, None]
                 assert np.array_equal(store.plane(view), expected)
 

@@ -3,7 +3,7 @@
     train = load("folder:photos", "train")
     train.image(0), train.labels[0], train.sample_ids[0]
 
-``all_kinds`` lists the forms that the first argument takes; ``kdpipe.dataset.registry`` says how to add one.
+``all_kinds`` lists the forms that the first argument takes; ``kdpipe.dataset.registry`` describes how to add one.
 """
 
 from kdpipe.dataset.decode import decoder_name

@@ -4,7 +4,7 @@ A kind is one file in ``kdpipe/dataset/kinds``. It registers a function that lis
 
     @register("folder:PATH")
     def list_folder(request: Request, path: str) -> Listing:
-        \"\"\"List image files, one folder per class.\"\"\"
+        \"\"\"Image files, one folder per class.\"\"\"
 
 In a form, the part before the first colon is the kind's name, and the words after it are the values that a spec gives.
 They are passed to the function in this order, as text. The last value may contain any character, also colons.
@@ -98,7 +98,7 @@ class Kind:
     help: str
     """One line."""
     source: str
-    """Where the data or their format are published, empty where they are not."""
+    """Address of the publication, empty if there is none."""
     pattern: re.Pattern[str] | None = None
     """For a kind without a fixed name: matches its specs, which are passed on whole."""
 
@@ -143,7 +143,7 @@ def resolve(spec: str) -> tuple[Kind, tuple[str, ...]]:
     """Return the kind that a spec belongs to, and the values that it gives.
 
     Raises:
-        DatasetError: There is no such kind, or the spec lacks a value; the message says which form is expected.
+        DatasetError: There is no such kind, or the spec lacks a value; the message has the expected form.
     """
     name, _, rest = spec.partition(":")
     for kind in all_kinds():

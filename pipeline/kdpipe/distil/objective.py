@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 
 from kdpipe.distil.adversary import Adversary
 from kdpipe.distil.curves import Curve
-from kdpipe.distil.losses import DistillationLoss
+from kdpipe.distil.losses import DistillationLoss, Loss
 from kdpipe.distil.rotation import Rotation
 from kdpipe.distil.signals import SignalTerms
+from kdpipe.errors import UnsupportedLossError
 from kdpipe.models import Preset
 from kdpipe.training.batches import Batch
 from kdpipe.training.objective import CrossEntropy, Forward, top1
-
-
-@dataclass(frozen=True)
-class Tempered:
-    """A loss whose temperature follows the epochs."""
-
-    temperature: Curve
-    make: Callable[[float], DistillationLoss]
-    """Returns the loss at a temperature."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +30,52 @@ class Terms:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The distillation term and the weights of both terms, each a number or a curve over the epochs."""
+    """The distillation term and the weights of both terms, each constant or a curve over the epochs."""
 
-    loss: DistillationLoss | Tempered
-    kd_weight: float | Curve
-    ce_weight: float | Curve
+    loss: Loss | DistillationLoss
+    """Losses as written, or one as ``make`` returns it."""
+    _: KW_ONLY
+    temperature: Curve | None = None
+    """Temperature of the losses that do not give their own; ``None`` for the published ones."""
+    kd_weight: Curve | float | None = None
+    """Weight of the distillation term; ``None`` for the published one, with its warm-up."""
+    ce_weight: Curve | float | None = None
+    """Weight of the cross-entropy to the labels; ``None`` for the published one."""
     signals: SignalTerms | None = None
-    """What is added to the distillation term for what the teacher's layers show."""
+    """Losses on layers, added to the distillation term."""
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that no loss takes.
+
+        Raises:
+            UnsupportedLossError: no loss takes the temperature, or one is given beside a loss that ``make`` returned.
+        """
+        if self.temperature is not None:
+            self._at(self.temperature.at(0, 1))
 
     def terms(self, epoch: int, epochs: int) -> Terms:
-        """Return what holds in ``epoch``, from 0, of a training of ``epochs``."""
-        curves = {"kd_weight": _curve(self.kd_weight), "ce_weight": _curve(self.ce_weight)}
-        loss = self.loss
-        if isinstance(loss, Tempered):
-            curves["temperature"] = loss.temperature
-            loss = loss.make(loss.temperature.at(epoch, epochs))
+        """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``."""
+        loss = self._at(None if self.temperature is None else self.temperature.at(epoch, epochs))
+        published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
+        curves = {
+            "kd_weight": published if self.kd_weight is None else _curve(self.kd_weight),
+            "ce_weight": _curve(loss.ce_weight if self.ce_weight is None else self.ce_weight),
+        }
+        if self.temperature is not None:
+            curves["temperature"] = self.temperature
         values = {name: curve.at(epoch, epochs) for name, curve in curves.items()}
         moving = {name: values[name] for name, curve in curves.items() if not curve.is_constant}
         return Terms(loss, values["kd_weight"], values["ce_weight"], moving)
 
+    def _at(self, temperature: float | None) -> DistillationLoss:
+        if isinstance(self.loss, Loss):
+            return self.loss.at(temperature)
+        if temperature is not None:
+            raise UnsupportedLossError("a loss that was made has its temperature: pass a Loss, such as parse('kd').")
+        return self.loss
 
-def _curve(weight: float | Curve) -> Curve:
+
+def _curve(weight: Curve | float) -> Curve:
     return weight if isinstance(weight, Curve) else Curve("constant", weight)
 
 

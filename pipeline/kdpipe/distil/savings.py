@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from kdpipe.store import LogitStore
+from kdpipe.store.reader import LogitStore
 
 
 @dataclass(frozen=True)

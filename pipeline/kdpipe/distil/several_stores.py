@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from kdpipe.distil.losses.terms import of_class
+from kdpipe.distil.losses.arithmetic import of_class
 from kdpipe.errors import StaleStoreError, StoreError, UnsupportedLossError
-from kdpipe.store import LogitStore
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.batches import Signals, Targets
 from kdpipe.views import philox
 

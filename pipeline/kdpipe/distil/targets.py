@@ -10,9 +10,11 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.distil.losses import DistillationLoss
+from kdpipe.distil.losses import Loss
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.store import LogitStore, Plane, Pool, windows
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.batches import Signals
 from kdpipe.views import Recipe, Renderer
 
@@ -135,42 +137,44 @@ class LiveTargets:
         return self.logits(indices, pixels), {}
 
 
-def refuse_unsupported(store: LogitStore, loss: DistillationLoss, *, name: str) -> None:
-    """Refuse a loss, called ``name``, that needs what the store's encoding has lost.
+def refuse_unsupported(store: LogitStore, loss: Loss, temperature: float | None = None) -> None:
+    """Refuse losses that need what the store's encoding does not keep; ``temperature`` is the largest of the training.
 
     Raises:
-        UnsupportedLossError: it reads the teacher at a temperature above the one that the encoding is made for, or
+        UnsupportedLossError: a loss reads the teacher at a temperature above the one that the encoding is made for, or
             depends on the logits of unlikely classes.
     """
-    limit, wanted = store.encoding.max_temperature, loss.teacher_temperature
+    limit, wanted = store.encoding.max_temperature, loss.at(temperature).teacher_temperature
     if limit is None or (wanted is not None and wanted <= limit):
         return
     kept = f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}"
     if wanted is None:
         raise UnsupportedLossError(
-            f"{kept}; the loss {name} depends on the logits of unlikely classes at any temperature. Use a store with "
+            f"{kept}; the loss {loss} depends on the logits of unlikely classes at any temperature. Use a store with "
             "--encoding fp16 or fp32, or another loss, such as kd."
         )
     raise UnsupportedLossError(
-        f"{kept}; the loss {name} asks for {wanted:g}. Use --temperature {limit:g} or less, or a store with --encoding "
+        f"{kept}; the loss {loss} needs {wanted:g}. Use a temperature of {limit:g} or less, or a store with --encoding "
         f"sqrtp8@{wanted:g} or fp16."
     )
 
 
-def refuse_unlabelled(loss: DistillationLoss, dataset: Dataset, recipe: Recipe, *, name: str) -> None:
-    """Refuse a loss, called ``name``, that reads labels where samples have none, or two of them.
+def refuse_unlabeled(loss: Loss, dataset: Dataset, recipe: Recipe) -> None:
+    """Refuse losses that read labels where samples have none, or two of them.
 
     Raises:
         UnsupportedLossError: the recipe mixes samples, or no sample has a label.
     """
-    if loss.needs_label and recipe.mixes:
+    if not loss.needs_label:
+        return
+    if recipe.mixes:
         raise UnsupportedLossError(
-            f"the loss {name} needs one true class per image; the recipe {recipe} mixes two. Use a loss without "
+            f"the loss {loss} needs one true class per image; the recipe {recipe} mixes two. Use a loss without "
             "labels, such as kd, or a store without mixup and cutmix."
         )
-    if loss.needs_label and (dataset.labels < 0).all():
+    if (dataset.labels < 0).all():
         raise UnsupportedLossError(
-            f"the loss {name} needs labels and {dataset.spec} has none: it would always be 0. Use kd, for example."
+            f"the loss {loss} needs labels and {dataset.spec} has none: it would always be 0. Use kd, for example."
         )
 
 

@@ -1,34 +1,9 @@
-"""Logits to codes and back, and what that costs.
+"""Encodings of logits: logits to codes and back, and what that loses.
 
-``get("sqrtp8@4")`` returns an encoding by name, ``from_description`` the one that a manifest describes,
-``choose`` the smallest that stays within a budget of KL; ``Fidelity`` measures what a whole store lost.
+- ``registry``: ``get_encoding("sqrtp:8,4")`` returns an encoding by name, ``restore_encoding`` the one that a manifest
+  describes;
+- ``base``: the interface of an encoding, and the registry that each file in ``kinds`` adds its encodings to;
+- ``chooser``: ``choose_encoding`` finds the smallest encoding within a budget of KL;
+- ``fidelity``: the KL of decoded logits, per row and summed over a store;
+- ``settings``: the settings of commands that make a store.
 """
-
-from kdpipe.encoding.base import LZ4, ZSTD, Compression, Encoded, Encoding
-from kdpipe.encoding.chooser import Choice, Measured, choose
-from kdpipe.encoding.dense import Dense
-from kdpipe.encoding.fidelity import Fidelity, kl
-from kdpipe.encoding.names import FORMS, from_description, get
-from kdpipe.encoding.sqrtp import SqrtP
-from kdpipe.encoding.tailp import TailP
-from kdpipe.encoding.topk import TopK
-
-__all__ = [
-    "FORMS",
-    "LZ4",
-    "ZSTD",
-    "Choice",
-    "Compression",
-    "Dense",
-    "Encoded",
-    "Encoding",
-    "Fidelity",
-    "Measured",
-    "SqrtP",
-    "TailP",
-    "TopK",
-    "choose",
-    "from_description",
-    "get",
-    "kl",
-]

@@ -1,19 +1,35 @@
-"""What an encoding is: an array of codes and a row maximum for each row of logits."""
+"""The interface of an encoding: an array of codes and a row maximum for each row of logits.
+
+A kind of encoding is one file in ``kdpipe/encoding/kinds``. It registers a function that returns the encoding before
+calibration; the function's parameters are those of the name:
+
+    @ENCODINGS.register("topk", source="FKD, Shen and Xing 2022")
+    def topk(k: Annotated[int, between(1, 65_535)]) -> TopK:
+        \"\"\"The k largest logits and the mean of the rest.\"\"\"
+        return TopK(k)
+
+``kdpipe.testing.encodings`` has the tests that each encoding must pass.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pydantic import JsonValue
+
+from kdpipe.spec import Range, Registry
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Compression:
-    """How a store's codes are compressed: settings of Zarr's ``blosc`` codec."""
+    """Settings of Zarr's ``blosc`` codec for the codes of a store."""
 
     cname: Literal["lz4", "zstd"]
     shuffle: Literal["bitshuffle", "noshuffle"]
@@ -21,9 +37,9 @@ class Compression:
 
 
 LZ4 = Compression("lz4", "bitshuffle")
-"""Fast; finds bits that do not change."""
+"""Fast; compresses bits that rarely change."""
 ZSTD = Compression("zstd", "noshuffle")
-"""Codes frequent bytes in fewer bits, which suits few levels."""
+"""Writes frequent bytes in fewer bits, which suits few levels."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +49,15 @@ class Encoded:
     codes: npt.NDArray[Any]
     """``(n, width)`` of the encoding's dtype."""
     row_max: npt.NDArray[np.float32]
-    """``(n,)``: each row's largest logit, or a value near it; decoded rows have it as their largest."""
+    """``(n,)``: each row's largest logit or a value near it; the largest value of the decoded row equals it."""
 
 
 class Encoding(Protocol):
-    """Turns float32 logits ``(n, classes)`` into codes and back. A decoded row's largest logit is its ``row_max``."""
+    """Converts float32 logits ``(n, classes)`` to codes and back. A decoded row's largest logit is its ``row_max``."""
 
     @property
     def name(self) -> str:
-        """The name in flags and manifests; ``get`` returns an equal encoding for it, but for its calibration."""
+        """Canonical name, as manifests record it: the registered name, then the values joined with ``@``."""
 
     @property
     def dtype(self) -> str:
@@ -49,21 +65,21 @@ class Encoding(Protocol):
 
     @property
     def compression(self) -> Compression:
-        """How a store compresses the codes."""
+        """Compression of the codes in a store."""
 
     @property
     def max_temperature(self) -> float | None:
-        """The highest temperature that the codes are good for; ``None`` where any is."""
+        """The highest temperature that the codes serve; ``None`` for any."""
 
     @property
     def full(self) -> bool:
         """Whether there is a code for every class."""
 
     def width(self, classes: int) -> int:
-        """Return the number of codes per sample; raises ``ParamsError`` where there are too few classes."""
+        """Return the number of codes per sample; raises ``ParamsError`` for too few classes."""
 
     def calibrate(self, logits: torch.Tensor) -> Encoding:
-        """Fit what can be fitted to a pilot of finite float32 logits ``(n, classes)``."""
+        """Return the encoding fitted to a pilot of finite float32 logits ``(n, classes)``."""
 
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``, on any device."""
@@ -75,7 +91,27 @@ class Encoding(Protocol):
         """Return which rows of codes ``(n, width)`` ``encode`` never writes, bool ``(n,)``; the rest can be decoded."""
 
     def describe(self) -> dict[str, JsonValue]:
-        """Return all that a stranger needs to decode with NumPy, as plain JSON values."""
+        """Return everything needed to decode with NumPy, as plain JSON values; ``name`` is one of them."""
+
+    def restored(self, description: Mapping[str, Any]) -> Encoding:
+        """Return the encoding with the calibration of a description.
+
+        Raises:
+            CorruptStoreError: the calibration is malformed.
+        """
+
+
+ENCODINGS: Registry[Encoding] = Registry("encoding")
+"""Every encoding before calibration, once ``kdpipe.encoding.registry`` is imported."""
+
+
+def _fits_names(value: float) -> bool:
+    """Return whether a temperature is in the range of names and reads back from six digits without an exponent."""
+    return 0.01 <= value <= 1000 and float(f"{value:g}") == value and "e" not in f"{value:g}"
+
+
+Temperature = Annotated[float, Range("0.01 to 1000 in at most six digits", _fits_names)]
+"""The temperature that an encoding is made for."""
 
 
 def shift(logits: torch.Tensor, *, lowest: float) -> tuple[torch.Tensor, torch.Tensor]:

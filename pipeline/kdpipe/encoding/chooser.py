@@ -1,4 +1,4 @@
-"""The smallest encoding that stays within a budget of KL, measured on a pilot of real logits."""
+"""The smallest encoding within a budget of KL, measured on a pilot of real logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from kdpipe.encoding.base import LZ4, Compression, Encoded, Encoding
 from kdpipe.encoding.fidelity import kl
-from kdpipe.encoding.names import get
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
 
 CANDIDATES = (
@@ -22,10 +22,10 @@ CANDIDATES = (
     *(f"sqrtp{bits}@{temperature}" for bits in range(8, 3, -1) for temperature in (1, 2, 4, 8, 16)),
     *(f"tailp{bits}@{temperature}" for bits in range(8, 1, -1) for temperature in (1, 2, 4, 8, 16, 32)),
 )
-"""What is measured unless the caller names others."""
+"""The encodings that are measured by default."""
 
 _MARGIN = 1.2
-"""A pilot is not the dataset: its mean KL must stay below the budget by this factor."""
+"""A pilot differs from the dataset: its mean KL must be below the budget by this factor."""
 _CHUNK_BYTES = 2 * 1024**2
 
 
@@ -35,16 +35,16 @@ class Measured:
 
     name: str
     bytes_per_sample: float
-    """Of the compressed codes and row maxima."""
+    """Bytes of the compressed codes and row maxima."""
     kl: tuple[float, ...]
     """Mean KL at each of the wanted temperatures."""
     within: bool
-    """Whether the encoding is made for these temperatures and stays within the budget."""
+    """Whether the encoding serves these temperatures and stays within the budget."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and why."""
+    """The chosen encoding, and the table that it was chosen from."""
 
     encoding: Encoding
     """The winner, calibrated on the whole pilot."""
@@ -53,30 +53,30 @@ class Choice:
     """Every candidate, in the order given."""
 
 
-def choose(
+def choose_encoding(
     pilot: torch.Tensor,
     *,
     max_kl: float,
     temperatures: Sequence[float],
     candidates: Sequence[str] | None = None,
 ) -> Choice:
-    """Measure every candidate on float32 logits ``(n, classes)`` and take the smallest that stays within ``max_kl``.
+    """Measure every candidate on float32 logits ``(n, classes)`` and return the smallest within ``max_kl``.
 
-    Candidates are calibrated on the pilot's even rows and measured on its odd rows, so draw rows at random: folders
+    Candidates are calibrated on the pilot's even rows and measured on its odd rows. Draw rows at random, since folders
     are sorted by class. The mean KL must be at most ``max_kl / 1.2`` at every temperature.
 
     Raises:
-        ParamsError: no candidate stays within; the message names the nearest. Or an argument is out of range.
+        ParamsError: no candidate is within the budget (the message names the nearest), or an argument is out of range.
     """
     if len(pilot) < 2:
-        raise ParamsError(f"a pilot of {len(pilot)} rows is too small to choose an encoding by: give at least 2.")
+        raise ParamsError(f"a pilot of {len(pilot)} rows is too small to choose an encoding: give at least 2.")
     if not (max_kl > 0 and math.isfinite(max_kl)):
         raise ParamsError(f"max_kl must be a positive number, found {max_kl}.")
     if not temperatures or not all(value > 0 and math.isfinite(value) for value in temperatures):
         raise ParamsError(f"temperatures must be positive numbers, found {list(temperatures)}.")
-    encodings = [get(name) for name in (CANDIDATES if candidates is None else candidates)]
+    encodings = [get_encoding(name) for name in (CANDIDATES if candidates is None else candidates)]
     if not encodings:
-        raise ParamsError("there are no encodings to choose from.")
+        raise ParamsError("there are no encodings to choose from: give at least one candidate.")
     fitting, held_out = pilot[::2], pilot[1::2]
     table = tuple(_measure(each.calibrate(fitting), held_out, temperatures, max_kl / _MARGIN) for each in encodings)
     within = [(row.bytes_per_sample, max(row.kl), place) for place, row in enumerate(table) if row.within]
@@ -126,7 +126,7 @@ def _none_within(
     wanted = ", ".join(f"{temperature:g}" for temperature in temperatures)
     serving = [row for row, each in zip(table, encodings, strict=True) if _serves(each, temperatures)]
     if not serving:
-        return f"no encoding among {', '.join(row.name for row in table)} is made for temperatures {wanted}. Use fp16."
+        return f"no encoding among {', '.join(row.name for row in table)} serves temperatures {wanted}. Use fp16."
     best = min(serving, key=lambda row: max(row.kl))
     return (
         f"no encoding keeps the KL below {max_kl:g} / {_MARGIN} at temperatures {wanted}: the best is {best.name} "

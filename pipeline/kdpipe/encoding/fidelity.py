@@ -1,4 +1,4 @@
-"""How far decoded logits are from the teacher's: KL per row, and figures of a whole store that add up exactly."""
+"""Loss of encoding: the KL of decoded logits per row, and figures of a whole store that add up exactly."""
 
 from __future__ import annotations
 
@@ -6,53 +6,55 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from pydantic import JsonValue
 
 from kdpipe.errors import CorruptStoreError
 
+if TYPE_CHECKING:
+    import torch
+
 TEMPERATURES = (1.0, 2.0, 4.0)
-"""Temperatures that a store is always measured at."""
+"""Temperatures at which every store is measured."""
 
 _BLOCK_ROWS = 4096
 
 _UNIT = 2.0**60
-"""KL is added up as whole multiples of 1 / _UNIT: integers, so no order of adding changes the sum."""
+"""KL is summed in whole multiples of 1 / _UNIT: sums of integers do not depend on their order."""
 _PER_DECADE = 50
 _EDGES = 10.0 ** (np.arange(-16 * _PER_DECADE, 4 * _PER_DECADE + 1) / _PER_DECADE)
-"""Upper edges of the histogram's bins, from 1e-16 to 1e4; larger values are counted in the last."""
+"""Upper edges of the histogram's bins, from 1e-16 to 1e4; the last bin also counts larger values."""
 
 
 def kl(reference: torch.Tensor, decoded: torch.Tensor, temperature: float) -> torch.Tensor:
     r"""Return :math:`KL(p_T \| q_T) = \sum p_T (\log p_T - \log q_T)` of each row, float64 ``(n,)``.
 
-    ``reference`` and ``decoded`` are logits ``(n, classes)``; :math:`p_T = \mathrm{softmax}(z / T)`. It is not
-    multiplied by :math:`T^2` as the distillation loss is.
+    ``reference`` and ``decoded`` are logits ``(n, classes)``; :math:`p_T = \mathrm{softmax}(z / T)`. Unlike the
+    distillation loss, it is not multiplied by :math:`T^2`.
     """
-    p = (reference.to(torch.float64) / temperature).log_softmax(dim=1)
-    q = (decoded.to(torch.float64) / temperature).log_softmax(dim=1)
+    p = (reference.double() / temperature).log_softmax(dim=1)
+    q = (decoded.double() / temperature).log_softmax(dim=1)
     return (p.exp() * (p - q)).sum(dim=1).clamp_(min=0)
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What encoding lost over some rows. Adding is exact: any grouping and order of rows gives equal figures."""
+    """Loss of encoding over some rows. Addition is exact: any grouping and order of rows gives equal figures."""
 
     temperatures: tuple[float, ...]
     rows: int
     agreeing: int
-    """Rows whose first largest class is the same."""
+    """Rows whose top class is the same; the first one of equal logits."""
     sums: tuple[int, ...]
     """Sum of KL at each temperature, in units of 2^-60."""
     histograms: tuple[tuple[tuple[int, int], ...], ...]
-    """At each temperature: ``(bin, rows)`` in rising order, for bins that are not empty."""
+    """At each temperature: ``(bin, rows)`` of the bins that are not empty, in rising order."""
 
     @classmethod
     def none(cls, temperatures: tuple[float, ...] = TEMPERATURES) -> Fidelity:
-        """Return that of no rows, to start adding from."""
+        """Return the figures of no rows, to start a sum."""
         return cls(temperatures, 0, 0, (0,) * len(temperatures), ((),) * len(temperatures))
 
     @classmethod
@@ -79,7 +81,7 @@ class Fidelity:
         return cls(temperatures, len(reference), agreeing, tuple(sums), tuple(histograms))
 
     def __add__(self, other: Fidelity) -> Fidelity:
-        """Return that of both sets of rows; raises ``ValueError`` where they were measured at other temperatures."""
+        """Return the figures of both sets of rows; raises ``ValueError`` for different temperatures."""
         if self.temperatures != other.temperatures:
             raise ValueError(f"measured at temperatures {self.temperatures} and {other.temperatures}")
         return Fidelity(
@@ -94,7 +96,7 @@ class Fidelity:
         )
 
     def mean(self, temperature: float) -> float:
-        """Return the mean KL at one of the temperatures; raises ``ValueError`` where there are no rows."""
+        """Return the mean KL at one of the temperatures; raises ``ValueError`` if there are no rows."""
         if not self.rows:
             raise ValueError("there are no rows to sum up")
         return self.sums[self.temperatures.index(temperature)] / (self.rows * int(_UNIT))
@@ -116,7 +118,7 @@ class Fidelity:
         return figures
 
     def to_json(self) -> dict[str, JsonValue]:
-        """Return all of it as plain JSON values: sums in decimal, since they outgrow 64 bits; bins as ``bin:rows``."""
+        """Return plain JSON values: sums in decimal, since they exceed 64 bits, and bins as ``bin:rows``."""
         return {
             "temperatures": list(self.temperatures),
             "rows": self.rows,
@@ -127,10 +129,10 @@ class Fidelity:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Fidelity:
-        """Return what ``to_json`` was called on.
+        """Return the figures that ``to_json`` wrote.
 
         Raises:
-            CorruptStoreError: the value is not one that ``to_json`` returns.
+            CorruptStoreError: ``to_json`` returns no such value.
         """
         try:
             found = cls(

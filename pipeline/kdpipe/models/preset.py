@@ -26,7 +26,7 @@ INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
 @dataclass(frozen=True)
 class Preset:
-    """How an image becomes a model's input.
+    """The preparation of a model's input image.
 
     The shorter side is resized to ``resize`` with antialiasing, a centered square of ``size`` is cut out, and
     the pixels are normalized with ``(x / 255 - mean) / std`` per channel.
@@ -35,7 +35,7 @@ class Preset:
     size: int
     """Side of the square input, in pixels."""
     resize: int
-    """Length of the shorter side before the centre crop, in pixels; at least ``size``."""
+    """Length of the shorter side before the center crop, in pixels; at least ``size``."""
     interpolation: Interpolation
     """Resampling kernel of the resize."""
     mean: Triple
@@ -110,7 +110,7 @@ def choose(
     """Merge the sources, of which the first has precedence; the fallbacks serve where none records a part.
 
     Mean and standard deviation come from one source. A resize that belongs to another size than the one
-    chosen is scaled with it. Returns the preset and the source of its normalisation.
+    chosen is scaled with it. Returns the preset and the source of its normalization.
     """
     size = next((known.size for known in sources if known.size is not None), fallback_size)
     geometries = ((known.size, known.resize) for known in sources)

@@ -1,6 +1,6 @@
 """Names of models: the architectures of the zoo, and kinds of names such as ``torchvision:NAME``.
 
-Nothing here imports torch, so that names can be listed quickly; what builds a network imports it when it is called.
+Importing this does not import torch, so that names are listed quickly; building a network does.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Kind:
     """Takes what follows the prefix, and the number of classes; draws weights from torch's global generator. ``None``
     where the models carry their own weights."""
     source: str = ""
-    """Where the models are published, empty where they are not."""
+    """Address of the publication, empty if there is none."""
     load: Callable[[str, str | Path | None, int], Loaded | None] = _no_weights
-    """Takes the weights that the caller gives besides; returns ``None`` if they are in a file, or must be drawn."""
+    """Takes the weights, too; returns ``None`` if these are a file, or if they must be drawn."""
     preset: Callable[[str, nn.Module], Known | None] = _no_preset
     """Returns the preset that a created network is meant for."""
     names: Callable[[], Sequence[str]] = tuple
@@ -131,7 +131,7 @@ def names() -> list[str]:
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Return the kinds of names besides those of the zoo, that without a prefix last."""
+    """Return the kinds of names besides the zoo's, the one without a prefix last."""
     return tuple(sorted(_KINDS.values(), key=lambda kind: not kind.prefixed))
 
 

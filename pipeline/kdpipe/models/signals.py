@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, ParamsError, did_you_mean
 from kdpipe.models.inspection import device_of, evaluating, find_penultimate
+from kdpipe.spec import parse
 
 if TYPE_CHECKING:
     import torch
@@ -56,28 +57,27 @@ class Signal:
         """
         kind, _, layer = name.partition(":")
         if kind not in (FEATURES, ATTENTION) or not _LAYER.fullmatch(layer):
-            raise ParamsError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER")
+            raise ParamsError(
+                f"'{name}' is no signal, expected features:LAYER or attention:LAYER, several joined with +"
+            )
         if (kind, layer) == (ATTENTION, PENULTIMATE):
             raise ParamsError("the penultimate features have no positions, which attention needs: name a layer")
         return cls(kind, layer)
 
 
 def parse_signals(text: str) -> tuple[Signal, ...]:
-    """Parse ``logits,features:layer2,layer3,attention:layer3``; logits are always kept and need not be written.
+    """Parse ``features:layer2,layer3+attention:layer3``; ``logits``, which are always kept, may stand among them.
 
-    A layer without a kind has that of the name before it. Returns each signal once, sorted.
+    Returns each signal once, sorted.
 
     Raises:
-        ParamsError: a name cannot be read.
+        ParamsError: a name cannot be parsed.
     """
-    found, kind = set(), None
-    for part in filter(None, map(str.strip, text.split(","))):
-        if part == "logits":
-            continue
-        signal = Signal.parse(part if ":" in part or kind is None else f"{kind}:{part}")
-        kind = signal.kind
-        found.add(signal)
-    return tuple(sorted(found))
+    terms = [term for term in parse(text) if str(term) != "logits"] if text.strip() else []
+    for term in terms:
+        if term.settings or not term.values:
+            raise ParamsError(f"'{term}' is no signal, expected features:LAYER,LAYER or attention:LAYER, joined with +")
+    return tuple(sorted({Signal.parse(f"{term.name}:{layer}") for term in terms for layer in term.values}))
 
 
 def layers(module: nn.Module, size: int) -> dict[str, Shape]:

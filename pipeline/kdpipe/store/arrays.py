@@ -16,7 +16,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from kdpipe.encoding import LZ4, Compression, Encoding
+from kdpipe.encoding.base import LZ4, Compression, Encoding
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import manifest, shards
 from kdpipe.store.manifest import Manifest

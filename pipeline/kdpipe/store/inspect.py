@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdpipe.encoding import Fidelity
+from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.store import arrays, manifest
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest, file_sizes

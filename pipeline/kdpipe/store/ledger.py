@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe import durable
-from kdpipe.encoding import Fidelity
+from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, StoreLockedError, UnwritableStoreError
 from kdpipe.store.sections import Choice
 

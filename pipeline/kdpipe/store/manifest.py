@@ -17,18 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
-from kdpipe.store.sections import (
-    PENULTIMATE,
-    Choice,
-    Digest,
-    File,
-    Fingerprint,
-    Provenance,
-    Rendering,
-    Shape,
-    Signals,
-    Split,
-)
+from kdpipe.store.sections import PENULTIMATE, Choice, Digest, File, Fingerprint, Rendering, Shape, Signals, Split
+from kdpipe.store.settings import Provenance
 
 MAX_MANIFEST_BYTES = 64 * 1024**2
 

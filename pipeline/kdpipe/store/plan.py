@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe import encoding
-from kdpipe.encoding import Encoding
+from kdpipe.encoding.base import Encoding
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Provenance, Rendering, Shape, Split, array_name
+from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name
+from kdpipe.store.settings import Provenance
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Plan:
 
     def manifest(self) -> Manifest:
         """Return the manifest of the store while it is being built."""
-        chosen = self.calibrated or encoding.get(self.fingerprint.encoding)
+        chosen = self.calibrated or get_encoding(self.fingerprint.encoding)
         code_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
         row_bytes = max([code_bytes, *(2 * math.prod(shape) for shape in self.signals.values())])
         signals = dict(self.signals)

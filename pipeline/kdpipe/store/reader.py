@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe import encoding
-from kdpipe.encoding import Encoding
+from kdpipe.encoding.base import Encoding
+from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
@@ -85,7 +85,7 @@ class LogitStore:
         self.split = split
         self.memory_limit = memory_limit
         """Bytes that planes may take in memory."""
-        self._encoding = encoding.from_description(found.encoding)
+        self._encoding = restore_encoding(found.encoding)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
         self.beside = tuple(dict.fromkeys(beside))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
-
-from kdpipe.models.signals import Signal
 
 Digest = str
 """BLAKE3, 32 hexadecimal digits (128 bits)."""
@@ -16,6 +15,9 @@ Digest = str
 
 PENULTIMATE = "features:penultimate"
 """The signal that has an entry of its own in the manifest, ``features``, and an array of that name."""
+
+_SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
+"""Names of signals in format 1; layers are named like modules of PyTorch."""
 
 Shape = tuple[int, ...]
 """Of a signal for one sample: ``(channels,)`` of features, ``(H, W)`` of an attention map."""
@@ -28,8 +30,10 @@ def array_name(name: str) -> str:
 
 
 def _named(name: str) -> str:
-    if name == PENULTIMATE or str(Signal.parse(name)) != name:
+    if name == PENULTIMATE:
         raise ValueError("the penultimate features have an entry of their own")
+    if not _SIGNAL.fullmatch(name):
+        raise ValueError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER")
     return name
 
 
@@ -137,20 +141,6 @@ class Split(_Strict):
     def shards(self) -> int:
         """Number of shards in all planes."""
         return self.planes * -(-self.samples // self.shard_rows)
-
-
-class Provenance(_Strict):
-    """What people need to know before they use a store that others made; in their own words."""
-
-    title: str | None = None
-    license: str | None = None
-    allowed_use: str | None = None
-    contact: str | None = None
-    notes: str | None = None
-
-    def updated(self, newer: Provenance) -> Provenance:
-        """Return this with what ``newer`` says in its place."""
-        return self.model_copy(update=newer.model_dump(exclude_none=True))
 
 
 class Candidate(_Strict):

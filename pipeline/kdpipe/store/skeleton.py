@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe import durable, encoding
+from kdpipe import durable
+from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store import arrays, manifest
 from kdpipe.store.arrays import Spec
@@ -71,7 +72,7 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
     name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
     if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
         return None
-    return plan.encoded_by(encoding.from_description(found.encoding), found.choice)
+    return plan.encoded_by(restore_encoding(found.encoding), found.choice)
 
 
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
@@ -136,7 +137,7 @@ def side_files(found: Manifest) -> set[str]:
 
 
 def _specs(found: Manifest, split: str) -> dict[str, Spec]:
-    chosen = encoding.from_description(found.encoding)
+    chosen = restore_encoding(found.encoding)
     return arrays.specs(found.splits[split], encoding=chosen, classes=len(found.classes), signals=found.kept)
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe import durable, encoding
-from kdpipe.encoding import Encoded, Fidelity
+from kdpipe import durable
+from kdpipe.encoding.base import Encoded
+from kdpipe.encoding.fidelity import Fidelity
+from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
@@ -63,7 +65,7 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
-        self._encoding = encoding.from_description(found.encoding)
+        self._encoding = restore_encoding(found.encoding)
         self._ledger = Ledger(path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
         self._writing: list[Future[None]] = []

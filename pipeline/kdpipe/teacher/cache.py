@@ -1,4 +1,4 @@
-"""The one pass of the teacher: every view of every sample, shard by shard, into a store."""
+"""The teacher pass: logits of every view of every sample, shard by shard, into a store."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.encoding import Encoding
-from kdpipe.pairing import probe_hashes, probe_rows, rendering
-from kdpipe.store import Builder, Fingerprint, Plan, SplitPlan
-from kdpipe.store import Recipe as StoredRecipe
-from kdpipe.teacher.forward import FrozenTeacher, Source
+from kdpipe.encoding.base import Encoding
+from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
+from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.sections import Fingerprint
+from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.writer import Builder
+from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 
 _PILOT_ROWS = 2_048
@@ -21,7 +23,7 @@ _PILOT_STREAM = 0x9107
 
 
 def plan(
-    source: Source,
+    source: LogitSource,
     datasets: dict[str, Dataset],
     *,
     recipe: Recipe,
@@ -30,7 +32,7 @@ def plan(
     encoding: Encoding,
     batch_size: int,
 ) -> Plan:
-    """Say what the store of this source's logits for these datasets must hold.
+    """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
     """
@@ -74,8 +76,8 @@ def plan(
 def pilot(forward: FrozenTeacher, renderer: Renderer, *, views: int, seed: int, batch_size: int) -> torch.Tensor:
     """Return the teacher's logits for up to 2,048 random (sample, view) pairs, float32 ``(n, classes)`` on the CPU.
 
-    The samples are drawn by ``seed`` and dealt to the views 0 to ``views`` in turn, so the pilot spans classes and
-    views.
+    ``seed`` draws the samples, which are distributed over the views 0 to ``views`` in turn: the pilot covers classes
+    and views.
     """
     drawn = permutation(len(renderer.dataset), seed=seed, stream=_PILOT_STREAM)[:_PILOT_ROWS]
     blocks = []
@@ -98,10 +100,10 @@ def cache_plane(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Compute the shards of a plane that are not on disk yet and hand them to the builder's writer.
+    """Compute the shards of a plane that are not on disk yet, and pass them to the builder's writer.
 
-    Batches start anew at each shard, so a resumed run computes the same ones. ``advance`` is told the number
-    of samples of each batch, and of each shard that was there already.
+    No batch crosses a shard boundary, so a resumed run computes the same ones. ``advance`` is called with the number
+    of samples of each batch, and of each shard that is on disk already.
     """
     missing = []
     for shard in builder.shards(split, view):
@@ -115,18 +117,18 @@ def cache_plane(
         logits: list[torch.Tensor] = []
         signals: dict[str, list[torch.Tensor]] = {}
         for _ in _cut(shard.start, shard.stop, batch_size):
-            said, seen = forward.answer(next(rendered))
-            logits.append(said)
-            for name, signal in seen.items():
+            batch_logits, batch_signals = forward.outputs(next(rendered))
+            logits.append(batch_logits)
+            for name, signal in batch_signals.items():
                 signals.setdefault(name, []).append(_storable(name, signal))
-            advance(len(said))
+            advance(len(batch_logits))
         builder.submit(shard, torch.cat(logits), {name: torch.cat(blocks) for name, blocks in signals.items()})
 
 
 def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
-    """Return a signal in float16; attention maps as shares of their largest entry.
+    """Return a signal in float16; attention maps are divided by their largest entry.
 
-    Their uses normalise them, and squared activations may exceed float16.
+    Every use normalizes them, and squared activations may exceed float16.
     """
     if name.startswith("attention:"):
         signal = signal / signal.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""One frozen model, one batch of pixels, one block of logits, and of each signal that is asked for."""
+"""Frozen teachers: one model, or the mean of several; uint8 pixels in, float32 logits and signals out."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Model, Preset, Signal, Watch, probe
-from kdpipe.store import Teacher
+from kdpipe.store.manifest import digest_json
+from kdpipe.store.sections import Teacher
+from kdpipe.views import Geometry
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Autocast dtype by name; ``fp32`` runs without autocast."""
 
 
-class Source(Protocol):
-    """Where a store's logits come from, and what it says of that."""
+class LogitSource(Protocol):
+    """Origin of a store's logits, as the store records it."""
 
     @property
     def identity(self) -> Teacher:
-        """Name, digest, preset and parameters, as a store's fingerprint has them."""
+        """Name, digest, preset and parameters, as in a store's fingerprint."""
 
     @property
     def preset(self) -> Preset:
-        """The evaluation view whose geometry the pixels must have."""
+        """The evaluation preset, whose geometry the pixels must have."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device of the computation."""
 
     @property
     def precision(self) -> str:
-        """How it computes; of a model, a key of ``PRECISIONS``."""
+        """Arithmetic of the computation; for a model, a key of ``PRECISIONS``."""
 
     @property
     def signals(self) -> Mapping[str, tuple[int, ...]]:
@@ -43,10 +45,10 @@ class Source(Protocol):
         """Return the first logits of one fixed synthetic image."""
 
 
-class FrozenTeacher(Source, Protocol):
-    """Whoever answers pixels with logits, one model or several."""
+class FrozenTeacher(LogitSource, Protocol):
+    """Maps pixels to logits: one model, or several."""
 
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return float32 logits and signals ``(n, *shape)`` by name, for uint8 ``(n, 3, H, W)`` rendered pixels."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -54,7 +56,7 @@ class FrozenTeacher(Source, Protocol):
 
 
 class Forward:
-    """A model in evaluation mode on a device, called with pixels and answering with logits."""
+    """A model in evaluation mode on a device; maps pixels to logits."""
 
     def __init__(
         self, model: Model, *, device: torch.device, precision: str = "fp32", signals: Sequence[Signal] = ()
@@ -62,7 +64,7 @@ class Forward:
         """Move the model to ``device``, freeze it and watch the layers of ``signals``.
 
         Raises:
-            ModelError: a layer is not there, or cannot give its signal.
+            ModelError: a layer does not exist, or cannot give its signal.
         """
         self.model = model
         self.device = device
@@ -76,7 +78,7 @@ class Forward:
 
     @property
     def identity(self) -> Teacher:
-        """Who a store says that it was written by."""
+        """Name, digest, preset and parameters of the model."""
         return Teacher(
             name=_portable(self.model.name),
             digest=self.model.digest,
@@ -86,12 +88,12 @@ class Forward:
 
     @property
     def preset(self) -> Preset:
-        """The model's evaluation view."""
+        """The model's evaluation preset."""
         return self.model.preset
 
     @property
     def signals(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of each signal that was asked for."""
+        """Shape of each requested signal."""
         return self._watch.shapes
 
     def probe(self) -> list[float]:
@@ -100,20 +102,86 @@ class Forward:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
-        return self.answer(pixels)[0]
+        return self.outputs(pixels)[0]
 
     @torch.inference_mode()
-    def answer(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return logits, and the signals that were asked for by name, float32 on the device."""
+    def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return logits, and the requested signals by name, float32 on the device."""
         inputs = self.model.preset.normalize(pixels.to(self.device))
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:
-            raise ModelError(f"{self.model.name} answers with shape {tuple(logits.shape)}, expected (n, classes).")
+            raise ModelError(f"{self.model.name} returns shape {tuple(logits.shape)}, expected logits (n, classes).")
         return logits.float(), self._watch.take()
 
 
+class Ensemble:
+    """A teacher ensemble: each teacher normalizes the same pixels with its own statistics, and logits are averaged.
+
+    The mean is taken in float32 in the order of the teachers, with equal weights.
+    """
+
+    def __init__(self, teachers: Sequence[Forward]) -> None:
+        """Take at least one teacher; all run on one device.
+
+        Raises:
+            ModelError: two teachers need images of different sizes, or different resampling.
+        """
+        first = teachers[0]
+        for other in teachers[1:]:
+            expected, found = Geometry.of(first.preset), Geometry.of(other.preset)
+            if found != expected:
+                raise ModelError(
+                    f"{first.model.name} takes {_words(expected)}, {other.model.name} {_words(found)}: an average "
+                    "needs teachers that take the same pixels. Give --input-size, or average teachers of one geometry."
+                )
+        self.teachers = tuple(teachers)
+        self.device = first.device
+        self.precision = first.precision
+
+    @property
+    def identity(self) -> Teacher:
+        """``average(NAME, NAME, ...)``; the digest covers the teachers' digests in order.
+
+        The preset is the first teacher's, whose geometry all of them share, and has all presets under ``members``.
+        """
+        parts = [teacher.identity for teacher in self.teachers]
+        return Teacher(
+            name=f"average({', '.join(part.name for part in parts)})",
+            digest=digest_json({"average": [part.digest for part in parts]}),
+            preset={**parts[0].preset, "members": [part.preset for part in parts]},
+            parameters=sum(part.parameters for part in parts),
+        )
+
+    @property
+    def preset(self) -> Preset:
+        """The first teacher's evaluation preset; all have its geometry."""
+        return self.teachers[0].preset
+
+    def probe(self) -> list[float]:
+        """Return the first averaged logits of one fixed synthetic image, to 4 significant digits."""
+        return probe(*(teacher.model for teacher in self.teachers))
+
+    @property
+    def signals(self) -> dict[str, tuple[int, ...]]:
+        """Empty: features of different networks have different spaces, and therefore no mean."""
+        return {}
+
+    def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the mean logits, and no signals."""
+        return self(pixels), {}
+
+    @torch.inference_mode()
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the teachers' float32 logits ``(n, classes)``, for uint8 ``(n, 3, H, W)`` pixels."""
+        return torch.stack([teacher(pixels) for teacher in self.teachers]).mean(dim=0)
+
+
+def _words(geometry: Geometry) -> str:
+    return f"{geometry.size} px cut from {geometry.resize} ({geometry.interpolation})"
+
+
 def _portable(name: str) -> str:
-    """Leave the folder out of ``file:FOLDER/NAME.pt2``: the same program elsewhere is the same teacher."""
+    """Remove the folder from ``file:FOLDER/NAME.pt2``: the same program elsewhere is the same teacher."""
     scheme, _, path = name.partition(":")
     return f"{scheme}:{Path(path).name}" if scheme == "file" else name

@@ -9,8 +9,10 @@ and resized to the model's input, and everything else happens there, in the orde
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from operator import itemgetter
 from typing import Any
 
@@ -241,7 +243,12 @@ class Renderers:
         if len(renderers) > 1:
             return cls(renderers)
         (alone,) = renderers
-        alone._alone = alone._alone or cls(renderers)
+        if alone._alone is None:
+            # A copy, so that no circle of references keeps worker processes until Python looks for circles: their
+            # queues would be gone by then, and each end of a worker would be waited for in vain for five seconds.
+            copy = object.__new__(Renderer)
+            copy.__dict__.update(alone.__dict__)
+            alone._alone = cls([copy])
         return alone._alone
 
     def __call__(self, indices: Indices, view: int) -> tuple[torch.Tensor, ...]:
@@ -262,14 +269,23 @@ class Renderers:
                 num_workers=first._workers,
                 collate_fn=itemgetter(0),
                 persistent_workers=True,
-                # A fork after this process has decoded Zarr would deadlock in the child.
-                multiprocessing_context="spawn",
+                multiprocessing_context=_forkserver(),
             )
         self._queue.batches = [(first._needed(rows, view), view) for rows in batches]
         for (rows, _), made in zip(self._queue.batches, self._loader, strict=True):
             yield tuple(
                 renderer.complete(images, rows, view) for renderer, images in zip(self._renderers, made, strict=True)
             )
+
+
+def _forkserver() -> BaseContext:
+    """Return the context of worker processes: forks of a process that has imported what they need and done nothing.
+
+    A fork of this process, after it has decoded Zarr, would deadlock.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 Batch = tuple[Rows, int]

@@ -14,23 +14,20 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe import dataset, models
+from kdpipe.distil.adversary import Adversary, Attack, Robust, RobustLoss
+from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation, Objective
+from kdpipe.distil.rotation import Rotation
+from kdpipe.distil.signals import SignalTerms, settle, split
+from kdpipe.distil.targets import LiveTargets
 from kdpipe.errors import RunError
 from kdpipe.models import Preset
-from kdpipe.distil.adversary import Attack
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.losses import make
-from kdpipe.distil.adversary import Robust, RobustLoss
-from kdpipe.distil.targets import LiveTargets
+from kdpipe.training.batches import Batch
 from kdpipe.training.loop import train_together
 from kdpipe.training.optimization import Optimisation
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Schedule
 from kdpipe.training.trainee import Member
-from kdpipe.training.batches import Batch
-from kdpipe.distil.objective import Objective
-from kdpipe.distil.adversary import Adversary
-from kdpipe.distil.rotation import Rotation
-from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer, SecondLabels
 
 N, CLASSES = 8, 5

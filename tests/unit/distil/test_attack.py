@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe import dataset, models
+from kdpipe.distil.adversary import Attack
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset, evaluating
-from kdpipe.distil.adversary import Attack
 from kdpipe.training.evaluation import predict, predict_attacked
 from kdpipe.views import Geometry, Renderer
 

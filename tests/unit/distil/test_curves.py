@@ -7,11 +7,10 @@ import math
 import pytest
 import torch
 
-from kdpipe.errors import ParamsError
 from kdpipe.distil.curves import Curve
-from kdpipe.distil.objective import Distillation, Tempered
-from kdpipe.distil.losses import make
-from kdpipe.distil.targets import LiveTargets
+from kdpipe.distil.losses import make, parse
+from kdpipe.distil.objective import Distillation
+from kdpipe.errors import ParamsError
 
 
 def _values(written: object, epochs: int) -> list[float]:
@@ -83,8 +82,8 @@ def test_a_loss_changes_its_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(5, 4, generator=generator) for _ in range(2))
     distillation = Distillation(
-        LiveTargets(lambda _pixels: teacher, None),
-        Tempered(Curve.parse("linear:8,2"), lambda temperature: make("kd", temperature=temperature)),
+        parse("kd"),
+        temperature=Curve.parse("linear:8,2"),
         kd_weight=Curve.parse("step:1,0.5,every=1"),
         ce_weight=0.1,
     )

@@ -15,19 +15,17 @@ import torch.nn.functional as F
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
+from kdpipe.distil.losses import make
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.rotation import Rotation, turned
+from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.errors import DeviceError, ModelError, RunError
 from kdpipe.models import Model, save_weights
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.losses import make
-from kdpipe.distil.rotation import Rotation
 from kdpipe.training.loop import Cost, train, train_together
 from kdpipe.training.optimization import Optimisation
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
+from kdpipe.training.schedule import Schedule, epoch_batches
 from kdpipe.training.trainee import Member
-from kdpipe.distil.rotation import turned
-from kdpipe.training.schedule import epoch_batches
-from kdpipe.distil.signals import SignalTerms, settle, split
 from kdpipe.views import Geometry, Renderer, render
 
 SCHEDULE = Schedule(

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from kdpipe.store import LogitStore
 from kdpipe.distil.savings import savings
+from kdpipe.store.reader import LogitStore
 
 
 @dataclass

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.distil.several_stores import MixedTargets
-from kdpipe.distil.several_stores import confidence, drawn
+from kdpipe.distil.several_stores import MixedTargets, confidence, drawn
 from tests.unit.views.test_views_philox import scalar_philox
 
 

@@ -13,9 +13,9 @@ from kdpipe.dataset import Dataset
 from kdpipe.distil.several_stores import MixedTargets
 from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.pairing import join_checked
-from kdpipe.store import LogitStore
+from kdpipe.pairing.join import join_checked
 from kdpipe.store.plan import Limits
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.sampling import Sampling
 from kdpipe.views import geometry
 from tests.conftest import LIMITS, Built, run_command

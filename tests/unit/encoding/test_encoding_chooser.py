@@ -8,9 +8,9 @@ import pytest
 import torch
 from numcodecs import blosc
 
-from kdpipe import encoding
-from kdpipe.encoding import choose, kl
-from kdpipe.encoding.chooser import CANDIDATES, compressed_bytes
+from kdpipe.encoding.chooser import CANDIDATES, choose_encoding, compressed_bytes
+from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
 
 
@@ -22,7 +22,7 @@ def brute_force(logits: torch.Tensor, names: tuple[str, ...], limit: float, temp
     """Try every encoding, and return the smallest that keeps to the limit."""
     best = (math.inf, "")
     for name in names:
-        chosen = encoding.get(name).calibrate(logits[0::2])
+        chosen = get_encoding(name).calibrate(logits[0::2])
         encoded = chosen.encode(logits[1::2])
         codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
         back = chosen.decode(codes, row_max, logits.shape[1])
@@ -37,10 +37,10 @@ def brute_force(logits: torch.Tensor, names: tuple[str, ...], limit: float, temp
 @pytest.mark.parametrize("temperatures", [[1.0], [1.0, 4.0], [16.0]])
 def test_the_choice_is_that_of_brute_force(max_kl: float, temperatures: list[float]) -> None:
     names = ("fp32", "fp16", "fp16r7", "fp16r4", "fp16r2", "sqrtp8@1", "sqrtp8@4", "sqrtp5@4", "sqrtp4@16", "topk20")
-    found = choose(pilot(), max_kl=max_kl, temperatures=temperatures, candidates=names)
+    found = choose_encoding(pilot(), max_kl=max_kl, temperatures=temperatures, candidates=names)
     expected = brute_force(pilot(), names, max_kl / 1.2, temperatures)
     assert found.encoding.name == expected
-    assert found.encoding == encoding.get(expected).calibrate(pilot())
+    assert found.encoding == get_encoding(expected).calibrate(pilot())
     assert found.temperatures == tuple(temperatures)
     assert [row.name for row in found.table] == list(names)
     winner = next(row for row in found.table if row.name == expected)
@@ -50,48 +50,49 @@ def test_the_choice_is_that_of_brute_force(max_kl: float, temperatures: list[flo
 
 
 def test_the_usual_candidates() -> None:
-    found = choose(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4])
+    found = choose_encoding(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4])
     assert tuple(row.name for row in found.table) == CANDIDATES
-    assert [encoding.get(name).name for name in CANDIDATES] == list(CANDIDATES)
+    assert [get_encoding(name).name for name in CANDIDATES] == list(CANDIDATES)
     assert len(CANDIDATES) == 2 + 8 + 25 + 42
-    assert choose(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4]) == found
-    assert choose(pilot(64, 20), max_kl=1e-9, temperatures=[1, 4]).encoding.name == "fp32"
+    assert choose_encoding(pilot(64, 20), max_kl=1e-3, temperatures=[1, 4]) == found
+    assert choose_encoding(pilot(64, 20), max_kl=1e-9, temperatures=[1, 4]).encoding.name == "fp32"
 
 
 def test_an_encoding_is_not_chosen_above_its_temperature() -> None:
-    found = choose(pilot(), max_kl=100, temperatures=[1.5], candidates=["topk20", "sqrtp2@1", "fp16"])
+    found = choose_encoding(pilot(), max_kl=100, temperatures=[1.5], candidates=["topk20", "sqrtp2@1", "fp16"])
     assert found.encoding.name == "fp16"
     assert [row.within for row in found.table] == [False, False, True]
 
 
 def test_no_candidate_is_good_enough() -> None:
     with pytest.raises(ParamsError, match=r"the best is fp16r4 with .*Allow --max-kl") as caught:
-        choose(pilot(), max_kl=1e-6, temperatures=[1, 4], candidates=["fp16r2", "fp16r4", "sqrtp8@1"])
+        choose_encoding(pilot(), max_kl=1e-6, temperatures=[1, 4], candidates=["fp16r2", "fp16r4", "sqrtp8@1"])
     allowed = float(str(caught.value).rsplit(" ", 3)[-3])
     assert (
-        choose(pilot(), max_kl=allowed, temperatures=[1, 4], candidates=["fp16r2", "fp16r4"]).encoding.name == "fp16r4"
+        choose_encoding(pilot(), max_kl=allowed, temperatures=[1, 4], candidates=["fp16r2", "fp16r4"]).encoding.name
+        == "fp16r4"
     )
-    with pytest.raises(ParamsError, match="no encoding among topk20 is made for temperatures 4"):
-        choose(pilot(), max_kl=1, temperatures=[4], candidates=["topk20"])
+    with pytest.raises(ParamsError, match="no encoding among topk20 serves temperatures 4"):
+        choose_encoding(pilot(), max_kl=1, temperatures=[4], candidates=["topk20"])
 
 
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ParamsError, match="at least 2"):
-        choose(pilot(1), max_kl=1, temperatures=[1])
+        choose_encoding(pilot(1), max_kl=1, temperatures=[1])
     for max_kl in (0, -1, math.nan, math.inf):
         with pytest.raises(ParamsError, match="max_kl must be a positive number"):
-            choose(pilot(), max_kl=max_kl, temperatures=[1])
+            choose_encoding(pilot(), max_kl=max_kl, temperatures=[1])
     for temperatures in ([], [0.0], [1, math.nan], [-1.0]):
         with pytest.raises(ParamsError, match="temperatures must be positive"):
-            choose(pilot(), max_kl=1, temperatures=temperatures)
+            choose_encoding(pilot(), max_kl=1, temperatures=temperatures)
     with pytest.raises(ParamsError, match="no encodings to choose from"):
-        choose(pilot(), max_kl=1, temperatures=[1], candidates=[])
+        choose_encoding(pilot(), max_kl=1, temperatures=[1], candidates=[])
     with pytest.raises(ParamsError, match="did you mean"):
-        choose(pilot(), max_kl=1, temperatures=[1], candidates=["fp61"])
+        choose_encoding(pilot(), max_kl=1, temperatures=[1], candidates=["fp61"])
 
 
 def test_sizes_are_of_chunks() -> None:
-    codes = encoding.get("fp16").encode(pilot(5000, 300)).codes
+    codes = get_encoding("fp16").encode(pilot(5000, 300)).codes
     assert 0.5 * codes.nbytes < compressed_bytes(codes) < codes.nbytes
     zeros = 0 * codes
     assert compressed_bytes(zeros) < 0.02 * codes.nbytes

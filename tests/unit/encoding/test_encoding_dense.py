@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kdpipe import encoding
+from kdpipe.encoding.registry import get_encoding
 
-FP16 = encoding.get("fp16")
+FP16 = get_encoding("fp16")
 ROWS = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 4), st.integers(1, 12)),
@@ -106,7 +106,7 @@ def test_rounding_is_to_the_nearest_even(bits: int) -> None:
     step = 2.0**-bits
     quarters = torch.arange(1, 4 * 2**bits, dtype=torch.float32) * (-step / 4) - 1
     logits = torch.cat([torch.zeros(1), quarters])[None]
-    codes = encoding.get(f"fp16r{bits}").encode(logits).codes[0, 1:].astype(np.float64)
+    codes = get_encoding(f"fp16r{bits}").encode(logits).codes[0, 1:].astype(np.float64)
     below = quarters > -2
     expected = np.rint(quarters.numpy().astype(np.float64) / step) * step
     assert np.array_equal(codes[below], expected[below])
@@ -115,14 +115,14 @@ def test_rounding_is_to_the_nearest_even(bits: int) -> None:
 def test_fewer_bits_leave_zeros() -> None:
     logits = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
     for bits in range(1, 10):
-        words = encoding.get(f"fp16r{bits}").encode(logits).codes.view(np.uint16)
+        words = get_encoding(f"fp16r{bits}").encode(logits).codes.view(np.uint16)
         assert (words & ((1 << (10 - bits)) - 1) == 0).all()
 
 
 def test_rounding_down_does_not_leave_the_range() -> None:
     logits = torch.tensor([[0.0, -65_504.0, -1e30]])
     for bits in range(1, 10):
-        codes = encoding.get(f"fp16r{bits}").encode(logits).codes
+        codes = get_encoding(f"fp16r{bits}").encode(logits).codes
         assert codes[0, 1:].tolist() == [-(2 - 2.0**-bits) * 2**15] * 2
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.encoding import Fidelity, kl
+from kdpipe.encoding.fidelity import Fidelity, kl
 from kdpipe.errors import CorruptStoreError
 
 

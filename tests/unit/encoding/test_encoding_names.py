@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from kdpipe import encoding
+from kdpipe.encoding.base import ENCODINGS
+from kdpipe.encoding.registry import get_encoding, restore_encoding
 from kdpipe.errors import CorruptStoreError, ParamsError
 
 NAMES = [
@@ -22,24 +24,44 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_canonical_names(name: str) -> None:
-    found = encoding.get(name)
+    found = get_encoding(name)
     assert found.name == name
-    assert encoding.get(name) == found
-    assert hash(encoding.get(name)) == hash(found)
+    assert get_encoding(name) == found
+    assert hash(get_encoding(name)) == hash(found)
     described = found.describe()
     assert described["name"] == name
     assert described["dtype"] == found.dtype == np.dtype(found.dtype).name
     again = json.loads(json.dumps(described))
     assert again == described
-    assert encoding.from_description(again) == found
+    assert restore_encoding(again) == found
 
 
 @pytest.mark.parametrize(
-    ("given", "canonical"), [("sqrtp8@4.0", "sqrtp8@4"), ("sqrtp6@04", "sqrtp6@4"), ("sqrtp6@0.50", "sqrtp6@0.5")]
+    ("written", "canonical"),
+    [
+        ("fp16r:7", "fp16r7"),
+        ("fp16r:bits=7", "fp16r7"),
+        ("sqrtp:8,4", "sqrtp8@4"),
+        ("sqrtp:bits=8,temperature=4", "sqrtp8@4"),
+        ("sqrtp:8,temperature=4.0", "sqrtp8@4"),
+        ("sqrtp:6,1/2", "sqrtp6@0.5"),
+        ("sqrtp: 6, 0.50", "sqrtp6@0.5"),
+        ("tailp:6,8", "tailp6@8"),
+        ("topk:50", "topk50"),
+        ("topk:k=50", "topk50"),
+    ],
 )
-def test_other_spellings(given: str, canonical: str) -> None:
-    assert encoding.get(given).name == canonical
-    assert encoding.get(given) == encoding.get(canonical)
+def test_names_in_the_grammar(written: str, canonical: str) -> None:
+    assert get_encoding(written).name == canonical
+    assert get_encoding(written) == get_encoding(canonical)
+    assert get_encoding(written).describe() == get_encoding(canonical).describe()
+
+
+def test_values_from_python_are_described_like_those_from_text() -> None:
+    made = ENCODINGS.make("sqrtp", bits=8, temperature=4)
+    assert json.dumps(made.describe()) == json.dumps(get_encoding("sqrtp8@4").describe())
+    made = ENCODINGS.make("tailp", bits=8, temperature=4)
+    assert json.dumps(made.describe()) == json.dumps(get_encoding("tailp8@4").describe())
 
 
 @pytest.mark.parametrize(
@@ -47,29 +69,51 @@ def test_other_spellings(given: str, canonical: str) -> None:
     [
         ("fp61", "fp16"),
         ("f16", "fp16"),
-        ("fp16r", "fp16r"),
-        ("fp16r10", "fp16r"),
-        ("sqrtp9@4", "sqrtp"),
-        ("sqrtp1@4", "sqrtp"),
-        ("sqrt8@4", "sqrtp8@4"),
-        ("sqrtp8", "sqrtp8@"),
-        ("topk0", "topk"),
-        ("topk", "topk"),
-        ("topk05", "topk"),
-        ("sqrtp8@-4", "sqrtp8@4"),
+        ("sqrt8@4", "sqrtp"),
+        ("sqrtt:8,4", "sqrtp"),
+        ("sqrtp8@-4", "sqrtp"),
+        ("sqrtp8@nan", None),
+        ("sqrtp8@1e2", None),
+        ("sqrtp8@٤", "sqrtp"),
+        ("sqrtp8@4.0", "sqrtp8@4"),
+        ("sqrtp6@04", "sqrtp6@4"),
+        ("topk05", "topk5"),
+        ("fp16x", "fp16"),
+        ("fp161", "fp16"),
         ("FP16", None),
-        ("", None),
-        *((f"sqrtp8@{bad}", "sqrtp8@") for bad in ("0", "1001", "0.001", "1.234567", "nan", "1e2", "٤")),
-        ("topk65536", "topk"),
-        ("fp16\n", "fp16"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest_and_lists_the_forms(name: str, suggestion: str | None) -> None:
-    with pytest.raises(ParamsError, match="unknown encoding") as caught:
-        encoding.get(name)
-    assert all(form in str(caught.value) for form in encoding.FORMS)
+    with pytest.raises(ParamsError, match=f"unknown encoding '{name}'") as caught:
+        get_encoding(name)
+    assert all(entry.usage in str(caught.value) for entry in ENCODINGS)
     if suggestion is not None:
-        assert f"did you mean '{suggestion}" in str(caught.value)
+        assert f"did you mean '{suggestion}'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("", "name missing"),
+        ("fp16r", "fp16r lacks bits: write fp16r:BITS"),
+        ("fp16r10", "bits=10, expected a whole number, 1 to 9"),
+        ("fp16:7", "fp16 takes"),
+        ("sqrtp9@4", "bits=9, expected a whole number, 2 to 8"),
+        ("sqrtp:1,4", "bits=1, expected a whole number, 2 to 8"),
+        ("sqrtp8", "sqrtp lacks temperature: write sqrtp:BITS,TEMPERATURE"),
+        ("sqrtp:8,4,4", "takes 2 values"),
+        ("tailp:8,level=4", "no parameter 'level'"),
+        ("topk", "topk lacks k: write topk:K"),
+        ("topk0", "k=0, expected a whole number, 1 to 65535"),
+        ("topk65536", "k=65536, expected a whole number, 1 to 65535"),
+        ("fp16+fp32", "expected one"),
+        *((f"sqrtp8@{bad}", f"temperature={bad}, expected") for bad in ("0", "1001", "0.001", "1.234567")),
+        *((f"sqrtp:8,{bad}", f"temperature={bad}, expected") for bad in ("-4", "nan", "1e4", "0.001", "1.234567")),
+    ],
+)
+def test_wrong_values_are_refused(name: str, fault: str) -> None:
+    with pytest.raises(ParamsError, match=re.escape(fault)):
+        get_encoding(name)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +127,7 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_the_forms(name: str, sug
     ],
 )
 def test_properties(name: str, temperature: float | None, full: bool, widths: dict[int, int]) -> None:
-    found = encoding.get(name)
+    found = get_encoding(name)
     assert found.max_temperature == temperature
     assert found.full is full
     assert {classes: found.width(classes) for classes in widths} == widths
@@ -117,7 +161,7 @@ def decode_alone(described: dict[str, Any], codes: np.ndarray, row_max: np.ndarr
 )
 def test_the_description_suffices_to_decode(name: str, classes: int) -> None:
     logits = 4 * torch.randn(6, classes, generator=torch.Generator().manual_seed(1))
-    chosen = encoding.get(name).calibrate(logits)
+    chosen = get_encoding(name).calibrate(logits)
     described = json.loads(json.dumps(chosen.describe()))
     encoded = chosen.encode(logits)
     alone = decode_alone(described, encoded.codes, encoded.row_max, classes)
@@ -126,7 +170,7 @@ def test_the_description_suffices_to_decode(name: str, classes: int) -> None:
     assert (alone.argmax(axis=1) == logits.argmax(dim=1).numpy()).any()
 
 
-TABLE = list(encoding.get("sqrtp2@4").describe()["table"])  # type: ignore[arg-type]
+TABLE = list(get_encoding("sqrtp2@4").describe()["table"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -162,10 +206,10 @@ TABLE = list(encoding.get("sqrtp2@4").describe()["table"])  # type: ignore[arg-t
     ],
 )
 def test_a_wrong_description_is_refused(change: dict[str, Any]) -> None:
-    described = encoding.get("sqrtp2@4").describe()
-    assert encoding.from_description({**described, "table": [-100.0, *TABLE[1:]]}).encode(torch.zeros(1, 2))
+    described = get_encoding("sqrtp2@4").describe()
+    assert restore_encoding({**described, "table": [-100.0, *TABLE[1:]]}).encode(torch.zeros(1, 2))
     with pytest.raises(CorruptStoreError, match="encoding"):
-        encoding.from_description({**described, **change})
+        restore_encoding({**described, **change})
 
 
 @pytest.mark.parametrize(
@@ -182,22 +226,22 @@ def test_a_wrong_description_is_refused(change: dict[str, Any]) -> None:
     ],
 )
 def test_a_wrong_description_of_tails_is_refused(change: dict[str, Any]) -> None:
-    described = encoding.get("tailp2@4").describe()
-    assert encoding.from_description({**described, "table": [-100.0, *TABLE[1:]]}).encode(torch.zeros(1, 2))
+    described = get_encoding("tailp2@4").describe()
+    assert restore_encoding({**described, "table": [-100.0, *TABLE[1:]]}).encode(torch.zeros(1, 2))
     with pytest.raises(CorruptStoreError, match="encoding"):
-        encoding.from_description({**described, **change})
+        restore_encoding({**described, **change})
 
 
 @pytest.mark.parametrize("name", ["fp16", "sqrtp8@4", "tailp8@4", "topk5"])
 def test_a_description_lacks_nothing(name: str) -> None:
-    described = encoding.get(name).describe()
+    described = get_encoding(name).describe()
     for key in described:
         with pytest.raises(CorruptStoreError):
-            encoding.from_description({other: value for other, value in described.items() if other != key})
+            restore_encoding({other: value for other, value in described.items() if other != key})
 
 
 def test_the_description_of_half_precision_is_that_of_format_1() -> None:
-    assert encoding.get("fp16").describe() == {
+    assert get_encoding("fp16").describe() == {
         "name": "fp16",
         "dtype": "float16",
         "decode": "float32(codes) + row_max",

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe import encoding
-from kdpipe.encoding import SqrtP, kl
+from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.kinds.sqrtp import SqrtP
+from kdpipe.encoding.registry import get_encoding
 
 
 def pilot(rows: int = 512, classes: int = 50) -> torch.Tensor:
@@ -76,6 +77,6 @@ def test_a_higher_temperature_than_its_own_suffers() -> None:
 
 
 def test_rows_that_no_encoder_writes_are_found() -> None:
-    chosen = encoding.get("sqrtp4@4")
+    chosen = get_encoding("sqrtp4@4")
     codes = torch.tensor([[15, 0, 3], [0, 0, 0], [14, 3, 2], [16, 15, 0], [15, 15, 15]], dtype=torch.uint8)
     assert chosen.invalid(codes, 3).tolist() == [False, True, True, True, False]

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe import encoding
-from kdpipe.encoding import Encoding, kl
+from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import compressed_bytes
-from kdpipe.store import open_store
+from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.registry import get_encoding
+from kdpipe.store.reader import open_store
 from tests.unit.store import small_store
 
 
@@ -31,7 +32,7 @@ def test_codes_are_rounded_probabilities(bits: int, temperature: float) -> None:
     logits = pilot()
     shifted = (logits - logits.amax(dim=1, keepdim=True)).double().numpy()
     exact = (2**bits - 1) * np.exp(shifted / temperature)
-    codes = encoding.get(f"tailp{bits}@{temperature}").encode(logits).codes[:, :-1]
+    codes = get_encoding(f"tailp:{bits},{temperature}").encode(logits).codes[:, :-1]
     sure = np.abs(exact % 1 - 0.5) > 1e-4
     assert np.array_equal(codes[sure], np.rint(exact[sure]))
 
@@ -39,7 +40,7 @@ def test_codes_are_rounded_probabilities(bits: int, temperature: float) -> None:
 def test_a_tail_by_hand() -> None:
     # At T = 2, four levels: below 2 * log(0.5 / 3) = -3.58 a logit is in the tail.
     logits = torch.tensor([[7.0, 3.0, 1.0, 6.0], [-5.0, -5.5, -6.0, -6.5], [2.0, -60.0, -600.0, -6000.0]])
-    chosen = encoding.get("tailp2@2")
+    chosen = get_encoding("tailp2@2")
     first = 2 * np.log((np.exp(-2) + np.exp(-3)) / 2)
     third = 2 * np.log((np.exp(-31)) / 3)
     codes = chosen.encode(logits).codes
@@ -50,7 +51,7 @@ def test_a_tail_by_hand() -> None:
 
 def test_the_row_s_maximum_is_kept_as_bfloat16() -> None:
     logits = torch.tensor([[1.0, 0.0], [3.14159, 0.0], [-2.7e-3, -7.0], [3.4e38, 0.0], [-3.4e38, -3.4e38]])
-    row_max = encoding.get("tailp8@1").encode(logits).row_max
+    row_max = get_encoding("tailp8@1").encode(logits).row_max
     assert np.isfinite(row_max).all()
     assert row_max == pytest.approx(logits.amax(dim=1).numpy(), rel=2**-8)
     assert (row_max.view(np.uint32) & 0xFFFF == 0).all()
@@ -60,7 +61,7 @@ def test_the_row_s_maximum_is_kept_as_bfloat16() -> None:
 def test_few_levels_lose_less_than_with_one_tail_for_all(temperature: float) -> None:
     easy = torch.linspace(0, 12, 400)[:, None] * torch.eye(200)[torch.arange(400) % 200]
     logits = pilot(400, 200) + easy
-    shared, own = (encoding.get(name).calibrate(logits) for name in ("sqrtp3@1", "tailp3@2"))
+    shared, own = (get_encoding(name).calibrate(logits) for name in ("sqrtp3@1", "tailp3@2"))
     losses = [float(kl(logits, decoded(each, logits), temperature).mean()) for each in (shared, own)]
     assert losses[1] < 0.95 * losses[0]
 
@@ -69,13 +70,13 @@ def test_it_is_smaller_than_the_same_levels_of_sqrtp() -> None:
     logits = pilot(2000, 100)
     sizes = [
         compressed_bytes(each.encode(logits).codes, each.compression)
-        for each in (encoding.get("sqrtp4@1"), encoding.get("tailp4@2"))
+        for each in (get_encoding("sqrtp4@1"), get_encoding("tailp4@2"))
     ]
     assert sizes[1] < 0.85 * sizes[0]
 
 
 def test_calibration_repeats_and_moves_no_codes() -> None:
-    nominal = encoding.get("tailp6@2")
+    nominal = get_encoding("tailp6@2")
     fitted = nominal.calibrate(pilot())
     assert np.array_equal(fitted.encode(pilot()).codes, nominal.encode(pilot()).codes)
     assert nominal.calibrate(pilot()) == fitted != nominal
@@ -86,11 +87,11 @@ def test_rows_that_no_encoder_writes_are_found() -> None:
         [[15, 0, 3, 9], [15, 1, 3, 0], [15, 0, 3, 0], [15, 1, 3, 9], [14, 0, 3, 9], [16, 15, 0, 9], [0, 0, 0, 0]],
         dtype=torch.uint8,
     )
-    assert encoding.get("tailp4@4").invalid(codes, 3).tolist() == [False, False, True, True, True, True, True]
+    assert get_encoding("tailp4@4").invalid(codes, 3).tolist() == [False, False, True, True, True, True, True]
 
 
 def test_a_store_of_them(tmp_path: Path) -> None:
-    chosen = encoding.get("tailp5@4").calibrate(pilot(64, small_store.CLASSES))
+    chosen = get_encoding("tailp5@4").calibrate(pilot(64, small_store.CLASSES))
     with small_store.small_layout():
         plan = replace(small_store.make_plan(encoding="tailp5@4"), calibrated=chosen)
         small_store.make(tmp_path / "a.zarr", plan)

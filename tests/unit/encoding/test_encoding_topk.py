@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe import encoding
-from kdpipe.encoding import TopK, kl
+from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.kinds.topk import TopK
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
 
 
@@ -73,9 +74,9 @@ def test_only_the_mass_is_lost_at_its_temperature() -> None:
 @pytest.mark.parametrize("classes", [1, 4, 5])
 def test_too_few_classes(classes: int) -> None:
     with pytest.raises(ParamsError, match=f"needs more than 5 classes, found {classes}"):
-        encoding.get("topk5").width(classes)
+        get_encoding("topk5").width(classes)
     with pytest.raises(ParamsError, match="topk5"):
-        encoding.get("topk5").encode(torch.zeros(2, classes))
+        get_encoding("topk5").encode(torch.zeros(2, classes))
 
 
 def words(index: list[int], values: list[float]) -> list[int]:

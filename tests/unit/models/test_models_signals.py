@@ -55,7 +55,7 @@ def images() -> torch.Tensor:
 
 
 def test_names() -> None:
-    found = parse_signals("logits,features:layer3,layer2.0,attention:layer3,features:layer3, features:penultimate")
+    found = parse_signals("logits+features:layer3,layer2.0+attention:layer3+features:layer3, penultimate")
     assert list(map(str, found)) == [
         "attention:layer3",
         "features:layer2.0",
@@ -66,11 +66,15 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["layer3", "maps:layer3", "features:", "features", "attention:penultimate", "features:a/b", "features:.."]
+    "text",
+    [
+        *("layer3", "maps:layer3", "features:", "features", "attention:penultimate", "features:a/b", "features:.."),
+        *("features:layer=3", "logits,features:layer3", "features:layer2,attention:layer3"),
+    ],
 )
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(ParamsError):
-        parse_signals(f"logits,{text}")
+        parse_signals(f"logits+{text}")
 
 
 def test_layers_have_the_shape_of_their_last_output(net: _Net) -> None:

@@ -27,7 +27,7 @@ from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
 from kdpipe.pairing.shared import Origin, SharedTargets
-from kdpipe.store import LogitStore, open_store
+from kdpipe.store.reader import LogitStore, open_store
 from tests.conftest import ROOT
 from tests.unit.store.small_store import make, plan_of
 

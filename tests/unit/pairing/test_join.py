@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Preset
-from kdpipe.pairing import changed_content, drift, join, join_checked, probe_rows, replay, verify_data
-from kdpipe.store import LogitStore, build, open_store
-from kdpipe.store import Recipe as StoredRecipe
+from kdpipe.pairing.join import changed_content, join, join_checked, verify_data
+from kdpipe.pairing.probes import drift, probe_rows, replay
+from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.writer import build
 from kdpipe.views import Geometry, Recipe, Renderer, resample
 from kdpipe.views.beta import thresholds
 from kdpipe.views.partners import partners

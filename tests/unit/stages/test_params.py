@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from kdpipe.errors import ParamsError
 from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
 from stages.resolution import resolve
+
+from kdpipe.errors import ParamsError
 from tests.conftest import ROOT
 
 

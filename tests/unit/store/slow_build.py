@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from kdpipe.store import build
+from kdpipe.store.writer import build
 from tests.unit.store.small_store import all_shards, make, make_plan, shard_logits, small_layout
 
 

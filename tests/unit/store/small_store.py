@@ -16,9 +16,11 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.models import Preset
-from kdpipe.pairing import probe_hashes, probe_rows, rendering
-from kdpipe.store import Builder, Fingerprint, Manifest, Plan, Recipe, Shard, SplitPlan, Teacher, build
-from kdpipe.store.plan import Limits
+from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
+from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import Limits, Plan, Shard, SplitPlan
+from kdpipe.store.sections import Fingerprint, Recipe, Teacher
+from kdpipe.store.writer import Builder, build
 from kdpipe.views import Geometry, Renderer
 from kdpipe.views import Recipe as ViewRecipe
 

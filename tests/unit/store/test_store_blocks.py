@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from kdpipe.errors import CorruptStoreError, StoreError
-from kdpipe.store import LogitStore, Pool, open_store, windows
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.reader import LogitStore, open_store
 from tests.unit.store import small_store
 
 ROW_BYTES = small_store.CLASSES * 2 + 4

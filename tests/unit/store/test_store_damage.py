@@ -15,7 +15,10 @@ import pytest
 
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
 from kdpipe.store import manifest as manifests
-from kdpipe.store import open_store, shards, summary, verify_files
+from kdpipe.store import shards
+from kdpipe.store.inspect import summary
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
 from tests.unit.store import small_store
 from tests.unit.store.small_store import contents
 

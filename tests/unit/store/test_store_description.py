@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,14 @@ import torch
 import zarr
 
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError, StoreError
-from kdpipe.store import Candidate, Choice, Plan, Provenance, build, open_store, summary, verify_files
+from kdpipe.store.inspect import summary
 from kdpipe.store.ledger import Ledger
+from kdpipe.store.plan import Plan
+from kdpipe.store.reader import open_store
+from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.settings import Provenance
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 from tests.unit.store.small_store import contents, fill, make, make_plan, shard_logits
 
@@ -213,3 +221,16 @@ class TestFeatures:
             with pytest.raises(DivergedError, match=f"features.*sample {shard.start + 2}"):
                 builder.drain()
             assert not builder.is_done(shard)
+
+
+def test_provenance_is_a_group_of_settings_with_help() -> None:
+    assert list(Provenance.model_fields) == ["title", "license", "allowed_use", "contact", "notes"]
+    for name, field in Provenance.model_fields.items():
+        assert field.description, name
+        assert "\n" not in field.description
+    assert Provenance.of({"title": "Flowers"}).title == "Flowers"
+
+
+def test_looking_at_a_store_does_not_import_torch() -> None:
+    program = "import sys, kdpipe.store.inspect, kdpipe.store.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

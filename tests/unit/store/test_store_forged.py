@@ -18,7 +18,8 @@ import pytest
 
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
 from kdpipe.store import manifest as manifests
-from kdpipe.store import open_store, verify_deep, verify_files
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_deep, verify_files
 from tests.unit.store import small_store
 from tests.unit.store.small_store import contents
 from tests.unit.store.test_store_damage import everything, signed
@@ -85,7 +86,8 @@ GIGANTIC: dict[str, dict[str, int]] = {
 ATTACK = """
 import pathlib, resource, sys
 from kdpipe.errors import KdpipeError
-from kdpipe.store import open_store, verify_deep, verify_files
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_deep, verify_files
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

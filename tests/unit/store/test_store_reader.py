@@ -12,9 +12,10 @@ import pytest
 import torch
 import zarr
 
-from kdpipe import encoding
+from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, StoreNotFoundError, UnsealedStoreError
-from kdpipe.store import open_store, verify_files
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
 from tests.unit.store import small_store
 
 
@@ -25,7 +26,7 @@ def submitted(split: str, view: int) -> npt.NDArray[np.float32]:
 
 def stored(split: str, view: int) -> npt.NDArray[np.float32]:
     """Return the logits after the rounding that the encoding allows itself."""
-    encoded = encoding.get("fp16").encode(torch.from_numpy(submitted(split, view)))
+    encoded = get_encoding("fp16").encode(torch.from_numpy(submitted(split, view)))
     return encoded.codes.astype(np.float32) + encoded.row_max[:, None]
 
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreLockedError
-from kdpipe.store import build, open_store, verify_files
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_files
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 from tests.unit.store.slow_build import forked, slow_build
 from tests.unit.store.small_store import SHARDS, contents, fill, make, make_plan

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import StoreError
-from kdpipe.store import open_store, shards
+from kdpipe.store import shards
+from kdpipe.store.reader import open_store
 from tests.unit.store import small_store
 
 ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3", "tailp5@4")
@@ -204,7 +205,8 @@ def test_garbage_with_a_right_checksum_never_crashes(
 BOUNDED = """
 import resource, sys
 import numpy as np
-from kdpipe.store import Pool, open_store, windows
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.reader import open_store
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

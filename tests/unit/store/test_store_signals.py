@@ -15,7 +15,14 @@ import zarr
 from pydantic import ValidationError
 
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError, StoreError
-from kdpipe.store import Manifest, Plan, Plane, Pool, build, open_store, summary, verify_deep, verify_files, windows
+from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.inspect import summary
+from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import Plan
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import open_store
+from kdpipe.store.verify import verify_deep, verify_files
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 from tests.unit.store.small_store import TRAIN, contents, make, make_plan, shard_logits
 from tests.unit.store.test_store_forged import resealed, reshaped

@@ -13,7 +13,11 @@ import torch
 import zarr
 
 from kdpipe.errors import DivergedError, KdpipeError, StaleStoreError, StoreError
-from kdpipe.store import Plan, Recipe, Teacher, build, open_store, summary
+from kdpipe.store.inspect import summary
+from kdpipe.store.plan import Plan
+from kdpipe.store.reader import open_store
+from kdpipe.store.sections import Recipe, Teacher
+from kdpipe.store.writer import build
 from tests.unit.store import small_store
 from tests.unit.store.small_store import contents, fill, make, make_plan
 

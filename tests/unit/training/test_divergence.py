@@ -8,32 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from kdpipe import dataset, models
 from kdpipe.errors import DeviceError, DivergedError
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.targets import LiveTargets
+from kdpipe.testing.doubles import ConstantTargets
+from kdpipe.training.failures import LossWatch, not_finite
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.failures import LossWatch, not_finite
-from kdpipe.views import Geometry, Renderer
+from kdpipe.training.schedule import Order
+from tests.students import SETTINGS, student, taught
 
 
-def _train(run: Path, loss: Any, **settings: Any) -> RunDirectory:
-    digits = dataset.load("digits", "train", 200)
-    torch.manual_seed(1)
-    model = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
-    directory = RunDirectory(run)
-    train(
-        model.module,
-        Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset)),
-        preset=model.preset,
-        schedule=Schedule(3, batch_size=32, lr=0.05, weight_decay=0, warmup_epochs=0, data_seed=0, views=0),
-        distillation=Distillation(LiveTargets(lambda seen: torch.zeros(len(seen), 10), None), loss, 1.0, 1.0),
-        run=directory,
-        **settings,
-    )
-    return directory
+def _train(run: Path, loss: Any, **settings: Any) -> None:
+    objective = taught(loss, kd_weight=1.0, ce_weight=1.0)
+    trained = student(run, objective=objective, settings=SETTINGS.but(epochs=3, weight_decay=0, warmup_epochs=0))
+    train(trained, ConstantTargets(*[0.0] * 10), order=Order(0, views=0), **settings)
 
 
 class _From:

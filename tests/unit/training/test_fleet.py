@@ -19,8 +19,8 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.targets import SoftTargets, soft_targets
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
-from kdpipe.pairing import join_checked
-from kdpipe.store import LogitStore
+from kdpipe.pairing.join import join_checked
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.checkpoint import before
 from kdpipe.training.evaluation import Validation
 from kdpipe.training.loop import Cost, train_together

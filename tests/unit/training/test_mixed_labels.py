@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdpipe import dataset, models
+from kdpipe.testing.doubles import small_network
 from kdpipe.training.loop import train
-from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
 from kdpipe.training.objective import cross_entropy, mixed_cross_entropy
-from kdpipe.views import Geometry, Renderer, SecondLabels
+from kdpipe.training.schedule import Order
+from kdpipe.views import SecondLabels
+from tests.students import PRESET, SETTINGS, digits, renderer, student
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(64, 7, generator=GENERATOR)
@@ -64,33 +64,20 @@ def test_without_any_label_it_is_zero_and_has_a_gradient() -> None:
 
 def test_training_on_mixed_images_takes_mixed_labels(tmp_path: Path) -> None:
     """One step over all samples: its loss is that of the initial weights."""
-    digits = dataset.load("digits", "train", 100)
-    torch.manual_seed(0)
-    model = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
-    renderer = Renderer(digits, "crop-flip+mixup:1", seed=3, geometry=Geometry.of(model.preset))
-    mixed = renderer.second_labels(np.arange(100), 1)
+    images = renderer(digits(100), "crop-flip+mixup:1")
+    mixed = images.second_labels(np.arange(100), 1)
     assert mixed is not None
     shares = torch.zeros(100, 10)
     for row in range(100):
-        shares[row, digits.labels[row]] += float(mixed.own_share[row])
+        shares[row, digits(100).labels[row]] += float(mixed.own_share[row])
         shares[row, mixed.labels[row]] += 1 - float(mixed.own_share[row])
     with torch.no_grad():
-        logits = model.module.train()(model.preset.normalize(renderer(np.arange(100), 1)))
+        logits = small_network().train()(PRESET.normalize(images(np.arange(100), 1)))
     expected = F.cross_entropy(logits, shares).item()
-    own_label_only = F.cross_entropy(logits, torch.from_numpy(digits.labels).long()).item()
+    own_label_only = F.cross_entropy(logits, torch.from_numpy(digits(100).labels).long()).item()
     assert abs(expected - own_label_only) > 1e-3
 
     rows: list[dict[str, float]] = []
-    schedule = Schedule(epochs=1, batch_size=100, lr=0.1, weight_decay=0, warmup_epochs=0, data_seed=0, views=1)
-    run = tmp_path / "run"
-    run.mkdir()
-    train(
-        model.module,
-        renderer,
-        preset=model.preset,
-        schedule=schedule,
-        distillation=None,
-        run=RunDirectory(run),
-        on_epoch=rows.append,
-    )
+    once = SETTINGS.but(epochs=1, batch_size=100, warmup_epochs=0)
+    train(student(tmp_path, images=images, settings=once, on_epoch=rows.append), order=Order(0, views=1))
     assert abs(rows[0]["ce"] - expected) < 1e-4

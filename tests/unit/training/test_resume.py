@@ -9,163 +9,118 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from kdpipe import dataset, models, open_store
-from kdpipe.dataset import Dataset
-from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
+from kdpipe import dataset, open_store
 from kdpipe.distil.several_stores import Mix, MixedTargets
 from kdpipe.distil.targets import WindowedTargets, soft_targets
 from kdpipe.errors import RunError
-from kdpipe.pairing import join_checked
-from kdpipe.store.plan import Limits
+from kdpipe.pairing.join import join_checked
+from kdpipe.testing.doubles import Dropping, StopAfter, differences, small_network
+from kdpipe.training.batches import Signals, Targets
+from kdpipe.training.evaluation import Validation
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.sampling import Sampling
-from kdpipe.training.schedule import Schedule
-from kdpipe.views import Geometry, Renderer
-from tests.conftest import LIMITS, Built, run_command
-
-SCHEDULE = Schedule(epochs=2, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2)
-STEPS = 7
-TIGHT = 5 * 2 * 240
-
-
-@pytest.fixture(scope="module")
-def cut(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher's store in chunks of 10 samples, 240 bytes each."""
-    path = tmp_path_factory.mktemp("cut") / "cut.zarr"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
-        made = run_command(
-            *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
-            *("--out", path, "--views", 2, "--device", "cpu"),
-        )
-    assert made.code == 0
-    return path
-
-
-class Dropping(torch.nn.Module):
-    """A model that draws from torch's generator at every step, and has batch-norm buffers."""
-
-    def __init__(self, body: torch.nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
+from tests.conftest import TIGHT
+from tests.students import ORDER, PRESET, SETTINGS, STEPS, digits, renderer, student, taught
 
 
 class Milder(WindowedTargets):
-    """Halves what a store says."""
+    """Half the logits of a store."""
 
-    def logits(self, indices: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
-        return super().logits(indices, pixels) / 2
-
-
-class Run:
-    """Trains the same student from the same soft targets into any directory."""
-
-    def __init__(
-        self, digits: Dataset, targets: Callable[[], Distillation | None], schedule: Schedule = SCHEDULE
-    ) -> None:
-        self._digits, self._targets, self._schedule = digits, targets, schedule
-
-    def __call__(self, run: RunDirectory, *, resume: bool = False, stop_after: int | None = None) -> torch.nn.Module:
-        torch.manual_seed(1)
-        model = models.load("resnet8", num_classes=10, fallback_statistics=self._digits.statistics)
-        student = Dropping(model.module)
-        steps = iter(range(1, 100))
-        train(
-            student,
-            Renderer(self._digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset), workers=1),
-            preset=model.preset,
-            schedule=self._schedule,
-            distillation=self._targets(),
-            run=run,
-            resume=resume,
-            should_stop=lambda: next(steps) == stop_after,
-        )
-        return student
+    def take(self, indices: np.ndarray, pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
+        logits, signals = super().take(indices, pixels)
+        return logits / 2, signals
 
 
-def _assert_resumes_alike(run: Run, folder: Path, steps: tuple[int, ...]) -> None:
-    whole = run(RunDirectory(folder / "whole"))
-    for step in steps:
-        directory = RunDirectory(folder / str(step))
-        with pytest.raises(RunError, match=r"stopped at .* --resume"):
-            run(directory, stop_after=step)
-        torch.manual_seed(step)
-        resumed = run(directory, resume=True)
-        for (name, mine), other in zip(resumed.state_dict().items(), whole.state_dict().values(), strict=True):
-            assert torch.equal(mine, other), (step, name)
-        rows, expected = directory.history(), RunDirectory(folder / "whole").history()
-        for row, other in zip(rows, expected, strict=True):
-            assert [row[key] for key in ("loss", "ce", "train_top1")] == [
-                other[key] for key in ("loss", "ce", "train_top1")
-            ]
+def _sources(chunked: Path) -> dict[str, Callable[[], Targets | None]]:
+    whole, tight = open_store(chunked), open_store(chunked, memory_limit=TIGHT)
+    rows = join_checked(whole, digits())
+
+    def mixed(mix: Mix) -> MixedTargets:
+        # The second says half as much, so that it matters which is heard.
+        parts = [soft_targets(whole, rows), Milder(tight, rows)]
+        return MixedTargets(parts, (0.5, 0.5), mix=mix, labels=digits().labels)
+
+    return {
+        "none": lambda: None,
+        "cached": lambda: soft_targets(whole, rows),
+        "windowed": lambda: soft_targets(tight, rows),
+        "mean": lambda: mixed("mean"),
+        "confidence": lambda: mixed("confidence"),
+        "draw": lambda: mixed("draw"),
+    }
 
 
-@pytest.mark.parametrize("weighed", [False, True], ids=["each-once", "weighed"])
-@pytest.mark.parametrize("source", ["none", "cached", "windowed", "mixed", "confidence", "draw"])
-def test_stopped_after_any_step(source: str, weighed: bool, cut: Path, tmp_path: Path) -> None:
-    digits = dataset.load("digits", "train", 200)
+@pytest.mark.parametrize(
+    ("source", "weighed"),
+    [
+        *((source, False) for source in ("none", "cached", "windowed", "mean", "confidence", "draw")),
+        *((source, True) for source in ("none", "windowed", "draw")),
+    ],
+)
+def test_stopped_after_any_step(source: str, weighed: bool, chunked: Path, tmp_path: Path) -> None:
+    targets = _sources(chunked)[source]
     weights = np.random.default_rng(0).exponential(size=200) ** 3
-    schedule = replace(SCHEDULE, sampling=Sampling.of(weights, digits.labels) if weighed else None)
+    order = replace(ORDER, sampling=Sampling.of(weights, digits().labels) if weighed else None)
+    images = renderer()
 
-    def distillation() -> Distillation | None:
-        whole, tight = open_store(cut), open_store(cut, memory_limit=TIGHT)
-        rows = join_checked(whole, digits)
+    def run(name: str, *, resume: bool = False, stop_after: int = 0) -> RunDirectory:
+        torch.manual_seed(stop_after + resume)
+        generators = [torch.Generator().manual_seed(1).get_state()]
+        objective = None if source == "none" else taught()
+        trained = student(
+            tmp_path / name, Dropping(small_network()), objective=objective, images=images, generators=generators
+        )
+        train(trained, targets(), order=order, resume=resume, should_stop=StopAfter(stop_after))
+        return trained.run
 
-        def mixed(mix: Mix) -> MixedTargets:
-            # The second says half as much, so that it matters which is heard.
-            parts = [soft_targets(whole, rows), Milder(tight, rows)]
-            return MixedTargets(parts, (0.5, 0.5), mix=mix, labels=digits.labels)
-
-        targets = {
-            "cached": lambda: soft_targets(whole, rows),
-            "windowed": lambda: soft_targets(tight, rows),
-            "mixed": lambda: mixed("mean"),
-            "confidence": lambda: mixed("confidence"),
-            "draw": lambda: mixed("draw"),
-        }
-        if source == "none":
-            return None
-        return Distillation(targets[source](), make("kd"), kd_weight=0.9, ce_weight=0.1)
-
-    _assert_resumes_alike(Run(digits, distillation, schedule), tmp_path, (1, 3, STEPS - 1, STEPS, STEPS + 2))
+    whole = run("whole")
+    for step in (1, 3, STEPS - 1, STEPS, STEPS + 2):
+        with pytest.raises(RunError, match=r"stopped at .* --resume"):
+            run(str(step), stop_after=step)
+        resumed = run(str(step), resume=True)
+        assert not differences(resumed.load_checkpoint(), whole.load_checkpoint())
+        assert not differences(resumed.history(), whole.history())
 
 
 def test_streamed_images_draw_no_random_numbers_twice(tmp_path: Path) -> None:
-    """A DataLoader takes a number from torch's generator when it starts, as the student's dropout does at each step."""
-    from PIL import Image
+    """A DataLoader takes a number from torch's generator when it starts, as the student's dropout does at each step.
 
+    The run that is stopped and resumed is validated on streamed images as well, the other is not validated.
+    """
     for index in range(24):
         folder = tmp_path / "images" / "train" / f"class{index % 3}"
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
     images = dataset.load(f"folder:{tmp_path / 'images'}", "train", loading="stream")
     assert not images.in_memory
+    train_part, held_out = dataset.hold_out(images, 0.25)
 
-    def run(directory: RunDirectory, *, resume: bool = False, stop_after: int | None = None) -> torch.nn.Module:
-        torch.manual_seed(1)
-        model = models.load("resnet8", num_classes=3, fallback_statistics=images.statistics)
-        student = Dropping(model.module)
-        steps = iter(range(1, 100))
-        train(
-            student,
-            Renderer(images, "crop-flip", seed=0, geometry=Geometry.of(model.preset), workers=1),
-            preset=model.preset,
-            schedule=Schedule(2, 8, 0.05, 5e-4, 1, 3, 2),
-            distillation=None,
-            run=directory,
-            resume=resume,
-            should_stop=lambda: next(steps) == stop_after,
+    def run(name: str, *, validated: bool, resume: bool = False, stop_after: int = 0) -> RunDirectory:
+        torch.manual_seed(1 + resume)
+        validation = Validation(renderer(held_out, "none"), preset=PRESET) if validated else None
+        trained = student(
+            tmp_path / name,
+            Dropping(small_network(3)),
+            images=renderer(train_part),
+            settings=SETTINGS.but(batch_size=6),
+            validation=validation,
         )
-        return student
+        train(trained, order=ORDER, resume=resume, should_stop=StopAfter(stop_after))
+        return trained.run
 
-    _assert_resumes_alike(run, tmp_path, (2, 3))
+    whole = run("whole", validated=False)
+    with pytest.raises(RunError, match="stopped at step 1 of epoch 2"):
+        run("cut", validated=True, stop_after=4)
+    resumed = run("cut", validated=True, resume=True)
+    for part in ("model", "optimizer", "generator"):
+        state, expected = resumed.load_checkpoint(), whole.load_checkpoint()
+        assert state is not None
+        assert expected is not None
+        assert not differences(state[part], expected[part], part)
 
 
 def test_a_run_of_before_a_setting_existed_goes_on_where_it_is_left_out(tmp_path: Path) -> None:

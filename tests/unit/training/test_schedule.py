@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.training.schedule import Schedule, epoch_batches, learning_rate, view_of_epoch
+from kdpipe.training.schedule import epoch_batches, learning_rate, rate, view_of_epoch
+from kdpipe.training.settings import Optimization
 
 
 def test_views_are_cycled_from_one() -> None:
@@ -42,29 +43,27 @@ def test_learning_rate_rises_then_follows_a_cosine() -> None:
 
 
 def _rates(epochs: int, steps: int, **settings: Any) -> list[float]:
-    schedule = Schedule(
-        epochs=epochs, batch_size=2, lr=0.4, weight_decay=0, data_seed=0, views=0, **{"warmup_epochs": 0} | settings
-    )
-    return [schedule.rate(step, steps) for step in range(epochs * steps)]
+    optimization = Optimization(**{"epochs": epochs, "lr": 0.4, "warmup_epochs": 0} | settings)
+    return [rate(optimization, step, steps) for step in range(epochs * steps)]
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 30])
 def test_one_cycle_is_pytorch_s(epochs: int) -> None:
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    theirs = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.4, total_steps=epochs * 7, cycle_momentum=False)
-    for rate in _rates(epochs, 7, lr_schedule="one-cycle", warmup_epochs=1):
-        assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
-        optimiser.step()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.4, total_steps=epochs * 7, cycle_momentum=False)
+    for found in _rates(epochs, 7, lr_schedule="one-cycle", warmup_epochs=1):
+        assert found == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        optimizer.step()
         theirs.step() if theirs.last_epoch + 1 < epochs * 7 else None
 
 
 def test_steps_are_pytorch_s_multi_step() -> None:
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
-    theirs = torch.optim.lr_scheduler.MultiStepLR(optimiser, [4, 6], gamma=0.2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [4, 6], gamma=0.2)
     rates = _rates(8, 5, lr_schedule="step", lr_steps=(4, 6), lr_gamma=0.2)
     for epoch in range(8):
-        assert rates[5 * epoch : 5 * epoch + 5] == pytest.approx([optimiser.param_groups[0]["lr"]] * 5)
-        optimiser.step()
+        assert rates[5 * epoch : 5 * epoch + 5] == pytest.approx([optimizer.param_groups[0]["lr"]] * 5)
+        optimizer.step()
         theirs.step()
 
 

@@ -6,24 +6,20 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from kdpipe import dataset, models
 from kdpipe.errors import RunError
+from kdpipe.testing.doubles import StopAfter, small_network
 from kdpipe.training import fleet
 from kdpipe.training.loop import train
-from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
 from kdpipe.training.schedule import epoch_batches
-from kdpipe.views import Geometry, Renderer, render
+from kdpipe.views import render
+from tests.students import ORDER, PRESET, STEPS, digits, student
 
-SCHEDULE = Schedule(epochs=2, batch_size=32, lr=0.05, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2)
-STEPS = 7
 SHOWN = re.compile(r"loss (\S+), ce (\S+), train top-1 (\S+)%, (\S+) left of the run")
 
 
@@ -49,30 +45,10 @@ class Asking:
         yield advance
 
 
-def _train(run: Path, *, resume: bool = False, stop_after: int = 99, **others: object) -> RunDirectory:
-    digits = dataset.load("digits", "train", 200)
-    torch.manual_seed(1)
-    student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
-    run.mkdir(exist_ok=True)
-    steps = iter(range(1, 100))
-    train(
-        student.module,
-        Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(student.preset)),
-        preset=student.preset,
-        schedule=replace(SCHEDULE),
-        distillation=None,
-        run=RunDirectory(run),
-        resume=resume,
-        should_stop=lambda: next(steps) >= stop_after,
-        **others,
-    )
-    return RunDirectory(run)
-
-
 def test_it_ends_at_the_row_of_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asking = Asking(monkeypatch)
     rows: list[dict[str, float]] = []
-    _train(tmp_path / "asked", progress=asking, on_epoch=rows.append)
+    train(student(tmp_path / "asked", on_epoch=rows.append), order=ORDER, progress=asking)
     assert len(asking.said) == 2 * (1 + STEPS)
     assert asking.said[0] == asking.said[1 + STEPS] == ""
     for row, said in zip(rows, (asking.said[STEPS], asking.said[-1]), strict=True):
@@ -84,21 +60,18 @@ def test_it_ends_at_the_row_of_the_history(tmp_path: Path, monkeypatch: pytest.M
     assert left == [f"0:{10 * steps // 60:02}:{10 * steps % 60:02}" for steps in reversed(range(2 * STEPS))]
 
     silent: list[dict[str, float]] = []
-    _train(tmp_path / "silent", on_epoch=silent.append)
+    train(student(tmp_path / "silent", on_epoch=silent.append), order=ORDER)
     for row, other in zip(rows, silent, strict=True):
         assert {**row, "seconds": 0, "images_per_second": 0} == {**other, "seconds": 0, "images_per_second": 0}
 
 
 def test_after_a_step_it_is_that_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asking = Asking(monkeypatch)
-    _train(tmp_path / "run", progress=asking)
-    digits = dataset.load("digits", "train", 200)
-    torch.manual_seed(1)
-    student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
+    train(student(tmp_path), order=ORDER, progress=asking)
     rows = epoch_batches(200, batch_size=32, data_seed=3, epoch=0)[0]
-    pixels = render(digits, "crop-flip", seed=0, indices=rows, view=1)
-    labels = torch.from_numpy(digits.labels[rows]).long()
-    logits = student.module.train()(student.preset.normalize(pixels))
+    labels = torch.from_numpy(digits().labels[rows]).long()
+    pixels = render(digits(), "crop-flip", seed=0, indices=rows, view=1, size=16)
+    logits = small_network().train()(PRESET.normalize(pixels))
     found = SHOWN.fullmatch(asking.said[1])
     assert found is not None
     assert float(found[1]) == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-4)
@@ -107,10 +80,11 @@ def test_after_a_step_it_is_that_step(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_resumed_run_reckons_with_its_own_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="stopped at step 3 of epoch 2"):
-        _train(tmp_path / "run", stop_after=STEPS + 3)
+        train(student(tmp_path), order=ORDER, should_stop=StopAfter(STEPS + 3))
     asking = Asking(monkeypatch)
     before: list[list[dict[str, float]]] = []
-    _train(tmp_path / "run", resume=True, progress=asking, on_resume=lambda rows: before.append(list(rows)))
+    resumed = student(tmp_path, on_resume=lambda rows: before.append(list(rows)))
+    train(resumed, order=ORDER, resume=True, progress=asking)
     assert [[row["epoch"] for row in rows] for rows in before] == [[1]]
     assert asking.said[0] == ""
     # What was done before took no time of this process, but the first call of ``advance`` did.

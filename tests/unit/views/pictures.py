@@ -31,7 +31,21 @@ RECIPES = (
     "crop-flip+cutmix:1",
     "rrc-flip+color+erase+mixup:0.4+cutmix:1",
 )
-"""Every operation, and some of them together."""
+"""The operations of the first stores, and some of them together."""
+
+ORIENTED = (
+    "crop",
+    "rrc:0.25",
+    "flip",
+    "vflip",
+    "rotate:15",
+    "crop+flip+vflip+rotate:180",
+    "rrc+flip+rotate:7.5+color+erase+mixup:0.4+cutmix:1",
+)
+"""Crops without a mirror image, flips and rotations, and some of them together."""
+
+SAME = {"crop+flip": "crop-flip", "rrc+flip": "rrc-flip", "rrc:0.25+flip": "rrc-flip:0.25"}
+"""Two operations, and the name of the pair that has the same pixels."""
 
 
 def picture(index: int, height: int, width: int) -> npt.NDArray[np.uint8]:

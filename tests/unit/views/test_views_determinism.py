@@ -16,9 +16,11 @@ import torch
 from kdpipe.dataset import Dataset, load
 from kdpipe.views import Geometry, Renderer, Renderers, render, resample
 from kdpipe.views.render import _Worker
-from tests.unit.views.pictures import EQUAL, MIXED, RECIPES
+from tests.unit.views.pictures import EQUAL, MIXED, ORIENTED
+from tests.unit.views.pictures import RECIPES as FIRST
 
 SEED, VIEW = 7, 3
+RECIPES = (*FIRST, "vflip+rotate:15", *ORIENTED[-2:])
 SIZES = {EQUAL: None, MIXED: 24}
 """Pictures of one size at their own size, and pictures of many sizes at another."""
 Wholes = dict[tuple[str, str], torch.Tensor]

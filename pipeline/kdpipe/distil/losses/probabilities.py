@@ -1,0 +1,121 @@
+"""Losses on logits without labels: probabilities, decisions, logits and relations."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from kdpipe.distil.losses.arithmetic import at_least_float32, directions, log_probabilities
+from kdpipe.distil.losses.contract import loss
+from kdpipe.spec import NotNegative, Positive, Share
+
+
+@loss(
+    "kd",
+    kd_weight=0.9,
+    ce_weight=0.1,
+    standardized={"temperature": 2.0, "kd_weight": 9.0},
+    source="Hinton et al. 2015",
+)
+def kd(student: Tensor, teacher: Tensor, temperature: Positive = 4.0) -> Tensor:
+    """``T^2`` times the KL divergence between teacher and student at temperature ``T``.
+
+    That is ``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, the mean over the batch.
+
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2: the factor
+    ``T^2`` keeps the gradient's size when the temperature changes. On CIFAR, ``T = 4`` with weights 0.9 for
+    this term and 0.1 for cross-entropy is the usual setting (the CRD paper's RepDistiller, mdistiller). For z-scores
+    ``T = 2`` and a weight of 9 are published for CIFAR-100 (Sun et al. 2024).
+    """
+    log_student, log_teacher = log_probabilities(student, temperature), log_probabilities(teacher, temperature)
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+@loss("soft-ce", kd_weight=0.9, ce_weight=0.1, source="Hinton et al. 2015")
+def soft_ce(student: Tensor, teacher: Tensor, temperature: Positive = 4.0) -> Tensor:
+    """``T^2`` times cross-entropy, ``-T^2 * sum_i p_i log q_i``: the gradient of ``kd``, another value.
+
+    ``p = softmax(teacher / T)`` and ``q = softmax(student / T)``; the mean over the batch.
+
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), section 2, as they wrote it. It is
+    ``kd`` plus ``T^2`` times the teacher's entropy: the gradients are the same, the values are not, and its least value
+    is not 0. Temperature and weights as for ``kd``.
+    """
+    log_student = log_probabilities(student, temperature)
+    probabilities = log_probabilities(teacher, temperature).exp()
+    return -(probabilities * log_student).sum(dim=1).mean() * temperature**2
+
+
+@loss("hard", kd_weight=0.5, ce_weight=0.5, teacher_temperature=0.0, source="Touvron et al. 2021 (DeiT)")
+def hard(student: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy to the class that the teacher finds likeliest, the mean over the batch.
+
+    Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT, 2021), equation
+    3, with weights 1/2 and 1/2 for this term and cross-entropy. DeiT computes this term on a second output, the
+    distillation token's; here both terms share one.
+    """
+    return F.cross_entropy(at_least_float32(student), teacher.argmax(dim=1))
+
+
+@loss("mixed", kd_weight=0.9, ce_weight=0.1, source="Hinton et al. 2015; Touvron et al. 2021")
+def mixed(student: Tensor, teacher: Tensor, temperature: Positive = 4.0, soft_weight: Share = 0.5) -> Tensor:
+    """``soft_weight * kd + (1 - soft_weight) * hard``, the mean over the batch.
+
+    The third of the textbook's forms: soft-target distillation is ``kd`` (Hinton et al. 2015), hard-target distillation
+    ``hard`` (the teacher's decision, Touvron et al. 2021), and this is their weighted mean. The true label, the other
+    hard target of Hinton et al., is the target of cross-entropy, which is added to every loss with a separate weight.
+    """
+    return soft_weight * kd(student, teacher, temperature) + (1 - soft_weight) * hard(student, teacher)
+
+
+@loss("mse", kd_weight=1.0, ce_weight=0.0, source="Ba and Caruana 2014; Kim et al. 2021")
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of logits, each row minus its mean, averaged over classes and batch.
+
+    Ba and Caruana, "Do Deep Nets Really Need to be Deep?" (2014), equation 1, trained on this term alone, hence the
+    weights 1 and 0; Kim et al., "Comparing Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge
+    Distillation" (2021). Both papers sum over the classes; the mean is that of the latter's code (jhoon-oh/kd_data,
+    ``nn.MSELoss()``), and half of it is what ``kd`` tends to as ``T`` grows (Hinton et al. 2015, section 2.1).
+    Rows are centered, as there: no probability depends on what is added to a whole row.
+    """
+    return F.mse_loss(_centered(student), _centered(teacher))
+
+
+def _centered(logits: Tensor) -> Tensor:
+    logits = at_least_float32(logits)
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+@loss("dist", kd_weight=1.0, ce_weight=1.0, source="Huang et al. 2022")
+def dist(
+    student: Tensor, teacher: Tensor, temperature: Positive = 4.0, beta: NotNegative = 2.0, gamma: NotNegative = 2.0
+) -> Tensor:
+    """``T^2 * (beta * (1 - correlation of rows) + gamma * (1 - correlation of columns))`` of probabilities at ``T``.
+
+    That is ``T^2 * (beta * inter + gamma * intra)``, with Pearson's distance ``1 - rho``. ``inter`` is the mean over
+    the samples of the distance between the student's row and the teacher's; ``intra`` the mean over the classes of that
+    between columns, so it is a property of the batch.
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher" (2022), whose weights are 2, 2 and 1 for
+    cross-entropy, with ``T = 4`` on CIFAR-100 and 1 on ImageNet. The factor ``T^2`` is that of the authors' code
+    (hunto/image_classification_sota, ``dist_kd.py``). The code adds 1e-8 to the product of two lengths, which drops
+    columns of small probabilities; here none is added. A row or column in which the teacher does not vary (each column
+    of a batch of one) is left out of the mean; where only the student's does not, the distance is 1.
+    """
+    log_student, log_teacher = log_probabilities(student, temperature), log_probabilities(teacher, temperature)
+    inter = _pearson_distance(log_student, log_teacher, dim=1)
+    intra = _pearson_distance(log_student, log_teacher, dim=0)
+    return (beta * inter + gamma * intra) * temperature**2
+
+
+def _pearson_distance(log_student: Tensor, log_teacher: Tensor, dim: int) -> Tensor:
+    """Return the mean Pearson distance of probabilities along ``dim``, over those in which the teacher varies."""
+    student, _ = directions(_scaled(log_student, dim), dim)
+    teacher, varies = directions(_scaled(log_teacher, dim), dim)
+    distances = 1 - (student * teacher).sum(dim)
+    return (distances * varies).sum() / varies.sum().clamp(min=1)
+
+
+def _scaled(log_probabilities: Tensor, dim: int) -> Tensor:
+    """Return probabilities divided by the largest along ``dim``: no correlation depends on it, and none underflows."""
+    return (log_probabilities - log_probabilities.detach().amax(dim, keepdim=True)).exp()
