@@ -136,9 +136,7 @@ class Entry(Generic[T]):
     @property
     def usage(self) -> str:
         """How it is written, with required parameters in capitals and optional ones with their defaults."""
-        given = [each.name.upper() for each in self.parameters if each.required]
-        given += [f"[{each.name.upper()}...]" for each in self.parameters if each.many]
-        given += [f"{each.name}={_shown(each.default)}" for each in self.parameters if not each.required | each.many]
+        given = [_usage(each) for each in sorted(self.parameters, key=lambda each: not each.required)]
         return f"{self.name}:{','.join(given)}" if given else self.name
 
 
@@ -407,6 +405,15 @@ def _split(text: str, sign: str, error: type[Exception]) -> list[str]:
     if depth:
         raise error(f"the parentheses in '{text}' are not balanced.")
     return [*parts, text[start:]]
+
+
+def _usage(parameter: Parameter) -> str:
+    name, capitals = parameter.name, parameter.name.upper()
+    if parameter.many:
+        return f"[{capitals}...]"
+    if parameter.required:
+        return f"{name}={capitals}" if parameter.keyed else capitals
+    return f"[{name}={capitals}]" if parameter.default is None else f"{name}={_shown(parameter.default)}"
 
 
 def _shown(value: Any) -> str:
