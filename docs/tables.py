@@ -39,17 +39,23 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Fill the tables, or compare them."""
-    different = []
+    """Fill the tables, or compare them; exit with 1 where a document differs or results are missing."""
+    check, faults = "--check" in sys.argv, []
     for path in documents():
         text = path.read_text(encoding="utf-8")
-        filled = fill(text)
-        if filled != text:
-            different.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv:
-                path.write_text(filled, encoding="utf-8")
-    if different and "--check" in sys.argv:
-        sys.exit(f"tables differ from benchmarks/results in {', '.join(different)}: run python docs/tables.py")
+        try:
+            filled = fill(text)
+        except FileNotFoundError as error:
+            faults.append(f"{path.relative_to(ROOT)}: {error.filename} does not exist")
+            continue
+        if check and filled != text:
+            faults.append(
+                f"{path.relative_to(ROOT)}: a table differs from benchmarks/results; run python docs/tables.py"
+            )
+        elif filled != text:
+            path.write_text(filled, encoding="utf-8")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 def _read(name: str) -> Any:
@@ -121,24 +127,11 @@ def _published_losses() -> str:
     return str(table()).strip()
 
 
-def _logit_losses() -> str:
-    return _registered_losses("logits", "weights of the loss and of cross-entropy")
+def _operations() -> str:
+    from kdpipe.views import OPERATIONS
 
-
-def _layer_losses() -> str:
-    return _registered_losses("features attention", "weight")
-
-
-def _registered_losses(reads: str, weights: str) -> str:
-    """Return the registered losses that read one of the words ``reads``, as they are written with their defaults."""
-    from kdpipe.distil.losses import LOSSES
-
-    rows = [
-        (f"`{entry.usage}`", entry.help.replace("``", "`"), entry.facts["reads"], entry.facts["weights"], entry.source)
-        for entry in LOSSES
-        if entry.facts["reads"].split()[0] in reads.split()
-    ]
-    return _markdown(("loss with its defaults", "term", "reads", weights, "source"), rows, numbers_from=5)
+    rows = [(f"`{each.usage}`", each.help, each.source) for each in OPERATIONS]
+    return _markdown(("operation", "meaning", "source"), rows, numbers_from=3)
 
 
 def _signal_sizes() -> str:
@@ -380,10 +373,9 @@ def _checkpoints() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "labels": _labels,
-    "logit-losses": _logit_losses,
-    "layer-losses": _layer_losses,
     "losses": _losses,
     "published-losses": _published_losses,
+    "operations": _operations,
     "signal-sizes": _signal_sizes,
     "signal-losses": _signal_losses,
     "chains": _chains,
