@@ -376,7 +376,16 @@ def test_a_log_that_fails_does_not_stop_the_training(
     monkeypatch.setattr(Live, "next_step", then_break)
     outcome = kdpipe(*TEACHER, "--out", "run", "--tensorboard")
     assert outcome.code == 0
-    assert len([line for line in outcome.err.splitlines() if "warning: DVCLive failed and logs no more of this run (" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in outcome.err.splitlines()
+                if "warning: DVCLive failed and logs no more of this run (" in line
+            ]
+        )
+        == 1
+    )
     _assert_holds(repository / "run", "tensorboard")
     weights, expected = ((repository / name / "model.safetensors").read_bytes() for name in ("run", "whole"))
     assert weights == expected
