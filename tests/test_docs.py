@@ -22,7 +22,7 @@ from kdpipe.stages import cli, settings
 from kdpipe.stages.flags import parser_of, resolve
 from kdpipe.stages.fleet import students_of
 from kdpipe.stages.listing import KINDS
-from kdpipe.stages.settings import TrainStudent
+from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.views import Recipe
 from tests.conftest import ROOT, Built
 
