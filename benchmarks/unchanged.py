@@ -1,11 +1,12 @@
 """The digests that a change of the code's structure must leave as they are.
 
-    python benchmarks/unchanged.py --out benchmarks/results/unchanged.json             # record, before the change
-    python benchmarks/unchanged.py --compare benchmarks/results/unchanged.json         # compare, after it
+    python benchmarks/unchanged.py --out benchmarks/results/unchanged.json         # record, before the change
+    python benchmarks/unchanged.py --compare benchmarks/results/unchanged.json     # compare, after it
 
 Records, for ``digits`` on one thread: the digest of a store for each encoding and for three recipes; SHA-256 of
 ``model.safetensors`` and of ``history.csv`` without its times for short runs that use each part of training; SHA-256 of
-the rendered pixels of view operations. ``--compare`` prints a table and fails where a digest differs. Weights depend on the processor: compare records of one machine.
+the rendered pixels of view operations. ``--compare`` prints a table and fails where a digest differs. Weights depend on
+the processor: compare records of one machine.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ import numpy as np
 import torch
 
 from kdpipe import dataset
+from kdpipe.stages.cli import main as kdpipe
 from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
-from stages.cli import main as kdpipe
 
 ENCODINGS = ("fp32", "fp16", "fp16r7", "fp16r5", "sqrtp8@4", "sqrtp6@8", "tailp6@4", "tailp8@1", "topk5")
 RECIPES = ("crop-flip", "rrc-flip:0.25+color+mixup:0.2", "trivial+erase+cutmix:1")
@@ -78,7 +79,7 @@ def stores(work: Path, teacher: Path) -> dict[str, str]:
         run(*cache, "--recipe", recipe, "--out", out)
         found[f"store {recipe}"] = open_store(out).digest
     out = work / "signals.zarr"
-    run(*cache, "--signals", "logits,features:penultimate,features:layer3,attention:layer2", "--out", out)
+    run(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
     found["store with signals"] = open_store(out).digest
     return found
 
@@ -91,11 +92,11 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
     alone: dict[str, Sequence[str | Path]] = {
         "kd": cached,
         "kd, curves": [*cached, "--loss", "kd", "--temperature", "linear:4,2", "--kd-weight", "cosine:0.9,0.1"],
-        "dkd, standardized": [*cached, "--loss", "dkd", "--standardize", "--alpha", "1", "--beta", "4"],
-        "two losses": [*cached, "--loss", "{kd: {weight: 0.5, temperature: 2}, dist: {weight: 1}}"],
+        "dkd, standardized": [*cached, "--loss", "dkd:alpha=1,beta=4,standardize=true"],
+        "two losses": [*cached, "--loss", "kd:weight=0.5,temperature=2+dist:weight=1"],
         "features and attention": [
             *("--store", work / "signals.zarr"),
-            *("--loss", "{kd: {}, features: {layers: {layer3: layer3}, weight: 1}, attention: {layers: layer2}}"),
+            *("--loss", "kd+features:layer3,weight=1+attention:layer2"),
         ],
         "mixup": ["--store", work / "recipe1.zarr"],
         "live": ["--teacher", f"run:{teacher}"],

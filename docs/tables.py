@@ -1,4 +1,4 @@
-"""The measured tables of the documents, made from ``benchmarks/results``.
+"""The tables of the documents, made from ``benchmarks/results`` and from what is registered.
 
     python docs/tables.py            fills every table in place
     python docs/tables.py --check    fails where a document differs from the results
@@ -39,17 +39,23 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Fill the tables, or compare them."""
-    different = []
+    """Fill the tables, or compare them; exit with 1 where a document differs or results are missing."""
+    check, faults = "--check" in sys.argv, []
     for path in documents():
         text = path.read_text(encoding="utf-8")
-        filled = fill(text)
-        if filled != text:
-            different.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv:
-                path.write_text(filled, encoding="utf-8")
-    if different and "--check" in sys.argv:
-        sys.exit(f"tables differ from benchmarks/results in {', '.join(different)}: run python docs/tables.py")
+        try:
+            filled = fill(text)
+        except FileNotFoundError as error:
+            faults.append(f"{path.relative_to(ROOT)}: {error.filename} does not exist")
+            continue
+        if check and filled != text:
+            faults.append(
+                f"{path.relative_to(ROOT)}: a table differs from benchmarks/results; run python docs/tables.py"
+            )
+        elif filled != text:
+            path.write_text(filled, encoding="utf-8")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 def _read(name: str) -> Any:
@@ -119,6 +125,13 @@ def _published_losses() -> str:
     from published_losses import table  # type: ignore[import-not-found]
 
     return str(table()).strip()
+
+
+def _operations() -> str:
+    from kdpipe.views import OPERATIONS
+
+    rows = [(f"`{each.usage}`", each.help, each.source) for each in OPERATIONS]
+    return _markdown(("operation", "meaning", "source"), rows, numbers_from=3)
 
 
 def _signal_sizes() -> str:
@@ -362,6 +375,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "labels": _labels,
     "losses": _losses,
     "published-losses": _published_losses,
+    "operations": _operations,
     "signal-sizes": _signal_sizes,
     "signal-losses": _signal_losses,
     "chains": _chains,

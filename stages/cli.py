@@ -163,7 +163,10 @@ def verify(
 @app.command("list")
 def list_command(
     kind: Annotated[
-        str, typer.Argument(help="losses, recipes, encodings, models, datasets, presets, curves, attacks.")
+        str,
+        typer.Argument(
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks or tasks."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

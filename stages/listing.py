@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kdpipe.errors import ParamsError, did_you_mean
@@ -26,7 +26,7 @@ def show(kind: str, *, as_json: bool) -> None:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     columns = list(rows[0])
-    cells = [[_cell(row[column]) for column in columns] for row in rows]
+    cells = [[str(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in ([column.replace("_", " ") for column in columns], *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -82,25 +82,56 @@ def show_costs(name: str | None, *, num_classes: int, size: int) -> None:
         millions = models.macs(module, size) / 1e6
         print(f"{listed:24} {models.count_parameters(module):12,} {millions:10.1f} {features:>10}")
     if name is None:
-        print("also: torchvision:NAME, timm:NAME, run:DIR, file:PATH.pt2, package.module:function")
+        print(f"also: {', '.join(kind.usage for kind in models.all_kinds())}")
 
 
 def _registered(registry: Registry[Any]) -> list[Row]:
-    return [{"name": each.usage, "help": each.help, "source": each.source} for each in registry]
+    return [{"written_as": each.usage, "help": each.help, "source": each.source} for each in registry]
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+def _kinds(kinds: Iterable[Any]) -> list[Row]:
+    return [{"written_as": each.usage, "help": each.help, "source": each.source} for each in kinds]
 
 
 def _losses() -> list[Row]:
     from kdpipe.distil.losses import LOSSES
 
     return _registered(LOSSES)
+
+
+def _recipes() -> list[Row]:
+    from kdpipe.views import OPERATIONS
+
+    return _registered(OPERATIONS)
+
+
+def _encodings() -> list[Row]:
+    import kdpipe.encoding.kinds  # noqa: F401 (registers the encodings)
+    from kdpipe.encoding.base import ENCODINGS
+
+    return _registered(ENCODINGS)
+
+
+def _models() -> list[Row]:
+    from kdpipe.models import registry
+
+    zoo = [{"written_as": each.name, "help": each.help, "source": each.source} for each in registry.architectures()]
+    return [*zoo, *_kinds(registry.all_kinds())]
+
+
+def _datasets() -> list[Row]:
+    from kdpipe.dataset import all_kinds
+
+    return _kinds(all_kinds())
+
+
+def _presets() -> list[Row]:
+    from kdpipe.presets import presets
+
+    return [
+        {"name": each.name, "teacher_and_student": each.pair, "help": each.what, "source": each.source.short}
+        for each in presets()
+    ]
 
 
 def _curves() -> list[Row]:
@@ -115,5 +146,28 @@ def _attacks() -> list[Row]:
     return _registered(ATTACKS)
 
 
-KINDS: dict[str, Callable[[], list[Row]]] = {"losses": _losses, "curves": _curves, "attacks": _attacks}
-"""The rows of each list, by its name."""
+def _tasks() -> list[Row]:
+    from kdpipe.distil.rotation import AUXILIARY_TASKS
+
+    return _registered(AUXILIARY_TASKS)
+
+
+def _metrics() -> list[Row]:
+    from kdpipe.metrics import METRICS
+
+    return [{"name": each.figure.name, "help": each.figure.help, "unit": each.figure.unit} for each in METRICS.values()]
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "losses": _losses,
+    "recipes": _recipes,
+    "encodings": _encodings,
+    "models": _models,
+    "datasets": _datasets,
+    "presets": _presets,
+    "metrics": _metrics,
+    "curves": _curves,
+    "attacks": _attacks,
+    "tasks": _tasks,
+}
+"""Returns the rows of each list, by its name."""

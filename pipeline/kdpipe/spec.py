@@ -15,6 +15,7 @@ a name, and its parameters are those of its signature.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import typing
@@ -136,19 +137,21 @@ class Entry(Generic[T]):
     @property
     def usage(self) -> str:
         """How it is written, with required parameters in capitals and optional ones with their defaults."""
-        required = [each for each in self.parameters if each.required]
-        given = [f"{each.name}={each.name.upper()}" if each.keyed else each.name.upper() for each in required]
-        given += [f"[{each.name.upper()}...]" for each in self.parameters if each.many]
-        given += [f"{each.name}={_shown(each.default)}" for each in self.parameters if not each.required | each.many]
+        given = [_usage(each) for each in sorted(self.parameters, key=lambda each: not each.required)]
         return f"{self.name}:{','.join(given)}" if given else self.name
 
 
 class Registry(Generic[T]):
     """The things of one kind, by name."""
 
-    def __init__(self, kind: str, *, error: type[Exception] = ParamsError) -> None:
-        """Hold things of a ``kind``, such as "loss"; refuse what is written wrongly with ``error``."""
+    def __init__(self, kind: str, *, error: type[Exception] = ParamsError, modules: Sequence[str] = ()) -> None:
+        """Hold things of a ``kind``, such as "loss"; refuse what is written wrongly with ``error``.
+
+        ``modules`` are the names of those that register something. They are imported with the first look-up, since they
+        may need torch, and entries are in their order.
+        """
         self.kind, self.error = kind, error
+        self._modules = tuple(modules)
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, source: str = "") -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -188,23 +191,23 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[Entry[T]]:
         """Iterate over the entries in the order of their registration."""
-        return iter(self._entries.values())
+        return iter(self._all.values())
 
     def __contains__(self, name: object) -> bool:
         """Return whether something is registered under ``name``."""
-        return name in self._entries
+        return name in self._all
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names, in the order of their registration."""
-        return tuple(self._entries)
+        return tuple(self._all)
 
     def __getitem__(self, name: str) -> Entry[T]:
         """Return the entry called ``name``; raises ``error`` with the nearest name where there is none."""
-        if name not in self._entries:
-            hint = did_you_mean(name, self._entries) or "."
-            raise self.error(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(self._entries)}.")
-        return self._entries[name]
+        if name not in self._all:
+            hint = did_you_mean(name, self._all) or "."
+            raise self.error(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(self._all)}.")
+        return self._all[name]
 
     def bind(self, term: Term, *, besides: Sequence[str] = ()) -> tuple[Entry[T], dict[str, Any], dict[str, str]]:
         """Return the entry of a term, its arguments by name, and the settings called like one of ``besides``.
@@ -274,6 +277,18 @@ class Registry(Generic[T]):
         if len(terms) > 1:
             raise self.error(f"'{text}' is {len(terms)} terms, expected one {self.kind}: leave out what follows a '+'.")
         return terms[0]
+
+    @property
+    def _all(self) -> dict[str, Entry[T]]:
+        """The entries by name, of all modules that register some."""
+        if self._modules:
+            for module in self._modules:
+                importlib.import_module(module)
+            order = {module: place for place, module in enumerate(self._modules)}
+            place = {name: order.get(each.make.__module__, len(order)) for name, each in self._entries.items()}
+            self._entries = {name: self._entries[name] for name in sorted(self._entries, key=place.__getitem__)}
+            self._modules = ()
+        return self._entries
 
     def value(self, entry: Entry[T], parameter: Parameter, written: Any) -> Any:
         """Return a value of a parameter; raises ``error`` where it has another type or is out of range."""
@@ -407,6 +422,15 @@ def _split(text: str, sign: str, error: type[Exception]) -> list[str]:
     if depth:
         raise error(f"the parentheses in '{text}' are not balanced.")
     return [*parts, text[start:]]
+
+
+def _usage(parameter: Parameter) -> str:
+    name, capitals = parameter.name, parameter.name.upper()
+    if parameter.many:
+        return f"[{capitals}...]"
+    if parameter.required:
+        return f"{name}={capitals}" if parameter.keyed else capitals
+    return f"[{name}={capitals}]" if parameter.default is None else f"{name}={_shown(parameter.default)}"
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,6 @@ def test_an_optional_number_keeps_its_range() -> None:
 
 
 def test_a_parameter_that_is_given_by_key_is_shown_with_it() -> None:
-    assert _registry()["arc"].usage == "arc:RADIUS,every=EVERY,over=none"
-    with pytest.raises(ParamsError, match="the shape arc lacks every: write arc:RADIUS,every=EVERY,over=none"):
+    assert _registry()["arc"].usage == "arc:RADIUS,every=EVERY,[over=OVER]"
+    with pytest.raises(ParamsError, match="the shape arc lacks every: write arc:RADIUS,every=EVERY,"):
         _registry().make("arc:1/2")
