@@ -1,20 +1,20 @@
-"""What the authors of the losses report, for pairs of teacher and student that several of them use.
+"""Accuracies that the authors of the losses report, for pairs of teacher and student that several of them use.
 
     python benchmarks/published_losses.py
 
-prints the table of docs/guides/losses.md. The figures of kd, dkd, wsld and standardized-kd are those of the published recipes
-(``kdpipe presets``); the others are from the READMEs that are named here.
+prints the table of docs/guides/losses.md. The figures of kd, dkd, wsld and standardized-kd are those of the published
+recipes (``kdpipe presets``); the others are from the READMEs that are named here.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from kdpipe.distil.losses import LOSSES
+from kdpipe.distil.losses import LOSSES, LogitLoss
 from kdpipe.presets import find
 
-ARMS = (*LOSSES, "standardized-kd")
-"""Every loss, and ``kd`` with ``standardize``."""
+ARMS = (*(entry.name for entry in LOSSES if isinstance(entry.make(), LogitLoss)), "standardized-kd")
+"""Every loss on logits, and ``kd`` with ``standardize``."""
 
 PAIRS = {
     "CIFAR-100, resnet56 -> resnet20": {

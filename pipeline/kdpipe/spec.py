@@ -15,6 +15,7 @@ a name, and its parameters are those of its signature.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import typing
@@ -143,9 +144,14 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """The things of one kind, by name."""
 
-    def __init__(self, kind: str, *, error: type[Exception] = ParamsError) -> None:
-        """Hold things of a ``kind``, such as "loss"; refuse what is written wrongly with ``error``."""
+    def __init__(self, kind: str, *, error: type[Exception] = ParamsError, modules: Sequence[str] = ()) -> None:
+        """Hold things of a ``kind``, such as "loss"; refuse what is written wrongly with ``error``.
+
+        ``modules`` are the names of those that register something. They are imported with the first look-up, since they
+        may need torch, and entries are in their order.
+        """
         self.kind, self.error = kind, error
+        self._modules = tuple(modules)
         self._entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, *, source: str = "") -> Callable[[Callable[..., T]], Callable[..., T]]:
@@ -185,23 +191,23 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[Entry[T]]:
         """Iterate over the entries in the order of their registration."""
-        return iter(self._entries.values())
+        return iter(self._all.values())
 
     def __contains__(self, name: object) -> bool:
         """Return whether something is registered under ``name``."""
-        return name in self._entries
+        return name in self._all
 
     @property
     def names(self) -> tuple[str, ...]:
         """All names, in the order of their registration."""
-        return tuple(self._entries)
+        return tuple(self._all)
 
     def __getitem__(self, name: str) -> Entry[T]:
         """Return the entry called ``name``; raises ``error`` with the nearest name where there is none."""
-        if name not in self._entries:
-            hint = did_you_mean(name, self._entries) or "."
-            raise self.error(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(self._entries)}.")
-        return self._entries[name]
+        if name not in self._all:
+            hint = did_you_mean(name, self._all) or "."
+            raise self.error(f"unknown {self.kind} '{name}'{hint} Known: {', '.join(self._all)}.")
+        return self._all[name]
 
     def bind(self, term: Term, *, besides: Sequence[str] = ()) -> tuple[Entry[T], dict[str, Any], dict[str, str]]:
         """Return the entry of a term, its arguments by name, and the settings called like one of ``besides``.
@@ -269,8 +275,20 @@ class Registry(Generic[T]):
         """Parse text that must be a single term; raises ``error`` where it is several."""
         terms = parse(text, error=self.error)
         if len(terms) > 1:
-            raise self.error(f"'{text}' is {len(terms)} of a {self.kind}, expected one: leave out what follows a '+'.")
+            raise self.error(f"'{text}' is {len(terms)} terms, expected one {self.kind}: leave out what follows a '+'.")
         return terms[0]
+
+    @property
+    def _all(self) -> dict[str, Entry[T]]:
+        """The entries by name, of all modules that register some."""
+        if self._modules:
+            for module in self._modules:
+                importlib.import_module(module)
+            order = {module: place for place, module in enumerate(self._modules)}
+            place = {name: order.get(each.make.__module__, len(order)) for name, each in self._entries.items()}
+            self._entries = {name: self._entries[name] for name in sorted(self._entries, key=place.__getitem__)}
+            self._modules = ()
+        return self._entries
 
     def value(self, entry: Entry[T], parameter: Parameter, written: Any) -> Any:
         """Return a value of a parameter; raises ``error`` where it has another type or is out of range."""
@@ -287,12 +305,12 @@ def parameters_of(make: Callable[..., Any]) -> tuple[Parameter, ...]:
     hints = typing.get_type_hints(make, include_extras=True)
     found = []
     for each in inspect.signature(make).parameters.values():
-        hint, allowed = hints.get(each.name, str), None
+        hint, allowed = _given(hints.get(each.name, str)), None
         if get_origin(hint) is Annotated:
             hint, *extras = get_args(hint)
             allowed = next((extra for extra in extras if isinstance(extra, Range)), None)
         many, keyed = (each.kind is kind for kind in (each.VAR_POSITIONAL, each.KEYWORD_ONLY))
-        found.append(Parameter(each.name, _plain(hint), each.default, allowed, many, keyed))
+        found.append(Parameter(each.name, _given(hint), each.default, allowed, many, keyed))
     return tuple(found)
 
 
@@ -318,12 +336,11 @@ def shortest(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def _plain(hint: Any) -> Any:
-    """Return ``X`` for ``X | None``."""
-    if get_origin(hint) in (Union, UnionType):
-        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
-        return _plain(kinds[0])
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+def _given(hint: Any) -> Any:
+    """Return ``X`` for ``X | None``, with its annotations."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    return next(kind for kind in get_args(hint) if kind is not NoneType)
 
 
 def _read(kind: Any, text: str) -> Any:

@@ -153,7 +153,7 @@ def _spoil_epochs(kd: Path) -> None:
     ("spoil", "said"),
     [
         (_spoil_checkpointed, "seed-1 has no metrics.json"),
-        (_spoil_removed, "counts seed-4, which is not there"),
+        (_spoil_removed, "counts seed-4, which does not exist"),
         (_spoil_store, "lineage.stores.0.digest 0000"),
         (_spoil_epochs, "epochs 9, the first seed with 6"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,26 +16,15 @@ from torch import Tensor
 
 from kdpipe.distil.losses import DistillationLoss, layer_loss, loss
 from kdpipe.testing.losses import LossSuite
+from tests.conftest import ROOT
 
-OWN = '''
-import pytest
-from torch import Tensor
-
-from kdpipe.distil.losses import LOSSES, DistillationLoss, loss, make, parse
-from kdpipe.distil.losses.arithmetic import log_probabilities
-from kdpipe.spec import Positive
-from kdpipe.testing.losses import LossSuite
+GUIDE = ROOT / "docs" / "guides" / "losses.md"
+LISTED = """
+from kdpipe.distil.losses import LOSSES, parse
 
 
-@loss("brier", kd_weight=0.5, ce_weight=0.25, source="Brier 1950", warmup_epochs=3)
-def brier(student: Tensor, teacher: Tensor, temperature: Positive = 2.0) -> Tensor:
-    """Squared difference of probabilities at temperature ``T``."""
-    ours, theirs = (log_probabilities(logits, temperature).exp() for logits in (student, teacher))
-    return ((ours - theirs) ** 2).sum(1).mean()
-
-
-class TestBrier(LossSuite):
-    @pytest.fixture(params=["brier", "brier:temperature=4", "brier:standardize=true", "kd+brier"])
+class TestSettings(LossSuite):
+    @pytest.fixture(params=["brier:temperature=4", "brier:standardize=true", "kd+brier"])
     def loss(self, request: pytest.FixtureRequest) -> DistillationLoss:
         return parse(request.param).at()
 
@@ -43,15 +33,16 @@ def test_it_is_listed() -> None:
     entry = LOSSES["brier"]
     assert entry.usage == "brier:temperature=2"
     assert entry.help == "Squared difference of probabilities at temperature ``T``."
-    assert (entry.source, entry.facts["reads"], entry.facts["weights"]) == ("Brier 1950", "logits", "0.5, 0.25")
+    assert (entry.source, entry.facts) == ("Brier 1950", {"reads": "logits", "weights": "1, 0.1"})
     own = make("brier")
-    assert (own.kd_weight, own.ce_weight, own.warmup_epochs, own.teacher_temperature) == (0.5, 0.25, 3, 2.0)
-'''
+    assert (own.kd_weight, own.ce_weight, own.warmup_epochs, own.teacher_temperature) == (1.0, 0.1, 0, 2.0)
+"""
 
 
-def test_a_loss_in_its_own_file_is_one_function_and_passes_the_suite(tmp_path: Path) -> None:
+def test_the_guide_s_own_loss_is_one_function_that_passes_the_suite(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text().split("\n## Write a loss\n")[1], flags=re.DOTALL)
     path = tmp_path / "test_brier.py"
-    path.write_text(OWN)
+    path.write_text("\n".join([*blocks, LISTED]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stdout

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdpipe.distil.losses import LOSSES, LogitLoss, make
+from kdpipe.distil.losses import LOSSES, LogitLoss, make, parse
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.testing.losses import LossSuite, value_and_gradient
@@ -509,25 +509,22 @@ class TestRefusals:
 class TestDocumentation:
     PAGE = (ROOT / "docs" / "guides" / "losses.md").read_text()
 
-    def row(self, name: str) -> list[str]:
-        (row,) = re.findall(rf"^\| `{name}` \|.*\|$", self.PAGE.split("\n## ")[0], flags=re.MULTILINE)
-        return [cell.strip() for cell in row.split("|")[1:-1]]
+    def rows(self) -> list[list[str]]:
+        table = self.PAGE.split("<!-- table: logit-losses -->")[1].split("<!-- end -->")[0]
+        return [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.strip().splitlines()[2:]]
 
-    def test_the_table_has_every_loss_and_no_other(self) -> None:
-        table = self.PAGE.split("\n## ")[0]
-        assert re.findall(r"^\| `([\w-]+)`", table, flags=re.MULTILINE) == ON_LOGITS
+    def test_the_table_has_every_loss_with_its_defaults_and_no_other(self) -> None:
+        assert [row[0].strip("`") for row in self.rows()] == [LOSSES[name].usage for name in ON_LOGITS]
 
-    @EVERY
-    def test_a_row_has_the_parameters_with_their_defaults(self, name: str) -> None:
-        written = re.findall(r"`(\w+)` ([\d.]+)", self.row(name)[2])
-        assert [(each, float(default)) for each, default in written] == [
-            (each.name, each.default) for each in LOSSES[name].parameters
-        ]
+    def test_a_usage_in_the_table_is_the_default(self) -> None:
+        for (usage, *_), name in zip(self.rows(), ON_LOGITS, strict=True):
+            assert parse(usage.strip("`")).at() == make(name)
 
     @EVERY
     def test_a_row_has_the_published_weights_and_the_need_for_labels(self, name: str) -> None:
-        loss = make(name)
-        assert self.row(name)[3:5] == [f"{loss.kd_weight:g}, {loss.ce_weight:g}", "yes" if loss.needs_label else "no"]
+        loss, row = make(name), self.rows()[ON_LOGITS.index(name)]
+        reads = "logits and labels" if loss.needs_label else "logits"
+        assert row[2:4] == [reads, f"{loss.kd_weight:g}, {loss.ce_weight:g}"]
 
     @pytest.mark.parametrize("name", STANDARDIZED)
     def test_z_scores_have_the_loss_s_weights_but_for_kd(self, name: str) -> None:
@@ -538,15 +535,15 @@ class TestDocumentation:
 
     @EVERY
     def test_the_paper_is_in_the_row_and_in_the_docstring(self, name: str) -> None:
-        text = inspect.getdoc(LOSSES[name].make) or ""
-        for author, year in re.findall(r"(\w+) (?:et al\.|and \w+) (20\d\d)", self.row(name)[5]):
+        text, paper = inspect.getdoc(LOSSES[name].make) or "", self.rows()[ON_LOGITS.index(name)][4]
+        for author, year in re.findall(r"(\w+) (?:et al\.|and \w+) (20\d\d)", paper):
             assert author in text
             assert year in text
-        assert re.search(r"20\d\d", self.row(name)[5])
+        assert re.search(r"20\d\d", paper)
 
     def test_the_page_s_python_runs(self) -> None:
         student, teacher = _batch((6, 5))
         given = {"student_logits": student, "teacher_logits": teacher, "labels": _labels((6, 5)), "cross_entropy": 0.0}
-        (code,) = re.findall(r"```python\n(.*?)```", self.PAGE, flags=re.DOTALL)
+        code = re.findall(r"```python\n(.*?)```", self.PAGE, flags=re.DOTALL)[0]
         exec(code, given)
         assert given["total"] == given["term"]
