@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pydoc
 import re
 import shlex
 import subprocess
@@ -159,6 +160,12 @@ def test_the_reference_has_every_command_setting_and_list() -> None:
     for line in (written + lists).splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in {4, 5, 6, 7, 8}, line
+
+
+def test_the_names_of_the_api_page_exist() -> None:
+    names = re.findall(r"^::: (\S+)$", DOCUMENTS["docs/reference/api.md"], flags=re.MULTILINE)
+    assert len(names) > 20
+    assert [name for name in names if pydoc.locate(name) is None] == []
 
 
 def test_the_loss_in_contributing_works_as_shown(tmp_path: Path) -> None:
