@@ -31,9 +31,9 @@ import numpy as np
 import torch
 
 from kdpipe import dataset
+from kdpipe.stages.cli import main as kdpipe
 from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
-from kdpipe.stages.cli import main as kdpipe
 
 ENCODINGS = ("fp32", "fp16", "fp16r7", "fp16r5", "sqrtp8@4", "sqrtp6@8", "tailp6@4", "tailp8@1", "topk5")
 RECIPES = ("crop-flip", "rrc-flip:0.25+color+mixup:0.2", "trivial+erase+cutmix:1")

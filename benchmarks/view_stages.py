@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,15 +9,13 @@ from functools import wraps
 from typing import Any
 from unittest.mock import patch
 
-from kdpipe.views import mixing
+from kdpipe.views import geometry, mixing
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import Step
 
-_RENDER = importlib.import_module("kdpipe.views.render")
-"""``kdpipe.views.render`` itself is the function."""
 _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "drawing": ((Draws, "words"), (Draws, "integers"), (Draws, "uniform")),
-    "boxes and resizing": ((_RENDER, "cut"),),
+    "boxes and resizing": ((geometry, "cut"),),
     "mixing": ((mixing, "mix"), (mixing.Population, "partners")),
 }
 _PHASES = {

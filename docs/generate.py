@@ -23,7 +23,10 @@ _INTRODUCTIONS = {
         "`--params FILE` reads the section of the command's name from a YAML file; flags override it. Every setting is "
         "the flag of the same name, with hyphens instead of underscores."
     ),
-    "lists": "`kdpipe list KIND` prints these tables, with `--json` for programs. Required parameters are in capitals.",
+    "lists": (
+        "`kdpipe list KIND` prints these tables, with `--json` for programs. Parameters in capitals must be given; the "
+        "others have the value that is shown, or none where they stand in brackets. Several are joined with `+`."
+    ),
 }
 
 
@@ -58,12 +61,11 @@ def _command_names() -> list[str]:
 
 def _settings() -> str:
     """Return every setting of every stage, in the groups of the help."""
-    from kdpipe.stages import settings
-    from kdpipe.stages.cli import EXAMPLES
+    from kdpipe.stages.cli import EXAMPLES, settings_of
 
     parts = ["# Settings", _INTRODUCTIONS["settings"]]
     for command in EXAMPLES:
-        stage = getattr(settings, command.title().replace("-", ""))
+        stage = settings_of(command)
         groups: dict[str, list[Sequence[str]]] = {}
         for each in stage.flat().values():
             text = " ".join((each.field.description or "").split())
@@ -115,13 +117,15 @@ def _cell(value: Any, *, code: bool) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:g}"
-    text = _escaped(", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
-    return f"`{text}`" if code else text
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return f"`{text}`" if code else _escaped(text)
 
 
 def _escaped(text: str) -> str:
-    """Return text for a cell, where a bar would end it and an angle bracket begin HTML."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """Return text of a docstring for a cell: code between single backticks, and no HTML or emphasis elsewhere."""
+    parts = text.replace("|", "\\|").split("``")
+    plain = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(code if place % 2 else plain[place // 2] for place, code in enumerate(parts))
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -39,17 +39,23 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    """Fill the tables, or compare them."""
-    different = []
+    """Fill the tables, or compare them; exit with 1 where a document differs or results are missing."""
+    check, faults = "--check" in sys.argv, []
     for path in documents():
         text = path.read_text(encoding="utf-8")
-        filled = fill(text)
-        if filled != text:
-            different.append(str(path.relative_to(ROOT)))
-            if "--check" not in sys.argv:
-                path.write_text(filled, encoding="utf-8")
-    if different and "--check" in sys.argv:
-        sys.exit(f"tables differ from benchmarks/results in {', '.join(different)}: run python docs/tables.py")
+        try:
+            filled = fill(text)
+        except FileNotFoundError as error:
+            faults.append(f"{path.relative_to(ROOT)}: {error.filename} does not exist")
+            continue
+        if check and filled != text:
+            faults.append(
+                f"{path.relative_to(ROOT)}: a table differs from benchmarks/results; run python docs/tables.py"
+            )
+        elif filled != text:
+            path.write_text(filled, encoding="utf-8")
+    if faults:
+        sys.exit("\n".join(faults))
 
 
 def _read(name: str) -> Any:
@@ -139,6 +145,13 @@ def _registered_losses(reads: str, weights: str) -> str:
         if entry.facts["reads"].split()[0] in reads.split()
     ]
     return _markdown(("loss with its defaults", "term", "reads", weights, "source"), rows, numbers_from=5)
+
+
+def _operations() -> str:
+    from kdpipe.views import OPERATIONS
+
+    rows = [(f"`{each.usage}`", each.help, each.source) for each in OPERATIONS]
+    return _markdown(("operation", "meaning", "source"), rows, numbers_from=3)
 
 
 def _signal_sizes() -> str:
@@ -384,6 +397,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layer-losses": _layer_losses,
     "losses": _losses,
     "published-losses": _published_losses,
+    "operations": _operations,
     "signal-sizes": _signal_sizes,
     "signal-losses": _signal_losses,
     "chains": _chains,

@@ -33,8 +33,8 @@ from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join
 from kdpipe.stages.console import progress, say
-from kdpipe.stages.members import members
-from kdpipe.stages.settings import Benchmark
+from kdpipe.stages.seed_runs import seed_runs
+from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.evaluation import predict
@@ -48,7 +48,7 @@ def run(params: Benchmark) -> None:
     """Measure every run and write the report to ``params.measurement.out``."""
     device = models.resolve_device(params.measurement.device)
     test = load_split(params.dataset, "test")
-    runs = {path.name: members(path) or [RunDirectory(path)] for path in params.measurement.run}
+    runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     attack = _attack(params, test)

@@ -1,11 +1,14 @@
-"""What a person sees while a stage works: a bar with rate and ETA on a terminal, plain lines elsewhere."""
+"""The console of a running stage: messages, progress (a bar on a terminal, plain lines elsewhere), and stop signals."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -22,36 +25,27 @@ from rich.text import Text
 _PLAIN_EVERY = 10.0
 """Seconds between two plain lines."""
 _STATUS_EVERY = 1.0
-"""Seconds between two looks at the status of what a bar shows."""
+"""Seconds between two updates of a bar's status."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Where progress and messages go; results go to standard output."""
+"""For progress and messages; results go to standard output."""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
-
-
-class _Bar(Progress):
-    """A bar with the status below it."""
-
-    status = ""
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        if self.status:
-            yield Text(self.status, no_wrap=True, overflow="ellipsis")
+def say(message: str) -> None:
+    """Print one line to standard error, above the progress bar if there is one."""
+    if console.is_terminal:
+        console.print(message, markup=False)
+    else:
+        print(message, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(
     what: str, total: int, unit: str = "images", status: Callable[[], str] | None = None
 ) -> Iterator[Callable[[int], None]]:
-    """Show a stretch of work; the yielded function takes the number of units done since its last call.
+    """Show progress in the block; the yielded function takes the number of units done since its last call.
 
-    ``status`` is shown below a bar, or at the end of a plain line, and called for no other reason.
+    ``status`` is shown below a bar, or at the end of a plain line. It is called only when it is shown.
     """
     if console.is_terminal:
         columns = (
@@ -63,21 +57,68 @@ def progress(
         )
         with _Bar(*columns, console=console, transient=True) as bar:
             task = bar.add_task(what, total=total, unit=unit)
-            looked = time.monotonic()
+            updated = time.monotonic()
 
             def advance(done: int) -> None:
-                nonlocal looked
+                nonlocal updated
                 bar.advance(task, done)
-                if status is not None and time.monotonic() - looked >= _STATUS_EVERY:
-                    bar.status, looked = status(), time.monotonic()
+                if status is not None and time.monotonic() - updated >= _STATUS_EVERY:
+                    bar.status, updated = status(), time.monotonic()
 
             yield advance
     else:
         yield _Plain(what, total, unit, status).advance
 
 
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Defer the first SIGINT or SIGTERM to the end of the block; the yielded function returns whether there was one.
+
+    The signal is sent again at the end of the block, so that a training can first reach a point from which it can be
+    resumed. A second signal takes effect at once.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    handlers = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+        if received:
+            signal.raise_signal(received[0])
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
+
+
+class _Bar(Progress):
+    """A progress bar with the status below it."""
+
+    status = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.status:
+            yield Text(self.status, no_wrap=True, overflow="ellipsis")
+
+
 class _Plain:
-    """Prints a line every ten seconds, so short work prints none."""
+    """Prints a line every ten seconds; shorter work prints none."""
 
     def __init__(self, what: str, total: int, unit: str, status: Callable[[], str] | None) -> None:
         self._what, self._total, self._unit, self._status = what, total, unit, status
@@ -94,11 +135,3 @@ class _Plain:
             line = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.0f}/s, {remaining:.0f} s left"
             more = "" if self._status is None else self._status()
             print(f"{line}, {more}" if more else line, file=sys.stderr, flush=True)
-
-
-def say(message: str) -> None:
-    """Print one line for a person, above the progress bar if there is one."""
-    if console.is_terminal:
-        console.print(message, markup=False)
-    else:
-        print(message, file=sys.stderr, flush=True)

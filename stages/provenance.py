@@ -1,4 +1,4 @@
-"""Where a result came from: versions of the libraries and the revision of the repository."""
+"""Provenance of a result: versions of the libraries and the revision of the repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LIBRARIES = ("torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of kdpipe, Python and the libraries that shape results."""
+    """Return the versions of kdpipe, Python and the libraries that affect results."""
     import kdpipe
 
     found = {"kdpipe": kdpipe.__version__, "python": platform.python_version()}
@@ -18,7 +18,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of the working directory, with ``+changes`` if it is not clean; None outside git."""
+    """Return the commit of the working directory, with ``+changes`` if some are uncommitted; None outside git."""
     commands = (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         revision, status = (

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: write beside, flush to disk, rename."""
+"""Atomic writing of files: write a temporary file beside it, flush it to disk, rename it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def fsync_directory(path: Path) -> None:
-    """Flush a directory's entries, so that a rename in it survives a power cut."""
+    """Flush a directory's entries, so that a rename in it survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -19,7 +19,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def fsync_file(path: Path, *, up_to: Path | None = None) -> None:
-    """Flush a file's content and then its directory entry, and those of its parents up to ``up_to``."""
+    """Flush a file's content, then its directory entry, then those of its parents up to ``up_to``."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -32,10 +32,10 @@ def fsync_file(path: Path, *, up_to: Path | None = None) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object], *, temporary: Path | None = None) -> None:
-    """Let ``write`` fill a temporary file, then put it at ``path`` in one step.
+    """Call ``write`` with the path of a temporary file, then rename that to ``path``.
 
-    On an error or a kill, ``path`` keeps what it held before; a kill leaves the temporary file, which is beside
-    ``path`` and this process's own where ``temporary`` names no other on the same file system.
+    On an error or a kill, ``path`` keeps its former content; a kill leaves the temporary file. By default it is beside
+    ``path``, with the process id in its name; ``temporary`` must be on the same file system.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -59,5 +59,5 @@ def write_text(path: Path, content: str, *, temporary: Path | None = None) -> No
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, atomically; NaN and infinity are refused."""
+    """Write ``value`` to ``path`` as indented JSON, atomically; NaN and infinity raise ``ValueError``."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,7 +1,7 @@
-"""Every error that a user can cause or meet, grouped by what they would do about it.
+"""Errors that a user can cause or encounter, grouped by their remedy.
 
-Only the command line catches these (one line on stderr, exit code 1); anything else is a bug and keeps
-its traceback.
+Only the command line catches these (one line on stderr, exit code 1); any other exception is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class RecipeError(KdpipeError, ValueError):
 
 
 class DeviceError(KdpipeError):
-    """The requested device is not there, or its memory does not suffice."""
+    """The requested device does not exist, or its memory is too small."""
 
 
 class StoreError(KdpipeError):
-    """Base of everything that can be wrong with a logit store."""
+    """Base of all errors of logit stores."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
@@ -47,11 +47,11 @@ class UnsealedStoreError(StoreError):
 
 
 class StaleStoreError(StoreError):
-    """The store was made from other ingredients than the ones asked for."""
+    """The store was made from other inputs than the requested ones."""
 
 
 class CorruptStoreError(StoreError):
-    """The store's files do not agree with its manifest."""
+    """The store's files do not match its manifest."""
 
 
 class StoreLockedError(StoreError):
@@ -59,15 +59,15 @@ class StoreLockedError(StoreError):
 
 
 class UnwritableStoreError(StoreError, OSError):
-    """The disk refuses the store: it is full, or the place is read-only."""
+    """The store cannot be written: the disk is full, or the path is read-only."""
 
 
 class UnsupportedLossError(KdpipeError):
-    """The loss needs something that the store or the data does not have."""
+    """The loss needs something that the store or the data lacks."""
 
 
 class RunError(KdpipeError):
-    """A run directory is missing, incomplete or made by something else."""
+    """A run directory is missing, incomplete, or not made by kdpipe."""
 
 
 class DivergedError(KdpipeError):

@@ -1,7 +1,7 @@
-"""How long work says how far it has come, without knowing who listens.
+"""Progress of long work, independent of its display.
 
-Rooms take a ``Progress`` and call it once for each stretch of work; the command line passes one that draws
-a bar, a library caller passes nothing and gets ``silent``.
+Functions take a ``Progress`` and call it once for each task. The command line passes one that draws a bar; the default
+is ``silent``.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Opens a stretch of work and yields the function that reports units done since the last call."""
+    """Opens a task, and yields the function that reports the units done since its last call."""
 
     def __call__(
         self, what: str, total: int, unit: str = "images", status: Callable[[], str] | None = None
     ) -> AbstractContextManager[Callable[[int], None]]:
-        """Open a stretch called ``what``, of ``total`` units.
+        """Open a task called ``what``, of ``total`` units.
 
-        ``status`` says more about the work under way. It is called only when that is to be shown, about once a second
-        at most and from within the yielded function, so it may wait for a device.
+        ``status`` returns further figures to display. It is called only to be displayed, at most about once a second
+        and from within the yielded function, so it may wait for a device.
         """
         ...
 

@@ -327,7 +327,7 @@ def test_a_repository_without_a_commit(fresh: Path, kdpipe: Kdpipe) -> None:
     outcome = kdpipe(*TEACHER, "--out", "run")
     assert outcome.code == 0
     assert [line for line in outcome.err.splitlines() if "DVCLive" in line] == [
-        "DVCLive does not log this run (Empty git repo)."
+        "warning: DVCLive cannot log this run (Empty git repo)."
     ]
     assert not (fresh / "run" / "dvclive").exists()
     refused(kdpipe(*TEACHER, "--out", "run", "--dvclive"), "DVCLive cannot log this run (Empty git repo)")
@@ -376,7 +376,16 @@ def test_a_log_that_fails_does_not_stop_the_training(
     monkeypatch.setattr(Live, "next_step", then_break)
     outcome = kdpipe(*TEACHER, "--out", "run", "--tensorboard")
     assert outcome.code == 0
-    assert len([line for line in outcome.err.splitlines() if "DVCLive logs no more of this run (" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in outcome.err.splitlines()
+                if "warning: DVCLive failed and logs no more of this run (" in line
+            ]
+        )
+        == 1
+    )
     _assert_holds(repository / "run", "tensorboard")
     weights, expected = ((repository / name / "model.safetensors").read_bytes() for name in ("run", "whole"))
     assert weights == expected
@@ -403,6 +412,6 @@ def test_each_seed_has_its_own(repository: Path, kdpipe: Kdpipe) -> None:
 
 
 def test_nothing_is_imported_that_is_not_used() -> None:
-    code = "import sys, stages.training; print([name for name in sys.modules if name.split('.')[0] in sys.argv[1:]])"
+    code = "import sys, kdpipe.stages.training; print([name for name in sys.modules if name.split('.')[0] in sys.argv[1:]])"
     found = subprocess.run([sys.executable, "-c", code, *NAMES], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout == "[]\n"

@@ -1,6 +1,6 @@
-"""A store joined to a dataset that someone else's trainer reads: ``(image, label, soft_target)``.
+"""Datasets with soft targets for other trainers: items are ``(image, label, soft_target)``.
 
-The soft target is the teacher's float32 logits ``(classes,)``. Which image it belongs to is the point: see ``attach``.
+The soft target is the teacher's float32 logits ``(classes,)`` of the image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Transform = Callable[[Any], Any]
 
 
 class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
-    """A map-style dataset whose items end with their soft target; made by ``kdpipe.attach``.
+    """A map-style dataset whose items end with their soft target, from ``kdpipe.attach``.
 
     Works in the workers of a ``DataLoader``, forked or spawned, persistent or not: they share one decoded view.
     """
@@ -36,7 +36,7 @@ class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
     def __init__(
         self, items: Items, targets: SharedTargets, *, views: Sequence[int], transform: Transform | None
     ) -> None:
-        """Pair ``items`` with ``targets``, which show one of ``views`` in each epoch."""
+        """Pair ``items`` with ``targets``, of one of ``views`` in each epoch."""
         self._items = items
         self._targets = targets
         self._views = views
@@ -48,16 +48,16 @@ class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
 
     @property
     def view(self) -> int:
-        """The view that the soft targets are of."""
+        """The view of the soft targets."""
         return self._targets.view
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the view of epoch ``epoch`` (from 0): ``1 + epoch mod V``, or the only one there is.
+        """Select the view of epoch ``epoch`` (from 0): ``1 + epoch mod V``, or the only view.
 
-        Call it before the epoch's first batch is asked for, as with ``DistributedSampler``, and in the process that
-        attached the store; workers follow, persistent ones too. A dataset that has a ``set_epoch`` is told as well.
+        Call it before the epoch's first batch is loaded, as with ``DistributedSampler``, in the process that attached
+        the store; workers follow, also persistent ones. The dataset's own ``set_epoch`` is called as well.
         """
-        self._targets.show(self._views[epoch % len(self._views)])
+        self._targets.switch(self._views[epoch % len(self._views)])
         self._items.set_epoch(epoch)
 
     def __getitem__(self, index: Any) -> Any:
@@ -71,18 +71,18 @@ class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Any, ...]]:
-        """Return several items; the soft targets are gathered and decoded at once."""
-        samples = [self._sample(index) for index in indices]
-        view, soft_targets = self._targets.take(samples)
-        items = self._items.read(samples, view)
+        """Return several items, with soft targets gathered and decoded at once."""
+        found = [self._checked(index) for index in indices]
+        view, soft_targets = self._targets.take(found)
+        items = self._items.read(found, view)
         if self._transform is not None:
             items = [(self._transform(image), *rest) for image, *rest in items]
         return [(*item, target) for item, target in zip(items, soft_targets, strict=True)]
 
-    def _sample(self, index: int) -> int:
+    def _checked(self, index: int) -> int:
         found = operator.index(index)
         if not -len(self) <= found < len(self):
-            raise IndexError(f"there is no sample {found}, only 0 to {len(self) - 1}")
+            raise IndexError(f"there is no index {found}, only 0 to {len(self) - 1}")
         return found % len(self)
 
 
@@ -137,7 +137,7 @@ def attach(
 
 
 class Items(Protocol):
-    """Where images and labels come from."""
+    """A source of images and labels."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -145,13 +145,13 @@ class Items(Protocol):
     def set_epoch(self, epoch: int) -> None:
         """Prepare for an epoch."""
 
-    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:
-        """Return ``(image, label, ...)`` of some samples, in the pixels of ``view`` if that is for kdpipe to say."""
+    def read(self, indices: list[int], view: int) -> list[tuple[Any, ...]]:
+        """Return ``(image, label, ...)`` of some samples; a kdpipe dataset renders the pixels of ``view``."""
 
 
 @dataclass(frozen=True)
 class _Given:
-    """The caller's own items, in the caller's own pixels."""
+    """Items of the caller's dataset, with its own pixels."""
 
     dataset: Any
 
@@ -162,22 +162,22 @@ class _Given:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
-    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:  # noqa: ARG002
+    def read(self, indices: list[int], view: int) -> list[tuple[Any, ...]]:  # noqa: ARG002
         if hasattr(self.dataset, "__getitems__"):
-            items = list(self.dataset.__getitems__(samples))
+            items = list(self.dataset.__getitems__(indices))
         else:
-            items = [self.dataset[sample] for sample in samples]
-        for sample, item in zip(samples, items, strict=True):
+            items = [self.dataset[index] for index in indices]
+        for index, item in zip(indices, items, strict=True):
             if not isinstance(item, tuple | list) or len(item) < 2:
                 raise DatasetError(
-                    f"{_name(self.dataset)}[{sample}] is a {type(item).__name__}, expected a tuple (image, label); "
+                    f"{_name(self.dataset)}[{index}] is a {type(item).__name__}, expected a tuple (image, label); "
                     "wrap the dataset in one that returns that."
                 )
         return [tuple(item) for item in items]
 
 
 class _Rendered:
-    """The pixels of a view as the teacher saw them: uint8 ``(3, height, width)`` at the teacher's input size."""
+    """Items with the teacher's pixels of a view: uint8 ``(3, height, width)`` at the teacher's input size."""
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
@@ -186,19 +186,19 @@ class _Rendered:
         return len(self._renderer.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Do nothing: views are a matter of the soft targets."""
+        """Do nothing: ``read`` is given the view."""
 
-    def read(self, samples: list[int], view: int) -> list[tuple[Any, ...]]:
-        return list(zip(self._renderer(samples, view), self._labels(samples, view), strict=True))
+    def read(self, indices: list[int], view: int) -> list[tuple[Any, ...]]:
+        return list(zip(self._renderer(indices, view), self._labels(indices, view), strict=True))
 
-    def _labels(self, samples: list[int], view: int) -> Sequence[int | torch.Tensor]:
-        """Return each sample's label, or where the view mixes samples, the share of each class, ``(classes,)``."""
+    def _labels(self, indices: list[int], view: int) -> Sequence[int | torch.Tensor]:
+        """Return each sample's label, or the share of each class, ``(classes,)``, if the view mixes samples."""
         dataset = self._renderer.dataset
-        own, second = dataset.labels[samples], self._renderer.second_labels(samples, view)
+        own, second = dataset.labels[indices], self._renderer.second_labels(indices, view)
         if second is None:
             labels: list[int] = own.tolist()
             return labels
-        shares = torch.zeros(len(samples), len(dataset.classes))
+        shares = torch.zeros(len(indices), len(dataset.classes))
         for label, share in ((own, second.own_share), (second.labels, 1 - second.own_share)):
             known = np.flatnonzero(label >= 0)
             shares[known, label[known]] += torch.from_numpy(share[known])
@@ -207,7 +207,7 @@ class _Rendered:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a dataset says of its samples; ``None`` for what it does not say."""
+    """Attributes of a dataset; ``None`` for those that it lacks."""
 
     classes: tuple[str, ...] | None
     paths: Sequence[str] | None
@@ -216,7 +216,7 @@ class _Known:
 
 
 def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_index: bool) -> npt.NDArray[np.int64]:
-    """Return the store's row of each sample of someone else's dataset, int64 ``(len(dataset),)``."""
+    """Return the store's row of each sample of any map-style dataset, int64 ``(len(dataset),)``."""
     name = _name(dataset)
     stream = isinstance(dataset, torch.utils.data.IterableDataset)
     if stream or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
@@ -232,7 +232,7 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
     if keys is None:
         if known.paths is None:
             raise DatasetError(
-                f"{name} does not say which files it is made of. Give the samples' keys, such as "
+                f"{name} lists no files. Give the samples' keys, such as "
                 f"keys=['{store.split}/cat/1.jpg', ...], or by_index=True if it is in the order of {store.path}."
             )
         keys = [f"{store.split}/{path}" for path in known.paths]
@@ -243,7 +243,7 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
 
 
 def _check_order(store: LogitStore, samples: int, labels: npt.NDArray[Any] | None, *, name: str) -> None:
-    """Refuse a dataset that cannot be the store's in the same order."""
+    """Compare the number and the labels of a dataset's samples with the store's, in its order."""
     if samples != store.num_samples:
         raise StoreError(
             f"{name} has {samples} samples, {store.path} has {store.num_samples} of '{store.split}': they cannot be "
@@ -261,7 +261,7 @@ def _check_order(store: LogitStore, samples: int, labels: npt.NDArray[Any] | Non
 
 
 def _known(dataset: Any) -> _Known:
-    """Ask a dataset in the words of torchvision (``classes``, ``samples``, ``root``, ``targets``) and timm."""
+    """Read the attributes of torchvision's datasets (``classes``, ``samples``, ``root``, ``targets``) and of timm's."""
     if isinstance(dataset, torch.utils.data.Subset):
         whole = _known(dataset.dataset)
         paths = whole.paths and [whole.paths[index] for index in dataset.indices]
@@ -288,7 +288,7 @@ def _paths(dataset: Any) -> list[str] | None:
 
 
 def _class_name(name: Any) -> str:
-    """Return a class name as ``kdpipe.dataset`` writes it."""
+    """Return a class name in the form of ``kdpipe.dataset``."""
     return unicodedata.normalize("NFC", name) if isinstance(name, str) else ", ".join(map(str, name))
 
 

@@ -1,4 +1,4 @@
-"""A consumer's dataset against a store: joined by sample id, with unchanged files and the same pixels."""
+"""Join of a dataset and a store by sample id, with checks for changed files and pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def join(store: LogitStore, dataset: Dataset) -> npt.NDArray[np.int64]:
 
     Raises:
         StaleStoreError: the classes differ.
-        DatasetError: the store lacks samples of the dataset; the message names the first.
+        DatasetError: the store lacks samples of the dataset; the message has the first.
     """
     check_classes(store, dataset.classes, where=dataset.spec)
     where = f"'{dataset.split}' samples of {dataset.spec}"
@@ -26,7 +26,7 @@ def join(store: LogitStore, dataset: Dataset) -> npt.NDArray[np.int64]:
 
 
 def check_classes(store: LogitStore, classes: Sequence[str], *, where: str) -> None:
-    """Refuse class names that are not the store's, in its order.
+    """Compare class names with the store's, in its order.
 
     Raises:
         StaleStoreError: the classes differ.
@@ -44,7 +44,7 @@ def locate(
     """Return the store's row of each of ``sample_ids`` ``(n, 16)``, int64 ``(n,)``; ``keys`` are their names.
 
     Raises:
-        DatasetError: the store lacks some; the message names the first and says ``where`` they are.
+        DatasetError: the store lacks some; the message has the first, and ``where`` they are.
     """
     rows = find_ids(sample_ids, store.sample_ids)
     missing = np.flatnonzero(rows < 0)
@@ -58,14 +58,12 @@ def locate(
 
 
 def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
-    """Join a dataset to a store by sample id, and make sure the student will see what the teacher saw.
+    """Join a dataset to a store by sample id, and check that its views have the teacher's pixels.
 
-    Returns the store's row of each sample, int64 ``(len(dataset),)``. ``allow_drift`` lets pixels that render
-    differently pass.
+    Returns the store's row of each sample, int64 ``(len(dataset),)``. ``allow_drift`` accepts other pixels.
 
     Raises:
-        DatasetError: samples are missing from the store, their content has changed, or the dataset lacks some that
-            are mixed into its own.
+        DatasetError: the store lacks samples, their content has changed, or the dataset lacks mixing partners.
         StaleStoreError: the classes differ, or the replay probes render to other pixels.
     """
     stored_recipe(store)
@@ -86,23 +84,20 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
     drifted = None if allow_drift else drift(store, dataset, rows)
     if drifted is not None:
         raise StaleStoreError(
-            f"{store.path}: {drifted}. Install the versions that kdpipe inspect {store.path} shows, make a new store, "
+            f"{store.path}: {drifted}. Install the versions that kdpipe inspect {store.path} prints, make a new store, "
             "or pass --allow-drift."
         )
     return rows
 
 
 def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[str]:
-    """Return the keys of the samples whose file or pixels are not the ones that the teacher saw."""
+    """Return the keys of the samples whose file or pixels have changed since the teacher's pass."""
     changed = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
     return [dataset.keys[index] for index in np.flatnonzero(changed)]
 
 
 def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
-    """Check that a dataset has the store's samples, unchanged, and renders to the same pixels.
-
-    Returns one line for each fault.
-    """
+    """Check that a dataset has the store's samples, unchanged, and the teacher's pixels; return one line per fault."""
     faults = []
     known = {bytes(sample_id) for sample_id in store.sample_ids}
     shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]

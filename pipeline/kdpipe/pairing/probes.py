@@ -1,7 +1,7 @@
-"""The teacher's pixels again, and how to tell that they are the same: replay probes.
+"""Replay of the teacher's pixels, and the probes that check them.
 
-A store remembers hashes of what the teacher was shown of a few samples. Where they differ here, it also remembers
-enough to say why: hashes of the decoded source images, and what each operation made of synthetic ones.
+A store has hashes of the rendered pixels of a few samples. To explain differences, it also has hashes of their decoded
+source images, and of the result of each operation on synthetic images.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from kdpipe.store.sections import Rendering
 from kdpipe.views import Geometry, Population, Recipe, Renderer, trial
 
 PROBES = 8
-"""Samples per split whose pixels a store remembers, for each view."""
+"""Samples per split whose pixels are hashed, for each view."""
 
 
 def stored_recipe(store: LogitStore) -> Recipe:
-    """Return the recipe that a store's views were rendered by, with the tables that it keeps.
+    """Return the recipe of a store's views, with the store's tables of lambda.
 
     Raises:
-        StaleStoreError: this kdpipe does not know it, or draws other pixels by it.
+        StaleStoreError: the recipe is unknown to this version of kdpipe, or renders other pixels.
     """
     stored = store.manifest.fingerprint.recipe
     try:
@@ -37,12 +37,12 @@ def stored_recipe(store: LogitStore) -> Recipe:
     except RecipeError as error:
         raise StaleStoreError(
             f"{store.path} was made with the recipe {stored.version}, which this kdpipe cannot draw ({error}) Use the "
-            f"kdpipe that kdpipe inspect {store.path} shows."
+            f"version of kdpipe that kdpipe inspect {store.path} prints."
         ) from None
     if recipe.version != stored.version:
         raise StaleStoreError(
             f"{store.path} was made with the recipe {stored.version}; this kdpipe draws {recipe.version}, which gives "
-            f"other pixels. Use the kdpipe that kdpipe inspect {store.path} shows, or make a new store."
+            f"other pixels. Use the version of kdpipe that kdpipe inspect {store.path} prints, or make a new store."
         )
     return recipe
 
@@ -50,12 +50,12 @@ def stored_recipe(store: LogitStore) -> Recipe:
 def replay(
     store: LogitStore, dataset: Dataset, *, geometry: Geometry | None = None, device: torch.device | str = "cpu"
 ) -> Renderer:
-    """Return what renders the store's views of a dataset that is joined to it: the pixels that the teacher saw.
+    """Return a renderer of the teacher's pixels, for a dataset that is joined to the store.
 
-    ``geometry`` is that of another model, for the same views at its own input size.
+    ``geometry`` renders the same views at another model's input size.
 
     Raises:
-        StaleStoreError: this kdpipe cannot draw the store's recipe.
+        StaleStoreError: this version of kdpipe cannot draw the store's recipe.
     """
     return Renderer(
         dataset,
@@ -68,14 +68,14 @@ def replay(
 
 
 def teacher_preset(store: LogitStore) -> Preset:
-    """Return the evaluation view of the teacher that wrote a store."""
+    """Return the preprocessing of a store's teacher."""
     return Preset.parse(dict(store.manifest.fingerprint.teacher.preset))
 
 
 def lacking(store: LogitStore, dataset: Dataset) -> int:
-    """Return how many samples a dataset lacks that the store's views mix into its own.
+    """Return the number of mixing partners of a dataset's samples that the dataset lacks.
 
-    What a subset left out counts as lacking: samples that were held out must not show up in others.
+    Samples that a subset leaves out are lacking: held-out samples must not be mixed into others.
     """
     recipe = stored_recipe(store)
     if not recipe.mixes:
@@ -86,24 +86,24 @@ def lacking(store: LogitStore, dataset: Dataset) -> int:
 
 @dataclass(frozen=True)
 class Drift:
-    """How pixels differ from those that the teacher saw."""
+    """Differences from the teacher's pixels."""
 
     probes: int
-    """Probes, over all views, that render to other pixels."""
+    """Number of probes, over all views, that render to other pixels."""
     of: int
-    """Probes that were compared."""
+    """Number of probes compared."""
     reason: str
-    """What differs, as far as it can be told."""
+    """The causes that were found."""
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Return the differences in one line."""
         return f"{self.probes} of {self.of} replay probes render to other pixels: {self.reason}"
 
 
 def drift(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> Drift | None:
-    """Render those of the store's probes that ``dataset`` has, and say how their pixels differ; ``None`` if none does.
+    """Render the probes that ``dataset`` has, and compare their pixels with the teacher's; ``None`` if all are equal.
 
-    ``rows`` are the store's row of each sample; see ``lacking`` for recipes that mix.
+    ``rows`` are the store's row of each sample, ``(len(dataset),)``. For recipes that mix, see ``lacking``.
     """
     index_of = dict(zip(rows.tolist(), range(len(rows)), strict=True))
     available = [position for position, row in enumerate(store.probe_rows.tolist()) if row in index_of]
@@ -145,7 +145,7 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
 def rendering(
     recipe: Recipe, geometry: Geometry, datasets: Mapping[str, Dataset], probes: Mapping[str, npt.NDArray[np.int64]]
 ) -> Rendering:
-    """Record what makes the pixels of some datasets, whose ``probes`` are rows."""
+    """Return the origin of the pixels of datasets by split; ``probes`` are indices of each dataset."""
     return Rendering(
         decoder=decoder_name(),
         trial=trial(recipe, geometry),
@@ -154,13 +154,13 @@ def rendering(
 
 
 def probe_rows(dataset: Dataset) -> npt.NDArray[np.int64]:
-    """Choose the samples to remember: evenly spaced in the order of their ids, int64 ``(p,)``."""
+    """Choose the samples to hash, evenly spaced in the order of their ids; int64 indices ``(p,)``."""
     order = np.lexsort(dataset.sample_ids.T[::-1])
     return np.sort(order[np.linspace(0, len(order) - 1, min(PROBES, len(order))).astype(np.int64)])
 
 
 def probe_hashes(renderer: Renderer, indices: npt.NDArray[np.int64], *, planes: int) -> npt.NDArray[np.uint64]:
-    """Hash the rendered pixels of some samples in views 0 to ``planes - 1``, uint64 ``(planes, p)``."""
+    """Hash the rendered pixels at ``indices`` in views 0 to ``planes - 1``, uint64 ``(planes, p)``."""
     hashes = np.empty((planes, len(indices)), dtype=np.uint64)
     for view in range(planes):
         for column, image in enumerate(renderer(indices, view).cpu().numpy()):
@@ -169,7 +169,7 @@ def probe_hashes(renderer: Renderer, indices: npt.NDArray[np.int64], *, planes: 
 
 
 def source_hashes(dataset: Dataset, indices: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    """Hash the decoded source images of some samples: 64 bits of BLAKE3, in hexadecimal digits."""
+    """Hash the decoded source images at ``indices``: 64 bits of BLAKE3 in hexadecimal digits."""
     return tuple(blake3(image.numpy().tobytes()).hexdigest(length=8) for image in dataset.images(indices))
 
 

@@ -1,7 +1,7 @@
-"""Soft targets for data-loading workers: decoded by one process, in memory that all of them share.
+"""Soft targets for data-loading workers, decoded by one process into memory that all of them share.
 
-A plane per worker would cost too much memory, and a worker that outlives an epoch has to learn of the next view. So
-workers only gather: their parent decodes a view into shared memory and says that it is there.
+A plane per worker would take too much memory, and a persistent worker must follow to the next view. So workers only
+gather: their parent decodes a view into shared memory and then switches to it.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from kdpipe.store.reader import LogitStore, open_store
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Some samples of a sealed store, by where they are; the store is opened anew for each view, and then let go."""
+    """The place of some rows of a sealed store, which is opened again for each view."""
 
     path: Path
     split: str
     digest: str
     memory_limit: int
-    """Bytes that all views in memory may take."""
+    """Bytes for all views in memory."""
     rows: npt.NDArray[np.int64]
     """The store's row of each sample, ``(n,)``."""
 
     @classmethod
     def of(cls, store: LogitStore, rows: npt.NDArray[np.int64]) -> Origin:
-        """Remember where the samples at ``rows`` of an open store are."""
+        """Return the place of ``rows`` of an open store."""
         return cls(store.path.absolute(), store.split, store.digest, store.memory_limit, rows)
 
     def read(self, view: int) -> Plane:
-        """Decode the samples of a view.
+        """Decode the rows of a view.
 
         Raises:
-            StaleStoreError: there is another store at the path by now.
+            StaleStoreError: another store is at the path now.
             StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.gather``.
         """
         store = open_store(self.path, self.split, memory_limit=self.memory_limit)
         if store.digest != self.digest:
             raise StaleStoreError(
                 f"{self.path} has been made anew: its digest is {store.digest}, and was {self.digest} when the dataset "
-                "was attached. Attach it again."
+                "was attached. Attach the dataset again."
             )
         return store.gather(view, self.rows)
 
@@ -57,16 +57,15 @@ class Origin:
 class SharedTargets:
     """The soft targets of ``n`` samples, one view at a time.
 
-    With two slots, ``show`` fills the one that is not in use and then points at it: what a worker gathers meanwhile
-    still belongs to one view. Pickled for a process that is being spawned, the memory is shared; any other copy
-    decodes its own.
+    With two slots, ``switch`` fills the idle one and then makes it current, so a worker always gathers from a single
+    view. Pickled for a spawned process, the memory is shared; any other copy decodes its own.
     """
 
     def __init__(self, origin: Origin, *, view: int, slots: int) -> None:
         """Decode ``view`` into the first of ``slots``; see ``Origin.read`` for errors.
 
         Raises:
-            StoreError: the slots take more than the memory limit, or there is not enough shared memory.
+            StoreError: the slots exceed the memory limit, or there is too little shared memory.
         """
         self._origin = origin
         plane = origin.read(view)
@@ -84,30 +83,30 @@ class SharedTargets:
                 "Enlarge /dev/shm (in Docker: --shm-size or --ipc=host)."
             ) from error
         self._held = _share(torch.full((slots,), -1))
-        self._shown = _share(torch.zeros((), dtype=torch.int64))
+        self._current = _share(torch.zeros((), dtype=torch.int64))
         self._fill(0, view, plane)
 
     @property
     def view(self) -> int:
-        """The view that is shown."""
-        return int(self._held[self._shown])
+        """The current view."""
+        return int(self._held[self._current])
 
-    def show(self, view: int) -> None:
-        """Decode ``view`` unless a slot holds it, and show it to all processes that share the memory.
+    def switch(self, view: int) -> None:
+        """Decode ``view`` unless a slot holds it, and make it current in all processes that share the memory.
 
         See ``Origin.read`` for errors.
         """
         if view == self.view:
             return
-        slot = (int(self._shown) + 1) % len(self._slots)
+        slot = (int(self._current) + 1) % len(self._slots)
         if int(self._held[slot]) != view:
             self._fill(slot, view, self._origin.read(view))
-        self._shown.fill_(slot)
+        self._current.fill_(slot)
 
-    def take(self, samples: list[int]) -> tuple[int, torch.Tensor]:
-        """Return the view that is shown and its logits of some samples, float32 ``(len(samples), classes)``."""
-        slot = int(self._shown)
-        return int(self._held[slot]), self._slots[slot].logits(torch.tensor(samples, dtype=torch.int64))
+    def take(self, indices: list[int]) -> tuple[int, torch.Tensor]:
+        """Return the current view and its logits of some samples, float32 ``(len(indices), classes)``."""
+        slot = int(self._current)
+        return int(self._held[slot]), self._slots[slot].logits(torch.tensor(indices, dtype=torch.int64))
 
     def _fill(self, slot: int, view: int, plane: Plane) -> None:
         self._slots[slot].codes.copy_(plane.codes)
@@ -115,7 +114,7 @@ class SharedTargets:
         self._held[slot] = view
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Share the memory with a process that is being spawned; a copy elsewhere reads the store."""
+        """Share the memory with a spawned process; any other copy reads the store."""
         if get_spawning_popen() is None:
             return partial(SharedTargets, view=self.view, slots=len(self._slots)), (self._origin,)
         return super().__reduce_ex__(protocol)

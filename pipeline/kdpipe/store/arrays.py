@@ -1,4 +1,4 @@
-"""The arrays of one split: their names, shapes, chunking and codecs, for writing and for checking."""
+"""The arrays of one split: their names, shapes, chunks and codecs, and the reader of the small ones."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _SIDE_ROWS = 1_048_576
 _MAX_METADATA_BYTES = 65_536
 
 SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
-"""The arrays that are known before the teacher runs; the others are written shard by shard."""
+"""Side arrays: those known before the teacher runs. The others are written shard by shard."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What one array must look like."""
+    """Shape, chunks, dtype and compression of one array."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -48,7 +48,7 @@ class Spec:
 def specs(
     split: Split, *, encoding: Encoding, classes: int, signals: Mapping[str, Shape] | None = None
 ) -> dict[str, Spec]:
-    """Return the arrays of a split by name; ``signals`` are those kept beside the logits, as ``Manifest.kept``."""
+    """Return the arrays of a split by name; ``signals`` are shapes by name, as ``Manifest.kept``."""
     width, dtype = encoding.width(classes), encoding.dtype
     samples, planes, probes = split.samples, split.planes, split.probes
     side = min(samples, _SIDE_ROWS)
@@ -104,10 +104,9 @@ def create(group: zarr.Group, expected: dict[str, Spec]) -> None:
 
 
 def check(store: Path, split: str, expected: dict[str, Spec]) -> str | None:
-    """Compare a split's metadata files with what the manifest implies, before Zarr acts on them.
+    """Compare a split's metadata files with the manifest before Zarr reads them; return the first difference.
 
-    Codecs are compared by name and place, so nothing but ``bytes``, ``blosc`` and ``crc32c`` ever runs. Returns
-    what differs first, or ``None``.
+    Codecs are compared by name and position, so that only ``bytes``, ``blosc`` and ``crc32c`` ever run.
     """
     group = _document(store / split / "zarr.json")
     if group.get("zarr_format") != 3 or group.get("node_type") != "group":
@@ -131,7 +130,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _metadata(spec: Spec) -> dict[str, Any]:
-    """Return the entries of ``zarr.json`` that decide how an array is decoded."""
+    """Return the entries of ``zarr.json`` that decoding depends on."""
     compressed: list[Any] = ["bytes little", "blosc", "crc32c"]
     codecs = compressed
     if spec.shards is not None:
@@ -150,7 +149,7 @@ def _metadata(spec: Spec) -> dict[str, Any]:
 
 
 def _codec_names(codecs: Any) -> Any:
-    """Reduce a list of codecs to names, with the settings that decide how bytes are read."""
+    """Reduce a list of codecs to their names, with the settings that decoding depends on."""
     if not isinstance(codecs, list):
         return codecs
     names: list[Any] = []
@@ -167,7 +166,7 @@ def _codec_names(codecs: Any) -> Any:
 
 
 def side_files(split: str, expected: dict[str, Spec]) -> set[str]:
-    """Return every path that a split may hold besides the shards; chunks of fill value alone have no file."""
+    """Return every path that a split may hold besides its shards; chunks of fill value may have no file."""
     paths = {f"{split}/zarr.json"}
     for name, spec in expected.items():
         paths.add(f"{split}/{name}/zarr.json")
@@ -179,13 +178,13 @@ def side_files(split: str, expected: dict[str, Spec]) -> set[str]:
 
 def open_root(store: Path, *, mode: Literal["r", "r+"] = "r") -> zarr.Group:
     """Open the store's root group, Zarr format 3 only, ignoring consolidated metadata."""
-    # Blosc's own threads order a chunk's blocks differently from run to run.
+    # Blosc's own threads order a chunk's blocks differently in each run.
     numcodecs.blosc.use_threads = False
     return zarr.open_group(store, mode=mode, zarr_format=3, use_consolidated=False)
 
 
 def member(root: zarr.Group, split: str, name: str) -> zarr.Array[Any]:
-    """Return one of a split's arrays; raises ``KeyError`` where it is missing or no array."""
+    """Return one of a split's arrays; raises ``KeyError`` if it is missing or no array."""
     node = root[f"{split}/{name}"]
     if not isinstance(node, zarr.Array):
         raise KeyError(f"{split}/{name} is not an array")
@@ -198,28 +197,28 @@ def shard_path(split: str, name: str, *, view: int, shard: int) -> str:
 
 
 _ALWAYS_ALLOWED = 64 * 1024**2
-"""Bytes of side arrays that are read whatever the memory limit: 1.8 million samples."""
+"""Bytes of side arrays that may be read with any memory limit: 1.8 million samples."""
 
 
 def check_side_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit: int) -> None:
-    """Refuse side arrays that claim more memory than the limit, before anything is allocated.
+    """Compare the memory of a split's side arrays with the limit, before anything is allocated.
 
     Raises:
-        StoreError: they do; the message names the limit.
+        StoreError: they exceed the limit.
     """
     claimed = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name in SIDE)
     if claimed > max(memory_limit, _ALWAYS_ALLOWED):
         raise StoreError(
-            f"{store}: the ids, digests and labels of '{split}' would take {claimed:,} bytes of memory, the limit is "
-            f"{memory_limit:,}. If you trust the store, raise the memory limit."
+            f"{store}: the ids, digests and labels of '{split}' take {claimed:,} bytes of memory, the limit is "
+            f"{memory_limit:,}. If you trust the store, raise memory_limit (--memory-limit)."
         )
 
 
 def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
-    """Return a side array. A chunk that the manifest does not list is one of the fill value, but in ``sample_id``.
+    """Return a side array. Except in ``sample_id``, a chunk that the manifest does not list holds the fill value.
 
     Raises:
-        CorruptStoreError: a file is damaged, or is not the one of the manifest.
+        CorruptStoreError: a file is damaged, or differs from the manifest.
     """
     rows = spec.chunks[0]
     out = np.empty(spec.shape, spec.dtype)

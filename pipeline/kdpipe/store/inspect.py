@@ -1,4 +1,4 @@
-"""What a store says of itself, as plain JSON values."""
+"""Summary of a store as plain JSON values, for ``kdpipe inspect``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kdpipe.store.sections import array_name
 def summary(store: Path) -> dict[str, Any]:
     """Describe a sealed or unsealed store; ``samples``, ``classes`` and ``views`` are those of ``train``.
 
-    Bytes per sample are those of one row of a plane: its codes and its maximum, without signals.
+    Bytes per sample are those of one row of a plane: its codes and row maximum, without signals.
 
     Raises:
-        StoreError: there is no store, or its manifest is damaged.
+        StoreError: there is no store at the path, or its manifest is damaged.
     """
     found = manifest.read(store)
     entries = found.files if found.state == "sealed" else Ledger(store).read()
@@ -61,7 +61,7 @@ def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, An
     split = found.splits[name]
     pattern = re.compile(rf"{re.escape(name)}/codes/c/(\d+)/(\d+)/0")
     done, label_bytes = 0, 0
-    for path in sizes:  # not over the shards that the split claims: there may be any number of them
+    for path in sizes:  # not over the shards that the manifest claims, which may be any number
         place = pattern.fullmatch(path)
         row_max = place and arrays.shard_path(name, "row_max", view=int(place[1]), shard=int(place[2]))
         if row_max is not None and row_max in sizes:
@@ -81,7 +81,7 @@ def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, An
 
 
 def _signal(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Describe one signal; ``bytes`` are those of its finished shards in all splits, as they are on disk."""
+    """Describe one signal; ``bytes`` are the sizes on disk of its finished shards in all splits."""
     array = array_name(name)
     stored = sum(size for path, size in sizes.items() if path.split("/")[1:3] == [array, "c"])
     rows = sum(split.samples * split.planes for split in found.splits.values())
@@ -94,7 +94,7 @@ def _signal(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, A
 
 
 def _budget(found: Manifest) -> dict[str, Any] | None:
-    """Compare the budget that the encoding was chosen by with what it lost over all training rows."""
+    """Compare the KL over all training rows with the budget that the encoding was chosen by."""
     if found.choice is None:
         return None
     measured = found.fidelity.get("train")

@@ -1,7 +1,7 @@
-"""Beside a store that is being built: the lock that admits one writer, and the ledger of finished shards.
+"""Files beside a store under construction: the lock of its one writer, and the ledger of finished shards.
 
-Both live next to ``NAME.zarr`` and go when it is sealed, so that a sealed store holds exactly the files of its
-manifest.
+Both stand next to ``NAME.zarr`` and are removed when it is sealed, so that a sealed store holds exactly the files of
+its manifest.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class Entry:
     size: int
     digest: str
     fidelity: Fidelity | None = None
-    """What encoding lost in a shard of codes; other files have none."""
+    """Loss of encoding in a shard of codes; ``None`` for other files."""
 
 
 class Ledger:
     """An append-only list of finished files, one JSON line each, flushed to disk before it counts."""
 
     def __init__(self, store: Path) -> None:
-        """Open the ledger of the store at ``store``; nothing is created yet."""
+        """Use the ledger of the store at ``store``; nothing is created yet."""
         self.path = store.with_name(store.name + ".ledger")
 
     def read(self) -> dict[str, Entry]:
-        """Return the entries by path; a line cut short by a kill or damaged is none, and costs its shard."""
+        """Return the entries by path, without lines that a kill cut short or that are damaged."""
         if not self.path.exists():
             return {}
         entries = {}
@@ -54,7 +54,7 @@ class Ledger:
         return entries
 
     def rewrite(self, entries: list[Entry], *, choice: Choice | None) -> None:
-        """Replace the ledger's content, which also drops a last line that was cut short; ``choice`` comes first."""
+        """Replace the ledger's content, including a last line that was cut short; ``choice`` comes first."""
         chosen = "" if choice is None else json.dumps({"choice": choice.model_dump(mode="json")}) + "\n"
         lines = chosen + "".join(_line(entry) for entry in entries)
         durable.write_text(self.path, lines, temporary=self.path.with_name(f".{self.path.name}"))
@@ -80,10 +80,10 @@ def _line(entry: Entry) -> str:
 
 @contextmanager
 def lock(store: Path) -> Iterator[None]:
-    """Hold the store's writer lock; a lock left by a dead process does not hold.
+    """Hold the store's writer lock; the lock of a dead process does not count.
 
     Raises:
-        StoreLockedError: another process holds it; the message names its process id.
+        StoreLockedError: another process holds it; the message has its process id.
     """
     path = store.with_name(store.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _acquire(path: Path) -> int:
             raise StoreLockedError(
                 f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
             ) from None
-        # The previous holder may have unlinked the file between our open and our lock.
+        # The previous holder may have unlinked the file between the open and the lock.
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
@@ -122,10 +122,10 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 @contextmanager
 def writing(store: Path) -> Iterator[None]:
-    """Name the store and the remedy where the disk refuses to write it; other errors pass as they are.
+    """Report errors of the disk with the store and the remedy, in one line; other errors pass.
 
     Raises:
-        UnwritableStoreError: the disk is full, or the place is read-only or somebody else's.
+        UnwritableStoreError: the disk is full, or the folder is read-only or not permitted.
     """
     try:
         yield
@@ -133,7 +133,7 @@ def writing(store: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise UnwritableStoreError(
                 f"{store} cannot be written, its disk is full ({error.strerror}). Make room in {store.parent} and run "
-                "this again: the shards that are finished are kept."
+                "this again: finished shards are kept."
             ) from error
         if error.errno in _CLOSED:
             raise UnwritableStoreError(

@@ -1,7 +1,7 @@
-"""The manifest: what a store says of itself, in the attributes of its root group under ``kdpipe``.
+"""The manifest: the description of a store, in the attributes of its root group under ``kdpipe``.
 
-It is strict JSON: parsing it and writing it again gives the same bytes, unknown keys are refused, and once
-sealed a checksum covers all of it.
+It is strict JSON: parsing and writing it again gives the same bytes, unknown keys are refused, and a checksum covers
+all of a sealed store's manifest.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from kdpipe.store.settings import Provenance
 MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
-"""What a store's digest covers: what was computed and from what, not when, where or how well."""
+"""The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
 _ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering")
 
 
 class Manifest(BaseModel):
-    """The whole of it."""
+    """The manifest of a store."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,16 +43,16 @@ class Manifest(BaseModel):
     teacher_probe: tuple[float, ...] = Field(strict=False)
     """The teacher's first logits for a fixed input."""
     features: int | None = Field(None, gt=0, lt=2**20)
-    """Length of the penultimate features kept beside the logits."""
+    """Length of the penultimate features beside the logits."""
     signals: Signals = {}
-    """Shapes of the other signals kept beside the logits, by name; see ``kdpipe.models.signals``."""
+    """Shapes of the other signals beside the logits, by name; see ``kdpipe.models.signals``."""
     provenance: Provenance = Provenance()
     choice: Choice | None = None
-    """How the encoding was chosen, where it was."""
+    """The budget and table that the encoding was chosen by."""
     fidelity: dict[str, dict[str, JsonValue]] = {}
-    """What encoding lost over all of each sealed split; see ``kdpipe.encoding.Fidelity``."""
+    """Loss of encoding over all rows of each sealed split; see ``kdpipe.encoding.fidelity``."""
     rendering: Rendering | None = None
-    """What made the pixels."""
+    """Decoder and trial of the rendered pixels."""
     files: dict[str, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: dict[str, Digest] = {}
@@ -72,18 +72,18 @@ class Manifest(BaseModel):
 
     @property
     def kept(self) -> dict[str, Shape]:
-        """The shape of every signal beside the logits, by name: the penultimate features first, the others sorted."""
+        """Shapes of all signals beside the logits, by name: the penultimate features first, the others sorted."""
         first = {} if self.features is None else {PENULTIMATE: (self.features,)}
         return first | dict(sorted(self.signals.items()))
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """Temperatures that the store's fidelity is measured at: the usual ones and those of its budget."""
+        """Temperatures at which fidelity is measured: the usual ones and those of the budget."""
         budget = () if self.choice is None else self.choice.temperatures
         return tuple(sorted({*TEMPERATURES, *budget}))
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it as plain JSON values; entries that may be absent are, where they say nothing."""
+        """Return the manifest as plain JSON values, without optional entries that are empty."""
         whole = self.model_dump(mode="json")
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
         if not self.fingerprint.recipe.thresholds:
@@ -94,7 +94,7 @@ class Manifest(BaseModel):
         return whole
 
     def content_digest(self) -> Digest:
-        """Compute ``digest`` from the parts it covers."""
+        """Compute ``digest`` from the parts that it covers."""
         return digest_json({key: value for key, value in self.to_json().items() if key in _DIGESTED})
 
     def own_checksum(self) -> Digest:
@@ -102,13 +102,13 @@ class Manifest(BaseModel):
         return digest_json({key: value for key, value in self.to_json().items() if key != "checksum"})
 
     def sealed(self) -> Manifest:
-        """Return it with its digest and checksum, as what a sealed store says."""
+        """Return the manifest of the sealed store, with digest and checksum."""
         digested = self.model_copy(update={"state": "sealed", "digest": self.content_digest()})
         return digested.model_copy(update={"checksum": digested.own_checksum()})
 
 
 def digest_json(value: Any) -> Digest:
-    """Digest a JSON value by its canonical form: sorted keys, no spaces, UTF-8."""
+    """Digest the canonical form of a JSON value: sorted keys, no spaces, UTF-8."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return digest_bytes(text.encode())
 
@@ -128,9 +128,9 @@ def digest_file(path: Path) -> Digest:
 
 
 def write(store: Path, manifest: Manifest) -> None:
-    """Put ``manifest`` into the store's root ``zarr.json``, atomically.
+    """Write ``manifest`` to the store's root ``zarr.json``, atomically.
 
-    The temporary file lies beside the store, so that a kill leaves no stranger in it.
+    The temporary file stands beside the store, so that a kill leaves no foreign file in it.
     """
     durable.write_bytes(store / "zarr.json", document(manifest), temporary=store.with_name(f".{store.name}.manifest"))
 
@@ -177,7 +177,7 @@ def _refuse(constant: str) -> None:
 def _canonical(manifest: Manifest, content: bytes) -> bool:
     try:
         return document(manifest) == content
-    except ValueError:  # a number too large for a float became infinite
+    except ValueError:  # a number beyond float64 was read as infinite
         return False
 
 
@@ -192,7 +192,7 @@ def document(manifest: Manifest) -> bytes:
 
 
 def missing_or_resized(store: Path, found: Manifest) -> list[str]:
-    """Compare names and sizes of a sealed store's files with its manifest; one line for each fault."""
+    """Compare names and sizes of a sealed store's files with its manifest; return one line per fault."""
     present = file_sizes(store)
     present.pop("zarr.json", None)
     faults = [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())]
@@ -206,7 +206,7 @@ def missing_or_resized(store: Path, found: Manifest) -> list[str]:
 
 
 def file_sizes(store: Path) -> dict[str, int]:
-    """Return the bytes of every file by its path in the store, without those that a writer takes away meanwhile."""
+    """Return the size of every file by its path in the store, without files that a writer removes meanwhile."""
     sizes = {}
     for path in store.rglob("*"):
         with suppress(FileNotFoundError):

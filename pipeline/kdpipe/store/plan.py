@@ -1,4 +1,4 @@
-"""What a store is going to hold, known before the teacher runs."""
+"""Plan of a store, known before the teacher runs: its fingerprint, its splits, and their cut into shards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from kdpipe.store.settings import Provenance
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes that a layout stays within."""
+    """Bounds of a layout."""
 
     chunk_bytes: int = 2 * 1024**2
-    """Bytes of a decoded chunk, about."""
+    """Approximate bytes of a decoded chunk."""
     shard_bytes: int = 128 * 1024**2
     """Bytes of a shard's codes before compression."""
     shard_rows: int = 65_536
     split_rows: int = 4_096
-    """Planes of more rows than this are cut into at least four shards, so that a resumed run has units."""
+    """Planes of more rows have at least four shards, so that an interrupted build keeps part of its work."""
 
 
 LIMITS = Limits()
@@ -44,7 +44,7 @@ class Layout:
 
     @classmethod
     def choose(cls, *, samples: int, row_bytes: int, limits: Limits | None = None) -> Layout:
-        """Choose a layout for ``samples`` rows of ``row_bytes`` undecoded bytes each; ``limits`` default to LIMITS."""
+        """Choose a layout for ``samples`` rows of ``row_bytes`` uncompressed bytes, within ``limits`` or ``LIMITS``."""
         limits = limits or LIMITS
         limit = max(1, min(limits.shard_rows, limits.shard_bytes // row_bytes))
         shard = min(limit, -(-samples // 4) if samples > limits.split_rows else samples)
@@ -61,26 +61,26 @@ class Layout:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What a split will hold, known before the teacher runs."""
+    """The part of a split that is known before the teacher runs."""
 
     sample_ids: npt.NDArray[np.uint8]
-    """``(n, 16)``"""
+    """``(n, 16)``: BLAKE3-128 of each sample's key."""
     content_digests: npt.NDArray[np.uint8]
-    """``(n, 16)``"""
+    """``(n, 16)``: BLAKE3-128 of each sample's file or pixels."""
     labels: npt.NDArray[np.int32]
-    """``(n,)``, -1 where there is none."""
+    """``(n,)``, -1 for none."""
     planes: int
-    """The plain view and the augmented ones."""
+    """Number of views, the plain one included."""
     probe_rows: npt.NDArray[np.int64]
-    """``(p,)``: the samples whose pixels are remembered."""
+    """``(p,)``: rows whose rendered pixels are hashed."""
     probe_hashes: npt.NDArray[np.uint64]
-    """``(planes, p)``: 64-bit hashes of their rendered pixels."""
+    """``(planes, p)``: 64-bit hashes of these pixels."""
 
     keys: tuple[str, ...] = ()
-    """The samples' keys, to name one in an error."""
+    """Keys of the samples, for error messages."""
 
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Return the arrays that are known before the teacher runs, by name."""
+        """Return the side arrays by name."""
         return {
             "labels": self.labels,
             "sample_id": self.sample_ids,
@@ -92,7 +92,7 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that is still to be computed: rows ``start`` to ``stop`` of one view."""
+    """One shard of a plane: rows ``start`` to ``stop - 1`` of a view."""
 
     split: str
     view: int
@@ -100,18 +100,18 @@ class Shard:
     start: int
     stop: int
     signals: tuple[str, ...] = ()
-    """Names of the signals that are kept beside the logits."""
+    """Names of the signals beside the logits."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The shard's files, relative to the store: codes, row maxima, and signals where there are any."""
+        """Its files, relative to the store: codes, row maxima and signals."""
         names = ("codes", "row_max", *map(array_name, self.signals))
         return tuple(arrays.shard_path(self.split, name, view=self.view, shard=self.number) for name in names)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is needed to start or to resume a store."""
+    """Everything needed to start or to resume a store."""
 
     fingerprint: Fingerprint
     teacher_probe: tuple[float, ...]
@@ -119,24 +119,24 @@ class Plan:
     classes: tuple[str, ...]
     splits: dict[str, SplitPlan]
     calibrated: Encoding | None = None
-    """The fingerprint's encoding, fitted to a pilot of logits; ``None`` where there is nothing to fit."""
+    """The fingerprint's encoding fitted to a pilot of logits; ``None`` if nothing is fitted."""
     choice: Choice | None = None
-    """How the encoding was chosen, where it was."""
+    """The budget and table that the encoding was chosen by; ``None`` for an encoding by name."""
     signals: Mapping[str, Shape] = field(default_factory=dict)
-    """Shape of each signal to keep beside the logits, by name."""
+    """Shape of each signal beside the logits, by name."""
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
-    """What makes the pixels."""
+    """Decoder and trial of the rendered pixels."""
     limits: Limits | None = None
-    """Sizes of chunks and shards; ``None`` for those of format 1."""
+    """Bounds of chunks and shards; ``None`` for those of format 1."""
 
     def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
-        """Return the plan of the same store with another encoding, and how that was chosen."""
+        """Return the plan with another encoding, and how it was chosen."""
         fingerprint = self.fingerprint.model_copy(update={"encoding": fitted.name})
         return replace(self, fingerprint=fingerprint, calibrated=fitted, choice=choice)
 
     def manifest(self) -> Manifest:
-        """Return the manifest of the store while it is being built."""
+        """Return the manifest of the store under construction."""
         chosen = self.calibrated or get_encoding(self.fingerprint.encoding)
         code_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
         row_bytes = max([code_bytes, *(2 * math.prod(shape) for shape in self.signals.values())])

@@ -1,4 +1,4 @@
-"""Planes of a split in memory: decoded in parallel over their chunks, whole or only the rows that are wanted."""
+"""Planes of a split in memory: decoded in parallel over their chunks, whole or in part."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from kdpipe.store.sections import array_name
 Rows = npt.NDArray[np.int64]
 
 _MOST_THREADS = 16
-"""Each takes the memory of two chunks."""
+"""Each thread takes the memory of two chunks."""
 _SPAN_BYTES = 128 * 1024**2
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Samples of one view, still encoded, in main memory; rows are gathered and decoded on demand."""
+    """Rows of one view, still encoded, in main memory; gathered and decoded on demand."""
 
     codes: torch.Tensor
     """``(n, width)`` of the encoding's dtype."""
@@ -41,16 +41,16 @@ class Plane:
     classes: int
     """Number of classes, the length of a row of logits."""
     beside: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Signals that were asked for beside the logits, float16 ``(n, channels)`` or ``(n, H, W)``, by name."""
+    """Signals beside the logits, float16 ``(n, channels)`` or ``(n, H, W)``, by name."""
 
     def take(self, rows: torch.Tensor | slice) -> Plane:
-        """Return some rows of it, still encoded: those of int64 ``rows`` on the CPU, or a slice."""
+        """Return some rows, still encoded; ``rows`` is an int64 tensor on the CPU or a slice."""
         beside = {name: _taken(kept, rows) for name, kept in self.beside.items()}
         return Plane(_taken(self.codes, rows), _taken(self.row_max, rows), self.encoding, self.classes, beside)
 
     @classmethod
     def joined(cls, parts: Sequence[Plane]) -> Plane:
-        """Return the rows of several parts of one store, one after the other."""
+        """Return the rows of several planes of one store, one after the other."""
         first = parts[0]
         if len(parts) == 1:
             return first
@@ -71,12 +71,12 @@ class Plane:
 def _taken(kept: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
     if isinstance(rows, slice):
         return kept[rows]
-    # NumPy gathers rows several times as fast as torch's indexing, and by ``take`` faster than by its own.
+    # NumPy's take gathers rows several times as fast as torch's indexing, and faster than NumPy's own indexing.
     return torch.from_numpy(kept.numpy().take(rows.numpy(), axis=0))
 
 
 class _Piece(NamedTuple):
-    """Rows ``source`` of a chunk, which go to the rows ``target`` of the result."""
+    """Rows ``source`` of a chunk, copied to the rows ``target`` of the result."""
 
     chunk: int
     source: slice | Rows
@@ -85,7 +85,7 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class _Array:
-    """How the plane of an array is cut: into chunks in shards, or (``row_max``) into files of one chunk."""
+    """The cut of an array's plane: chunks in shards, or (``row_max``) files of one chunk."""
 
     name: str
     dtype: str
@@ -103,7 +103,7 @@ class _Array:
         return arrays.shard_path(split, self.name, view=view, shard=chunk // (self.chunks_per_shard or 1))
 
     def load(self, path: Path, piece: _Piece, out: npt.NDArray[Any]) -> None:
-        """Decode a chunk straight into ``out`` where all of it is wanted in order, else by way of a buffer."""
+        """Decode a chunk into ``out``: directly if the whole chunk is wanted in order, else through a buffer."""
         whole = piece.source == slice(0, self.chunk_rows) if isinstance(piece.source, slice) else False
         into = out[piece.target] if whole else np.empty((self.chunk_rows, *self.row), self.dtype)
         if self.chunks_per_shard is None:
@@ -115,7 +115,7 @@ class _Array:
 
 
 class _Job(NamedTuple):
-    """A piece of one of the arrays, where it goes, and the file that it comes from, relative to the store."""
+    """A piece of an array, the array that receives it, and its file, relative to the store."""
 
     array: _Array
     piece: _Piece
@@ -124,15 +124,12 @@ class _Job(NamedTuple):
 
 
 class PlaneReader:
-    """Decodes the planes of one split; each file is compared with its digest when it is first needed."""
+    """Decodes the planes of one split; each file is compared with its digest on its first use."""
 
     def __init__(
         self, store: Path, found: Manifest, split: str, encoding: Encoding, *, beside: Sequence[str] = ()
     ) -> None:
-        """Read from a store whose metadata was checked; nothing is opened yet.
-
-        Planes hold the signals ``beside`` the logits.
-        """
+        """Prepare to read a store whose metadata was checked; planes hold the signals ``beside`` the logits."""
         cut = found.splits[split]
         self._store, self._split, self._samples = store, split, cut.samples
         self._found = found
@@ -149,13 +146,13 @@ class PlaneReader:
         }
         self._beside = tuple(beside)
         self._trusted: set[tuple[str, int, int]] = set()
-        """Files by name, inode and time of change, whose digest was found right."""
-        # Blosc's own threads would compete with ours.
+        """Files with the right digest, by name, inode and time of change."""
+        # Blosc's own threads would compete with the pool's.
         numcodecs.blosc.use_threads = False
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that a row of a plane takes in memory: codes, their maximum and the signals beside them."""
+        """Bytes of a row of a plane in memory: codes, row maximum and the signals beside them."""
         return sum(array.row_bytes for array in self._in_planes)
 
     @property
@@ -172,13 +169,13 @@ class PlaneReader:
         """Decode rows ``start`` to ``stop - 1`` of a view.
 
         Raises:
-            CorruptStoreError: a file differs from its digest, or a chunk from its checksum, or values are invalid.
-            StaleStoreError: the store was replaced by another since it was opened.
+            CorruptStoreError: a file differs from its digest, a chunk from its checksum, or values are invalid.
+            StaleStoreError: another store has replaced this one since it was opened.
         """
         return self._plane(view, stop - start, lambda array: _consecutive(start, stop, array))
 
     def gather(self, view: int, rows: Rows) -> Plane:
-        """Decode the chunks that hold ``rows``, and return those rows in their order; see ``read`` for errors."""
+        """Decode the chunks that hold ``rows`` and return the rows in their order; see ``read`` for errors."""
         return self._plane(view, len(rows), lambda array: _scattered(rows, array))
 
     def signal(self, name: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
@@ -189,7 +186,7 @@ class PlaneReader:
         return out.reshape(len(rows), *self._found.kept[name])
 
     def faults(self, view: int) -> Iterator[str]:
-        """Decode all of a view, about 128 MiB at a time, and yield one line for each chunk or file that is damaged."""
+        """Decode all of a view, about 128 MiB at a time; yield one line for each damaged chunk or file."""
         for array in (*self._labels, *self._signals.values()):
             span = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
             for start in range(0, self._samples, span):
@@ -212,7 +209,7 @@ class PlaneReader:
             raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {self._store}")
 
     def _refuse_replaced(self) -> None:
-        """Tell a store that another took the place of from a damaged one."""
+        """Raise ``StaleStoreError`` if another store is at the path: its files differ without being damaged."""
         try:
             now = manifest.read(self._store)
         except StoreError:
@@ -224,7 +221,7 @@ class PlaneReader:
         return [_Job(array, piece, out, array.path(self._split, view, piece.chunk)) for piece in pieces]
 
     def _fill(self, view: int, jobs: list[_Job]) -> Iterator[str]:
-        """Decode in parallel; yield what is wrong with a chunk, or else with its file."""
+        """Decode in parallel; yield one line for each fault of a chunk, or else of its file."""
         pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="kdpipe-decode")
         try:
             decoded = [pool.submit(self._decode, job) for job in jobs]
@@ -246,7 +243,7 @@ class PlaneReader:
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, job: _Job) -> str | None:
-        """Decode a chunk and look at its values; return what is wrong with it."""
+        """Decode a chunk and check its values; return its fault, if it has one."""
         try:
             job.array.load(self._store / job.file, job.piece, job.out)
         except (ValueError, RuntimeError, OSError) as error:
@@ -268,7 +265,7 @@ class PlaneReader:
             return True
 
     def _invalid(self, job: _Job) -> str | None:
-        """Say how many rows hold what no encoder writes."""
+        """Return a line with the number of rows that no encoder writes, or ``None`` if there are none."""
         values = job.out[job.piece.target]
         if job.array.name == "codes":
             bad = self._encoding.invalid(torch.from_numpy(values), self._classes).numpy()

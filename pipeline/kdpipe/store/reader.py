@@ -1,7 +1,7 @@
-"""A split of an open store: decoded a whole plane at a time, gathered from memory.
+"""One split of an open store: whole planes are decoded into memory, and rows are gathered from them.
 
-What is read may take ``memory_limit`` bytes: two planes, the one in use and the one being prefetched. Of a store
-whose planes are larger, ranges and single rows are still there, and ``blocks`` trains on it.
+Planes take at most ``memory_limit`` bytes: two of them, the one in use and the one being prefetched. Ranges and single
+rows of larger planes can still be read, and ``blocks`` trains on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
 
 MEMORY_LIMIT = 8 * 1024**3
-"""Default of ``open_store``: 8 GiB hold two planes of 1.28 million samples and 1,000 classes in fp16."""
+"""Default of ``open_store``: 8 GiB, enough for two planes of 1.28 million samples and 1,000 classes in fp16."""
 _PLANES_KEPT = 2
 _LARGEST = Limits()
 """The largest shards of format 1; one of a single row may be larger."""
@@ -35,17 +35,17 @@ _LARGEST = Limits()
 def open_store(
     path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT, beside: Sequence[str] = ()
 ) -> LogitStore:
-    """Open one split of a sealed store, after comparing its files' names and sizes with the manifest.
+    """Open one split of a sealed store; names and sizes of its files are compared with the manifest first.
 
     Args:
         path: the store's directory, ``NAME.zarr``.
         split: ``train`` or ``test``.
-        memory_limit: bytes that planes may take; two at most are held. A buffer per thread comes on top.
+        memory_limit: bytes for planes in memory, of which there are two at most. Each thread has a buffer besides.
         beside: signals, such as ``features:layer3``, that planes hold beside the logits, for training.
 
     Raises:
         StoreNotFoundError: there is no store at ``path``.
-        UnsealedStoreError: it is still being built, or its build was interrupted.
+        UnsealedStoreError: the store is still being built, or its build was interrupted.
         CorruptStoreError: files are missing, extra or of another size, or metadata is damaged.
         StoreError: there is no such split or signal, or the split claims more memory than the limit.
     """
@@ -79,15 +79,18 @@ class LogitStore:
     def __init__(
         self, path: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str] = ()
     ) -> None:
-        """Open a split; use ``open_store``, which checks the store first."""
+        """Open a split of a checked store; use ``open_store``."""
         self.path = path
         self.manifest = found
         self.split = split
         self.memory_limit = memory_limit
-        """Bytes that planes may take in memory."""
+        """Bytes for planes in memory."""
         self._encoding = restore_encoding(found.encoding)
         if self._encoding.name != found.fingerprint.encoding:
-            raise CorruptStoreError(f"{path}: its description is of encoding '{self._encoding.name}'.")
+            raise CorruptStoreError(
+                f"{path}: its description is of encoding '{self._encoding.name}', its fingerprint names "
+                f"'{found.fingerprint.encoding}'."
+            )
         self.beside = tuple(dict.fromkeys(beside))
         """Signals that planes hold beside the logits."""
         for name in self.beside:
@@ -101,21 +104,21 @@ class LogitStore:
             signals=found.kept,
         )
         self._check_arrays()
-        # The ids first: they are never absent, so a claim of many samples needs a file of them.
+        # Ids first: their file is never absent, so a manifest that claims many samples needs a large file.
         self.sample_ids: npt.NDArray[np.uint8] = self._side("sample_id")
         """``(n, 16)`` uint8."""
         self.labels: npt.NDArray[np.int32] = self._side("labels")
-        """``(n,)`` int32 hard labels as they were when the store was made, -1 where there is none."""
+        """``(n,)`` int32 hard labels at the time of the build, -1 for none."""
         self.content_digests: npt.NDArray[np.uint8] = self._side("content_digest")
         """``(n, 16)`` uint8: BLAKE3-128 of each sample's file or pixels."""
         self.probe_rows: npt.NDArray[np.int64] = self._side("probe_row")
-        """``(p,)`` int64: the samples whose rendered pixels were hashed."""
+        """``(p,)`` int64: the rows whose rendered pixels were hashed."""
         self.probe_hashes: npt.NDArray[np.uint64] = self._side("probe_hash")
         """``(num_views + 1, p)`` uint64."""
 
     @property
     def num_samples(self) -> int:
-        """Number of samples in this split."""
+        """Number of samples in the split."""
         return self.manifest.splits[self.split].samples
 
     @property
@@ -125,7 +128,7 @@ class LogitStore:
 
     @property
     def num_views(self) -> int:
-        """Number of augmented views; the plain view 0 is there besides."""
+        """Number of augmented views, without the plain view 0."""
         return self.manifest.splits[self.split].planes - 1
 
     @property
@@ -135,12 +138,12 @@ class LogitStore:
 
     @property
     def encoding(self) -> Encoding:
-        """How the logits are kept, and so what they are good for."""
+        """Encoding of the logits; its ``max_temperature`` is the highest temperature that they serve."""
         return self._encoding
 
     @property
     def signals(self) -> tuple[str, ...]:
-        """Names of all signals that are kept beside the logits, such as ``features:layer3``."""
+        """Names of the signals stored beside the logits, such as ``features:layer3``."""
         return tuple(self.manifest.kept)
 
     @property
@@ -151,31 +154,31 @@ class LogitStore:
 
     @property
     def plane_bytes(self) -> int:
-        """Bytes that a plane takes in memory, still encoded, with the signals ``beside`` it."""
+        """Bytes of a plane in memory, still encoded, including the signals ``beside`` the logits."""
         return self.num_samples * self.row_bytes
 
     @property
     def row_bytes(self) -> int:
-        """Bytes that one sample of one view takes in memory, as in ``plane_bytes``."""
+        """Bytes of one row of a plane in memory; see ``plane_bytes``."""
         return self._reader.row_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether two planes stay within the memory limit."""
+        """Whether two planes fit the memory limit."""
         return _PLANES_KEPT * self.plane_bytes <= self.memory_limit
 
     @property
     def chunk_rows(self) -> int:
-        """Samples that are decoded as a unit."""
+        """Rows per chunk, the unit of decoding."""
         return self.manifest.splits[self.split].chunk_rows
 
     def codes(self, view: int) -> Plane:
-        """Read a view's codes into memory, in parallel over its chunks; the last two views read are kept.
+        """Read a view's codes into memory, in parallel over its chunks; the last two views stay in memory.
 
         Raises:
             StoreError: there is no such view, or a plane is larger than the memory limit.
-            CorruptStoreError: a file is not the one of the manifest, or holds values that no encoder writes.
-            StaleStoreError: the store was replaced by another since it was opened.
+            CorruptStoreError: a file differs from the manifest, or holds values that no encoder writes.
+            StaleStoreError: another store has replaced this one since it was opened.
         """
         self._check_view(view)
         self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
@@ -187,9 +190,9 @@ class LogitStore:
         return self._planes[view]
 
     def rows(self, view: int, start: int, stop: int) -> Plane:
-        """Read rows ``start`` to ``stop - 1`` of a view, of which nothing is kept; see ``codes`` for errors.
+        """Read rows ``start`` to ``stop - 1`` of a view, which do not stay in memory; see ``codes`` for errors.
 
-        Only the chunks that hold them are decoded; their files are compared with their digests once.
+        Only the chunks that hold them are decoded. Each file is compared with its digest once.
         """
         self._check_view(view)
         if not 0 <= start <= stop <= self.num_samples:
@@ -197,12 +200,12 @@ class LogitStore:
         self._check_memory((stop - start) * self.row_bytes, f"{stop - start:,} rows of '{self.split}'")
         return self._reader.read(view, start, stop)
 
-    def gather(self, view: int, indices: npt.NDArray[np.int64]) -> Plane:
-        """Read some samples of a view, any and in any order; like ``rows`` otherwise."""
+    def gather(self, view: int, rows: npt.NDArray[np.int64]) -> Plane:
+        """Read any rows of a view, in their order; otherwise like ``rows``."""
         self._check_view(view)
-        self._check_indices(indices)
-        self._check_memory(len(indices) * self.row_bytes, f"{len(indices):,} rows of '{self.split}'")
-        return self._reader.gather(view, indices)
+        self._check_rows(rows)
+        self._check_memory(len(rows) * self.row_bytes, f"{len(rows):,} rows of '{self.split}'")
+        return self._reader.gather(view, rows)
 
     def plane(self, view: int) -> npt.NDArray[np.float32]:
         """Return all logits of a view as float32 ``(num_samples, num_classes)``; see ``codes`` for errors."""
@@ -212,54 +215,54 @@ class LogitStore:
         logits: npt.NDArray[np.float32] = self._encoding.decode(plane.codes, plane.row_max, plane.classes).numpy()
         return logits
 
-    def logits(self, indices: Any, view: int = 0) -> npt.NDArray[np.float32]:
-        """Return the logits of some samples as float32 ``(len(indices), num_classes)``.
+    def logits(self, rows: Any, view: int = 0) -> npt.NDArray[np.float32]:
+        """Return the logits of some rows, 0 to ``num_samples - 1``, as float32 ``(len(rows), num_classes)``.
 
-        ``indices`` are positions in the store, 0 to ``num_samples - 1``. Where planes do not fit the memory limit,
-        each call decodes the chunks that it needs, which is slow for scattered samples. See ``codes`` for errors.
+        If planes exceed the memory limit, each call decodes the chunks that it needs, which is slow for scattered
+        rows. See ``codes`` for errors.
         """
-        rows = _positions(indices)
-        self._check_indices(rows)
+        wanted = _row_numbers(rows)
+        self._check_rows(wanted)
         plane = (
-            self.codes(view).logits(torch.from_numpy(rows))
+            self.codes(view).logits(torch.from_numpy(wanted))
             if self.fits
-            else self.gather(view, rows).logits(slice(None))
+            else self.gather(view, wanted).logits(slice(None))
         )
         gathered: npt.NDArray[np.float32] = plane.numpy()
         return gathered
 
-    def signal(self, name: str, indices: Any, view: int = 0) -> npt.NDArray[np.float32]:
-        """Return a signal of some samples, float32 ``(len(indices), channels)`` or ``(len(indices), H, W)``.
+    def signal(self, name: str, rows: Any, view: int = 0) -> npt.NDArray[np.float32]:
+        """Return a signal of some rows, float32 ``(len(rows), channels)`` or ``(len(rows), H, W)``.
 
-        Nothing is kept: each call decodes the chunks that it needs. ``indices`` are as for ``logits``. To train on
-        signals, give their names to ``open_store(..., beside=)``: planes then hold them.
+        Each call decodes the chunks that it needs. To train on signals, pass their names to ``open_store(beside=)``:
+        planes then hold them.
 
         Raises:
-            StoreError: the store has no such signal or view, or it takes more than the memory limit.
+            StoreError: the store has no such signal or view, or the rows exceed the memory limit.
             CorruptStoreError: as for ``codes``.
         """
-        return self._signal(name, indices, view).astype(np.float32)
+        return self._signal(name, rows, view).astype(np.float32)
 
-    def features(self, indices: Any, view: int = 0) -> npt.NDArray[np.float16]:
-        """Return what the teacher's last layer was given for some samples, float16 ``(len(indices), dim)``.
+    def features(self, rows: Any, view: int = 0) -> npt.NDArray[np.float16]:
+        """Return the teacher's penultimate features (input of the last layer), float16 ``(len(rows), dim)``.
 
         See ``signal`` for errors.
         """
         if PENULTIMATE not in self.signals:
-            raise StoreError(f"{self.path} keeps no features. Make it with: kdpipe cache-teacher --features")
-        return self._signal(PENULTIMATE, indices, view)
+            raise StoreError(f"{self.path} has no features. Make a store with: kdpipe cache-teacher --features")
+        return self._signal(PENULTIMATE, rows, view)
 
-    def _signal(self, name: str, indices: Any, view: int) -> npt.NDArray[np.float16]:
+    def _signal(self, name: str, rows: Any, view: int) -> npt.NDArray[np.float16]:
         self._check_signal(name)
-        rows = _positions(indices)
+        wanted = _row_numbers(rows)
         self._check_view(view)
-        self._check_indices(rows)
+        self._check_rows(wanted)
         row_bytes = 4 * math.prod(self.manifest.kept[name])
-        self._check_memory(row_bytes * len(rows), f"{name} of {len(rows):,} rows of '{self.split}'")
-        return self._reader.signal(name, view, rows)
+        self._check_memory(row_bytes * len(wanted), f"{name} of {len(wanted):,} rows of '{self.split}'")
+        return self._reader.signal(name, view, wanted)
 
     def faults(self, view: int) -> Iterator[str]:
-        """Decode all of a view and yield one line for each chunk or file that is damaged; takes one shard's memory."""
+        """Decode all of a view in the memory of one shard; yield one line for each damaged chunk or file."""
         self._check_view(view)
         return self._reader.faults(view)
 
@@ -267,16 +270,16 @@ class LogitStore:
         if name not in self.signals:
             kept = f", only {', '.join(self.signals)}" if self.signals else ""
             raise StoreError(
-                f"{self.path} keeps no {name}{kept}. Make a store with: kdpipe cache-teacher --signals {name}"
+                f"{self.path} has no {name}{kept}. Make a store with: kdpipe cache-teacher --signals {name}"
             )
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view <= self.num_views:
             raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
 
-    def _check_indices(self, rows: npt.NDArray[np.int64]) -> None:
+    def _check_rows(self, rows: npt.NDArray[np.int64]) -> None:
         if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
-            raise IndexError(f"positions must lie in 0..{self.num_samples - 1}")
+            raise IndexError(f"rows must lie in 0..{self.num_samples - 1}")
 
     def _check_memory(self, wanted: int, what: str) -> None:
         if wanted > self.memory_limit:
@@ -289,7 +292,7 @@ class LogitStore:
         return arrays.read_side(self.path, self.manifest, self.split, name, self._specs[name])
 
     def _check_arrays(self) -> None:
-        """Make sure that all sizes make sense and are allowed, and that the metadata says the same."""
+        """Refuse sizes that format 1 does not have or the memory limit does not allow, and metadata that differ."""
         cut = self.manifest.splits[self.split]
         widest = max(
             spec.shape[2] * np.dtype(spec.dtype).itemsize for spec in self._specs.values() if spec.shards is not None
@@ -303,7 +306,7 @@ class LogitStore:
         ):
             raise CorruptStoreError(
                 f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
-                f"{cut.shard_rows} rows, which nothing that kdpipe writes has."
+                f"{cut.shard_rows} rows, sizes that kdpipe never writes."
             )
         arrays.check_side_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
         listed = sum(name.startswith(f"{self.split}/codes/c/") for name in self.manifest.files)
@@ -316,8 +319,8 @@ class LogitStore:
             raise CorruptStoreError(f"{self.path}: {fault}.")
 
 
-def _positions(indices: Any) -> npt.NDArray[np.int64]:
-    rows = np.asarray(indices).reshape(-1)
-    if rows.size and rows.dtype.kind not in "iu":
-        raise TypeError(f"positions must be integers, got {rows.dtype}")
-    return rows.astype(np.int64)
+def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
+    numbers = np.asarray(rows).reshape(-1)
+    if numbers.size and numbers.dtype.kind not in "iu":
+        raise TypeError(f"rows must be integers, found {numbers.dtype}")
+    return numbers.astype(np.int64)

@@ -1,4 +1,4 @@
-"""The sections of a manifest: what the logits are of, who made them, and how they are kept."""
+"""Sections of a manifest: teacher, recipe, fingerprint, splits, signals, choice of encoding, rendering, files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Digest = str
 
 
 PENULTIMATE = "features:penultimate"
-"""The signal that has an entry of its own in the manifest, ``features``, and an array of that name."""
+"""The signal that has its own entry ``features`` in the manifest, and an array of that name."""
 
 _SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
-"""Names of signals in format 1; layers are named like modules of PyTorch."""
+"""Names of signals in format 1; a layer has the name of a module of the teacher."""
 
 Shape = tuple[int, ...]
-"""Of a signal for one sample: ``(channels,)`` of features, ``(H, W)`` of an attention map."""
+"""Shape of a signal for one sample: ``(channels,)`` of features, ``(H, W)`` of an attention map."""
 
 
 def array_name(name: str) -> str:
@@ -31,7 +31,7 @@ def array_name(name: str) -> str:
 
 def _named(name: str) -> str:
     if name == PENULTIMATE:
-        raise ValueError("the penultimate features have an entry of their own")
+        raise ValueError(f"{PENULTIMATE} belongs in the entry 'features', not in 'signals'")
     if not _SIGNAL.fullmatch(name):
         raise ValueError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER")
     return name
@@ -39,7 +39,7 @@ def _named(name: str) -> str:
 
 def _small(shape: Shape) -> Shape:
     if math.prod(shape) >= 2**20:
-        raise ValueError("a signal has fewer than 2^20 values per sample")
+        raise ValueError("a signal must have fewer than 2^20 values per sample")
     return shape
 
 
@@ -62,7 +62,7 @@ Signals = Annotated[
     Field(max_length=64),
     AfterValidator(_of_their_kind),
 ]
-"""Shapes by name, but for the penultimate features."""
+"""Shapes by name, without the penultimate features."""
 
 
 class _Strict(BaseModel):
@@ -70,7 +70,7 @@ class _Strict(BaseModel):
 
 
 class Teacher(_Strict):
-    """Who produced the logits."""
+    """The teacher of the logits."""
 
     name: str
     digest: Digest
@@ -92,17 +92,17 @@ Table = Annotated[
 
 
 class Recipe(_Strict):
-    """How the augmented views were drawn."""
+    """The recipe of the augmented views."""
 
     name: str
     version: str
     seed: int = Field(ge=0, lt=2**32)
     thresholds: dict[str, Table] = {}
-    """The table that each mixing operation draws its lambda with; see ``kdpipe.views.mixing``."""
+    """The table from which each mixing operation draws lambda; see ``kdpipe.views.mixing``."""
 
 
 class Fingerprint(_Strict):
-    """Everything that the codes depend on: equal fingerprints give equal stores."""
+    """All ingredients of the codes: equal fingerprints give equal stores."""
 
     teacher: Teacher
     dataset: dict[str, Digest]
@@ -113,7 +113,7 @@ class Fingerprint(_Strict):
     device: str
 
     def differences(self, asked: Fingerprint) -> list[str]:
-        """Name each part in which ``asked`` differs, as ``part: store has X, asked for Y``."""
+        """Return a line for each part in which ``asked`` differs: ``part: the store has X, asked for Y``."""
         mine, other = _flatten(self.model_dump()), _flatten(asked.model_dump())
         return [
             f"{key}: the store has {_shorten(mine.get(key))}, asked for {_shorten(other.get(key))}"
@@ -123,7 +123,7 @@ class Fingerprint(_Strict):
 
 
 class Split(_Strict):
-    """One split's size and cut."""
+    """Size of a split, and its cut into chunks and shards."""
 
     samples: int = Field(gt=0, lt=2**40)
     planes: int = Field(gt=0, lt=2**20)
@@ -144,7 +144,7 @@ class Split(_Strict):
 
 
 class Candidate(_Strict):
-    """An encoding as it was measured on the pilot."""
+    """The figures of one encoding on the pilot."""
 
     name: str
     bytes_per_sample: float
@@ -154,7 +154,7 @@ class Candidate(_Strict):
 
 
 class Choice(_Strict):
-    """The budget that the encoding was chosen by, and the table that it was chosen from."""
+    """The budget of the choice of encoding, and the table of candidates."""
 
     max_kl: float
     temperatures: tuple[float, ...] = Field(strict=False)
@@ -162,23 +162,23 @@ class Choice(_Strict):
 
 
 class Rendering(_Strict):
-    """What made the pixels that the teacher saw, to say what differs where the replay probes do."""
+    """Origin of the teacher's pixels, to explain replay probes that differ."""
 
     decoder: str
-    """What decoded the image files, with its version."""
+    """Library that decoded the image files, with its version."""
     trial: dict[str, str]
-    """What the resize and each of the recipe's operations made of synthetic images; see ``kdpipe.views.trial``."""
+    """Hash of the result of the resize and of each operation on synthetic images; see ``kdpipe.views.trial``."""
     sources: dict[str, Annotated[tuple[str, ...], Field(strict=False)]]
     """64-bit hashes of the probes' decoded source images, by split."""
 
     def differing(self, trial: Mapping[str, str]) -> list[str]:
-        """Name what gave another result in ``trial``; with the resize, the operations that use it are left out."""
+        """Return the names whose result differs in ``trial``; if the resize does, that name alone."""
         names = [name for name in trial if self.trial.get(name) != trial[name]]
         return ["resize"] if "resize" in names else names
 
 
 def rendering_differences(found: Rendering | None, wanted: Rendering | None) -> list[str]:
-    """Describe how ``wanted`` renders other pixels than ``found``; the decoder's name alone does not matter."""
+    """Return a line for each cause of other pixels in ``wanted``; the decoder's name alone does not count."""
     if found is None or wanted is None:
         return []
     differing = [

@@ -1,9 +1,9 @@
-"""A store's data files, decoded without Zarr: nothing in them is believed before it is checked.
+"""Decoder of a store's data files, without Zarr: everything in them is checked before it is used.
 
-The format is fixed. A chunk is a Blosc buffer (lz4 or zstd, or stored where that is smaller) and its crc32c, 4 bytes.
-A shard is a file of chunks and, at its end, the index: the ``(offset, size)`` of each chunk as uint64 pairs, both
-2^64 - 1 where there is none, and the index's own crc32c. All numbers are little-endian. Faults are ``ValueError``;
-the caller knows which rows they cost.
+The format is fixed. A chunk is a Blosc buffer (lz4 or zstd, or stored if that is smaller) and its crc32c, 4 bytes.
+A shard is a file of chunks with an index at its end: the ``(offset, size)`` of each chunk as uint64 pairs, both
+2^64 - 1 for a missing chunk, and the index's own crc32c. All numbers are little-endian. Faults raise ``ValueError``;
+the caller adds the rows that they affect.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
-"""The most that one Blosc buffer holds."""
+"""Capacity of one Blosc buffer."""
 
 _HEADER = struct.Struct("<BBBBIII")
 _FORMAT = (2, 1)
 """Versions of Blosc's format and of its lz4 and zstd formats."""
 _STORED = 0x02
 _CODECS = (1, 4)
-"""Blosc's numbers of lz4 and zstd."""
+"""Blosc's numbers for lz4 and zstd."""
 _CRC_BYTES = 4
 _ENTRY_BYTES = 16
 _ABSENT = 2**64 - 1
@@ -40,10 +40,10 @@ class _Place(NamedTuple):
 
 
 def read_chunk(path: Path, number: int, chunks: int, out: npt.NDArray[Any]) -> None:
-    """Decode chunk ``number`` of a shard of ``chunks`` into ``out``, C-contiguous and of exactly its size.
+    """Decode chunk ``number`` of a shard of ``chunks`` into ``out``, C-contiguous and of exactly the chunk's size.
 
     Raises:
-        ValueError: the index or the chunk is damaged or was never written; ``out`` then holds anything.
+        ValueError: the index or the chunk is damaged or was never written; the content of ``out`` is then undefined.
         OSError: the file cannot be read.
     """
     with path.open("rb", buffering=0) as file:
@@ -52,13 +52,13 @@ def read_chunk(path: Path, number: int, chunks: int, out: npt.NDArray[Any]) -> N
 
 
 def read_file(path: Path, out: npt.NDArray[Any]) -> None:
-    """Decode a file that is one chunk into ``out``; see ``read_chunk``."""
+    """Decode a file of one chunk into ``out``; see ``read_chunk``."""
     with path.open("rb", buffering=0) as file:
         _decode(file.fileno(), _Place(0, os.fstat(file.fileno()).st_size), out)
 
 
 def _find(descriptor: int, number: int, chunks: int) -> _Place:
-    """Look a chunk up in a shard's index, all of which must make sense."""
+    """Look up a chunk in a shard's index, after checking the whole index."""
     length = chunks * _ENTRY_BYTES + _CRC_BYTES
     body = os.fstat(descriptor).st_size - length
     if body < 0:
@@ -93,7 +93,7 @@ def _read(descriptor: int, place: _Place) -> _Bytes:
 
 
 def _checked(content: _Bytes, what: str) -> _Bytes:
-    """Return ``content`` without the checksum at its end, which it must fit."""
+    """Return ``content`` without the checksum at its end, after comparing them."""
     body = content[:-_CRC_BYTES]
     if google_crc32c.value(body) != int.from_bytes(content[-_CRC_BYTES:].tobytes(), "little"):
         raise ValueError(f"{what} does not match its checksum")
@@ -101,7 +101,7 @@ def _checked(content: _Bytes, what: str) -> _Bytes:
 
 
 def _check_header(content: _Bytes, out: npt.NDArray[Any]) -> None:
-    """Make sure that Blosc will write exactly ``out`` and read exactly ``content``, by lz4, zstd or a plain copy."""
+    """Check that Blosc will fill exactly ``out`` from exactly ``content``, by lz4, zstd or a plain copy."""
     if len(content) < _HEADER.size:
         raise ValueError("the chunk is shorter than a Blosc header")
     version, codec_version, flags, item_bytes, decoded, block, encoded = _HEADER.unpack(

@@ -1,4 +1,4 @@
-"""The empty store: made beside its place, moved there in one step, and repaired before a build goes on."""
+"""The empty store: created beside its path, moved there in one step, and repaired before a build continues."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kdpipe.store.plan import Plan
 from kdpipe.store.sections import Shape, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
-"""Endings of the hidden files and directories beside a store that a kill may leave: ``.NAME.zarr.new`` and so on."""
+"""Endings of the hidden files and directories that a kill may leave beside a store, such as ``.NAME.zarr.new``."""
 
 
 def clear(path: Path) -> None:
-    """Remove what a killed build left beside the store at ``path``."""
+    """Remove the leftovers of a killed build beside the store at ``path``."""
     for ending in _BESIDE:
         left = _beside(path, ending)
         if left.is_dir():
@@ -34,13 +34,11 @@ def clear(path: Path) -> None:
 
 
 def existing(path: Path, *, overwrite: bool) -> Manifest | None:
-    """Return the manifest of the store at ``path``; ``None`` where there is nothing to keep.
-
-    With ``overwrite``, a damaged store of kdpipe is nothing to keep either.
+    """Return the manifest of the store at ``path``; ``None`` if there is none, or with ``overwrite`` a damaged one.
 
     Raises:
         CorruptStoreError: the store is damaged.
-        StoreError: something else is at ``path``; it is never touched.
+        StoreError: something else is at ``path``; it is left alone.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
@@ -57,10 +55,10 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
 
 
 def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...]) -> Plan | None:
-    """Return ``plan`` with the encoding that the store at ``path`` was begun with, where the same was asked of it.
+    """Return ``plan`` with the encoding of the store at ``path`` if their other settings are equal, else ``None``.
 
-    That is the same teacher, data, views and budget of KL, or without a budget the same encoding; else ``None``. A
-    resumed build thus measures no pilot again, and cannot come to another choice.
+    These are teacher, data, views and budget of KL, or the encoding if there is no budget. A resumed build thus
+    measures no second pilot and cannot make another choice.
     """
     try:
         found = manifest.read(path)
@@ -76,7 +74,7 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
 
 
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
-    """Say in which parts a store differs from the one that is asked for."""
+    """Return a line for each part in which a store differs from the wanted one."""
     differing = found.fingerprint.differences(wanted.fingerprint)
     if not differing:
         differing += rendering_differences(found.rendering, wanted.rendering)
@@ -100,7 +98,7 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
 
 
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:
-    """Put an empty store at ``path``; whatever store was there goes only once the new one is in place."""
+    """Create an empty store at ``path``; a store that is there is removed after the new one is in place."""
     fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
     Ledger(path).remove()
     if path.exists():
@@ -111,7 +109,7 @@ def create(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 
 def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
-    """Write everything but the shards again into a store whose build goes on, whatever a crash left of it."""
+    """Write everything but the shards again, to continue a build after a crash."""
     fresh = _fresh(path, plan, wanted)
     for file in sorted(fresh.rglob("*")):
         target = path / file.relative_to(fresh)
@@ -123,7 +121,7 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
-    """Open a sealed store for the views that it lacks; the planes that it has stay as they are."""
+    """Open a sealed store for the views that it lacks, without changing its planes."""
     shards = {name for name in found.files if re.fullmatch(rf"[^/]+/(?!({'|'.join(arrays.SIDE)})/)[^/]+/c/.*", name)}
     entries = [Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)]
     Ledger(path).rewrite(entries, choice=wanted.choice)
@@ -165,7 +163,7 @@ def _beside(path: Path, what: str) -> Path:
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell a store of kdpipe, however damaged, from anything else."""
+    """Return whether ``path`` is a store of kdpipe, possibly damaged."""
     root = path / "zarr.json"
     if not root.is_file():
         return False

@@ -14,14 +14,14 @@ from kdpipe.store.reader import open_store
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
-    """Check every file's name, size and digest, and the shapes and ids; return one line for each fault.
+    """Check every file's name, size and digest, and the shapes and ids; return one line per fault.
 
     Raises:
-        StoreError: the manifest itself cannot be read, or the store is not sealed.
+        StoreError: the manifest cannot be read, or the store is not sealed.
     """
     found = manifest.read(store)
     if found.state != "sealed":
-        raise UnsealedStoreError(f"{store} is not sealed: there is nothing to verify yet.")
+        raise UnsealedStoreError(f"{store} is not sealed: finish its build with the same command, then verify it.")
     faults = missing_or_resized(store, found)
     present = [name for name in found.files if (store / name).is_file()]
     with (
@@ -38,7 +38,7 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
 
 
 def _refusals(store: Path, found: Manifest) -> list[str]:
-    """Open every split, which checks shapes, chunking, codecs and the side arrays; return what it is refused for."""
+    """Open every split, which checks shapes, chunks, codecs and the side arrays; return the errors."""
     refusals = []
     for split in found.splits:
         try:
@@ -49,9 +49,9 @@ def _refusals(store: Path, found: Manifest) -> list[str]:
 
 
 def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
-    """Decode every chunk of every split: checksums, digests, finite row maxima, codes that an encoder can write.
+    """Decode every chunk of every split and check checksums, digests, row maxima and codes; return one line per fault.
 
-    Returns one line for each fault. It takes the memory of a shard and of the side arrays.
+    It takes the memory of one shard and of the side arrays.
 
     Raises:
         StoreError: the store cannot be opened.

@@ -1,7 +1,7 @@
-"""Writing a store: whole shards, one writer, a ledger to resume from, and a seal at the end.
+"""Writer of a store: whole shards, one writer, a ledger to resume from, and a seal at the end.
 
-A shard counts once its two files are on disk and in the ledger. A run that was killed continues with the
-first shard that is not; batches never straddle a shard, so it ends with the same bytes.
+A shard is finished once its files are on disk and in the ledger. A killed build continues with the first unfinished
+shard. Batches never straddle a shard, so the result has the same bytes.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from kdpipe.store.plan import Layout, Plan, Shard
 from kdpipe.store.sections import File, array_name
 
 _QUEUE = 2
-"""Shards that may wait to be encoded and written while the teacher goes on."""
+"""Shards that may wait for encoding and writing while the teacher continues."""
 
 
 @contextmanager
 def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builder]:
-    """Start, resume, extend or find finished the store at ``path``; yields its ``Builder`` under the writer lock.
+    """Start, resume or extend the store at ``path``; yields its ``Builder`` under the writer lock.
 
-    A sealed store of the same ingredients that lacks views is opened for them; the planes it has are kept.
+    A sealed store of equal ingredients is opened for the views that it lacks; its planes are kept.
 
     Args:
         path: the store's directory, ``NAME.zarr``.
-        plan: what the store must hold.
-        overwrite: replace a store that was made from other ingredients, instead of refusing.
+        plan: the content of the store.
+        overwrite: replace a store of other ingredients instead of raising an error.
 
     Raises:
-        StaleStoreError: the store at ``path`` differs from the plan, with the parts that do.
+        StaleStoreError: the store at ``path`` differs from the plan; the message lists the parts.
         StoreError: something else is at ``path``.
         StoreLockedError: another process is writing it.
         UnwritableStoreError: the disk is full or read-only; also raised by the builder's methods.
@@ -58,10 +58,10 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
 
 
 class Builder:
-    """Takes the teacher's logits shard by shard and seals the store when all are there."""
+    """Writes the teacher's logits shard by shard, and seals the complete store."""
 
     def __init__(self, path: Path, found: Manifest, *, keys: dict[str, tuple[str, ...]]) -> None:
-        """Wrap a store that exists and is locked by this process; ``keys`` name the samples of each split."""
+        """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples."""
         self.path = path
         self._keys = keys
         self.manifest = found
@@ -79,25 +79,25 @@ class Builder:
 
     @property
     def sealed(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Whether the store is complete."""
         return self.manifest.state == "sealed"
 
     def shards(self, split: str, view: int) -> list[Shard]:
-        """Return every shard of a plane, done or not."""
+        """Return every shard of a plane, finished or not."""
         cut = self.manifest.splits[split]
         bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
         signals = tuple(self.manifest.kept)
         return [Shard(split, view, number, start, stop, signals) for number, (start, stop) in enumerate(bounds)]
 
     def is_done(self, shard: Shard) -> bool:
-        """Whether a shard is on disk and in the ledger."""
+        """Return whether a shard is on disk and in the ledger."""
         return self.sealed or all(path in self._done for path in shard.paths)
 
     def submit(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
-        A store with signals takes them beside the logits, by name, ``(stop - start, *shape)``. Waits while too many
-        shards are queued. An error of an earlier shard is raised here.
+        The store's signals must be given by name, ``(stop - start, *shape)``. Waits while too many shards are queued.
+        An error of an earlier shard is raised here.
         """
         rows, given = shard.stop - shard.start, {"logits": logits, **(signals or {})}
         wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept}
@@ -105,18 +105,18 @@ class Builder:
             found = tuple(given[what].shape) if what in given else None
             expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
-                raise ModelError(f"the teacher gave {what} of shape {found} for a shard of {expected}.")
+                raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
         while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
         self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}))
 
     def drain(self) -> None:
-        """Wait until everything that was submitted is on disk; raise the first error."""
+        """Wait until all submitted shards are on disk; raise the first error."""
         while self._writing:
             self._writing.pop(0).result()
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.float32]:
-        """Return the logits of a plane that is complete, float32 ``(n, classes)``, as a reader would see them."""
+        """Return the decoded logits of a complete plane, float32 ``(n, classes)``."""
         self.drain()
         codes, row_max = (
             torch.from_numpy(np.asarray(arrays.member(self._root, split, name)[view])) for name in ("codes", "row_max")
@@ -125,14 +125,14 @@ class Builder:
         return logits
 
     def close(self) -> None:
-        """Stop the writer thread; what was not begun is dropped and will be computed again."""
+        """Stop the writer thread; queued shards are dropped, and a resumed build computes them again."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def seal(self, about: dict[str, Any]) -> Manifest:
         """Digest every file, write the final manifest and remove the ledger.
 
         Raises:
-            CorruptStoreError: a shard is missing, or there is a file that does not belong.
+            CorruptStoreError: a shard is missing, or a file does not belong to the store.
         """
         self.drain()
         expected = {
@@ -174,10 +174,10 @@ class Builder:
         return sealed
 
     def fidelity(self) -> dict[str, Fidelity]:
-        """Return what encoding lost over the shards that are done, by split.
+        """Return the loss of encoding over the finished shards, by split.
 
-        Planes that were sealed before count as they were measured then, also where a damaged shard of theirs had to be
-        computed again. A split of such planes without figures has none.
+        Planes that were sealed earlier keep their figures, even if a damaged shard had to be computed again. A split
+        with such planes but without figures is left out.
         """
         temperatures = self.manifest.temperatures
         totals = {split: Fidelity.from_json(value) for split, value in self.manifest.fidelity.items()}
@@ -199,7 +199,7 @@ class Builder:
         values = {"codes": encoded.codes, "row_max": encoded.row_max}
         for name, signal in signals.items():
             kept = signal.to(torch.float16).flatten(1)
-            self._refuse_not_finite(shard, f"{name}, kept in float16,", kept)
+            self._refuse_not_finite(shard, f"{name}, in float16,", kept)
             values[array_name(name)] = kept.cpu().numpy()
         lost = self._lost(logits, encoded)
         with writing(self.path):
@@ -227,14 +227,14 @@ class Builder:
         row = shard.start + int((~finite).nonzero()[0])
         keys = self._keys[shard.split]
         raise DivergedError(
-            f"the teacher's {what} of {shard.split} sample {row}{f' ({keys[row]})' if keys else ''}, view "
+            f"the teacher's {what} of {shard.split} row {row}{f' ({keys[row]})' if keys else ''}, view "
             f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
             "the weights."
         )
 
 
 def _open(path: Path, plan: Plan, *, overwrite: bool) -> Builder:
-    """Bring the store at ``path`` into the state that the build goes on from; the caller holds the lock."""
+    """Create, repair or reopen the store at ``path`` for the build; the caller holds the lock."""
     skeleton.clear(path)
     wanted = plan.manifest()
     found = skeleton.existing(path, overwrite=overwrite)
@@ -265,7 +265,7 @@ def _open(path: Path, plan: Plan, *, overwrite: bool) -> Builder:
 
 
 def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
-    """Return what a store is to become, with what it keeps of itself when its build goes on."""
+    """Return the wanted manifest with the parts that a store keeps when its build continues."""
     return wanted.model_copy(
         update={
             "encoding": found.encoding,
@@ -279,7 +279,7 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
 
 
 def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
-    """Return the ledger's entries whose files are as recorded; delete shard files that have none."""
+    """Return the ledger's entries whose files are as recorded; delete shard files without an entry."""
     confirmed = {
         name: entry
         for name, entry in ledger.read().items()

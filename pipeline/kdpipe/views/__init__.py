@@ -1,16 +1,20 @@
-"""The pixels of (sample, view): a pure function of the recipe, its seed, the sample's id and the view."""
+"""The pixels of (sample, view): a pure function of the recipe, its seed, the sample's id and the view.
 
-# The modules that register operations, in the order in which an image is made: that of kdpipe list recipes.
-# isort: off
-from kdpipe.views import geometry as geometry, affine as affine, color as color, erase as erase, mixing as mixing
-# isort: on
+Importing the package does not import torch, which is imported with the first of the names that need it.
+"""
 
-from kdpipe.views.geometry import Geometry
-from kdpipe.views.mixing import Population
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from kdpipe.views.philox import Draws, permutation, philox
 from kdpipe.views.recipe import OPERATIONS, PHASES, Recipe
-from kdpipe.views.render import Renderer, Renderers, SecondLabels, render
-from kdpipe.views.trial import trial
+
+if TYPE_CHECKING:
+    from kdpipe.views.geometry import Geometry
+    from kdpipe.views.mixing import Population
+    from kdpipe.views.rendering import Renderer, Renderers, SecondLabels, render, trial
 
 __all__ = [
     "OPERATIONS",
@@ -27,3 +31,13 @@ __all__ = [
     "render",
     "trial",
 ]
+
+_MODULES = {"Geometry": "geometry", "Population": "mixing"} | dict.fromkeys(
+    ("Renderer", "Renderers", "SecondLabels", "render", "trial"), "rendering"
+)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,15 +1,15 @@
-"""Nearest-neighbour shears, translations and rotations of batches of images, in exact fixed-point integers.
+"""Nearest-neighbor shears, translations and rotations of batches of images, in exact fixed-point integers.
 
-They are the geometric operations of RandAugment (Cubuk et al., "RandAugment: Practical Automated Data Augmentation
-with a Reduced Search Space", 2020) and TrivialAugment (Müller and Hutter, "TrivialAugment: Tuning-free Yet
+They are ``rotate`` and the geometric operations of RandAugment (Cubuk et al., "RandAugment: Practical Automated Data
+Augmentation with a Reduced Search Space", 2020) and TrivialAugment (Müller and Hutter, "TrivialAugment: Tuning-free Yet
 State-of-the-Art Data Augmentation", 2021) as torchvision's ``transforms.v2`` applies them: ``affine`` and ``rotate``
 with ``InterpolationMode.NEAREST`` and black outside, after Pillow's ``Image.transform``. torchvision computes the
 place of a source pixel in float32; where it falls halfway between two pixels, either may be taken there, and here
 it is the right or lower one. At 60 levels of each shear and rotation that TrivialAugment draws, images of 32 x 32 and
-160 x 160 are equal, and of 224 x 224 one pixel in 100,000 of the rotated ones is a neighbour.
+160 x 160 are equal; of 224 x 224, one pixel in 100,000 of the rotated ones is a neighbor.
 
-Nothing is random. ``images`` is uint8 ``(n, 3, H, W)`` and stays as it is, the result is a new tensor of that
-shape. Each parameter is an int32 tensor ``(n,)``, one value per image, in units that do not depend on the size.
+Only ``random_rotation`` draws. ``images`` is uint8 ``(n, 3, H, W)`` and is not changed; the result is a new tensor of
+that shape. Each parameter is an int32 tensor ``(n,)``, one value per image, in units that do not depend on the size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 
-from kdpipe.spec import Range
+from kdpipe.registry import Range
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim, operation
 
@@ -43,7 +43,7 @@ claim(Stream)
 
 
 def shear_x(images: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Shift each row to the left by its centre's height below the top edge times ``level / 2^16``.
+    """Shift each row to the left by its center's height below the top edge times ``level / 2^16``.
 
     torchvision's ``affine_image`` with ``shear=[degrees(atan(level / 2^16)), 0]`` and ``center=[0, 0]``.
     """
@@ -52,7 +52,7 @@ def shear_x(images: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
 
 
 def shear_y(images: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-    """Shift each column up by its centre's distance from the left edge times ``level / 2^16``.
+    """Shift each column up by its center's distance from the left edge times ``level / 2^16``.
 
     torchvision's ``affine_image`` with ``shear=[0, degrees(atan(level / 2^16))]`` and ``center=[0, 0]``.
     """
@@ -73,7 +73,7 @@ def translate_y(images: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(images: torch.Tensor, half_degrees: torch.Tensor) -> torch.Tensor:
-    """Rotate counter-clockwise about the centre by ``half_degrees / 2``; the corners are cut off.
+    """Rotate counter-clockwise about the center by ``half_degrees / 2``; the corners are cut off.
 
     torchvision's ``rotate_image`` without ``expand``.
     """
@@ -82,7 +82,7 @@ def rotate(images: torch.Tensor, half_degrees: torch.Tensor) -> torch.Tensor:
     cosines = torch.tensor(_COSINES, device=images.device)
     half = half_degrees.to(images.device, torch.int64).view(-1, 1, 1)
     cosine, sine = cosines[half % 720], cosines[(half - 180) % 720]
-    # Twice the offset from the centre is a whole number for odd and even sides alike.
+    # Twice the offset from the center is a whole number for odd and even sides alike.
     down, right = 2 * rows + 1 - height, 2 * columns + 1 - width
     source_rows = (cosine * down + (height << _BITS)) + sine * right
     source_columns = (cosine * right + (width << _BITS)) - sine * down
@@ -91,9 +91,9 @@ def rotate(images: torch.Tensor, half_degrees: torch.Tensor) -> torch.Tensor:
 
 @operation("rotate", "rotate", source="torchvision RandomRotation")
 def random_rotation(images: torch.Tensor, draws: Draws, degrees: Degrees) -> torch.Tensor:
-    """Rotation by a uniform angle up to DEGREES either way, black beyond the image.
+    """Rotate by a uniform angle of at most DEGREES either way, in steps of 0.5, with black beyond the image.
 
-    The angle is a multiple of half a degree; of -180 and 180, which are the same, only one is drawn.
+    Of -180 and 180 degrees, which are the same, only one is drawn.
     """
     most = round(2 * degrees)
     drawn = draws.integers(Stream.ROTATE, min(2 * most + 1, 720)) - most
@@ -120,7 +120,7 @@ def _pixels(fraction: torch.Tensor, side: int, images: torch.Tensor) -> torch.Te
 
 
 def _gather(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Take the pixel at (row, column) for every pixel, 0 where that is outside.
+    """Take the pixel at (row, column) for every pixel; 0 beyond the image.
 
     ``rows`` and ``columns`` are int64 and broadcast to ``(n, H, W)``.
     """

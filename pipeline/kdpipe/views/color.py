@@ -1,4 +1,4 @@
-"""The random choices of color jitter, TrivialAugment and RandAugment, and their application to a batch.
+"""Color jitter, TrivialAugment and RandAugment: random choices, and their application to a batch.
 
 Every choice is an integer that means the same at any input size. The definitions are torchvision's
 (``torchvision.transforms.v2``): ``ColorJitter``, ``TrivialAugmentWide`` and ``RandAugment``, with 31 levels, nearest
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.spec import Share, between
+from kdpipe.registry import Share, between
 from kdpipe.views import affine, photometric
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim, operation
@@ -43,7 +43,7 @@ claim(Stream, *range(Stream.RANDAUG + 1, Stream.RANDAUG + 32))
 
 _LEVELS = np.arange(31)
 _AT_ONCE = 1 << 20
-"""Levels that a kernel is given at once on a CPU: its int32 intermediates of more than that are slow to allocate."""
+"""Levels that are passed to a kernel at once on a CPU: larger int32 intermediates are slow to allocate."""
 
 
 @operation("color", "color", source="torchvision ColorJitter")
@@ -55,10 +55,7 @@ def jitter(
     saturation: Share = 0.4,
     hue: Annotated[float, between(0, 0.5)] = 0.1,
 ) -> torch.Tensor:
-    """Random brightness, contrast, saturation and hue, in a random order.
-
-    Factors are multiples of 1/256.
-    """
+    """Change brightness, contrast, saturation and hue by factors in 1/256, in a random order."""
     spreads = (round(256 * strength) for strength in (brightness, contrast, saturation, hue))
     changes = [
         (kernel, middle - spread + draws.integers(stream, 2 * spread + 1))
@@ -72,29 +69,23 @@ def jitter(
     return images
 
 
-@operation("trivial", "color", source="Mueller and Hutter 2021; torchvision TrivialAugmentWide")
+@operation("trivial", "color", source="Mueller and Hutter 2021, torchvision TrivialAugmentWide")
 def trivial_augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """TrivialAugment: one of 14 operations at one of 31 levels.
-
-    Mueller and Hutter, "TrivialAugment" (2021), the wide space.
-    """
+    """Apply one of 14 operations at one of 31 levels (TrivialAugment, the wide space)."""
     chosen = draws.integers(Stream.TRIVIAL_OPERATION, len(_NAMES))
     level = draws.integers(Stream.TRIVIAL_LEVEL, len(_LEVELS))
     sign = 1 - 2 * draws.integers(Stream.TRIVIAL_SIGN, 2)
     return _augment(images, chosen, level, sign, space=_WIDE)
 
 
-@operation("randaug", "color", source="Cubuk et al. 2020; torchvision RandAugment")
+@operation("randaug", "color", source="Cubuk et al. 2020, torchvision RandAugment")
 def rand_augment(
     images: torch.Tensor,
     draws: Draws,
     steps: Annotated[int, between(1, 16)],
     level: Annotated[int, between(0, 30)],
 ) -> torch.Tensor:
-    """RandAugment: several of 14 operations at one level.
-
-    Cubuk et al., "RandAugment" (2020).
-    """
+    """Apply STEPS of 14 operations, one after the other, at one level (RandAugment)."""
     for number in range(steps):
         chosen = draws.integers(Stream.RANDAUG + 2 * number, len(_NAMES))
         sign = 1 - 2 * draws.integers(Stream.RANDAUG + 2 * number + 1, 2)
@@ -117,7 +108,7 @@ def _augment(
 def _apply_each(
     images: torch.Tensor, choice: Integers, changes: list[tuple[Callable[..., torch.Tensor], Integers]]
 ) -> torch.Tensor:
-    """Change each image by the one of ``changes`` that it chose."""
+    """Change each image by the one of ``changes`` whose number is its ``choice``."""
     at_once = max(1, _AT_ONCE // images[0].numel()) if images.device.type == "cpu" else len(images)
     changed, order = [], np.argsort(choice, kind="stable")
     for number, (kernel, amounts) in enumerate(changes):
@@ -131,7 +122,7 @@ def _apply_each(
 
 
 def _space(*, shear: float, translate: float, degrees: float, factor: float, bits: float) -> dict[str, Integers]:
-    """Return what each operation does at each of the 31 levels, in the units of its kernel."""
+    """Return the amount of each operation at each of the 31 levels, in the units of its kernel."""
     moved, blended = _whole(65536 * translate * _LEVELS / 30), _whole(256 * factor * _LEVELS / 30)
     return {
         "identity": np.zeros_like(_LEVELS),
@@ -156,7 +147,7 @@ def _whole(values: npt.NDArray[np.float64]) -> Integers:
 
 
 _WIDE = _space(shear=0.99, translate=32 / 224, degrees=135, factor=0.99, bits=6)
-"""A translation of 32 pixels is read as one of 32 in 224, so that it means the same at any input size."""
+"""A translation of 32 pixels is one of 32 in 224, so that it means the same at any input size."""
 _MODERATE = _space(shear=0.3, translate=150 / 331, degrees=30, factor=0.9, bits=4)
 
 _NAMES = tuple(_WIDE)
@@ -179,7 +170,7 @@ _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
 _AROUND = dict.fromkeys(("shear-x", "shear-y", "translate-x", "translate-y", "rotate"), 0) | dict.fromkeys(
     ("brightness", "saturation", "contrast", "sharpness"), 256
 )
-"""The operations whose level is added or subtracted, and from what."""
+"""The operations whose level is added or subtracted, and the value of no change."""
 _JITTER = (
     (photometric.brightness, 256, Stream.BRIGHTNESS),
     (photometric.contrast, 256, Stream.CONTRAST),

@@ -16,14 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdpipe.dataset import Dataset
+from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
-from kdpipe.spec import between
-from kdpipe.views.grid import log_uniform
-from kdpipe.views.philox import Draws
+from kdpipe.registry import between
+from kdpipe.views.philox import Draws, log_uniform
 from kdpipe.views.recipe import claim, operation, pair
-from kdpipe.views.resample import resize
+from kdpipe.views.resample import cut, resize
 
 Integers = npt.NDArray[np.int64]
+Images = torch.Tensor | list[torch.Tensor]
+"""Decoded source images, uint8: ``(n, 3, H, W)``, or ``n`` times ``(3, H, W)``."""
 Scale = Annotated[float, between(0.001, 1)]
 """An area as a share of the image's."""
 Ratio = Annotated[float, between(0.1, 10)]
@@ -75,6 +78,39 @@ class Geometry:
         return images[..., top : top + self.size, left : left + self.size]
 
 
+@dataclass(frozen=True)
+class Frame:
+    """The size of a model's input, and the resize that brings source images to it."""
+
+    geometry: Geometry | None
+    height: int
+    width: int
+    kernel: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, geometry: Geometry | None) -> Frame:
+        """Return the frame of a model's geometry, or without one that of the dataset's images.
+
+        Raises:
+            DatasetError: there is no geometry, and the images have different sizes.
+        """
+        if geometry is not None:
+            return cls(geometry, geometry.size, geometry.size, geometry.interpolation)
+        if dataset.image_size is None:
+            raise DatasetError(
+                f"{dataset.spec} has images of different sizes: give the size to render them at, in pixels."
+            )
+        return cls(None, *dataset.image_size, "bilinear")
+
+    def __call__(self, images: Images, boxes: Integers | None) -> torch.Tensor:
+        """Return the plain view of source images, or boxes of them, uint8 ``(n, 3, height, width)``."""
+        if boxes is not None:
+            return cut(images, boxes, height=self.height, width=self.width, kernel=self.kernel)
+        if isinstance(images, torch.Tensor):
+            return images if self.geometry is None else self.geometry.fit(images)
+        return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()
+
+
 class Sources(NamedTuple):
     """The source images that boxes are chosen in."""
 
@@ -85,20 +121,20 @@ class Sources(NamedTuple):
 
 
 @operation("none", "box")
-def middle(sources: Sources, draws: Draws) -> Integers:  # noqa: ARG001
-    """The plain view only: no augmented views."""
+def middle(sources: Sources, draws: Draws) -> Integers:  # noqa: ARG001 (nothing is drawn)
+    """Render the plain view only, without augmented views."""
     # The box of every recipe without a crop: the largest square in the middle, or the image.
     sizes = sources.sizes
     sides = np.repeat(sizes.min(axis=1, keepdims=True), 2, axis=1) if sources.square else sizes
     return np.concatenate([(sizes - sides) // 2, sides], axis=1)
 
 
-@operation("crop", "box", source="He et al. 2016, section 4.2; torchvision RandomCrop(32, padding=4)")
+@operation("crop", "box", source="He et al. 2016, torchvision RandomCrop(32, padding=4)")
 def crop(sources: Sources, draws: Draws) -> Integers:
-    """Shift by up to 1/8 of each side, black beyond the image.
+    """Move the image by up to 1/8 of each side, with black around it.
 
-    The usual CIFAR augmentation (He et al., "Deep Residual Learning for Image Recognition", 2016): 4 pixels at 32 x 32.
-    An image that is not square is moved by 1/8 of its own sides, and its middle square is taken.
+    The usual CIFAR augmentation (He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2): 4
+    pixels at 32 x 32. The box is the middle one, moved.
     """
     reach = sources.sizes // 8
     top = draws.integers(Stream.CROP_TOP, 2 * reach[:, 0] + 1)
@@ -108,7 +144,7 @@ def crop(sources: Sources, draws: Draws) -> Integers:
     return places
 
 
-@operation("rrc", "box", source="Szegedy et al. 2015, section 6; torchvision RandomResizedCrop")
+@operation("rrc", "box", source="Szegedy et al. 2015, torchvision RandomResizedCrop")
 def random_resized_crop(
     sources: Sources,
     draws: Draws,
@@ -117,11 +153,11 @@ def random_resized_crop(
     ratio_min: Ratio = 0.75,
     ratio_max: Ratio = 4 / 3,
 ) -> Integers:
-    """Box of random area and aspect ratio, resized to the input.
+    """Crop a box of random area (scale) and width over height (ratio), and resize it.
 
-    Szegedy et al., "Going Deeper with Convolutions" (2015), as torchvision's ``RandomResizedCrop``: the area is uniform
-    in ``scale`` (of the image's), the ratio of width to height log-uniform (in 256 steps); after ten attempts that do
-    not fit, the largest box in the middle whose ratio is in range.
+    Szegedy et al., "Going Deeper with Convolutions" (2015), section 6, as torchvision's ``RandomResizedCrop``: the area
+    is uniform in ``scale`` (of the image's), the ratio log-uniform (in 256 steps); after ten attempts that do not fit,
+    the largest box in the middle whose ratio is in range.
     """
     sizes = sources.sizes
     ratios = log_uniform(ratio_min, ratio_max)
@@ -158,13 +194,13 @@ def _rounded(values: npt.NDArray[np.float64]) -> Integers:
 
 @operation("flip", "flip", source="torchvision RandomHorizontalFlip")
 def flip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Left and right swapped, in half of the images."""
+    """Swap left and right in half of the images."""
     return _flipped(images, draws.integers(Stream.FLIP, 2), -1)
 
 
 @operation("vflip", "flip", source="torchvision RandomVerticalFlip")
 def vflip(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """Top and bottom swapped, in half of the images."""
+    """Swap top and bottom in half of the images."""
     return _flipped(images, draws.integers(Stream.VFLIP, 2), -2)
 
 

@@ -1,12 +1,14 @@
 """Counter-based random numbers: the same four words for the same key and counter, anywhere.
 
 Philox 4x32-10 of Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011),
-vectorised over a batch of keys. There is no state, so a draw depends on nothing but its own coordinates.
+vectorized over a batch of keys. There is no state, so a draw depends on nothing but its own coordinates.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ Words = npt.NDArray[np.uint32]
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint32)
 _ROUNDS = np.arange(10, dtype=np.uint32).reshape(10, 1, 1) * _WEYL
-"""What each round adds to the key, ``(10, 2, 1)``, modulo 2^32."""
+"""The number that each round adds to the key, ``(10, 2, 1)``, modulo 2^32."""
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
@@ -36,10 +38,10 @@ def philox(counter: tuple[Words, Words, Words, Words], key: tuple[Words, Words])
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers that belong to one view of a batch of samples.
+    """The random numbers of one view of a batch of samples.
 
     Every parameter of a recipe has its own ``stream`` number, 0 to 2^31 - 1, so adding an operation leaves the
-    draws of the others as they were. (``partners`` counts in the upper half of the stream numbers.)
+    draws of the others as they were. (``mixing.partners`` counts in the upper half of the stream numbers.)
     """
 
     sample_ids: npt.NDArray[np.uint8]
@@ -105,3 +107,17 @@ def permutation(n: int, *, seed: int, stream: int) -> npt.NDArray[np.int64]:
     seeds, streams = np.full(n, seed, dtype=np.uint32), np.full(n, stream, dtype=np.uint32)
     high, low, *_ = philox((position, streams, zeros, zeros), (seeds, zeros))
     return np.argsort(high.astype(np.uint64) << _SHIFT | low, kind="stable")
+
+
+@lru_cache(maxsize=16)
+def log_uniform(low: float, high: float) -> npt.NDArray[np.float64]:
+    """Return ``low (high / low)^(k / 256)`` for k in 0..256, ``(257,)``, for ``0 < low <= high``.
+
+    Computed in decimal and rounded once, so it is the same on every machine; a uniform ``k`` makes it log-uniform in
+    ``[low, high]``. The array is cached and read-only.
+    """
+    with localcontext(Context(prec=40, rounding=ROUND_HALF_EVEN)):
+        start, span = Decimal(low).ln(), (Decimal(high) / Decimal(low)).ln()
+        table = np.array([float((start + span * k / 256).exp()) for k in range(257)])
+    table.flags.writeable = False
+    return table

@@ -1,12 +1,12 @@
-"""Colour operations on batches of images, in exact integers: the same pixels on any device, in any batch.
+"""Color operations on batches of images, in exact integers: the same pixels on any device, in any batch.
 
-They are the operations of colour jitter, of RandAugment (Cubuk et al., "RandAugment: Practical Automated Data
+They are the operations of color jitter, of RandAugment (Cubuk et al., "RandAugment: Practical Automated Data
 Augmentation with a Reduced Search Space", 2020) and of TrivialAugment (Müller and Hutter, "TrivialAugment:
 Tuning-free Yet State-of-the-Art Data Augmentation", 2021) as torchvision's ``transforms.v2.functional`` defines
 them on tensors, after Pillow's ``ImageEnhance`` and ``ImageOps``. torchvision computes in float32; here every
 result is a rational number, rounded once.
 
-Nothing is random. ``images`` is uint8 ``(n, 3, H, W)`` and stays as it is, the result is a new tensor of that
+Nothing is random. ``images`` is uint8 ``(n, 3, H, W)`` and is not changed; the result is a new tensor of that
 shape. Each parameter is an int32 tensor ``(n,)``, one value per image. A ``factor`` is in units of 1/256, from 0
 (the degenerate image) over 256 (unchanged) to 2^15.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 
 _UNIT = 256
-"""What a factor of 1 and a full turn are counted in."""
+"""A factor of 1, and a full turn."""
 
 
 def brightness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ def contrast(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def saturation(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Blend with the gray image: ``floor((factor * level + (256 - factor) * gray) / 256)``, clamped.
 
-    torchvision's ``adjust_saturation_image`` computes the gray levels in float32; 3 of the 2^24 colours get
+    torchvision's ``adjust_saturation_image`` computes the gray levels in float32; 3 of the 2^24 colors get
     another one, by one level.
     """
     levels = images.to(torch.int32)
@@ -64,11 +64,11 @@ def sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     weight = _per_image(factor, images)
     rows = (levels[..., :-2, :] + levels[..., 1:-1, :]).add_(levels[..., 2:, :])
     smooth = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:])
-    centre = levels[..., 1:-1, 1:-1]
+    center = levels[..., 1:-1, 1:-1]
     # (sum + 6) // 13 as a product, exact below 6553: 5042 = ceil(2^16 / 13).
-    smooth.add_(centre, alpha=4).add_(6).mul_(5042).bitwise_right_shift_(16)
-    blend = smooth.sub_(centre).mul_(_UNIT - weight).bitwise_right_shift_(8)
-    centre.add_(blend)
+    smooth.add_(center, alpha=4).add_(6).mul_(5042).bitwise_right_shift_(16)
+    blend = smooth.sub_(center).mul_(_UNIT - weight).bitwise_right_shift_(8)
+    center.add_(blend)
     return levels.clamp_(0, 255).to(torch.uint8)
 
 
@@ -136,7 +136,7 @@ def autocontrast(images: torch.Tensor) -> torch.Tensor:
 
 
 def equalize(images: torch.Tensor) -> torch.Tensor:
-    """Equalise each channel's histogram with Pillow's table; equal to torchvision's ``equalize_image``.
+    """Equalize each channel's histogram with Pillow's table; equal to torchvision's ``equalize_image``.
 
     With ``step`` = pixels below the channel's highest level, over 255, a level becomes
     ``min(255, (pixels of lower levels + step // 2) // step)``; a channel whose ``step`` is 0 is kept.

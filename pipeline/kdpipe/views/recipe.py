@@ -28,7 +28,8 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
 
 from kdpipe.errors import RecipeError
-from kdpipe.spec import Entry, Registry, Term, parse, shortest
+from kdpipe.registry import Entry, Registry
+from kdpipe.spec import Term, parse, shortest
 
 Phase = Literal["box", "flip", "rotate", "color", "erase", "mix"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -44,8 +45,12 @@ An operation is called with two arguments and its values:
 Thresholds = Mapping[str, Sequence[int]]
 """For each mixing operation, the table that its lambda is drawn with; see ``kdpipe.views.mixing``."""
 
-OPERATIONS: Registry[Any] = Registry("operation", error=RecipeError)
-"""All operations, in the order in which an image is made."""
+OPERATIONS: Registry[Any] = Registry(
+    "operation",
+    error=RecipeError,
+    modules=[f"kdpipe.views.{file}" for file in ("geometry", "affine", "color", "erase", "mixing")],
+)
+"""All operations, in the order in which an image is made; a file of new ones has its name here."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Step:
     @property
     def operation(self) -> Operation:
         """The operation of that name."""
-        return _OPERATIONS[self.name]
+        return _OPERATIONS[OPERATIONS[self.name].name]
 
     @property
     def parts(self) -> tuple[Step, ...]:

@@ -1,4 +1,4 @@
-"""Cutting boxes out of images and resizing them, exactly: the same pixels on every device and in every batch.
+"""Cropping and resizing, exactly: the same pixels on every device and in every batch.
 
 The scheme is Pillow's, which torch's CPU kernel for uint8 follows: the weights of each output pixel are rounded to
 integers in units of 2^-bits, as fine as 16 bits hold the largest; columns are resized before rows, and each pass is
@@ -115,11 +115,11 @@ def _weights(source: int, target: int, kernel: str) -> tuple[torch.Tensor, int]:
     scale = source / target
     stretch = max(scale, 1.0)
     reach = _REACH[kernel] * stretch
-    centre = scale * (np.arange(target) + 0.5)
-    first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + reach + 0.5).astype(np.int64), source)
+    center = scale * (np.arange(target) + 0.5)
+    first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((center + reach + 0.5).astype(np.int64), source)
     taps = np.arange(int((last - first).max()))
-    distance = np.abs((taps + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch))
+    distance = np.abs((taps + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
     weights = np.where(taps < (last - first)[:, None], _KERNELS[kernel](distance), 0.0)
     total = np.zeros(target)
     for tap in weights.T:  # one after the other: the order of a sum decides its last bit

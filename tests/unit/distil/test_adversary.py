@@ -13,25 +13,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdpipe import dataset, models
-from kdpipe.distil.adversary import Adversary, Attack, Robust, RobustLoss
-from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation, Objective
+from kdpipe import models
+from kdpipe.distil.adversary import PGD, Adversary, Robust, RobustLoss
+from kdpipe.distil.losses import make, parse
+from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.rotation import Rotation
-from kdpipe.distil.signals import SignalTerms, settle, split
-from kdpipe.distil.targets import LiveTargets
+from kdpipe.distil.signals import SignalTerms, settle
 from kdpipe.errors import RunError
 from kdpipe.models import Preset
+from kdpipe.testing.doubles import Dropping, IndexedTargets, StopAfter, differences, small_network
 from kdpipe.training.batches import Batch
+from kdpipe.training.checkpoint import State
 from kdpipe.training.loop import train_together
-from kdpipe.training.optimization import Optimisation
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.trainee import Member
-from kdpipe.views import Geometry, Renderer, SecondLabels
+from kdpipe.training.trainee import Student
+from kdpipe.views import SecondLabels
+from tests import students
+from tests.students import ORDER, SETTINGS, digits, renderer, student
 
 N, CLASSES = 8, 5
-ATTACK = Attack(8 / 255, 2)
+ATTACK = PGD(8 / 255, 2)
 PRESET = Preset(8, 8, "bilinear", (0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
 MEAN, STD = (torch.tensor(each).view(1, 3, 1, 1) for each in (PRESET.mean, PRESET.std))
 ROBUST: tuple[RobustLoss, ...] = ("ard", "rslad")
@@ -57,7 +58,7 @@ def _batch(labels: list[int] | None = None, second: SecondLabels | None = None, 
 
 
 def _distillation(kd_weight: float, ce_weight: float) -> Distillation:
-    return Distillation(LiveTargets(lambda pixels: pixels, None), make("kd", temperature=2.0), kd_weight, ce_weight)
+    return Distillation(make("kd", temperature=2.0), kd_weight=kd_weight, ce_weight=ce_weight)
 
 
 def _answer(
@@ -69,16 +70,16 @@ def _answer(
     smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     adversary = None if robust is None else Adversary(robust, network, PRESET)
-    objective = Objective(PRESET, distillation, label_smoothing=smoothing, adversary=adversary)
+    objective = DistillationObjective(PRESET, distillation, label_smoothing=smoothing, adversary=adversary)
     objective.begin(0, 1)
     torch.manual_seed(9)
     return objective(network, batch, batch.pixels[0])
 
 
 def _attacked(
-    network: torch.nn.Module, batch: Batch, harm: Callable[[torch.Tensor], torch.Tensor], attack: Attack = ATTACK
+    network: torch.nn.Module, batch: Batch, harm: Callable[[torch.Tensor], torch.Tensor], attack: PGD = ATTACK
 ) -> torch.Tensor:
-    """Return normalised attacked images, by a plain loop from the same start."""
+    """Return normalized attacked images, by a plain loop from the same start."""
     judge = copy.deepcopy(network).eval()
     images = batch.pixels[0].float() / 255
     torch.manual_seed(9)
@@ -199,8 +200,7 @@ def test_layers_learn_from_attacked_images(loss: RobustLoss) -> None:
     torch.manual_seed(0)
     network = models.create("resnet8", CLASSES)
     plain = copy.deepcopy(network)
-    _, wanted = split("attention")
-    settled = settle(wanted, ["attention:layer2"], network, size=32, name="resnet8", source="s.zarr")
+    settled = settle(parse("attention").layers, ["attention:layer2"], network, size=32, name="resnet8", source="s.zarr")
     signals = SignalTerms(
         settled,
         network,
@@ -214,7 +214,7 @@ def test_layers_learn_from_attacked_images(loss: RobustLoss) -> None:
     taught = {"attention:layer2": torch.rand(N, 4, 4, generator=drawn)}
     pixels = torch.randint(0, 256, (N, 3, 32, 32), generator=drawn, dtype=torch.uint8)
     batch = Batch((pixels,), torch.arange(N) % CLASSES, None, torch.randn(N, CLASSES, generator=drawn), taught)
-    distillation = Distillation(LiveTargets(lambda each: each, None), make("kd", temperature=1.0), 1.0, 0.0, signals)
+    distillation = Distillation(make("kd", temperature=1.0), kd_weight=1.0, ce_weight=0.0, signals=signals)
     _, terms = _answer(network, batch, Robust(ATTACK, loss), distillation)
     assert signals._watch.take() == {}
 
@@ -241,7 +241,7 @@ def test_turned_images_are_clean() -> None:
         network = _network().eval()
         rotation = Rotation(network, PRESET, weight=0.3, name="it", seed=0, device=torch.device("cpu"))
         adversary = None if robust is None else Adversary(robust, network, PRESET)
-        objective = Objective(PRESET, None, label_smoothing=0.0, adversary=adversary, rotation=rotation)
+        objective = DistillationObjective(PRESET, None, label_smoothing=0.0, adversary=adversary, rotation=rotation)
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             torch.manual_seed(11)  # of the turns, which are drawn after this pass
@@ -255,17 +255,6 @@ def test_turned_images_are_clean() -> None:
     torch.testing.assert_close(attacked["loss"], attacked["ce"] + 0.3 * attacked["rotation"])
 
 
-class Dropping(torch.nn.Module):
-    """A model that draws from torch's generator at every step."""
-
-    def __init__(self, body: torch.nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
-
-
 ARMS: dict[str, tuple[Robust | None, bool]] = {
     "clean": (None, True),
     "alone": (Robust(ATTACK), False),
@@ -277,40 +266,30 @@ ARMS: dict[str, tuple[Robust | None, bool]] = {
 class Fleet:
     """Trains students by their names, with all that they share, in a folder of their own."""
 
-    def __init__(self, folder: Path, *, labelled: int = 96, **optimisation: Any) -> None:
-        self.folder, digits = folder, dataset.load("digits", "train", 96)
-        labels = np.where(np.arange(96) < labelled, digits.labels, -1).astype(np.int32)
-        self._digits = replace(digits, labels=labels)
-        self._optimisation = Optimisation(**optimisation)
+    def __init__(self, folder: Path, *, labeled: int = 96, **chosen: Any) -> None:
+        self.folder = folder
+        labels = np.where(np.arange(96) < labeled, digits(96).labels, -1).astype(np.int32)
+        self._images = renderer(replace(digits(96), labels=labels))
+        self._settings = SETTINGS.but(**chosen)
 
     def __call__(self, *names: str, resume: bool = False, stop_after: int = 0) -> None:
-        asked = iter(range(1, 1000))
+        made = [self._student(name) for name in names]
         torch.manual_seed(1000 + stop_after)
-        targets = LiveTargets(lambda pixels: pixels[:, 0].flatten(1)[:, 100:110].float() / 40, None)
-        renderer: Renderer | None = None
-        members = []
-        for name in names:
-            robust, taught = ARMS[name]
-            torch.manual_seed(len(name))
-            model = models.load("resnet8", num_classes=10, fallback_statistics=self._digits.statistics)
-            renderer = renderer or Renderer(self._digits, "crop-flip", seed=0, geometry=Geometry.of(model.preset))
-            run = RunDirectory(self.folder / name)
-            run.path.mkdir(exist_ok=True)
-            members.append(
-                Member(
-                    Dropping(model.module),
-                    renderer,
-                    model.preset,
-                    Schedule(2, 32, 0.05, 5e-4, 1, 3, 2),
-                    Distillation(targets, make("kd"), 0.9, 0.1) if taught else None,
-                    run,
-                    self._optimisation,
-                    robust=robust,
-                )
-            )
-        train_together(members, resume=resume, should_stop=lambda: next(asked) == stop_after)
+        stop = StopAfter(stop_after)
+        train_together(made, IndexedTargets(10), order=ORDER, resume=resume, should_stop=stop)
 
-    def state(self, name: str) -> dict[str, Any]:
+    def _student(self, name: str) -> Student:
+        robust, taught = ARMS[name]
+        torch.manual_seed(len(name))
+        module = Dropping(small_network(seed=len(name)))
+        objective = DistillationObjective(
+            students.PRESET,
+            Distillation(make("kd"), kd_weight=0.9, ce_weight=0.1) if taught else None,
+            adversary=None if robust is None else Adversary(robust, module, students.PRESET),
+        )
+        return student(self.folder / name, module, objective=objective, images=self._images, settings=self._settings)
+
+    def state(self, name: str) -> State:
         found = RunDirectory(self.folder / name).load_checkpoint()
         assert found is not None
         return found
@@ -318,12 +297,7 @@ class Fleet:
 
 def _assert_alike(fleet: Fleet, alone: Fleet, *names: str) -> None:
     for name in names:
-        mine, other = fleet.state(name), alone.state(name)
-        for key, value in other["model"].items():
-            assert torch.equal(mine["model"][key], value), (name, key)
-        assert torch.equal(mine["generator"], other["generator"]), name
-        for row, expected in zip(mine["history"], other["history"], strict=True):
-            assert {**row, "seconds": 0, "images_per_second": 0} == {**expected, "seconds": 0, "images_per_second": 0}
+        assert not differences(fleet.state(name), alone.state(name), name)
 
 
 @pytest.fixture(scope="module")
@@ -360,18 +334,18 @@ def test_the_history_has_the_accuracy_under_attack(alone: Fleet) -> None:
                 assert row["adversarial_top1"] == row["train_top1"]
 
 
-def test_accuracies_are_means_over_the_labelled_samples(tmp_path: Path) -> None:
+def test_accuracies_are_means_over_the_labeled_samples(tmp_path: Path) -> None:
     """Without a teacher both are of the attacked images; each batch has another number of labels."""
-    fleet = Fleet(tmp_path, labelled=20)
+    fleet = Fleet(tmp_path, labeled=20)
     fleet("alone")
     for row in fleet.state("alone")["history"]:
         assert row["adversarial_top1"] == row["train_top1"]
         assert 20 * row["adversarial_top1"] == pytest.approx(round(20 * row["adversarial_top1"]), abs=1e-4)
 
 
-@pytest.mark.parametrize("optimisation", [{"amp": "bf16"}, {"channels_last": True}, {"ema": 0.5}])
-def test_other_ways_to_take_a_step(alone: Fleet, optimisation: dict[str, Any], tmp_path: Path) -> None:
-    fleet = Fleet(tmp_path, **optimisation)
+@pytest.mark.parametrize("chosen", [{"amp": "bf16"}, {"channels_last": True}, {"ema": 0.5}])
+def test_other_ways_to_take_a_step(alone: Fleet, chosen: dict[str, Any], tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, **chosen)
     fleet("rslad")
     for row, exact in zip(fleet.state("rslad")["history"], alone.state("rslad")["history"], strict=True):
         assert row["loss"] == pytest.approx(exact["loss"], rel=0.1)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe import dataset, models
-from kdpipe.distil.adversary import Attack
+from kdpipe.distil.adversary import ATTACKS, PGD, predict_attacked
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset, evaluating
-from kdpipe.training.evaluation import predict, predict_attacked
+from kdpipe.training.evaluation import predict
 from kdpipe.views import Geometry, Renderer
 
 SHAPE = (6, 3, 8, 8)
@@ -50,43 +50,44 @@ def _harm(labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     [("pgd:8/255,10", 8 / 255, 10), ("pgd:0.031,1", 0.031, 1), (" pgd: 1 / 4 , 7 ", 0.25, 7), ("pgd:1,20", 1.0, 20)],
 )
 def test_written_attacks(written: str, epsilon: float, steps: int) -> None:
-    assert Attack.parse(written) == Attack(epsilon, steps)
+    assert ATTACKS.make(written) == PGD(epsilon, steps)
 
 
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("fgsm:8/255,1", "'fgsm' is no attack, expected pgd:EPS,STEPS, such as pgd:8/255,10"),
-        ("", "'' is no attack"),
-        ("pgd", "at most 1, not ''"),
-        ("pgd:8,10", "above 0 and at most 1, not '8'"),
-        ("pgd:0,10", "not '0'"),
-        ("pgd:-0.1,10", "not '-0.1'"),
-        ("pgd:nan,10", "not 'nan'"),
-        ("pgd:inf,10", "not 'inf'"),
-        ("pgd:8/0,10", "not '8/0'"),
-        ("pgd:8/255/2,10", "not '8/255/2'"),
-        ("pgd:a/b,10", "not 'a/b'"),
-        ("pgd:8/255", "STEPS is a whole number of 1 or more, not ''"),
-        ("pgd:8/255,0", "not '0'"),
-        ("pgd:8/255,-3", "not '-3'"),
-        ("pgd:8/255,2.5", "not '2.5'"),
-        ("pgd:8/255,10,2", "not '10,2'"),
+        ("fgsm:8/255,1", "unknown attack 'fgsm'. Known: pgd."),
+        ("", "'' has a name missing"),
+        ("pgd", "the attack pgd lacks epsilon: write pgd:EPSILON,STEPS."),
+        ("pgd:8,10", "cannot take epsilon=8, expected a number, above 0 and at most 1."),
+        ("pgd:0,10", "epsilon=0, expected a number, above 0 and at most 1."),
+        ("pgd:-0.1,10", "epsilon=-0.1, expected a number, above 0 and at most 1."),
+        ("pgd:nan,10", "epsilon=nan, expected a finite number."),
+        ("pgd:inf,10", "epsilon=inf, expected a finite number."),
+        ("pgd:8/0,10", "epsilon=8/0, expected a number."),
+        ("pgd:8/255/2,10", "epsilon=8/255/2, expected a number."),
+        ("pgd:a/b,10", "epsilon=a/b, expected a number."),
+        ("pgd:8/255", "the attack pgd lacks steps: write pgd:EPSILON,STEPS."),
+        ("pgd:8/255,0", "steps=0, expected a whole number, 1 or more."),
+        ("pgd:8/255,-3", "steps=-3, expected a whole number, 1 or more."),
+        ("pgd:8/255,2.5", "steps=2.5, expected a whole number."),
+        ("pgd:8/255,10,2", "takes 2 values without a key at most, found 3"),
+        ("pgd:8/255,10+pgd:1,2", "is 2 terms, expected one attack"),
     ],
 )
 def test_attacks_that_do_not_exist(written: str, message: str) -> None:
     with pytest.raises(ParamsError) as refused:
-        Attack.parse(written)
+        ATTACKS.make(written)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_the_published_step() -> None:
-    assert Attack(8 / 255, 10).step_size == pytest.approx(2 / 255)
+    assert PGD(8 / 255, 10).step_size == pytest.approx(2 / 255)
 
 
-@pytest.mark.parametrize("attack", [Attack(8 / 255, 10), Attack(0.3, 1), Attack(1.0, 3)])
-def test_attacked_images_stay_near_and_are_images(attack: Attack) -> None:
+@pytest.mark.parametrize("attack", [PGD(8 / 255, 10), PGD(0.3, 1), PGD(1.0, 3)])
+def test_attacked_images_stay_near_and_are_images(attack: PGD) -> None:
     network, images, labels = _network().eval(), _images(), _labels()
     given = images.clone()
     attacked = attack(network, images, _harm(labels))
@@ -100,7 +101,7 @@ def test_attacked_images_stay_near_and_are_images(attack: Attack) -> None:
 @pytest.mark.parametrize("steps", [1, 10])
 def test_each_image_is_worse_off(steps: int) -> None:
     network, images, labels = _network().eval(), _images(), _labels()
-    attacked = Attack(8 / 255, steps)(network, images, _harm(labels))
+    attacked = PGD(8 / 255, steps)(network, images, _harm(labels))
     with torch.no_grad():
         before, after = (F.cross_entropy(network(each), labels, reduction="none") for each in (images, attacked))
     assert (after > before).all()
@@ -115,14 +116,14 @@ def test_two_classes_of_a_linear_model_have_a_closed_form(steps: int) -> None:
     weights = linear[1].weight.detach()
     towards = torch.stack([weights[1 - label] - weights[label] for label in labels]).view(SHAPE)
     best = (images + 0.03 * towards.sign()).clamp(0, 1)
-    torch.testing.assert_close(Attack(0.03, steps)(linear, images, _harm(labels)), best)
+    torch.testing.assert_close(PGD(0.03, steps)(linear, images, _harm(labels)), best)
 
 
 def test_it_is_the_plain_algorithm() -> None:
     """Start and steps as the paper writes them, in another order of operations and with gradients by backward."""
     network, images, labels = _network().eval(), _images(), _labels()
     epsilon, steps = 0.05, 4
-    attacked = Attack(epsilon, steps)(network, images, _harm(labels), generator=torch.Generator().manual_seed(7))
+    attacked = PGD(epsilon, steps)(network, images, _harm(labels), generator=torch.Generator().manual_seed(7))
 
     change = torch.rand(SHAPE, generator=torch.Generator().manual_seed(7)) * 2 * epsilon - epsilon
     change = (images + change).clamp(0, 1) - images
@@ -139,7 +140,7 @@ def test_starts_are_drawn_anew_unless_they_are_seeded() -> None:
 
     def attacked(seed: int | None = None) -> torch.Tensor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return Attack(0.05, 1)(network, images, lambda logits: 0 * logits.sum(), generator=generator)
+        return PGD(0.05, 1)(network, images, lambda logits: 0 * logits.sum(), generator=generator)
 
     assert torch.equal(attacked(3), attacked(3))
     assert not torch.equal(attacked(3), attacked(4))
@@ -160,7 +161,7 @@ def test_the_model_is_left_as_it_was() -> None:
     before = copy.deepcopy(network)
     with evaluating(network):
         assert not any(part.training for part in network.modules())
-        Attack(0.05, 3)(network, images, _harm(labels))
+        PGD(0.05, 3)(network, images, _harm(labels))
     assert [part.training for part in network.modules()] == [part.training for part in before.modules()]
     for (name, mine), other in zip(network.state_dict().items(), before.state_dict().values(), strict=True):
         assert torch.equal(mine, other), name
@@ -180,7 +181,7 @@ def test_it_works_where_gradients_are_off() -> None:
     network, images, labels = _network().eval(), _images(), _labels()
 
     def attacked() -> torch.Tensor:
-        return Attack(0.05, 2)(network, images, _harm(labels), generator=torch.Generator().manual_seed(0))
+        return PGD(0.05, 2)(network, images, _harm(labels), generator=torch.Generator().manual_seed(0))
 
     with torch.no_grad():
         first = attacked()
@@ -203,7 +204,7 @@ def test_a_sure_model_is_attacked_in_16_bits_too(dtype: torch.dtype) -> None:
 
     def moved(by: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         start = torch.Generator().manual_seed(0)
-        return Attack(0.05, 2)(by, images, _harm(labels), generator=start) - images
+        return PGD(0.05, 2)(by, images, _harm(labels), generator=start) - images
 
     exact, rounded = moved(network), moved(judge)
     assert (exact.sign() == rounded.sign()).float().mean() > 0.95
@@ -228,9 +229,7 @@ def test_predictions_under_attack() -> None:
     renderer = Renderer(digits, "none", seed=0, geometry=Geometry.of(model.preset))
 
     def attacked(epsilon: float) -> torch.Tensor:
-        return torch.from_numpy(
-            predict_attacked(model.module, renderer, preset=model.preset, attack=Attack(epsilon, 3))
-        )
+        return torch.from_numpy(predict_attacked(model.module, renderer, preset=model.preset, attack=PGD(epsilon, 3)))
 
     clean = torch.from_numpy(predict(model.module, renderer, preset=model.preset))
     found, again = attacked(0.1), attacked(0.1)

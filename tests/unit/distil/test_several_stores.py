@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdpipe.distil.several_stores import MixedTargets, confidence, drawn
+from kdpipe.testing.doubles import ConstantTargets
 from tests.unit.views.test_views_philox import scalar_philox
 
 
@@ -95,24 +96,6 @@ def test_teachers_are_drawn_as_often_as_their_shares_say() -> None:
         assert np.abs(found - shares).max() < 5 * math.sqrt(0.25 / count)
 
 
-class _Constant:
-    """Says the same of every sample."""
-
-    def __init__(self, *logits: float) -> None:
-        self.said = torch.tensor(logits)
-        self.asked = 0
-
-    def start_epoch(self, view: int, next_view: int | None) -> None: ...
-
-    def order(self, samples: np.ndarray, *, data_seed: int, epoch: int) -> None: ...
-
-    def skip(self, samples: int) -> None: ...
-
-    def logits(self, indices: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
-        self.asked += 1
-        return self.said.repeat(len(indices), 1)
-
-
 PIXELS = torch.empty(0)
 
 
@@ -120,7 +103,7 @@ def test_mixed_targets_draw_one_teacher_for_each_batch_whatever_came_before() ->
     batches = np.split(np.arange(24), 8)
 
     def epoch(number: int, *, done: int = 0) -> list[float]:
-        targets = MixedTargets([_Constant(1, 0), _Constant(2, 0)], (0.4, 0.6), mix="draw")
+        targets = MixedTargets([ConstantTargets(1, 0), ConstantTargets(2, 0)], (0.4, 0.6), mix="draw")
         targets.start_epoch(1, None)
         targets.order(np.arange(24), data_seed=5, epoch=number)
         if done:
@@ -137,17 +120,17 @@ def test_mixed_targets_draw_one_teacher_for_each_batch_whatever_came_before() ->
 
 
 def test_every_part_is_asked_for_every_batch() -> None:
-    parts = [_Constant(1, 0), _Constant(2, 0)]
+    parts = [ConstantTargets(1, 0), ConstantTargets(2, 0)]
     targets = MixedTargets(parts, (0.5, 0.5), mix="draw")
     targets.order(np.arange(24), data_seed=0, epoch=0)
     for batch in np.split(np.arange(24), 8):
         targets.logits(batch, PIXELS)
-    assert [part.asked for part in parts] == [8, 8]
+    assert [len(part.requested) for part in parts] == [8, 8]
 
 
 def test_mixed_targets_look_the_labels_up() -> None:
     said = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    parts = [_Constant(*row.tolist()) for row in said]
+    parts = [ConstantTargets(*row.tolist()) for row in said]
     labels = np.array([1, -1, 0, 0], dtype=np.int32)
     targets = MixedTargets(parts, (0.5, 0.5), mix="confidence", labels=labels)
     given = targets.logits(np.array([3, 0, 1]), PIXELS)
@@ -159,14 +142,14 @@ def test_mixed_targets_look_the_labels_up() -> None:
 
 
 def test_a_mean_of_logits_is_a_geometric_mean_of_probabilities_at_any_temperature() -> None:
-    parts = [_Constant(2, -1, 0.5), _Constant(-3, 1, 1)]
+    parts = [ConstantTargets(2, -1, 0.5), ConstantTargets(-3, 1, 1)]
     mean = MixedTargets(parts, (0.7, 0.3)).logits(np.array([0]), PIXELS)
     for temperature in (0.5, 1.0, 4.0):
-        tempered = [(part.said / temperature).softmax(dim=0) for part in parts]
+        tempered = [(part.row / temperature).softmax(dim=0) for part in parts]
         product = tempered[0] ** 0.7 * tempered[1] ** 0.3
         assert torch.allclose((mean[0] / temperature).softmax(dim=0), product / product.sum(), atol=1e-6)
 
 
 def test_a_share_for_each_part() -> None:
     with pytest.raises(ValueError, match="a share for each of 2 parts, found 1"):
-        MixedTargets([_Constant(1), _Constant(2)], (1.0,))
+        MixedTargets([ConstantTargets(1), ConstantTargets(2)], (1.0,))

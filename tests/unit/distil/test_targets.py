@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from kdpipe.distil.several_stores import MixedTargets
 from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
 from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.pairing.join import join_checked
-from kdpipe.store.plan import Limits
+from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.sampling import Sampling
-from kdpipe.views import geometry
-from tests.conftest import LIMITS, Built, run_command
+from kdpipe.views import Geometry
+from tests.conftest import TIGHT, Built
 
 
 @pytest.fixture
@@ -38,27 +39,14 @@ def test_soft_targets_follow_the_sample_and_the_view(built: Built, digits: Datas
         assert np.array_equal(given.numpy(), store.plane(view)[rows])
 
 
-@pytest.fixture
-def cut(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The same store in chunks of 10 samples, 240 bytes each."""
-    monkeypatch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
-    path = tmp_path / "cut.zarr"
-    made = run_command(
-        *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights),
-        *("--out", path, "--views", 2, "--device", "cpu"),
-    )
-    assert made.code == 0
-    assert open_store(path).chunk_rows == 10
-    return path
-
-
-def test_planes_that_do_not_fit_are_read_in_windows(cut: Path, digits: Dataset) -> None:
+def test_planes_that_do_not_fit_are_read_in_windows(chunked: Path, digits: Dataset) -> None:
     shuffled = digits.subset(np.random.default_rng(0).permutation(200)[:70])
-    store = open_store(cut, memory_limit=5 * 2 * 240)
+    store = open_store(chunked, memory_limit=TIGHT)
+    assert store.chunk_rows == 10
     rows = join_checked(store, shuffled)
     targets = soft_targets(store, rows)
     assert isinstance(targets, WindowedTargets)
-    assert isinstance(soft_targets(open_store(cut), rows), CachedTargets)
+    assert isinstance(soft_targets(open_store(chunked), rows), CachedTargets)
     for epoch, view in enumerate((1, 2, 1)):
         targets.start_epoch(view, None)
         order = targets.order(np.arange(70), data_seed=5, epoch=epoch)
@@ -66,20 +54,24 @@ def test_planes_that_do_not_fit_are_read_in_windows(cut: Path, digits: Dataset) 
         for start in range(0, 70, 16):
             batch = order[start : start + 16]
             given = targets.logits(batch, torch.empty(len(batch), 3, 32, 32))
-            assert np.array_equal(given.numpy(), open_store(cut).plane(view)[rows[batch]])
+            assert np.array_equal(given.numpy(), open_store(chunked).plane(view)[rows[batch]])
 
 
-def test_drawn_samples_are_read_in_windows_within_the_limit(
-    cut: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Watched(LogitStore):
+    """A store that keeps the rows of each read."""
+
+    gathered: ClassVar[list[np.ndarray]] = []
+
+    def gather(self, view: int, rows: np.ndarray) -> Plane:
+        self.gathered.append(rows)
+        return super().gather(view, rows)
+
+
+def test_drawn_samples_are_read_in_windows_within_the_limit(chunked: Path, digits: Dataset) -> None:
     """A chunk whose samples are drawn forty times as often as others fills a window no more than once."""
-    store, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
+    whole = open_store(chunked)
+    store = Watched(chunked, whole.manifest, "train", memory_limit=TIGHT)
     rows = join_checked(store, digits)
-    gathered: list[np.ndarray] = []
-    gather = LogitStore.gather
-    monkeypatch.setattr(
-        LogitStore, "gather", lambda self, view, rows: gathered.append(rows) or gather(self, view, rows)
-    )
     weights = np.where(np.arange(200) < 10, 40.0, np.where(np.arange(200) < 50, 0.0, 1.0))
     sampling = Sampling.of(weights, digits.labels)
     targets = soft_targets(store, rows)
@@ -95,13 +87,13 @@ def test_drawn_samples_are_read_in_windows_within_the_limit(
                 batch = order[start : start + 16]
                 given = targets.logits(batch, torch.empty(len(batch), 3, 32, 32))
                 assert np.array_equal(given.numpy(), whole.plane(1)[rows[batch]])
-    assert max(map(len, gathered)) <= 5 * 10
-    assert max(len(set(part // 10)) for part in gathered) <= 5
-    assert not {1, 2, 3, 4} & set(np.concatenate(gathered) // 10), "chunks of which nothing is drawn are not read"
+    assert max(map(len, store.gathered)) <= 5 * 10
+    assert max(len(set(part // 10)) for part in store.gathered) <= 5
+    assert not {1, 2, 3, 4} & set(np.concatenate(store.gathered) // 10), "chunks of which nothing is drawn are not read"
 
 
-def test_only_one_of_several_stores_may_be_read_in_windows(cut: Path, digits: Dataset) -> None:
-    tight, whole = open_store(cut, memory_limit=5 * 2 * 240), open_store(cut)
+def test_only_one_of_several_stores_may_be_read_in_windows(chunked: Path, digits: Dataset) -> None:
+    tight, whole = open_store(chunked, memory_limit=TIGHT), open_store(chunked)
     rows = join_checked(whole, digits)
     mixed = MixedTargets([soft_targets(whole, rows), soft_targets(tight, rows)], (0.5, 0.5))
     mixed.start_epoch(1, 2)
@@ -114,25 +106,10 @@ def test_only_one_of_several_stores_may_be_read_in_windows(cut: Path, digits: Da
         both.order(np.arange(200), data_seed=0, epoch=0)
 
 
-def test_a_student_trains_on_planes_that_do_not_fit(cut: Path, tmp_path: Path) -> None:
-    """Twice the same run: the windows are part of the seeds."""
-
-    def trained(out: str, *flags: object) -> Path:
-        command = ("train-student", *LIMITS, "--store", cut, "--student", "resnet8", "--device", "cpu")
-        limit = 5 * 2 * 240 / 1024**3
-        assert run_command(None, *command, "--memory-limit", f"{limit:.10f}", "--out", tmp_path / out, *flags).code == 0
-        return tmp_path / out / "history.csv"
-
-    def losses(path: Path) -> list[list[str]]:
-        return [line.split(",")[:6] for line in path.read_text().splitlines()]
-
-    assert losses(trained("once", "--epochs", 2)) == losses(trained("twice", "--epochs", 2))
-
-
 def test_other_pixels_are_refused_unless_drift_is_allowed(
     built: Built, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(geometry.Geometry, "fit", lambda self, images: images.flip(-1))
+    monkeypatch.setattr(Geometry, "fit", lambda self, images: images.flip(-1))
     store = open_store(built.store)
     with pytest.raises(StaleStoreError, match=r"of 24 replay probes render to other pixels: the resize"):
         join_checked(store, digits)

@@ -253,7 +253,7 @@ def test_indices_are_those_of_a_sequence(store: LogitStore) -> None:
     assert [int(item[0]) for item in attached[-2:]] == [12, 13]
     assert [int(item[0]) for item in attached.__getitems__([5, -14, 5])] == [5, 0, 5]
     for index in (SAMPLES, -SAMPLES - 1):
-        with pytest.raises(IndexError, match=f"no sample {index}, only 0 to 13"):
+        with pytest.raises(IndexError, match=f"no index {index}, only 0 to 13"):
             attached[index]
     with pytest.raises(TypeError):
         attached[0.5]
@@ -333,7 +333,7 @@ def test_a_view_is_whole_while_the_next_is_decoded(store: LogitStore) -> None:
     thread = threading.Thread(target=gather)
     thread.start()
     for epoch in range(12):
-        targets.show(1 + epoch % VIEWS)
+        targets.switch(1 + epoch % VIEWS)
     stop.set()
     thread.join()
     assert torn == []

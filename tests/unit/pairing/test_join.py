@@ -20,8 +20,7 @@ from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.writer import build
 from kdpipe.views import Geometry, Recipe, Renderer, resample
-from kdpipe.views.beta import thresholds
-from kdpipe.views.partners import partners
+from kdpipe.views.mixing import partners, thresholds
 from tests.unit.store.small_store import make, plan_of
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

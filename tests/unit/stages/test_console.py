@@ -1,15 +1,18 @@
-"""What progress shows on a terminal and elsewhere, and when it asks for more."""
+"""Progress on a terminal and elsewhere, when its status is called, and signals that wait for the end of a block."""
 
 from __future__ import annotations
 
 import io
+import signal
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from stages import console
+from kdpipe.stages import console
+from kdpipe.stages.console import stoppable
 
 
 class Clock:
@@ -95,3 +98,53 @@ def test_work_without_a_status(clock: Clock, monkeypatch: pytest.MonkeyPatch) ->
         clock.now += 5
         advance(3)
     assert "3/3" in shown.getvalue()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_waits_for_the_end(number: signal.Signals) -> None:
+    seen: list[int] = []
+    before = signal.signal(number, lambda received, _frame: seen.append(received))
+    try:
+        with stoppable() as should_stop:
+            assert not should_stop()
+            signal.raise_signal(number)
+            assert should_stop()
+            assert seen == []
+            signal.raise_signal(number)
+            assert seen == [number]
+        assert seen == [number, number]
+        with stoppable() as should_stop:
+            pass
+        assert seen == [number, number]
+        signal.raise_signal(number)
+        assert len(seen) == 3
+    finally:
+        signal.signal(number, before)
+
+
+def test_the_signal_wins_over_what_it_stopped() -> None:
+    def interrupted() -> None:
+        with stoppable():
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("stopped")
+
+    # A program that was started in the background may be deaf to it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_have_no_signals() -> None:
+    asked: list[bool] = []
+
+    def work() -> None:
+        with stoppable() as should_stop:
+            asked.append(should_stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]

@@ -218,7 +218,7 @@ class TestFeatures:
             huge = torch.zeros(len(logits), self.DIM)
             huge[2, 3] = 7e4
             builder.submit(shard, logits, {"features:penultimate": huge})
-            with pytest.raises(DivergedError, match=f"features.*sample {shard.start + 2}"):
+            with pytest.raises(DivergedError, match=f"features.*row {shard.start + 2}"):
                 builder.drain()
             assert not builder.is_done(shard)
 

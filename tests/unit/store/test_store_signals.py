@@ -102,13 +102,13 @@ def test_single_signals_are_read_as_float32_in_their_shape(store: Path) -> None:
 
 def test_what_is_not_there_is_one_line(store: Path, tmp_path: Path) -> None:
     flag = r"--signals features:layer3"
-    with pytest.raises(StoreError, match=f"keeps no features:layer3, only features:penultimate, .*{flag}"):
+    with pytest.raises(StoreError, match=f"has no features:layer3, only features:penultimate, .*{flag}"):
         open_store(store).signal("features:layer3", [0])
     with pytest.raises(StoreError, match=flag):
         open_store(store, beside=["features:layer3"])
     make(tmp_path / "plain.zarr")
     assert open_store(tmp_path / "plain.zarr").signals == ()
-    with pytest.raises(StoreError, match=f"keeps no features:layer3. .*{flag}"):
+    with pytest.raises(StoreError, match=f"has no features:layer3. .*{flag}"):
         open_store(tmp_path / "plain.zarr").signal("features:layer3", [0])
     with pytest.raises(StoreError, match="has views 0 to 1"):
         open_store(store).signal("features:layer2", [0], view=2)
@@ -270,7 +270,7 @@ def test_shapes_and_values_are_checked_before_they_are_written(tmp_path: Path) -
                 builder.submit(shard, logits, wrong)
         given["features:layer2.0"][2, 3] = float("nan")
         builder.submit(shard, logits, given)
-        with pytest.raises(DivergedError, match=f"features:layer2.0.*sample {shard.start + 2}"):
+        with pytest.raises(DivergedError, match=f"features:layer2.0.*row {shard.start + 2}"):
             builder.drain()
         assert not builder.is_done(shard)
 
@@ -374,7 +374,7 @@ def test_shards_are_bounded_by_the_widest_signal(store: Path) -> None:
         manifest["splits"]["train"]["shard_rows"] = 1024
 
     resealed(store, claim)
-    with pytest.raises(CorruptStoreError, match="shards of 1024 rows, which nothing that kdpipe writes has"):
+    with pytest.raises(CorruptStoreError, match="shards of 1024 rows, sizes that kdpipe never writes"):
         open_store(store)
 
 

@@ -207,7 +207,7 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, value: float) -> No
         builder.submit(first, small_store.shard_logits(builder, first))
         logits = small_store.shard_logits(builder, second)
         logits[3, 2] = logits[5, 0] = value
-        with pytest.raises(DivergedError, match=r"train sample 11, view 1 are not finite"):  # noqa: PT012
+        with pytest.raises(DivergedError, match=r"train row 11, view 1 are not finite"):  # noqa: PT012
             builder.submit(second, logits)
             builder.drain()
         assert builder.is_done(first)

@@ -7,161 +7,106 @@ import gc
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
-from kdpipe import dataset, models, open_store
-from kdpipe.dataset import Dataset
-from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.targets import SoftTargets, soft_targets
+from kdpipe import dataset
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
-from kdpipe.pairing.join import join_checked
-from kdpipe.store.reader import LogitStore
-from kdpipe.training.checkpoint import before
+from kdpipe.testing.doubles import Dropping, IndexedTargets, Starving, StopAfter, differences, small_network
+from kdpipe.training.checkpoint import State, before
 from kdpipe.training.evaluation import Validation
 from kdpipe.training.loop import Cost, train_together
-from kdpipe.training.optimization import Optimisation
+from kdpipe.training.objective import CrossEntropy
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.trainee import Member
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from tests.conftest import Built
+from tests.students import ORDER, PRESET, SETTINGS, STEPS, digits, renderer, student, taught
 
-EPOCHS, STEPS = 2, 7
+EPOCHS = SETTINGS.epochs
 NAMES = ("plain", "dropping", "averaged", "wide")
 
 Outcomes = dict[str, Cost | KdpipeError]
 
-
-class Dropping(torch.nn.Module):
-    """A model that draws from torch's generator at every step."""
-
-    def __init__(self, body: torch.nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(torch.nn.functional.dropout(images, 0.1, self.training))
-
-
-class Starving(torch.nn.Module):
-    """A model whose memory does not suffice at one of its forward passes, and from then on for more than 8 images."""
-
-    def __init__(self, body: torch.nn.Module, step: int) -> None:
-        super().__init__()
-        self.body, self._left = body, step
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self._left -= 1
-        if self._left < 0 and len(images) > 8:
-            raise torch.OutOfMemoryError("out of memory")
-        return self.body(images)
-
-
-class Blind(torch.nn.Module):
-    """A model whose memory suffices for training and for one validation."""
-
-    def __init__(self, body: torch.nn.Module) -> None:
-        super().__init__()
-        self.body, self._validations = body, 0
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self._validations += not self.training
-        if self._validations > 1:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
-        return self.body(images)
-
-
 WRAPPERS: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
     "dropping": Dropping,
     "starving": lambda body: Starving(body, 5),
-    "blind": Blind,
+    "blind": lambda body: Starving(body, 1, training=False),
 }
+"""The memory of the last two does not suffice for the sixth step, or for the second validation."""
+
+
+class Full(RunDirectory):
+    """A run directory for whose checkpoints memory does not suffice."""
+
+    def save_checkpoint(self, state: State) -> None:
+        raise MemoryError
 
 
 class Fleet:
-    """Makes members by their names, with all that they share, and trains them in a folder of their own."""
+    """Makes students by their names, with all that they share, and trains them in a folder of their own."""
 
-    def __init__(self, digits: Dataset, store: LogitStore, folder: Path) -> None:
-        self._digits, self._store, self.folder = digits, store, folder
-        held_out, geometry = dataset.load("digits", "test", 60), Geometry(32, 32, "bilinear")
-        self._held_out = Renderer(held_out, "none", seed=0, geometry=geometry)
+    def __init__(self, folder: Path, *, images: Callable[[int], Renderer] = lambda size: renderer(size=size)) -> None:
+        self.folder, self._images = folder, images
+        self._held_out = renderer(digits(60, "test"), "none")
 
     def run(self, name: str) -> RunDirectory:
-        return RunDirectory(self.folder / name)
+        return (Full if name == "unsaved" else RunDirectory)(self.folder / name)
 
-    def __call__(self, *names: str, resume: bool = False, stop_after: int = 0, **others: Any) -> Outcomes:
-        targets = soft_targets(self._store, join_checked(self._store, self._digits))
-        renderers: dict[Geometry, Renderer] = {}
-        members = [self._member(name, targets, renderers) for name in names]
-        asked = iter(range(1, 1000))
-        trained = train_together(members, resume=resume, should_stop=lambda: next(asked) == stop_after, **others)
+    def __call__(
+        self, *names: str, resume: bool = False, stop_after: int = 0, width: int = 8, **others: Any
+    ) -> Outcomes:
+        images = {size: self._images(size) for size in (16, 8)}
+        students = [self._student(name, images, width) for name in names]
+        trained = train_together(
+            students,
+            IndexedTargets(10),
+            order=ORDER,
+            resume=resume,
+            should_stop=StopAfter(stop_after),
+            **others,
+        )
         return dict(zip(names, trained, strict=True))
 
-    def _member(self, name: str, targets: SoftTargets, renderers: dict[Geometry, Renderer]) -> Member:
+    def _student(self, name: str, images: dict[int, Renderer], width: int) -> Student:
+        size = 8 if name == "wide" else 16
+        network = small_network(width=width, seed=len(name))
+        validated = name in ("averaged", "blind")
         torch.manual_seed(len(name))
-        size = 16 if name == "wide" else None
-        model = models.load("resnet8", num_classes=10, size=size, fallback_statistics=self._digits.statistics)
-        module = WRAPPERS.get(name, lambda body: body)(model.module)
-        geometry = Geometry.of(model.preset)
-        renderers.setdefault(geometry, Renderer(self._digits, "crop-flip", seed=0, geometry=geometry, workers=1))
-        lr = 1e18 if name == "wild" else 0.05
-        self.run(name).path.mkdir(exist_ok=True)
-        return Member(
-            module,
-            renderers[geometry],
-            model.preset,
-            Schedule(EPOCHS, 32, lr, weight_decay=5e-4, warmup_epochs=1, data_seed=3, views=2),
-            None if name == "averaged" else Distillation(targets, make("kd", temperature=4.0), 0.9, 0.1),
-            self.run(name),
-            Optimisation(ema=0.9 if name in ("averaged", "wild", "blind") else None),
-            Validation(self._held_out, preset=model.preset) if name in ("averaged", "blind") else None,
+        made = student(
+            self.folder / name,
+            WRAPPERS.get(name, lambda body: body)(network),
+            objective=CrossEntropy(PRESET) if name == "averaged" else taught(),
+            images=images[size],
+            settings=SETTINGS.but(
+                lr=1e18 if name == "wild" else 0.05, ema=0.9 if name in ("averaged", "wild", "blind") else None
+            ),
+            validation=Validation(self._held_out, preset=PRESET) if validated else None,
         )
-
-
-@pytest.fixture(scope="module")
-def loaded(built: Built) -> tuple[Dataset, LogitStore]:
-    return dataset.load("digits", "train", 200), open_store(built.store)
+        return replace(made, run=self.run(name))
 
 
 @pytest.fixture
-def fleet(loaded: tuple[Dataset, LogitStore], tmp_path: Path) -> Fleet:
-    return Fleet(*loaded, tmp_path)
+def fleet(tmp_path: Path) -> Fleet:
+    return Fleet(tmp_path)
 
 
 @pytest.fixture(scope="module")
-def alone(loaded: tuple[Dataset, LogitStore], tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """Every member trained by itself."""
-    made = Fleet(*loaded, tmp_path_factory.mktemp("alone"))
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Every student trained by itself."""
+    made = Fleet(tmp_path_factory.mktemp("alone"))
     for name in NAMES:
         assert isinstance(made(name)[name], Cost)
     return made
 
 
-def _assert_same(found: Any, expected: Any, place: str) -> None:
-    """Compare two states, their tensors to the bit; times may differ."""
-    if isinstance(expected, dict):
-        assert set(found) == set(expected), place
-        for key in set(expected) - {"seconds", "images_per_second"}:
-            _assert_same(found[key], expected[key], f"{place}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), place
-        for number, (mine, other) in enumerate(zip(found, expected, strict=True)):
-            _assert_same(mine, other, f"{place}.{number}")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), place
-    else:
-        assert found == expected, place
-
-
 def _assert_alike(fleet: Fleet, alone: Fleet, *names: str) -> None:
     """Compare all that the last checkpoints hold: weights, optimiser, average, generator, history."""
     for name in names:
-        _assert_same(fleet.run(name).load_checkpoint(), alone.run(name).load_checkpoint(), name)
+        assert not differences(fleet.run(name).load_checkpoint(), alone.run(name).load_checkpoint(), name)
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[::-1], ("wide", "plain"), ("averaged", "dropping")])
@@ -170,28 +115,36 @@ def test_each_equals_itself_alone(fleet: Fleet, alone: Fleet, names: tuple[str, 
     _assert_alike(fleet, alone, *names)
 
 
-def test_streamed_images(loaded: tuple[Dataset, LogitStore], alone: Fleet, tmp_path: Path) -> None:
-    fleet = Fleet(dataset.load("digits", "train", 200, loading="stream"), loaded[1], tmp_path)
+def test_streamed_images(alone: Fleet, tmp_path: Path) -> None:
+    streamed = dataset.load("digits", "train", 200, loading="stream")
+    fleet = Fleet(tmp_path, images=lambda size: renderer(streamed, size=size))
     with pytest.raises(RunError, match="step 3 of epoch 1"):
         fleet("dropping", "wide", stop_after=3)
     fleet("dropping", "wide", resume=True)
     _assert_alike(fleet, alone, "dropping", "wide")
 
 
-def test_images_are_rendered_once(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered: list[int] = []
-    original = Renderer.__call__
+class Counting(Renderer):
+    """A renderer that counts the images of each batch."""
 
-    def render(renderer: Renderer, rows: Any, view: int) -> torch.Tensor:
-        rendered.append(len(rows))
-        return original(renderer, rows, view)
+    counts: ClassVar[list[int]] = []
 
-    monkeypatch.setattr(Renderer, "__call__", render)
+    def __call__(self, indices: Any, view: int) -> torch.Tensor:
+        self.counts.append(len(indices))
+        return super().__call__(indices, view)
+
+
+def test_images_are_rendered_once(tmp_path: Path) -> None:
+    def images(size: int) -> Renderer:
+        return Counting(digits(), "crop-flip", seed=0, geometry=Geometry(size, size, "bilinear"))
+
+    fleet = Fleet(tmp_path, images=images)
     fleet("plain")
-    by_one = list(rendered)
-    rendered.clear()
+    by_one = list(Counting.counts)
+    Counting.counts.clear()
     fleet("plain", "dropping", "another")
-    assert rendered == by_one
+    assert sum(by_one) == EPOCHS * 200
+    assert Counting.counts == by_one
 
 
 REASONS = {
@@ -202,22 +155,8 @@ REASONS = {
 }
 
 
-@pytest.fixture
-def _unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let memory not suffice for the checkpoint of one member."""
-    write = RunDirectory.save_checkpoint
-
-    def save(run: RunDirectory, state: dict[str, Any]) -> None:
-        if run.path.name == "unsaved":
-            raise MemoryError
-        write(run, state)
-
-    monkeypatch.setattr(RunDirectory, "save_checkpoint", save)
-
-
-@pytest.mark.usefixtures("_unsaved")
 @pytest.mark.parametrize(("failing", "place"), [*((name, 3) for name in REASONS), ("starving", 0), ("blind", 0)])
-def test_a_member_that_fails_leaves_the_others_as_they_are(
+def test_a_student_that_fails_leaves_the_others_as_they_are(
     fleet: Fleet, alone: Fleet, failing: str, place: int
 ) -> None:
     said: list[str] = []
@@ -236,7 +175,6 @@ def test_a_member_that_fails_leaves_the_others_as_they_are(
     _assert_alike(fleet, alone, *NAMES)
 
 
-@pytest.mark.usefixtures("_unsaved")
 @pytest.mark.parametrize("failing", REASONS)
 def test_a_single_one_that_fails_says_so_itself(fleet: Fleet, failing: str) -> None:
     failure = fleet(failing)[failing]
@@ -251,10 +189,9 @@ def _held() -> int:
     return sum({each.data_ptr(): each.untyped_storage().nbytes() for each in tensors if not each.is_meta}.values())
 
 
-@pytest.mark.usefixtures("_unsaved")
 @pytest.mark.parametrize("failing", REASONS)
-def test_a_member_that_fails_leaves_its_memory_to_the_others(fleet: Fleet, failing: str) -> None:
-    """Without waiting for Python to look for cycles; its weights take 312 kB, what is left are torch's generators."""
+def test_a_student_that_fails_leaves_its_memory_to_the_others(fleet: Fleet, failing: str) -> None:
+    """Without waiting for Python to look for circles; its weights take 307 kB, what is left are torch's generators."""
     held: list[int] = []
 
     @contextlib.contextmanager
@@ -265,9 +202,9 @@ def test_a_member_that_fails_leaves_its_memory_to_the_others(fleet: Fleet, faili
     gc.collect()
     gc.disable()
     try:
-        fleet("plain", progress=progress)
+        fleet("plain", progress=progress, width=64)
         gc.collect()
-        fleet(*("plain", failing), progress=progress)
+        fleet("plain", failing, progress=progress, width=64)
     finally:
         gc.enable()
     assert isinstance(fleet.run(failing).failure(), str)
@@ -314,7 +251,7 @@ def halfway(fleet: Fleet) -> Fleet:
 
 
 @pytest.mark.parametrize("written", range(1, len(NAMES)))
-def test_killed_between_the_checkpoints_of_two_members(halfway: Fleet, alone: Fleet, written: int) -> None:
+def test_killed_between_the_checkpoints_of_two_students(halfway: Fleet, alone: Fleet, written: int) -> None:
     for name in NAMES[written:]:
         newest = halfway.run(name).checkpoint
         before(newest).replace(newest)
@@ -340,7 +277,7 @@ def test_killed_twice_between_two_checkpoints(halfway: Fleet, alone: Fleet) -> N
 
 
 def test_killed_within_a_checkpoint(halfway: Fleet, alone: Fleet) -> None:
-    """One member has the next one, of another the newest is put aside already, and the others come after."""
+    """One student has the next one, of another the newest is put aside already, and the others come after."""
     with pytest.raises(RunError, match="step 4 of epoch 2"):
         halfway("plain", resume=True, stop_after=1)
     newest = halfway.run("dropping").checkpoint
@@ -366,13 +303,13 @@ def test_killed_before_the_first_checkpoint_of_one(halfway: Fleet, alone: Fleet)
     _assert_alike(halfway, alone, *NAMES)
 
 
-def test_a_member_goes_on_alone_and_with_others(halfway: Fleet, alone: Fleet) -> None:
+def test_a_student_goes_on_alone_and_with_others(halfway: Fleet, alone: Fleet) -> None:
     halfway("wide", resume=True)
     halfway("averaged", "dropping", resume=True)
     _assert_alike(halfway, alone, "wide", "averaged", "dropping")
 
 
-def test_members_at_different_steps_cannot_go_on_together(halfway: Fleet) -> None:
+def test_students_at_different_steps_cannot_go_on_together(halfway: Fleet) -> None:
     halfway("wide", resume=True, checkpoint_every=0)
     checkpoints = {name: halfway.run(name).checkpoint.read_bytes() for name in NAMES}
     with pytest.raises(RunError, match=r"of different steps.*or resume each alone"):

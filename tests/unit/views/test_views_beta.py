@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import special  # type: ignore[import-untyped]  # scikit-learn brings it
 
 from kdpipe.errors import RecipeError
-from kdpipe.views.beta import steps, thresholds
+from kdpipe.views.mixing import lambda_steps, thresholds
 
 ALPHAS = [0.01, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 4, 10, 33.3, 100]
 MIDDLES = (np.arange(256) + 0.5) / 256
@@ -90,7 +90,7 @@ def test_steps_count_the_thresholds_at_most_the_word(alpha: float) -> None:
     table = thresholds(alpha)
     near = {word + offset for word in table for offset in (-1, 0, 1)} | {0, 2**32 - 1}
     words = sorted(word for word in near if 0 <= word < 2**32)
-    found = steps(np.array(words, dtype=np.uint32), table)
+    found = lambda_steps(np.array(words, dtype=np.uint32), table)
     assert found.dtype == np.int64
     assert found.tolist() == [sum(threshold <= word for threshold in table) for word in words]
 
@@ -98,7 +98,7 @@ def test_steps_count_the_thresholds_at_most_the_word(alpha: float) -> None:
 def test_steps_have_the_moments_of_the_beta_distribution() -> None:
     words = np.random.default_rng(3).integers(0, 2**32, 2**20, dtype=np.uint32)
     for alpha in (0.2, 1.0, 5.0):
-        weight = steps(words, thresholds(alpha)) / 256
+        weight = lambda_steps(words, thresholds(alpha)) / 256
         variance = 1 / (4 * (2 * alpha + 1))
         assert abs(weight.mean() - 0.5) < 6 * np.sqrt(variance / len(words))
         # Rounding to multiples of 1/256 adds at most its own variance twice over.
@@ -107,8 +107,8 @@ def test_steps_have_the_moments_of_the_beta_distribution() -> None:
 
 def test_a_small_alpha_reaches_both_ends() -> None:
     ends = np.array([0, 2**32 - 1], dtype=np.uint32)
-    assert steps(ends, thresholds(0.2)).tolist() == [0, 256]
+    assert lambda_steps(ends, thresholds(0.2)).tolist() == [0, 256]
 
 
 def test_no_words_have_no_steps() -> None:
-    assert steps(np.zeros(0, dtype=np.uint32), thresholds(1)).shape == (0,)
+    assert lambda_steps(np.zeros(0, dtype=np.uint32), thresholds(1)).shape == (0,)

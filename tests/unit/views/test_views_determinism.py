@@ -7,6 +7,7 @@ import multiprocessing
 import pickle
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from kdpipe.dataset import Dataset, load
 from kdpipe.views import Geometry, Renderer, Renderers, render, resample
-from kdpipe.views.render import _Worker
+from tests.unit.views import pictures
 from tests.unit.views.pictures import EQUAL, MIXED, ORIENTED
 from tests.unit.views.pictures import RECIPES as FIRST
 
@@ -153,9 +154,7 @@ def test_the_workers_of_one_training_serve_the_next() -> None:
 
 
 @pytest.mark.parametrize("loading", ["memory", "stream"])
-def test_several_sizes_that_are_decoded_once(
-    loading: Literal["memory", "stream"], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_sizes(loading: Literal["memory", "stream"]) -> None:
     dataset, recipe = load(MIXED, "train", loading=loading), RECIPES[-1]
     geometries = Geometry(20, 22, "bilinear"), Geometry(12, 14, "bicubic")
     sizes = [Renderer(dataset, recipe, seed=SEED, geometry=geometry, workers=1) for geometry in geometries]
@@ -165,16 +164,17 @@ def test_several_sizes_that_are_decoded_once(
             assert all(torch.equal(images, each(rows, view)) for images, each in zip(made, sizes, strict=True))
             assert all(map(torch.equal, made, together(rows, view)))
 
-    decoded: list[int] = []
-    images = Dataset.images
 
-    def counted(dataset: Dataset, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[torch.Tensor]:
-        decoded.append(len(rows))
-        return images(dataset, rows)
-
-    monkeypatch.setattr(Dataset, "images", counted)
-    assert [len(made) for made in _Worker(sizes)[np.arange(6), 0]] == [6, 6]
-    assert decoded == [6]
+def test_images_of_several_sizes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = tmp_path / "decoded"
+    monkeypatch.setenv(pictures.DECODED, str(decoded))
+    dataset = load(MIXED, "train", loading="stream")
+    geometries = Geometry(20, 22, "bilinear"), Geometry(12, 14, "bicubic")
+    sizes = [Renderer(dataset, "none", seed=SEED, geometry=geometry, workers=1) for geometry in geometries]
+    decoded.unlink(missing_ok=True)
+    ((large, small),) = Renderers(sizes).batches([np.array([5, 2, 9])], 0)
+    assert (large.shape[2:], small.shape[2:]) == ((20, 20), (12, 12))
+    assert decoded.read_text().split() == ["5", "2", "9"]
 
 
 @every_recipe

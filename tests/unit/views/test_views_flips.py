@@ -1,4 +1,4 @@
-"""Crops without a mirror image, flips and rotations: torchvision's for the same draws, alone and in the names of pairs."""
+"""Crops without a mirror image, flips and rotations: torchvision's for the same draws, alone and in pairs."""
 
 from __future__ import annotations
 

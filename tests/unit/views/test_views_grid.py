@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.views import Draws
-from kdpipe.views.beta import steps, thresholds
-from kdpipe.views.grid import CELLS, cut_boxes, edge, enlarge, erasing_boxes, log_uniform, mask, patches
+from kdpipe.views.erase import CELLS, edge, enlarge, erasing_boxes, inside, patches
+from kdpipe.views.mixing import cut_boxes, lambda_steps, thresholds
+from kdpipe.views.philox import log_uniform
 
 SIDES = [1, 7, 32, 33, 160, 224, 1000]
 SCALE, RATIO = (0.02, 0.33), (0.3, 1 / 0.3)
@@ -43,7 +44,7 @@ def test_cells_tile_the_image(side: int) -> None:
     assert np.abs(borders - np.arange(CELLS + 1) * side / CELLS).max() <= 0.5
     numbers = np.arange(CELLS**2)
     cells = np.stack([numbers // CELLS, numbers % CELLS, np.ones_like(numbers), np.ones_like(numbers)], axis=1)
-    assert (mask(cells, side, 7).sum(0) == 1).all()
+    assert (inside(cells, side, 7).sum(0) == 1).all()
 
 
 @given(st.tuples(st.integers(0, 32), st.integers(0, 32)), st.tuples(st.integers(0, 32), st.integers(0, 32)))
@@ -51,7 +52,7 @@ def test_cells_tile_the_image(side: int) -> None:
 def test_mask_equals_a_loop_over_pixels(rows: tuple[int, int], columns: tuple[int, int]) -> None:
     top, left = min(rows), min(columns)
     box = np.array([[top, left, max(rows) - top, max(columns) - left]])
-    marked = mask(box, 33, 20)
+    marked = inside(box, 33, 20)
     assert marked.dtype == torch.bool
     for y in range(33):
         for x in range(20):
@@ -61,7 +62,7 @@ def test_mask_equals_a_loop_over_pixels(rows: tuple[int, int], columns: tuple[in
 
 
 def test_an_empty_box_marks_nothing_and_a_full_one_everything() -> None:
-    marked = mask(np.array([[0, 0, 0, 0], [5, 7, 0, 9], [0, 0, 32, 32]]), 40, 50)
+    marked = inside(np.array([[0, 0, 0, 0], [5, 7, 0, 9], [0, 0, 32, 32]]), 40, 50)
     assert marked.shape == (3, 40, 50)
     assert marked.sum((1, 2)).tolist() == [0, 0, 2000]
 
@@ -69,7 +70,7 @@ def test_an_empty_box_marks_nothing_and_a_full_one_everything() -> None:
 @pytest.mark.parametrize(("height", "width"), [(160, 160), (224, 224), (33, 70)])
 def test_a_box_is_the_same_share_of_every_image(height: int, width: int) -> None:
     boxes = erase_defaults(some_draws(300))
-    covered = mask(boxes, height, width).sum((1, 2)).numpy()
+    covered = inside(boxes, height, width).sum((1, 2)).numpy()
     for (_, _, tall, wide), pixels in zip(boxes, covered, strict=True):
         # Each of the two sides is off by less than a pixel.
         exact_height, exact_width = tall * height / CELLS, wide * width / CELLS
@@ -81,7 +82,7 @@ def test_a_box_is_the_same_share_of_every_image(height: int, width: int) -> None
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (32, 32), (33, 160), (224, 100)])
 def test_enlarged_cells_are_the_masks_of_their_boxes(height: int, width: int) -> None:
     boxes = np.concatenate([erase_defaults(some_draws(50)), [[0, 0, 32, 32], [31, 31, 1, 1], [0, 0, 0, 0]]])
-    assert torch.equal(enlarge(mask(boxes, CELLS, CELLS), height, width), mask(boxes, height, width))
+    assert torch.equal(enlarge(inside(boxes, CELLS, CELLS), height, width), inside(boxes, height, width))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.3, 1 / 0.3), (0.75, 4 / 3), (1.0, 1.0), (1e-3, 1e3)])
@@ -225,13 +226,13 @@ def test_cutmix_ends() -> None:
     assert (kept == 1024).all()
     most, kept = cut_boxes(draws, (21, 22), np.zeros(500, dtype=np.int64))
     assert most[:, 2:].min() >= CELLS // 2
-    assert (kept == 1024 - mask(most, CELLS, CELLS).sum((1, 2)).numpy()).all()
+    assert (kept == 1024 - inside(most, CELLS, CELLS).sum((1, 2)).numpy()).all()
 
 
 def test_opposite_borders_are_cut_equally_often() -> None:
     count = 50_000
     draws = some_draws(count)
-    drawn = steps(draws.words(20)[0], thresholds(1.0))
+    drawn = lambda_steps(draws.words(20)[0], thresholds(1.0))
     boxes, _ = cut_boxes(draws, (21, 22), drawn)
     covered = np.zeros(CELLS)
     for top, _, height, width in boxes:
@@ -244,7 +245,7 @@ def test_opposite_borders_are_cut_equally_often() -> None:
 def test_cutmix_areas_follow_the_published_rule(alpha: float) -> None:
     count = 40_000
     draws = some_draws(count)
-    boxes, kept = cut_boxes(draws, (21, 22), steps(draws.words(20)[0], thresholds(alpha)))
+    boxes, kept = cut_boxes(draws, (21, 22), lambda_steps(draws.words(20)[0], thresholds(alpha)))
     assert np.array_equal(kept, 1024 - boxes[:, 2] * boxes[:, 3])
 
     random = np.random.default_rng(1)
@@ -260,7 +261,7 @@ def test_cutmix_areas_follow_the_published_rule(alpha: float) -> None:
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_cutmix_boxes_inside_the_image_have_the_drawn_area(alpha: float) -> None:
     draws = some_draws(20_000)
-    drawn = steps(draws.words(20)[0], thresholds(alpha))
+    drawn = lambda_steps(draws.words(20)[0], thresholds(alpha))
     (top, left, height, width), kept = (result.T for result in cut_boxes(draws, (21, 22), drawn))
     inside = (top > 0) & (left > 0) & (top + height < CELLS) & (left + width < CELLS)
     assert inside.sum() > 2000

@@ -13,8 +13,7 @@ from scipy import stats  # type: ignore[import-untyped]  # scikit-learn brings i
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError
 from kdpipe.views import Draws, Population, Recipe, Renderer, mixing, render
-from kdpipe.views.mixing import Stream
-from kdpipe.views.partners import partners
+from kdpipe.views.mixing import Stream, partners
 from tests.unit.views.pictures import EQUAL, OBLONG
 
 SEED, COUNT = 11, 300

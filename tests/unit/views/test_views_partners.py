@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kdpipe.views.partners import partners
+from kdpipe.views.mixing import partners
 from tests.unit.views.test_views_philox import scalar_philox
 
 WORD = st.integers(0, 2**32 - 1)

@@ -1,4 +1,4 @@
-"""Which directories hold the runs of several seeds, and which do not hold all of them."""
+"""Directories of seed runs: their order, and those that are refused because runs are missing or differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kdpipe.errors import RunError
-from stages.members import members
+from kdpipe.stages.seed_runs import seed_runs
 
 
 def _record(seed: int) -> dict[str, Any]:
@@ -45,15 +45,15 @@ def _change(run: Path, **sections: Any) -> None:
 
 def test_the_order_is_that_of_the_seeds_given(trained: Path) -> None:
     (trained / ".gitignore").write_text("/seed-0\n")
-    assert [run.path.name for run in members(trained)] == ["seed-10", "seed-0", "seed-2"]
+    assert [run.path.name for run in seed_runs(trained)] == ["seed-10", "seed-0", "seed-2"]
 
 
-def test_other_directories_have_no_members(trained: Path, tmp_path: Path) -> None:
-    assert members(trained / "seed-0") == []
-    assert members(tmp_path / "nothing") == []
-    assert members(trained / "metrics.json") == []
+def test_other_directories_have_no_seed_runs(trained: Path, tmp_path: Path) -> None:
+    assert seed_runs(trained / "seed-0") == []
+    assert seed_runs(tmp_path / "nothing") == []
+    assert seed_runs(trained / "metrics.json") == []
     (tmp_path / "empty").mkdir()
-    assert members(tmp_path / "empty") == []
+    assert seed_runs(tmp_path / "empty") == []
 
 
 def _without(name: str) -> Callable[[Path], None]:
@@ -73,7 +73,7 @@ def _more(path: Path) -> None:
     [
         (_without("seed-0/metrics.json"), "seed-0 has no metrics.json"),
         (_without("metrics.json"), "no metrics.json that counts them"),
-        (_without("seed-2"), "counts seed-2, which is not there"),
+        (_without("seed-2"), "counts seed-2, which does not exist"),
         (_more, "does not count seed-3"),
         (lambda path: (path / "metrics.json").write_text("[]"), "no metrics.json that counts them"),
         (lambda path: (path / "metrics.json").write_text('{"seeds": 3}'), "no metrics.json that counts them"),
@@ -83,7 +83,7 @@ def _more(path: Path) -> None:
 def test_unfinished_seeds_are_refused(trained: Path, spoil: Callable[[Path], object], said: str) -> None:
     spoil(trained)
     with pytest.raises(RunError) as refused:
-        members(trained)
+        seed_runs(trained)
     assert said in str(refused.value)
     assert str(trained) in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -102,6 +102,6 @@ def test_unfinished_seeds_are_refused(trained: Path, spoil: Callable[[Path], obj
 def test_runs_that_differ_in_more_than_the_seed_are_refused(trained: Path, sections: Any, said: str) -> None:
     _change(trained / "seed-2", **sections)
     with pytest.raises(RunError) as refused:
-        members(trained)
+        seed_runs(trained)
     assert said in str(refused.value)
     assert str(trained / "seed-2") in str(refused.value)

@@ -1,8 +1,8 @@
-"""Where the figures of a training go besides `history.csv`: DVCLive, TensorBoard and Weights & Biases.
+"""Logs of a training's figures besides `history.csv`: DVCLive, TensorBoard and Weights & Biases.
 
-Each log has a folder of its own in the run directory. What is asked for and cannot be begun stops the run before it
-trains; a log that fails later is left alone with one line, and the training goes on. A resumed run begins its logs anew
-from the history in its checkpoint, so they hold each epoch once. Nothing of a log is imported before it is used.
+Each log has its own folder in the run directory. A log that is requested and cannot start stops the run before it
+trains; a log that fails later is dropped with a warning, and the training continues. A resumed run writes its logs
+again from the history in its checkpoint, so they hold each epoch once. A package is imported when its log starts.
 """
 
 from __future__ import annotations
@@ -15,25 +15,22 @@ from typing import Any, Protocol
 
 from kdpipe.errors import ParamsError, RunError
 from kdpipe.stages.console import say
+from kdpipe.stages.trackers import DVCLive, Flat, Row, TensorBoard, WeightsAndBiases
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.settings import LogSettings
-
-Row = Mapping[str, float]
-"""A row of the history: the epoch, from 1, and its figures by name."""
-Flat = dict[str, str | int | float | bool]
 
 _EXTRAS = {"dvclive": "dvc", "tensorboard": "tensorboard", "wandb": "wandb"}
 """The extra that installs each log's package; the flags have the packages' names."""
 
 
 class Log(Protocol):
-    """One place that a run is logged to; any of its methods may fail in ways of its own."""
+    """A log of one run; any method may raise any exception."""
 
     title: str
-    """What people call it."""
+    """Name of the program, for messages."""
 
     def start(self, run: RunDirectory, settings: Flat) -> None:
-        """Begin the log of ``run`` with its parameters and what it is made from."""
+        """Start the log of ``run`` with its parameters and lineage."""
         ...
 
     def epoch(self, row: Row) -> None:
@@ -45,24 +42,24 @@ class Log(Protocol):
         ...
 
     def close(self, *, failed: bool) -> None:
-        """End the log, also where the run was stopped or ``failed``."""
+        """End the log, also of a run that was stopped or ``failed``."""
         ...
 
 
 class Logs:
-    """The logs of one run; those that fail while it trains are dropped."""
+    """All logs of one run; those that fail while it trains are dropped."""
 
-    def __init__(self, logs: Mapping[str, Log], *, asked: frozenset[str]) -> None:
-        """Take logs by the name of their package; ``asked`` are those that must not fail when they start."""
+    def __init__(self, logs: Mapping[str, Log], *, requested: frozenset[str]) -> None:
+        """Take logs by the name of their package; those in ``requested`` must not fail when they start."""
         self._logs = dict(logs)
-        self._asked = asked
+        self._requested = requested
 
     @contextmanager
     def of(self, run: RunDirectory, record: dict[str, Any]) -> Iterator[None]:
         """Start every log with the run's record, and close it at the end of the block.
 
         Raises:
-            RunError: a log that was asked for cannot be started.
+            RunError: a requested log cannot start.
         """
         settings = hyperparameters(record)
         failed = True
@@ -77,7 +74,7 @@ class Logs:
             self._each(lambda log: log.close(failed=failed))
 
     def epochs(self, rows: list[dict[str, float]]) -> None:
-        """Log epochs, in their order."""
+        """Log several epochs, in their order."""
         for row in rows:
             self.epoch(row)
 
@@ -91,7 +88,7 @@ class Logs:
         self._each(lambda log: log.finish(scores, epoch=epoch))
 
     def fail(self) -> None:
-        """End the logs of a run that cannot go on while those beside it do."""
+        """End the logs of a student that failed while others continue."""
         self._each(lambda log: log.close(failed=True))
         self._logs.clear()
 
@@ -101,9 +98,9 @@ class Logs:
             log.start(run, settings)
         except Exception as error:
             run.remove_log(name)
-            if name in self._asked:
+            if name in self._requested:
                 raise RunError(f"{log.title} cannot log this run ({_words(error)}). Leave out --{name}.") from error
-            say(f"{log.title} does not log this run ({_words(error)}).")
+            say(f"warning: {log.title} cannot log this run ({_words(error)}).")
         else:
             self._logs[name] = log
 
@@ -113,17 +110,17 @@ class Logs:
                 act(log)
             except Exception as error:
                 del self._logs[name]
-                say(f"{log.title} logs no more of this run ({_words(error)}). The run goes on.")
+                say(f"warning: {log.title} failed and logs no more of this run ({_words(error)}). The run continues.")
 
 
 def choose(settings: LogSettings, out: Path) -> Logs:
-    """Return the logs of a run in ``out`` that are asked for, and DVCLive's where the run is made in a DVC repository.
+    """Return the requested logs of a run in ``out``, and DVCLive's by default in a DVC repository.
 
     Raises:
-        ParamsError: a package is not installed, or DVCLive is asked for outside of a DVC repository.
+        ParamsError: a package is not installed, or DVCLive is requested outside of a DVC repository.
     """
-    asked = [name for name in _EXTRAS if getattr(settings, name)]
-    missing = [name for name in asked if find_spec(name) is None]
+    requested = [name for name in _EXTRAS if getattr(settings, name)]
+    missing = [name for name in requested if find_spec(name) is None]
     if missing:
         extras = ",".join(_EXTRAS[name] for name in missing)
         raise ParamsError(f"--{missing[0]} needs {missing[0]}, which is not installed: pip install 'kdpipe[{extras}]'.")
@@ -133,37 +130,28 @@ def choose(settings: LogSettings, out: Path) -> Logs:
             f"--dvclive needs a DVC repository that holds both {out} and the working directory. "
             "Run it in one, make one with dvc init, or leave out --dvclive."
         )
-    chosen = list(asked)
+    chosen = list(requested)
     if settings.dvclive is None and inside and find_spec("dvclive") is not None:
         chosen.append("dvclive")
-    return Logs({name: _make(name) for name in chosen}, asked=frozenset(asked))
+    return Logs({name: _make(name) for name in chosen}, requested=frozenset(requested))
 
 
 def hyperparameters(record: Mapping[str, Any]) -> Flat:
-    """Return what ``run.json`` says of the parameters, the model, the data and the stores, one level deep."""
+    """Return the parameters, model, data and stores of a ``run.json``, with dotted names."""
     kept = {key: record[key] for key in ("stage", "distill", "model", "num_parameters", "device", "lineage")}
     own = {key: value[0] if key == "student" else value for key, value in record["parameters"].items()}
     return _flat({**own, **kept}, ".")
 
 
 def _make(name: str) -> Log:
-    if name == "dvclive":
-        from kdpipe.stages.logs.dvclive import DVCLive
-
-        return DVCLive()
-    if name == "tensorboard":
-        from kdpipe.stages.logs.tensorboard import TensorBoard
-
-        return TensorBoard()
-    from kdpipe.stages.logs.wandb import WeightsAndBiases
-
-    return WeightsAndBiases()
+    kinds: dict[str, type[Log]] = {"dvclive": DVCLive, "tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+    return kinds[name]()
 
 
 def _in_dvc_repository(out: Path) -> bool:
-    """Whether the working directory is in a DVC repository, and ``out`` in the same one.
+    """Return whether the working directory is in a DVC repository, and ``out`` in the same one.
 
-    DVCLive looks from the working directory only, and makes a git repository without DVC one with it.
+    DVCLive searches from the working directory only, and initializes DVC in a git repository without it.
     """
     here = Path.cwd()
     root = next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), None)

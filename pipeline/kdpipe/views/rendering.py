@@ -4,7 +4,7 @@ All parameters are drawn by ``philox`` from the sample's id, so the result does 
 size, worker count or rank; all arithmetic on pixels is exact, so it does not depend on the device either.
 
 View 0 is the plain view: each model's own evaluation geometry. In any other view a box is chosen in the source image
-and resized to the model's input, and everything else happens there, in the order of ``operations.PHASES``.
+and resized to the model's input; everything else happens there, in the order of ``recipe.PHASES``.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 from torch.utils.data import DataLoader, Sampler
 
 from kdpipe.dataset import Dataset, find_ids, processors
-from kdpipe.errors import DatasetError
 from kdpipe.views import mixing
-from kdpipe.views.geometry import Geometry, Sources, middle
-from kdpipe.views.philox import Draws
+from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
+from kdpipe.views.philox import Draws, philox
 from kdpipe.views.recipe import Recipe
 from kdpipe.views.resample import cut
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
-Rows = npt.NDArray[np.int64]
-Images = torch.Tensor | list[torch.Tensor]
-"""Decoded source images, uint8: ``(n, 3, H, W)``, or ``n`` times ``(3, H, W)``."""
+Integers = npt.NDArray[np.int64]
+Batch = tuple[Integers, int]
+"""Indices of the images that a batch is made of, and its view."""
+
+_COUNT, _HEIGHT, _WIDTH, _SIDE = 32, 40, 48, 32
+"""Synthetic images of ``trial``: their number, their size, and the size that they are resized to."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def render(
     """Render one view of some samples as uint8 ``(n, 3, H, W)`` on ``device``.
 
     View 0 is the plain view. With ``size`` the images are squares of that side (bilinear, antialiased), the plain view
-    being the centre of the image with its shorter side resized; without it they keep the dataset's size.
+    being the center of the image with its shorter side resized; without it they keep the dataset's size.
 
     Raises:
         DatasetError: ``size`` is missing and the images have different sizes.
@@ -85,8 +88,8 @@ class Renderer:
         """Prepare to render; see ``render`` for the arguments.
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
-        a store's order; by default those of the dataset, or of the one that it is a subset of. ``workers`` processes
-        decode a streamed dataset in ``batches``; by default one for each processor, eight at most.
+        a store's order (default: those of the dataset, or of the one that it is a subset of). ``workers`` processes
+        decode a streamed dataset in ``batches`` (default: one for each processor, eight at most).
         """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
@@ -94,12 +97,12 @@ class Renderer:
         self.geometry = geometry
         self.device = torch.device(device)
         self._workers = workers or min(8, processors())
-        self._frame = _Frame.of(dataset, geometry)
+        self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
         if self._mixes:
             self._population = mixing.Population(self._images, population, seed=seed)
-            self._rows = find_ids(dataset.sample_ids, self._images.sample_ids)
+            self._index_of = find_ids(dataset.sample_ids, self._images.sample_ids)
         self._start()
 
     def _start(self) -> None:
@@ -108,11 +111,11 @@ class Renderer:
         self._alone: Renderers | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the pixels and the worker processes out."""
+        """Return the state without the pixels and the worker processes."""
         return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "_alone")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the pixels from the dataset again."""
+        """Restore the state, with the pixels of the dataset."""
         self.__dict__.update(state)
         self._start()
 
@@ -122,110 +125,75 @@ class Renderer:
         Raises:
             DatasetError: a partner that is to be mixed in is not in the dataset.
         """
-        rows = self._needed(np.array(indices, dtype=np.int64), view)
-        return self._finish(self._framed(self._decoded(rows), rows, view), rows, view)
+        needed = self._needed(np.array(indices, dtype=np.int64), view)
+        return self._finish(self._framed(self._decoded(needed), needed, view), needed, view)
 
-    def batches(self, batches: Sequence[Rows], view: int) -> Iterator[torch.Tensor]:
-        """Render one batch after the other; those of a streamed dataset are made ahead by worker processes."""
+    def batches(self, batches: Sequence[Integers], view: int) -> Iterator[torch.Tensor]:
+        """Render one batch after the other; worker processes render those of a streamed dataset ahead."""
         if self.dataset.in_memory:
-            return (self(rows, view) for rows in batches)
+            return (self(indices, view) for indices in batches)
         return (images for (images,) in Renderers.of([self]).batches(batches, view))
 
-    def work(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
-        """Do what a worker process does of decoded images: all on a CPU, the boxes for a device."""
-        framed = self._framed(images, rows, view)
-        return self._finish(framed, rows, view) if self.device.type == "cpu" else framed
+    def work(self, images: Images, needed: Integers, view: int) -> torch.Tensor:
+        """Do a worker process's part on decoded images: everything for a CPU, cutting and resizing for a GPU."""
+        framed = self._framed(images, needed, view)
+        return self._finish(framed, needed, view) if self.device.type == "cpu" else framed
 
-    def complete(self, images: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
-        """Do what a worker process has left."""
-        return images if self.device.type == "cpu" else self._finish(images, rows, view)
+    def complete(self, images: torch.Tensor, needed: Integers, view: int) -> torch.Tensor:
+        """Do the rest, in the main process."""
+        return images if self.device.type == "cpu" else self._finish(images, needed, view)
 
     def second_labels(self, indices: Indices, view: int) -> SecondLabels | None:
-        """Return what ``view`` mixes into the labels of the samples at ``indices``; ``None`` where it mixes nothing."""
+        """Return the labels that ``view`` mixes into those of the samples at ``indices``; ``None`` for no mixing."""
         if view == 0 or not self._mixes:
             return None
-        rows = self._needed(np.array(indices, dtype=np.int64), view)
-        own, others = np.split(rows, 2)
+        own, others = np.split(self._needed(np.array(indices, dtype=np.int64), view), 2)
         drawn = mixing.amounts(self.recipe, self._draws(own, view))
         return SecondLabels(self._images.labels[others], drawn.own_share)
 
-    def _needed(self, indices: Rows, view: int) -> Rows:
-        """Return the rows of the images that a batch is made of: its own, then their partners if it has any."""
+    def _needed(self, indices: Integers, view: int) -> Integers:
+        """Return the indices of the images that a batch is made of: its own, then their partners if it has any."""
         if not self._mixes:
             return indices
-        rows = self._rows[indices]
-        return rows if view == 0 else np.concatenate([rows, self._population.partners(rows, view)])
+        own = self._index_of[indices]
+        return own if view == 0 else np.concatenate([own, self._population.partners(own, view)])
 
-    def _draws(self, rows: Rows, view: int) -> Draws:
-        return Draws(self._images.sample_ids[rows], self.seed, view)
+    def _draws(self, needed: Integers, view: int) -> Draws:
+        return Draws(self._images.sample_ids[needed], self.seed, view)
 
-    def _decoded(self, rows: Rows) -> Images:
-        """Return the source images of the rows that ``_needed`` named."""
+    def _decoded(self, needed: Integers) -> Images:
+        """Return the source images at the indices of ``_needed``."""
         if self._pixels is not None:
-            return self._pixels.index_select(0, torch.from_numpy(rows).to(self.device))
-        return self._images.images(rows) if len(rows) else []
+            return self._pixels.index_select(0, torch.from_numpy(needed).to(self.device))
+        return self._images.images(needed) if len(needed) else []
 
-    def _framed(self, images: Images, rows: Rows, view: int) -> torch.Tensor:
-        """Bring the source images of the rows to the input size."""
-        if not len(rows):
+    def _framed(self, images: Images, needed: Integers, view: int) -> torch.Tensor:
+        """Bring source images to the input size."""
+        if not len(needed):
             return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
-        return self._frame(images, self._boxes(rows, view))
+        return self._frame(images, self._boxes(needed, view))
 
-    def _boxes(self, rows: Rows, view: int) -> Rows | None:
-        """Return the boxes of a view, int64 ``(n, 4)``; ``None`` for the plain one."""
+    def _boxes(self, needed: Integers, view: int) -> Integers | None:
+        """Return the boxes of a view, ``(n, 4)``; ``None`` for the plain one."""
         if view == 0 or not self.recipe.augments:
             return None
-        sources = Sources(self._images.sizes[rows], square=self.geometry is not None)
-        draws = self._draws(rows, view)
-        for step in self.recipe.of("box"):
-            return step(sources, draws)  # type: ignore[no-any-return]
-        return middle(sources, draws)
+        choose = next(iter(self.recipe.of("box")), middle)
+        sources = Sources(self._images.sizes[needed], square=self.geometry is not None)
+        boxes: Integers = choose(sources, self._draws(needed, view))
+        return boxes
 
-    def _finish(self, framed: torch.Tensor, rows: Rows, view: int) -> torch.Tensor:
-        """Apply what follows the box to the images of the rows that ``_needed`` named."""
-        images = framed.to(self.device)
+    def _finish(self, framed: torch.Tensor, needed: Integers, view: int) -> torch.Tensor:
+        """Apply the operations that follow the box to images at the input size."""
+        images: torch.Tensor = framed.to(self.device)
         if view == 0 or not len(images):
             return images
-        draws = self._draws(rows, view)
+        draws = self._draws(needed, view)
         for step in self.recipe.of("flip", "rotate", "color", "erase"):
             images = step(images, draws)
         if not self._mixes:
             return images
         own, partners = images.chunk(2)
-        return mixing.mix(own, partners, mixing.amounts(self.recipe, self._draws(rows[: len(own)], view)))
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """How source images are brought to the size of a model's input."""
-
-    geometry: Geometry | None
-    height: int
-    width: int
-    kernel: str
-
-    @classmethod
-    def of(cls, dataset: Dataset, geometry: Geometry | None) -> _Frame:
-        """Take the model's input size, or without a model that of the dataset's images.
-
-        Raises:
-            DatasetError: there is no model, and the images have different sizes.
-        """
-        if geometry is not None:
-            return cls(geometry, geometry.size, geometry.size, geometry.interpolation)
-        if dataset.image_size is None:
-            raise DatasetError(
-                f"{dataset.spec} has images of different sizes: give the size to render them at, in pixels."
-            )
-        return cls(None, *dataset.image_size, "bilinear")
-
-    def __call__(self, images: Images, boxes: Rows | None) -> torch.Tensor:
-        """Return the plain view of source images, or boxes of them, uint8 ``(n, 3, height, width)``."""
-        if boxes is not None:
-            return cut(images, boxes, height=self.height, width=self.width, kernel=self.kernel)
-        if isinstance(images, torch.Tensor):
-            return images if self.geometry is None else self.geometry.fit(images)
-        return torch.cat([self(image.unsqueeze(0), None) for image in images]).contiguous()
+        return mixing.mix(own, partners, mixing.amounts(self.recipe, self._draws(needed[: len(own)], view)))
 
 
 class Renderers:
@@ -239,14 +207,14 @@ class Renderers:
 
     @classmethod
     def of(cls, renderers: Sequence[Renderer]) -> Renderers:
-        """Return the one for ``renderers``: of a single renderer always the same, with its worker processes."""
+        """Return those of ``renderers``; of a single one always the same object, which keeps its worker processes."""
         if len(renderers) > 1:
             return cls(renderers)
         (alone,) = renderers
         if alone._alone is None:
             # A copy, so that no circle of references keeps worker processes until Python looks for circles: their
             # queues would be gone by then, and each end of a worker would be waited for in vain for five seconds.
-            copy = object.__new__(Renderer)
+            copy = object.__new__(type(alone))
             copy.__dict__.update(alone.__dict__)
             alone._alone = cls([copy])
         return alone._alone
@@ -255,12 +223,11 @@ class Renderers:
         """Render ``view`` of the samples at ``indices`` by each; see ``Renderer``."""
         return tuple(renderer(indices, view) for renderer in self._renderers)
 
-    def batches(self, batches: Sequence[Rows], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Render one batch after the other by each; those of a streamed dataset are made ahead by worker processes."""
+    def batches(self, batches: Sequence[Integers], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Render one batch after the other by each; worker processes render those of a streamed dataset ahead."""
         first = self._renderers[0]
         if first.dataset.in_memory:
-            for rows in batches:
-                yield self(rows, view)
+            yield from (self(indices, view) for indices in batches)
             return
         if self._loader is None:
             self._loader = DataLoader(
@@ -271,10 +238,10 @@ class Renderers:
                 persistent_workers=True,
                 multiprocessing_context=_forkserver(),
             )
-        self._queue.batches = [(first._needed(rows, view), view) for rows in batches]
-        for (rows, _), made in zip(self._queue.batches, self._loader, strict=True):
+        self._queue.batches = [(first._needed(indices, view), view) for indices in batches]
+        for (needed, _), made in zip(self._queue.batches, self._loader, strict=True):
             yield tuple(
-                renderer.complete(images, rows, view) for renderer, images in zip(self._renderers, made, strict=True)
+                renderer.complete(images, needed, view) for renderer, images in zip(self._renderers, made, strict=True)
             )
 
 
@@ -288,12 +255,8 @@ def _forkserver() -> BaseContext:
     return context
 
 
-Batch = tuple[Rows, int]
-"""The rows that a batch is made of, and its view."""
-
-
 class _Queue(Sampler[list[Batch]]):
-    """The batches that the worker processes make next; they outlive one plane or epoch."""
+    """The batches that the worker processes render next; the processes outlive one plane or epoch."""
 
     def __init__(self) -> None:
         self.batches: list[Batch] = []
@@ -306,12 +269,49 @@ class _Queue(Sampler[list[Batch]]):
 
 
 class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
-    """What the worker processes run."""
+    """The renderers as a dataset of batches, which the worker processes read."""
 
     def __init__(self, renderers: Sequence[Renderer]) -> None:
         self._renderers = tuple(renderers)
 
     def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
-        rows, view = batch
-        images = self._renderers[0]._decoded(rows)
-        return tuple(renderer.work(images, rows, view) for renderer in self._renderers)
+        needed, view = batch
+        images = self._renderers[0]._decoded(needed)
+        return tuple(renderer.work(images, needed, view) for renderer in self._renderers)
+
+
+def trial(recipe: Recipe, geometry: Geometry) -> dict[str, str]:
+    """Try the resize and each operation of a recipe on fixed synthetic images, to name one that gives other pixels.
+
+    Returns a 64-bit hash of the pixels, in hexadecimal digits, by ``resize`` and the names of the operations.
+    """
+    kernel = geometry.interpolation
+    words = np.concatenate(_words(_COUNT * 3 * _HEIGHT * _WIDTH // 4))
+    images = torch.from_numpy((words >> 24).astype(np.uint8).reshape(_COUNT, 3, _HEIGHT, _WIDTH))
+    smaller = Geometry(_SIDE, _SIDE, kernel).fit(images)
+    found = {"resize": _hash(smaller, geometry.fit(images))}
+    ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
+    draws = Draws(ids, seed=0, view=1)
+    sources = Sources(np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
+    for step in recipe.steps:
+        tried = smaller
+        for part in step.parts:
+            if part.operation.phase == "box":
+                tried = cut(images, part(sources, draws), height=_SIDE, width=_SIDE, kernel=kernel)
+            elif part.operation.phase == "mix":
+                drawn = part(recipe.thresholds[part.name], draws)
+                tried = mixing.mix(smaller, smaller.roll(1, 0), drawn)
+            else:
+                tried = part(tried, draws)
+        found[step.name] = _hash(tried)
+    return found
+
+
+def _words(count: int) -> tuple[np.ndarray, ...]:
+    """Return four arrays of ``count`` fixed words."""
+    position, zeros = np.arange(count, dtype=np.uint32), np.zeros(count, dtype=np.uint32)
+    return philox((position, zeros, zeros, zeros), (zeros, zeros))
+
+
+def _hash(*images: torch.Tensor) -> str:
+    return blake3(b"".join(tensor.numpy().tobytes() for tensor in images)).hexdigest(length=8)

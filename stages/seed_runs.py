@@ -1,0 +1,175 @@
+"""Seed runs: trainings that differ only in their seeds, in ``seed-N`` below one directory with a summary of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, TypeVar
+
+from kdpipe import durable
+from kdpipe.errors import RunError
+from kdpipe.stages.console import say
+from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.training.runs import RunDirectory
+
+P = TypeVar("P", TrainTeacher, TrainStudent)
+
+_SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage")
+_OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "checkpoint_every")
+
+
+def for_each_seed(params: P, train: Callable[[P], None]) -> None:
+    """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.run.out``, and summarize these.
+
+    With ``--resume``, finished runs are left as they are.
+
+    Raises:
+        RunError: ``params.run.out`` is something else, or a run in it was started with other parameters.
+    """
+    if not params.run.seeds:
+        train(params)
+        return
+    _refuse_other_files(params.run.out)
+    (params.run.out / "metrics.json").unlink(missing_ok=True)
+    runs = [_with_seed(params, seed) for seed in params.run.seeds]
+    waiting = [run for run in runs if not _is_done(run)]
+    for run in waiting:
+        say(f"Seed {run.run.seed}:")
+        train(run)
+    summary = {
+        "seeds": list(params.run.seeds),
+        **summarize([RunDirectory(run.run.out).metrics() for run in runs]),
+    }
+    durable.write_json(params.run.out / "metrics.json", summary)
+    say(f"{params.run.out}: test top-1 {_words(summary['test']['top1'])} over {len(runs)} seeds.")
+
+
+def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the top-1 accuracies in the runs' ``metrics.json``, each as mean, deviation and values.
+
+    ``std`` is the sample standard deviation, with ``n - 1``; ``None`` for a single run. The figures are ``None``
+    without labels.
+    """
+    summary: dict[str, Any] = {"test": {"top1": _spread([run["test"]["top1"] for run in runs])}}
+    for chosen in ("last", "best_on_validation"):
+        if all(chosen in run for run in runs):
+            summary[chosen] = {
+                split: {"top1": _spread([run[chosen][split]["top1"] for run in runs])}
+                for split in ("validation", "test")
+            }
+    return summary
+
+
+def seed_runs(path: Path) -> list[RunDirectory]:
+    """Return the runs below ``path`` in the order of its ``metrics.json``; empty if it is not of ``--seeds``.
+
+    Raises:
+        RunError: a run is missing, unfinished or not counted in ``metrics.json``, or differs from the first in more
+            than its seed.
+    """
+    present = sorted(found.name for found in path.glob("seed-*") if found.is_dir())
+    seeds = _counted(RunDirectory(path))
+    if (path / "run.json").exists() or not (present or seeds):
+        return []
+    runs = {seed: RunDirectory(path / f"seed-{seed}") for seed in seeds}
+    names = [run.path.name for run in runs.values()]
+    for name in present:
+        if not RunDirectory(path / name).finished:
+            raise _incomplete(path, f"{name} has no metrics.json")
+    if not seeds:
+        raise _incomplete(path, "it has no metrics.json that counts them")
+    for name in sorted({*names}.symmetric_difference(present)):
+        what = f"does not count {name}" if name in present else f"counts {name}, which does not exist"
+        raise _incomplete(path, f"its metrics.json {what}")
+    _refuse_other_settings(runs)
+    return list(runs.values())
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    known = [value for value in values if value is not None]
+    return {
+        "mean": fmean(known) if known else None,
+        "std": stdev(known) if len(known) > 1 else None,
+        "values": list(values),
+    }
+
+
+def _words(spread: Mapping[str, Any]) -> str:
+    if spread["mean"] is None:
+        return "n/a (no labels)"
+    return f"{spread['mean']:.2%}" + ("" if spread["std"] is None else f" +- {spread['std']:.2%}")
+
+
+def _with_seed(params: P, seed: int) -> P:
+    """Return the parameters of one seed run: those of a single run with ``--seed``."""
+    out = params.run.out / f"seed-{seed}"
+    changed = {"seed": seed, "seeds": (), "out": out, "resume": params.run.resume and (out / "run.json").is_file()}
+    if "data_seed" not in params.given:
+        changed["data_seed"] = seed
+    return params.but(**changed)
+
+
+def _is_done(params: TrainTeacher | TrainStudent) -> bool:
+    """Return whether a run that ``--resume`` would continue is finished."""
+    run = RunDirectory(params.run.out)
+    if not params.run.resume or not run.finished:
+        return False
+    run.refuse_changes({"parameters": params.dump()})
+    return True
+
+
+def _refuse_other_files(out: Path) -> None:
+    """Refuse a directory that holds anything but seed runs; hidden files are ignored."""
+    if out.is_file():
+        raise RunError(f"{out} is a file: pass --out a directory.")
+    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    for name in present:
+        if name != "metrics.json" and not name.startswith(("seed-", ".")):
+            raise RunError(f"{out} holds {name}, so it is not of --seeds. Pass --out another directory.")
+
+
+def _counted(summary: RunDirectory) -> list[int]:
+    """Return the seeds in a ``metrics.json`` of seed runs; empty if the file is missing or of something else."""
+    metrics: Any = summary.metrics() if summary.finished else None
+    seeds = metrics.get("seeds") if isinstance(metrics, dict) else None
+    return seeds if isinstance(seeds, list) else []
+
+
+def _incomplete(path: Path, what: str) -> RunError:
+    return RunError(
+        f"{path} does not hold all of its seed runs: {what}. Run the same training again with --seeds and --resume."
+    )
+
+
+def _refuse_other_settings(runs: Mapping[int, RunDirectory]) -> None:
+    """Refuse runs that differ in more than the seed, or whose seed is not that of their name."""
+    first: dict[str, Any] = {}
+    for seed, run in runs.items():
+        record = run.record()
+        trained = record["parameters"]["seed"]
+        if trained != seed:
+            raise RunError(f"{run.path} was trained with seed {trained}. Train it again with --seeds {seed}.")
+        shared = _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
+        shared |= _flat({key: record.get(key) for key in _SHARED})  # views and recipe as they were resolved
+        first = first or shared
+        differing = [key for key in {**first, **shared} if first.get(key) != shared.get(key)]
+        if differing:
+            key = differing[0]
+            raise RunError(
+                f"{run.path} was trained with {key} {shared.get(key)}, the first seed with {first.get(key)}: expected "
+                "runs that differ only in their seeds. Train them again with --seeds, or benchmark each with its own "
+                "--run."
+            )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested JSON values by their dotted names."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        key: leaf
+        for part, inner in parts
+        for key, leaf in _flat(inner, f"{name}.{part}" if name else str(part)).items()
+    }
