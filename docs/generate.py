@@ -61,12 +61,11 @@ def _command_names() -> list[str]:
 
 def _settings() -> str:
     """Return every setting of every stage, in the groups of the help."""
-    from kdpipe.stages import settings
-    from kdpipe.stages.cli import EXAMPLES
+    from kdpipe.stages.cli import EXAMPLES, settings_of
 
     parts = ["# Settings", _INTRODUCTIONS["settings"]]
     for command in EXAMPLES:
-        stage = getattr(settings, command.title().replace("-", ""))
+        stage = settings_of(command)
         groups: dict[str, list[Sequence[str]]] = {}
         for each in stage.flat().values():
             text = " ".join((each.field.description or "").split())

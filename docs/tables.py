@@ -127,6 +127,26 @@ def _published_losses() -> str:
     return str(table()).strip()
 
 
+def _logit_losses() -> str:
+    return _registered_losses("logits", "weights of the loss and of cross-entropy")
+
+
+def _layer_losses() -> str:
+    return _registered_losses("features attention", "weight")
+
+
+def _registered_losses(reads: str, weights: str) -> str:
+    """Return the registered losses that read one of the words ``reads``, as they are written with their defaults."""
+    from kdpipe.distil.losses import LOSSES
+
+    rows = [
+        (f"`{entry.usage}`", entry.help.replace("``", "`"), entry.facts["reads"], entry.facts["weights"], entry.source)
+        for entry in LOSSES
+        if entry.facts["reads"].split()[0] in reads.split()
+    ]
+    return _markdown(("loss with its defaults", "term", "reads", weights, "source"), rows, numbers_from=5)
+
+
 def _operations() -> str:
     from kdpipe.views import OPERATIONS
 
@@ -373,6 +393,8 @@ def _checkpoints() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "labels": _labels,
+    "logit-losses": _logit_losses,
+    "layer-losses": _layer_losses,
     "losses": _losses,
     "published-losses": _published_losses,
     "operations": _operations,

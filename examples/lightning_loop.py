@@ -22,22 +22,22 @@ from kdpipe.store.reader import LogitStore
 
 
 class Student(pl.LightningModule):
-    """A ShuffleNetV2 that learns from the teacher's logits and the labels."""
+    """A ShuffleNetV2 that is trained on the teacher's logits and the labels."""
 
     def __init__(self, train_set: AttachedDataset, classes: int) -> None:
-        """Learn from ``train_set``."""
+        """Train on ``train_set``."""
         super().__init__()
         self.train_set = train_set
         self.network = shufflenet_v2_x0_5(num_classes=classes)
         self.distillation = make("kd", temperature=4.0)
 
     def train_dataloader(self) -> DataLoader:
-        """Start where a resumed run left off: Lightning asks for its first batches before the epoch starts."""
+        """Select the view here too: Lightning loads a resumed run's first batches before the epoch starts."""
         self.train_set.set_epoch(self.current_epoch)
         return DataLoader(self.train_set, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
 
     def on_train_epoch_start(self) -> None:
-        """Move on to the epoch's view."""
+        """Select the epoch's view."""
         self.train_set.set_epoch(self.current_epoch)
 
     def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
@@ -50,26 +50,26 @@ class Student(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Print what was learned."""
+        """Print the epoch's view and loss."""
         loss = self.trainer.callback_metrics["loss"]
         print(f"epoch {self.current_epoch}: view {self.train_set.view}, loss {loss:.4f}", flush=True)
 
     def test_step(self, batch: list[torch.Tensor]) -> None:
-        """Count right answers, and those that the teacher gave."""
+        """Log the accuracy and the agreement with the teacher."""
         images, labels, soft_targets = batch
-        answers = self.network(images).argmax(dim=1)
-        self.log("top-1", (answers == labels).float().mean())
-        self.log("agreement with the teacher", (answers == soft_targets.argmax(dim=1)).float().mean())
+        predictions = self.network(images).argmax(dim=1)
+        self.log("top-1", (predictions == labels).float().mean())
+        self.log("agreement with the teacher", (predictions == soft_targets.argmax(dim=1)).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimiser."""
+        """Return the optimizer."""
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
 def attached(store: LogitStore, data: str) -> AttachedDataset:
-    """Return the split that a store is of, normalised, with soft targets."""
-    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
-    return kdpipe.attach(store, load(data, store.split, store.num_samples), transform=normalise)
+    """Return the store's split of a dataset, normalized, with soft targets."""
+    normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
+    return kdpipe.attach(store, load(data, store.split, store.num_samples), transform=normalize)
 
 
 def main(path: str, data: str, epochs: int) -> None:

@@ -21,12 +21,12 @@ def main(path: str, data: str, epochs: int) -> None:
     """Train a small network, and print its loss in each epoch and its accuracy at the end."""
     torch.manual_seed(0)
     store = kdpipe.open_store(path)
-    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
-    train_set = kdpipe.attach(store, load(data, "train", store.num_samples), transform=normalise)
+    normalize = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.25] * 3)])
+    train_set = kdpipe.attach(store, load(data, "train", store.num_samples), transform=normalize)
     loader = DataLoader(train_set, batch_size=32, shuffle=True, num_workers=2, persistent_workers=True)
 
     model = network(store.num_classes)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     distillation = make("kd", temperature=4.0)
     for epoch in range(epochs):
         train_set.set_epoch(epoch)
@@ -35,19 +35,19 @@ def main(path: str, data: str, epochs: int) -> None:
             logits = model(images)
             loss = 0.9 * distillation(logits, soft_targets, labels)
             loss += 0.1 * F.cross_entropy(logits, labels, ignore_index=-1)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             total += loss.item() * len(labels)
         print(f"epoch {epoch}: view {train_set.view}, loss {total / len(train_set):.4f}", flush=True)
 
     tests = kdpipe.open_store(path, split="test")
-    test_set = kdpipe.attach(tests, load(data, "test", tests.num_samples), transform=normalise)
+    test_set = kdpipe.attach(tests, load(data, "test", tests.num_samples), transform=normalize)
     images, labels, soft_targets = next(iter(DataLoader(test_set, batch_size=len(test_set))))
     with torch.inference_mode():
-        answers = model.eval()(images).argmax(dim=1)
-    agreement = (answers == soft_targets.argmax(dim=1)).float().mean()
-    print(f"test: top-1 {(answers == labels).float().mean():.4f}, agreement with the teacher {agreement:.4f}")
+        predictions = model.eval()(images).argmax(dim=1)
+    agreement = (predictions == soft_targets.argmax(dim=1)).float().mean()
+    print(f"test: top-1 {(predictions == labels).float().mean():.4f}, agreement with the teacher {agreement:.4f}")
 
 
 def network(classes: int) -> torch.nn.Module:

@@ -1,4 +1,4 @@
-"""Distil from a store with timm's model, optimiser, scheduler, weight average and meters.
+"""Distil from a store with timm's model, optimizer, scheduler, weight average and meters.
 
     python examples/timm_loop.py STORE DATA EPOCHS
 

@@ -34,7 +34,7 @@ from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.seed_runs import seed_runs
-from kdpipe.stages.settings import Benchmark
+from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.evaluation import predict

@@ -12,7 +12,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
-from kdpipe.stages.settings import CacheTeacher
+from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.store.writer import Builder, build

@@ -12,11 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
+
+if TYPE_CHECKING:
+    from kdpipe.settings import Settings
 
 app = typer.Typer(
     name="kdpipe",
@@ -38,17 +41,30 @@ EXAMPLES = {
 }
 """An example of each stage, by the name of its command."""
 
+_SETTINGS = {
+    **dict.fromkeys(("train-teacher", "train-student"), "training"),
+    **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
+    "benchmark": "benchmark",
+}
+"""The module of each command's settings."""
+
 _AS_THEY_COME = {"allow_extra_args": True, "ignore_unknown_options": True}
 """A stage's flags are read by ``flags.parser_of``, which is made from its settings."""
 
 
+def settings_of(command: str) -> type[Settings]:
+    """Return the parameters of a stage's command."""
+    module = importlib.import_module(f"kdpipe.stages.settings.{_SETTINGS[command]}")
+    stage: type[Settings] = getattr(module, command.title().replace("-", ""))
+    return stage
+
+
 def _run_stage(command: str, arguments: Sequence[str]) -> None:
     """Read a stage's flags and run it."""
-    from kdpipe.stages import settings
     from kdpipe.stages.flags import parser_of, resolve
 
     section = command.replace("-", "_")
-    stage = getattr(settings, command.title().replace("-", ""))
+    stage = settings_of(command)
     given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_args(arguments))
     file = given.pop("params", None)
     params = resolve(stage, section=section, file=file, flags=given)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from kdpipe.distil.settings import ExtraSettings, LossSettings
 from kdpipe.errors import ParamsError, RunError, did_you_mean
 from kdpipe.stages.flags import in_words
-from kdpipe.stages.settings import TrainStudent
+from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.training.settings import Optimization
 
 _SHARED = ("epochs", "batch_size")

@@ -11,7 +11,7 @@ from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
-from kdpipe.stages.settings import ImportLogits
+from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.store.writer import build

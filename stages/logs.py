@@ -15,12 +15,9 @@ from typing import Any, Protocol
 
 from kdpipe.errors import ParamsError, RunError
 from kdpipe.stages.console import say
+from kdpipe.stages.trackers import DVCLive, Flat, Row, TensorBoard, WeightsAndBiases
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.settings import LogSettings
-
-Row = Mapping[str, float]
-"""A row of the history: the epoch, from 1, and its figures by name."""
-Flat = dict[str, str | int | float | bool]
 
 _EXTRAS = {"dvclive": "dvc", "tensorboard": "tensorboard", "wandb": "wandb"}
 """The extra that installs each log's package; the flags have the packages' names."""
@@ -147,8 +144,6 @@ def hyperparameters(record: Mapping[str, Any]) -> Flat:
 
 
 def _make(name: str) -> Log:
-    from kdpipe.stages.trackers import DVCLive, TensorBoard, WeightsAndBiases
-
     kinds: dict[str, type[Log]] = {"dvclive": DVCLive, "tensorboard": TensorBoard, "wandb": WeightsAndBiases}
     return kinds[name]()
 

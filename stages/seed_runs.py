@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
-from kdpipe.stages.settings import TrainStudent, TrainTeacher
+from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", TrainTeacher, TrainStudent)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import DatasetError, ModelError
+from kdpipe.errors import ModelError
 from kdpipe.models import Model
-from kdpipe.stages.console import progress, say
-from kdpipe.stages.settings import Training
-from kdpipe.training.sampling import Sampling, read_sample_weights
-from kdpipe.training.settings import SamplingSettings
+from kdpipe.stages.console import progress
 
 
 def load_split(settings: DatasetSettings, split: str) -> Dataset:
@@ -31,50 +26,6 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
         loading=settings.loading,
         progress=progress,
     )
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The training split, and its parts."""
-
-    whole: Dataset
-    train: Dataset
-    """The samples to train on: all of them where nothing is held out."""
-    validation: Dataset | None
-    """The samples that are held out."""
-    sampling: Sampling | None
-    """How often each sample of ``train`` is drawn; ``None`` for once an epoch."""
-
-
-def load_training(params: Training, *, taught: bool) -> TrainingData:
-    """Load the training split, hold out the validation samples, and weigh the rest.
-
-    Samples without a label are left out unless the model is ``taught`` by a teacher or an auxiliary task.
-
-    Raises:
-        DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
-    """
-    whole = load_split(params.dataset, "train")
-    if not taught and (whole.labels < 0).any():
-        labeled = dataset.labeled(whole)
-        say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
-        whole = labeled
-    share = params.run.validation
-    train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
-    return TrainingData(whole, train, held_out, _sampling(params.sampling, train))
-
-
-def _sampling(settings: SamplingSettings, train: Dataset) -> Sampling | None:
-    if settings.sample_weights is None and not settings.balance:
-        return None
-    if settings.balance and (train.labels < 0).all():
-        raise DatasetError(f"no training sample of {train.spec} has a label: there is nothing to --balance.")
-    file = settings.sample_weights
-    weights = np.ones(len(train)) if file is None else read_sample_weights(file, train)
-    sampling = Sampling.of(weights, train.labels, balance=settings.balance)
-    often = sampling.expected
-    say(f"Drawing each sample {often.min():.3g} to {often.max():.3g} times an epoch on average.")
-    return sampling
 
 
 def load_model(
@@ -112,9 +63,3 @@ def load_model(
             f"against {', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
         )
     return model
-
-
-def load_student(params: Training, name: str, train: Dataset) -> Model:
-    """Load the model that a training starts from."""
-    run = params.run
-    return load_model(name, train, weights=run.init_weights, size=run.input_size, seed=run.seed)

@@ -14,7 +14,7 @@ from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ModelError
 from kdpipe.metrics import Logits, accuracy
 from kdpipe.stages.console import say
-from kdpipe.stages.settings import Storing
+from kdpipe.stages.settings.storing import Storing
 from kdpipe.store.inspect import summary
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import Candidate, Choice

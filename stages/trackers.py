@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     import wandb
     from dvclive import Live
 
-    from kdpipe.stages.logs import Flat, Row
     from kdpipe.training.runs import RunDirectory
+
+
+Row = Mapping[str, float]
+"""A row of the history: the epoch, from 1, and its figures by name."""
+Flat = dict[str, str | int | float | bool]
 
 
 class DVCLive:

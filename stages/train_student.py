@@ -20,9 +20,10 @@ from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.seed_runs import for_each_seed
-from kdpipe.stages.settings import TrainStudent
-from kdpipe.stages.sources import TrainingData, load_model, load_split, load_student, load_training
+from kdpipe.stages.settings.training import TrainStudent
+from kdpipe.stages.sources import load_model, load_split
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
+from kdpipe.stages.training_data import TrainingData, load_student, load_training
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from kdpipe import models
 from kdpipe.stages.seed_runs import for_each_seed
-from kdpipe.stages.settings import TrainTeacher
-from kdpipe.stages.sources import load_split, load_student, load_training
+from kdpipe.stages.settings.training import TrainTeacher
+from kdpipe.stages.sources import load_split
 from kdpipe.stages.training import Task, Views, fit, objective_of
+from kdpipe.stages.training_data import load_student, load_training
 from kdpipe.views import Recipe
 
 

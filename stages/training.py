@@ -23,8 +23,8 @@ from kdpipe.models import Model
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
-from kdpipe.stages.settings import TrainStudent, TrainTeacher
-from kdpipe.stages.sources import TrainingData
+from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.stages.training_data import TrainingData
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt

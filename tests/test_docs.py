@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pydoc
 import re
 import shlex
 import subprocess
@@ -22,7 +23,7 @@ from kdpipe.stages import cli, settings
 from kdpipe.stages.flags import parser_of, resolve
 from kdpipe.stages.fleet import students_of
 from kdpipe.stages.listing import KINDS
-from kdpipe.stages.settings import TrainStudent
+from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.views import Recipe
 from tests.conftest import ROOT, Built
 
@@ -88,7 +89,10 @@ def test_every_complete_command_in_the_documents_and_the_help_is_accepted() -> N
 def test_the_recipes_and_curves_in_the_guides_are_such() -> None:
     shown = [words[words.index("--recipe") + 1] for _, words in _shown() if "--recipe" in words]
     assert len(shown) >= 3
-    assert all(Recipe.parse(recipe) for recipe in shown)
+    advice = (GUIDES / "views.md").read_text().partition("## Which recipe for what")[2].partition("\n## ")[0]
+    advised = re.findall(r"`((?:crop|rrc)[^`]*)`", advice)
+    assert len(advised) >= 5
+    assert all(Recipe.parse(recipe) for recipe in shown + advised)
     curves = re.findall(r"^\| `([a-z]+:[^`]+)`", (GUIDES / "optimization.md").read_text(), flags=re.MULTILINE)
     assert len(curves) == 5
     assert [str(Curve.parse(curve)) for curve in curves] == curves
@@ -156,6 +160,12 @@ def test_the_reference_has_every_command_setting_and_list() -> None:
     for line in (written + lists).splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in {4, 5, 6, 7, 8}, line
+
+
+def test_the_names_of_the_api_page_exist() -> None:
+    names = re.findall(r"^::: (\S+)$", DOCUMENTS["docs/reference/api.md"], flags=re.MULTILINE)
+    assert len(names) > 20
+    assert [name for name in names if pydoc.locate(name) is None] == []
 
 
 def test_the_loss_in_contributing_works_as_shown(tmp_path: Path) -> None:

@@ -94,7 +94,8 @@ class Setting:
 class Parsed:
     """Parses text with a function that is imported when it is needed: ``Annotated[Any, Parsed("module:function")]``.
 
-    Values that are no text pass as they are. In JSON the value is its ``str``.
+    Lists and mappings of YAML are refused; other values that are no text pass as they are. In JSON the value is its
+    ``str``.
     """
 
     function: str
@@ -108,6 +109,8 @@ class Parsed:
         )
 
     def _parse(self, value: Any) -> Any:
+        if isinstance(value, list | dict):
+            raise ValueError(f"expected text such as {self.metavar}, found {value}")
         if not isinstance(value, str | int | float):
             return value
         module, _, name = self.function.partition(":")

@@ -17,22 +17,24 @@ import torch
 from safetensors.torch import load_file
 
 from kdpipe import dataset, models, open_store
-from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.signals import SignalTerms, settle, split
+from kdpipe.distil.losses import make, parse
+from kdpipe.distil.objective import Distillation, DistillationObjective
+from kdpipe.distil.signals import SignalTerms, settle
 from kdpipe.distil.targets import soft_targets
 from kdpipe.pairing.join import join_checked
 from kdpipe.store.plan import Limits
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
+from kdpipe.training.schedule import Order
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
-SIGNALS = "logits,features:layer3,penultimate,attention:layer2"
-LOSS = "{kd: {weight: 0.5}, features: {layers: {layer2: layer3}, weight: 2}, attention: , rkd: {angle: 1}}"
+SIGNALS = "features:layer3,penultimate+attention:layer2"
+LOSS = "kd:weight=0.5+features:layer2:layer3,weight=2+attention+rkd:angle=1"
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +71,18 @@ def _unit(maps: torch.Tensor) -> torch.Tensor:
 def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> None:
     """Two epochs of all samples in one batch each, so order plays no part; with a learned projection."""
     digits = dataset.load("digits", "train", 200)
-    schedule = Schedule(
-        epochs=2,
-        batch_size=200,
-        lr=0.05,
-        weight_decay=1e-3,
-        warmup_epochs=0,
-        lr_schedule="constant",
-        views=2,
-        data_seed=0,
+    settings = Optimization(
+        epochs=2, batch_size=200, lr=0.05, weight_decay=1e-3, warmup_epochs=0, lr_schedule="constant"
     )
 
     def student() -> models.Model:
         torch.manual_seed(1)
         return models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
 
-    _, wanted = split("{features: {layers: {layer2: layer3}, weight: 2}, attention: {weight: 30}}")
+    losses = parse("features:layer2:layer3,weight=2+attention:weight=30").layers
     opened = open_store(store, beside=["features:layer3", "attention:layer2"])
     ours = student()
-    settled = settle(wanted, opened.signals, ours.module, size=32, name="resnet8", source="s")
+    settled = settle(losses, opened.signals, ours.module, size=32, name="resnet8", source="s")
     signals = SignalTerms(
         settled,
         ours.module,
@@ -100,13 +95,12 @@ def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> Non
     rows = join_checked(opened, digits)
     renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(ours.preset))
     initial = {name: value.clone() for name, value in signals.projections.state_dict().items()}
+    distillation = Distillation(make("kd"), kd_weight=0.7, ce_weight=0.3, signals=signals)
+    objective = DistillationObjective(ours.preset, distillation)
     train(
-        ours.module,
-        renderer,
-        preset=ours.preset,
-        schedule=schedule,
-        distillation=Distillation(soft_targets(opened, rows), make("kd"), 0.7, 0.3, signals),
-        run=RunDirectory(tmp_path / "run"),
+        Student(ours.module, renderer, objective, settings, RunDirectory(tmp_path / "run")),
+        soft_targets(opened, rows),
+        order=Order(data_seed=0, views=2),
     )
 
     plain = student()
@@ -114,7 +108,7 @@ def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> Non
     projection.load_state_dict({name.rpartition(".")[2]: value for name, value in initial.items()})
     net, labels = plain.module.train(), torch.from_numpy(digits.labels.astype(np.int64))
     parameters = [*net.parameters(), *projection.parameters()]
-    optimiser = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True)
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True)
     expected = []
     for view in (1, 2):
         images = plain.preset.normalize(renderer(range(200), view))
@@ -131,9 +125,9 @@ def test_the_loop_does_what_a_plain_one_does(store: Path, tmp_path: Path) -> Non
         attention = (_unit(second.square().mean(1)) - _unit(maps)).square().mean() / 2
         term = kd + 2 * regression + 30 * attention
         loss = 0.7 * term + 0.3 * torch.nn.functional.cross_entropy(logits, labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         expected.append([float(value.detach()) for value in (loss, term, regression, attention)])
     found = [
         [float(row[name]) for name in ("loss", "kd", "features", "attention")] for row in _history(tmp_path / "run")
@@ -205,14 +199,14 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(store: Path, tmp_path: P
 
 def test_what_cannot_be_learned_from_is_one_line(built: Built, store: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flag = "kdpipe cache-teacher --signals logits,features:layer3"
-    refused(kdpipe(*_train(built.store, run, loss="{features: {layers: {layer3: layer3}}}")), flag)
-    lacking = kdpipe(*_train(built.store, run, loss="{kd: {}, features: {}}"))
-    refused(lacking, "learns from features:penultimate", "--signals logits,features:penultimate")
-    refused(kdpipe(*_train(store, run, loss="{features: {layers: {layer9: layer3}}}")), "no layer 'layer9'")
-    refused(kdpipe(*_train(store, run, "--temperature", 2, loss="features")), "temperature", "sees no logits")
+    flag = "kdpipe cache-teacher --signals features:layer3"
+    refused(kdpipe(*_train(built.store, run, loss="features:layer3")), flag)
+    lacking = kdpipe(*_train(built.store, run, loss="kd+features"))
+    refused(lacking, "learns from features:penultimate", "--signals features:penultimate")
+    refused(kdpipe(*_train(store, run, loss="features:layer9:layer3")), "no layer 'layer9'")
+    refused(kdpipe(*_train(store, run, "--temperature", 2, loss="features")), "--temperature 2 has no effect")
     both = kdpipe(*_train(store, run, "--store", built.store, loss="features"))
-    refused(both, "the loss features learns from what one store keeps", "found 2 stores")
+    refused(both, "the loss features learns from the signals of one store", "found 2 stores")
     live = ("--teacher", "resnet8", "--weights", built.weights, "--distill", "live")
     refused(kdpipe(*_train(store, run, *live, loss="features")), "found a live teacher")
     assert not run.exists()
@@ -222,7 +216,7 @@ def test_students_that_are_trained_together_learn_as_each_does_alone(
     store: Path, kdpipe: Kdpipe, tmp_path: Path
 ) -> None:
     """One learns from features, one from maps, one from logits alone; they share the planes."""
-    losses = {"hints": "{features: {weight: 3}}", "maps": "{kd: {}, attention: {}}", "plain": "kd"}
+    losses = {"hints": "features:weight=3", "maps": "kd+attention", "plain": "kd"}
     listed = [f"- {{name: {name}, student: resnet8, loss: '{loss}', seed: 3}}" for name, loss in losses.items()]
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("\n".join(listed))

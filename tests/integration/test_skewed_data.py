@@ -242,8 +242,7 @@ def test_the_documented_script_writes_weights(
 ) -> None:
     (tmp_path / "images").symlink_to(skewed.removeprefix("folder:"))
     monkeypatch.chdir(tmp_path)
-    section = (ROOT / "docs" / "TRAINING.md").read_text().split("## Skewed data")[1]
-    script = section.split("```python\n")[1].split("```")[0]
+    script = (ROOT / "docs" / "guides" / "class-sizes.md").read_text().split("```python\n")[1].split("```")[0]
     subprocess.run([sys.executable, "-c", script], check=True)
     train = ("train-teacher", "--data", "folder:images", "--model", "resnet8", "--device", "cpu", "--epochs", 1)
     outcome = kdpipe(*train, "--sample-weights", "weights.csv", "--limit-train", 100, "--out", "run")

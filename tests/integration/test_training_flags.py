@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.distil.curves import Curve
-from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused
 
 STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)
 
@@ -131,15 +130,3 @@ def test_a_store_must_serve_the_largest_temperature(
     command = (*STUDENT, "--store", store, "--out", tmp_path / "run", "--temperature")
     refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "asks for 9")
     assert kdpipe(*command, "linear:2,4").code == 0
-
-
-def test_the_document_s_flags_and_curves_exist(kdpipe: Callable[..., Outcome]) -> None:
-    written = (ROOT / "docs" / "TRAINING.md").read_text()
-    text = re.sub(r"(`| {4})python benchmarks/[^`\n]*", "", written)  # scripts have flags of their own
-    shown = "".join(kdpipe(command, "--help").out for command in ("train-teacher", "train-student", "benchmark"))
-    flags = set(re.findall(r"--[a-z][a-z-]+", text)) - {"--help", "--logdir"}
-    assert len(flags) > 12
-    assert all(re.search(rf"{flag}[ /\n]", shown) for flag in flags)
-    curves = re.findall(r"^\| `([a-z]+:[^`]+)`", text, flags=re.MULTILINE)
-    assert len(curves) == 5
-    assert [str(Curve.parse(curve)) for curve in curves] == curves

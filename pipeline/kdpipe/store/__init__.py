@@ -6,5 +6,5 @@
 - ``manifest`` and its ``sections``, ``arrays``: the description of a store, and the arrays of a split;
 - ``inspect`` and ``verify``: summaries and checks.
 
-``docs/FORMAT.md`` describes format 1.
+``docs/reference/format.md`` describes format 1.
 """

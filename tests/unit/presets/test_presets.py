@@ -15,7 +15,8 @@ from kdpipe.errors import ParamsError
 from kdpipe.presets import Preset, find, presets, read
 from kdpipe.stages.flags import resolve
 from kdpipe.stages.presets import as_yaml
-from kdpipe.stages.settings import CacheTeacher, TrainStudent
+from kdpipe.stages.settings.storing import CacheTeacher
+from kdpipe.stages.settings.training import TrainStudent
 from tests.conftest import ROOT
 
 REPDISTILLER = """

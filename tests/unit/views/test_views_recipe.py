@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from enum import IntEnum
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import RecipeError
-from kdpipe.spec import Parameter
+from kdpipe.registry import Parameter
 from kdpipe.views import OPERATIONS, PHASES, Recipe, color, erase, geometry, mixing
 from kdpipe.views.recipe import Step, claim
 
@@ -117,6 +119,18 @@ def test_an_unknown_name_suggests_the_nearest(text: str, hint: str) -> None:
 def test_an_unknown_operation_lists_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=f"Known: {', '.join(OPERATIONS.names)}"):
         Recipe.parse("qqqq")
+
+
+def test_operations_are_listed_in_the_order_in_which_an_image_is_made() -> None:
+    """Whichever of their files were imported first."""
+    phases = [Step(name).operation.phase for name in OPERATIONS.names if name not in ("crop-flip", "rrc-flip")]
+    assert phases == sorted(phases, key=PHASES.index)
+    assert all(entry.help.endswith(".") for entry in OPERATIONS)
+
+
+def test_settings_can_name_recipes_without_torch() -> None:
+    code = "import sys, kdpipe.views.settings, kdpipe.views.recipe; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("text", ["", " ", "crop-flip+", "+", ":2"])

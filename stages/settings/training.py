@@ -1,21 +1,17 @@
-"""The parameters of each stage, composed of the settings of the rooms that obey them."""
+"""Parameters of the stages that train: `train-teacher` and `train-student`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from kdpipe.benchmark.settings import BenchmarkSettings
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.distil.settings import ExtraSettings, LossSettings, StoreSettings, TargetSettings
-from kdpipe.encoding.settings import EncodingSettings
+from kdpipe.distil.settings import ExtraSettings, LossSettings, TargetSettings
 from kdpipe.settings import Names, Settings
-from kdpipe.store.settings import Provenance
-from kdpipe.teacher.settings import ImportSettings, TeacherSettings
 from kdpipe.training.settings import LogSettings, Optimization, RunSettings, SamplingSettings
-from kdpipe.views.settings import CachedViewSettings, ImportedViewSettings, ViewSettings
+from kdpipe.views.settings import ViewSettings
 
 
 class Training(Settings):
@@ -69,48 +65,3 @@ class TrainStudent(Training):
         if self.learning.robust_loss is not None and self.targets.mode == "none":
             raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
         return self
-
-
-class StoreOutput(Settings):
-    """Output"""
-
-    out: Annotated[Path, Field(description="Store to write, NAME.zarr.")]
-    overwrite: bool = False
-    """Rebuild a store that was made from other ingredients instead of refusing."""
-
-    @model_validator(mode="after")
-    def _is_a_store(self) -> Self:
-        if self.out.suffix != ".zarr":
-            raise ValueError(f"out must end in .zarr, got {self.out}")
-        return self
-
-
-class Storing(Settings):
-    """The settings that both stages that make a store share."""
-
-    dataset: DatasetSettings
-    encoding: EncodingSettings
-    output: StoreOutput
-    provenance: Provenance
-
-
-class CacheTeacher(Storing):
-    """Run the teacher once over every view and keep its logits in a store."""
-
-    view: CachedViewSettings
-    teacher: TeacherSettings
-
-
-class ImportLogits(Storing):
-    """Make a store of logits that someone already has, from any teacher in any framework."""
-
-    view: ImportedViewSettings
-    source: ImportSettings
-
-
-class Benchmark(Settings):
-    """Compare trained students: accuracy, agreement with the teacher, size and latency."""
-
-    dataset: DatasetSettings
-    measurement: BenchmarkSettings
-    stores: StoreSettings
