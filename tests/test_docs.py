@@ -19,7 +19,7 @@ import yaml
 
 from docs import generate, tables
 from kdpipe.distil.curves import Curve
-from kdpipe.stages import cli, settings
+from kdpipe.stages import cli
 from kdpipe.stages.flags import parser_of, resolve
 from kdpipe.stages.fleet import students_of
 from kdpipe.stages.listing import KINDS
@@ -59,14 +59,9 @@ def _options(command: str) -> set[str]:
     return {"--help", *(option for each in parameters for option in each.opts)}
 
 
-def _stage(command: str) -> type[settings.Settings]:
-    stage: type[settings.Settings] = getattr(settings, command.title().replace("-", ""))
-    return stage
-
-
 @cache
 def _parser(command: str) -> argparse.ArgumentParser:
-    return parser_of(_stage(command), command=command, example=cli.EXAMPLES[command])
+    return parser_of(cli.settings_of(command), command=command, example=cli.EXAMPLES[command])
 
 
 def test_every_flag_in_the_documents_exists() -> None:
@@ -83,7 +78,7 @@ def test_every_complete_command_in_the_documents_and_the_help_is_accepted() -> N
     assert len(complete) > 30
     for words in complete:
         given = vars(_parser(words[1]).parse_args(words[2:]))
-        resolve(_stage(words[1]), section=words[1].replace("-", "_"), file=None, flags=given)
+        resolve(cli.settings_of(words[1]), section=words[1].replace("-", "_"), file=None, flags=given)
 
 
 def test_the_recipes_and_curves_in_the_guides_are_such() -> None:
@@ -155,7 +150,7 @@ def test_the_reference_has_every_command_setting_and_list() -> None:
         assert f"\n## kdpipe {command}\n" in commands
     for command in cli.EXAMPLES:
         section = written.split(f"\n## {command.replace('-', '_')}\n")[1].split("\n## ")[0]
-        assert all(f"| `{key}` | " in section for key in _stage(command).flat())
+        assert all(f"| `{key}` | " in section for key in cli.settings_of(command).flat())
     assert all(f"\n## {kind.capitalize()}\n" in lists for kind in KINDS)
     for line in (written + lists).splitlines():
         if line.startswith("|"):
