@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from kdpipe.errors import ParamsError, did_you_mean
-from kdpipe.spec import Registry
+from kdpipe.registry import Registry
 
 Row = dict[str, Any]
 """What a table has of one thing: its name or form, its help and its source, and more where there is more."""

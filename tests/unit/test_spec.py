@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kdpipe.errors import ParamsError
-from kdpipe.spec import Count, Registry, Share
+from kdpipe.registry import Count, Registry, Share
 
 
 def _registry() -> Registry[tuple[object, ...]]:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from kdpipe.models import Preset, evaluating
 from kdpipe.progress import Progress, silent
-from kdpipe.spec import Count, Range, Registry, shortest
+from kdpipe.registry import Count, Range, Registry
+from kdpipe.spec import shortest
 from kdpipe.training.batches import Batch
 from kdpipe.training.evaluation import plain_batches
 from kdpipe.training.objective import cross_entropy, mixed_cross_entropy

@@ -16,7 +16,8 @@ import math
 from dataclasses import dataclass
 
 from kdpipe.errors import ParamsError
-from kdpipe.spec import Count, NotNegative, Registry, number, shortest
+from kdpipe.registry import Count, NotNegative, Registry
+from kdpipe.spec import number, shortest
 
 CURVES: Registry[Curve] = Registry("curve")
 

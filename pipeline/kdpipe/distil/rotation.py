@@ -19,7 +19,8 @@ from torch import nn
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Signal, Watch
-from kdpipe.spec import Positive, Registry, shortest
+from kdpipe.registry import Positive, Registry
+from kdpipe.spec import shortest
 
 TURNS = 4
 """No turn, and one, two and three quarter turns."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import JsonValue
 
-from kdpipe.spec import Range, Registry
+from kdpipe.registry import Range, Registry
 
 if TYPE_CHECKING:
     import torch

@@ -270,7 +270,7 @@ class LogitStore:
         if name not in self.signals:
             kept = f", only {', '.join(self.signals)}" if self.signals else ""
             raise StoreError(
-                f"{self.path} keeps no {name}{kept}. Make a store with: kdpipe cache-teacher --signals {name}"
+                f"{self.path} has no {name}{kept}. Make a store with: kdpipe cache-teacher --signals {name}"
             )
 
     def _check_view(self, view: int) -> None:

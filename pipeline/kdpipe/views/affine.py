@@ -20,7 +20,7 @@ from typing import Annotated
 
 import torch
 
-from kdpipe.spec import Range
+from kdpipe.registry import Range
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim, operation
 

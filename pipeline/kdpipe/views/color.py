@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.spec import Share, between
+from kdpipe.registry import Share, between
 from kdpipe.views import affine, photometric
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim, operation

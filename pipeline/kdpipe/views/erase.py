@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.spec import Share, between
+from kdpipe.registry import Share, between
 from kdpipe.views.philox import Draws, log_uniform
 from kdpipe.views.recipe import claim, operation
 

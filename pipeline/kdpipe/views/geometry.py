@@ -19,7 +19,7 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
-from kdpipe.spec import between
+from kdpipe.registry import between
 from kdpipe.views.philox import Draws, log_uniform
 from kdpipe.views.recipe import claim, operation, pair
 from kdpipe.views.resample import cut, resize

@@ -22,7 +22,7 @@ import torch
 
 from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, RecipeError
-from kdpipe.spec import between
+from kdpipe.registry import between
 from kdpipe.views.erase import CELLS, inside
 from kdpipe.views.philox import Draws, philox
 from kdpipe.views.recipe import Recipe, claim, operation

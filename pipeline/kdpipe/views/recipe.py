@@ -28,7 +28,8 @@ from functools import cached_property
 from typing import Any, Literal, TypeVar, get_args
 
 from kdpipe.errors import RecipeError
-from kdpipe.spec import Entry, Registry, Term, parse, shortest
+from kdpipe.registry import Entry, Registry
+from kdpipe.spec import Term, parse, shortest
 
 Phase = Literal["box", "flip", "rotate", "color", "erase", "mix"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

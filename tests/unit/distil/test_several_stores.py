@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from kdpipe.distil.several_stores import MixedTargets, confidence, drawn
+from kdpipe.testing.doubles import ConstantTargets
 from tests.unit.views.test_views_philox import scalar_philox
 
 

@@ -14,8 +14,9 @@ from kdpipe.dataset import Dataset
 from kdpipe.distil.several_stores import MixedTargets
 from kdpipe.distil.targets import CachedTargets, WindowedTargets, soft_targets
 from kdpipe.errors import StaleStoreError, StoreError
-from kdpipe.pairing import join_checked
-from kdpipe.store import LogitStore, Plane
+from kdpipe.pairing.join import join_checked
+from kdpipe.store.planes import Plane
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.sampling import Sampling
 from kdpipe.views import Geometry
 from tests.conftest import TIGHT, Built

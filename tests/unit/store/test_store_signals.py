@@ -102,7 +102,7 @@ def test_single_signals_are_read_as_float32_in_their_shape(store: Path) -> None:
 
 def test_what_is_not_there_is_one_line(store: Path, tmp_path: Path) -> None:
     flag = r"--signals features:layer3"
-    with pytest.raises(StoreError, match=f"keeps no features:layer3, only features:penultimate, .*{flag}"):
+    with pytest.raises(StoreError, match=f"has no features:layer3, only features:penultimate, .*{flag}"):
         open_store(store).signal("features:layer3", [0])
     with pytest.raises(StoreError, match=flag):
         open_store(store, beside=["features:layer3"])

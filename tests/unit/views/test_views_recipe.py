@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import RecipeError
-from kdpipe.spec import Parameter
+from kdpipe.registry import Parameter
 from kdpipe.views import OPERATIONS, PHASES, Recipe, color, erase, geometry, mixing
 from kdpipe.views.recipe import Step, claim
 

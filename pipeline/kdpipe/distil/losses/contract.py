@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from kdpipe.distil.losses.arithmetic import at_least_float32, directions
 from kdpipe.errors import ParamsError, UnsupportedLossError
 from kdpipe.models.signals import Shape
-from kdpipe.spec import Parameter, Registry, shortest
+from kdpipe.registry import Parameter, Registry
+from kdpipe.spec import shortest
 
 Settings = Mapping[str, Any]
 """Values of a loss's parameters, by name."""

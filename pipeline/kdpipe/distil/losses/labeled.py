@@ -14,7 +14,7 @@ from kdpipe.distil.losses.arithmetic import (
     of_other_classes,
 )
 from kdpipe.distil.losses.contract import loss
-from kdpipe.spec import NotNegative, Positive
+from kdpipe.registry import NotNegative, Positive
 
 
 # Where the teacher is sure of the label, NCKD reads probabilities that are next to nothing at any temperature.

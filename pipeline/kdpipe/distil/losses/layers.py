@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kdpipe.distil.losses.contract import layer_loss
 from kdpipe.models.signals import ATTENTION, FEATURES, Shape
-from kdpipe.spec import NotNegative
+from kdpipe.registry import NotNegative
 
 
 def linear(student: Shape, teacher: Shape) -> nn.Module:

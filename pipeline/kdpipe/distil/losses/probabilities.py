@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kdpipe.distil.losses.arithmetic import at_least_float32, directions, log_probabilities
 from kdpipe.distil.losses.contract import loss
-from kdpipe.spec import NotNegative, Positive, Share
+from kdpipe.registry import NotNegative, Positive, Share
 
 
 @loss(

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from kdpipe.distil.losses.contract import LOSSES, STANDARDIZE, DistillationLoss, LayerLoss, make
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.spec import Parameter, Range, Term, shortest
+from kdpipe.registry import Parameter, Range
+from kdpipe.spec import Term, shortest
 from kdpipe.spec import parse as parse_terms
 
 WEIGHT = Parameter("weight", float, None, Range("0 or more", lambda value: value >= 0))

@@ -16,7 +16,7 @@ import torch
 from pydantic import JsonValue
 
 from kdpipe.encoding.base import ENCODINGS, LZ4, Compression, Encoded, shift
-from kdpipe.spec import between
+from kdpipe.registry import between
 
 _FLOAT32_MANTISSA = 23
 _LOWEST = 0xFBFF

@@ -25,7 +25,7 @@ from pydantic import JsonValue
 
 from kdpipe.encoding.base import ENCODINGS, LZ4, Compression, Encoded, Temperature, shift
 from kdpipe.errors import CorruptStoreError
-from kdpipe.spec import between
+from kdpipe.registry import between
 
 Bits = Annotated[int, between(2, 8)]
 """Binary logarithm of the number of levels."""

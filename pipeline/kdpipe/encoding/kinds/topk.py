@@ -23,7 +23,7 @@ from pydantic import JsonValue
 
 from kdpipe.encoding.base import ENCODINGS, LZ4, Compression, Encoded, shift
 from kdpipe.errors import ParamsError
-from kdpipe.spec import between
+from kdpipe.registry import between
 
 _WORD = 65_536
 
