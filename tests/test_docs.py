@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from kdpipe.stages.fleet import students_of
 from kdpipe.stages.listing import KINDS
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.views import Recipe
-from tests.conftest import ROOT, Built
+from tests.conftest import ROOT, Built, Outcome
 
 GUIDES = ROOT / "docs" / "guides"
 DOCUMENTS = {
@@ -116,6 +116,29 @@ def test_published_gains_are_those_of_their_authors() -> None:
     # The gains that NKD gives itself, and the differences of what DIST gives.
     for gain in ("71.96 (+2.06)", "72.58 (+3.37)", "71.75 (+2.69)", "76.31 (+3.81)", "72.07 (+2.31)", "73.24 (+3.11)"):
         assert printed.count(gain) == 1
+
+
+def test_the_tutorial_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdpipe: Callable[..., Outcome]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    steps = re.findall(r"^\$ (kdpipe .*)\n((?:(?!\$ |```).*\n)*)", DOCUMENTS["docs/tutorial.md"], flags=re.MULTILINE)
+    assert len(steps) >= 7
+    for command, shown in steps:
+        words = shlex.split(command)[1:]
+        short = ("--limit-train", 200, "--limit-test", 60) if words[0] in cli.EXAMPLES else ()
+        outcome = kdpipe(*words, *short, *(("--epochs", 1) if "--epochs" in words else ()))
+        assert outcome.code == 0, outcome.err
+        printed = {_masked(line) for line in (outcome.out + outcome.err).splitlines()}
+        lines = [_masked(line) for line in shown.splitlines() if line.strip() != "..."]
+        assert [line for line in lines if line not in printed] == []
+
+
+def _masked(line: str) -> str:
+    """Return a line without what differs between two runs: numbers, digests, and the lines of tables."""
+    without_numbers = re.sub(r"\b[\da-f]{32}\b|-?\d[\d,.:]*(e-\d+)?|n/a", "#", line)
+    return " ".join(re.sub(r"[─━┳┃┡╇┩│├┼┤└┴┘┏┓*]", " ", without_numbers).split())
 
 
 def test_the_fleet_in_the_guide_is_a_fleet(tmp_path: Path) -> None:
