@@ -64,7 +64,7 @@ class Validation:
         preset: Preset,
         keep: Callable[[torch.nn.Module], None] = lambda _module: None,
     ) -> None:
-        """Validate on the renderer's dataset, all of it labeled; ``keep`` is called with each module that is the best."""
+        """Validate on the renderer's dataset, all of it labeled; ``keep`` is called with each best module."""
         self.best: Best | None = None
         self._renderer, self._preset, self._keep = renderer, preset, keep
 

@@ -2,7 +2,7 @@
 
 model.safetensors   the weights of the last epoch, with preset and class names
 best.safetensors    with --validation, those of the epoch that was best on it
-checkpoint.pt       the state that --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
+checkpoint.pt       the state for --resume; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
