@@ -31,6 +31,7 @@ test: check
 docs: $(VENV)/.docs
 	$(BIN)/python docs/tables.py --check
 	$(BIN)/python docs/generate.py
+	rm -rf build/site
 	$(BIN)/zensical build --clean --strict
 	$(BIN)/python docs/check.py
 
@@ -46,4 +47,4 @@ bench: setup
 	$(BIN)/python benchmarks/kill_resume.py --data folder:$(CIFAR10) --weights $(WEIGHTS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .cache build docs/generated

@@ -81,21 +81,23 @@ def _interval(figures: Mapping[str, Any], digits: int = 2, *, factor: float = 1)
 
 
 def _demo() -> str:
-    """The students of ``make repro``: a copy of its ``reports/metrics.json``."""
+    """Return the students of ``make repro``: the results are a copy of its ``reports/metrics.json``."""
     measured = _read("demo")
+    learned_from = {"cache": "the store: logits of all images", "none": "labels alone"}
     rows = []
     for name, student in measured["students"].items():
-        top1, agreement, gap = (
-            "n/a" if student[key] is None else _percent({"mean": student[key], "std": student.get(f"{key}_std") or 0})
-            for key in ("top1", "agreement", "gap_recovered")
-        )
-        ships = " (ships)" if name == measured["recommended"] else ""
-        rows.append((f"`{name}`{ships}", student["distill"], top1, agreement, gap))
+        cells = ("n/a" if student[key] is None else _spread(student, key) for key in ("top1", "gap_recovered"))
+        chosen = " (recommended)" if name == measured["recommended"] else ""
+        rows.append((f"`{name}`{chosen}", learned_from[student["distill"]], *cells))
     teacher = measured["teacher"]
-    rows.append((f"`{teacher['name']}`", "the teacher", f"{100 * teacher['top1']:.1f}", "", ""))
-    return _markdown(
-        ("student", "soft targets", "test top-1 %", "agreement %", "gap recovered %"), rows, numbers_from=2
-    )
+    rows.append((f"`{teacher['name']}`, the teacher", "all labels", f"{100 * teacher['top1']:.1f}", ""))
+    return _markdown(("model", "learned from", "test top-1 %", "gap recovered %"), rows, numbers_from=2)
+
+
+def _spread(student: Mapping[str, Any], key: str) -> str:
+    """Return a figure in percent, with its deviation where there are several seeds."""
+    mean, std = student[key], student[f"{key}_std"]
+    return f"{100 * mean:.1f}" if std is None else _percent({"mean": mean, "std": std})
 
 
 def _labels() -> str:

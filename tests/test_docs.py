@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,13 +19,13 @@ import yaml
 
 from docs import generate, tables
 from kdpipe.distil.curves import Curve
-from kdpipe.stages import cli, settings
+from kdpipe.stages import cli
 from kdpipe.stages.flags import parser_of, resolve
 from kdpipe.stages.fleet import students_of
 from kdpipe.stages.listing import KINDS
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.views import Recipe
-from tests.conftest import ROOT, Built
+from tests.conftest import ROOT, Built, Outcome
 
 GUIDES = ROOT / "docs" / "guides"
 DOCUMENTS = {
@@ -59,14 +59,9 @@ def _options(command: str) -> set[str]:
     return {"--help", *(option for each in parameters for option in each.opts)}
 
 
-def _stage(command: str) -> type[settings.Settings]:
-    stage: type[settings.Settings] = getattr(settings, command.title().replace("-", ""))
-    return stage
-
-
 @cache
 def _parser(command: str) -> argparse.ArgumentParser:
-    return parser_of(_stage(command), command=command, example=cli.EXAMPLES[command])
+    return parser_of(cli.settings_of(command), command=command, example=cli.EXAMPLES[command])
 
 
 def test_every_flag_in_the_documents_exists() -> None:
@@ -83,7 +78,7 @@ def test_every_complete_command_in_the_documents_and_the_help_is_accepted() -> N
     assert len(complete) > 30
     for words in complete:
         given = vars(_parser(words[1]).parse_args(words[2:]))
-        resolve(_stage(words[1]), section=words[1].replace("-", "_"), file=None, flags=given)
+        resolve(cli.settings_of(words[1]), section=words[1].replace("-", "_"), file=None, flags=given)
 
 
 def test_the_recipes_and_curves_in_the_guides_are_such() -> None:
@@ -123,6 +118,29 @@ def test_published_gains_are_those_of_their_authors() -> None:
         assert printed.count(gain) == 1
 
 
+def test_the_tutorial_prints_what_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdpipe: Callable[..., Outcome]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    steps = re.findall(r"^\$ (kdpipe .*)\n((?:(?!\$ |```).*\n)*)", DOCUMENTS["docs/tutorial.md"], flags=re.MULTILINE)
+    assert len(steps) >= 7
+    for command, shown in steps:
+        words = shlex.split(command)[1:]
+        short = ("--limit-train", 200, "--limit-test", 60) if words[0] in cli.EXAMPLES else ()
+        outcome = kdpipe(*words, *short, *(("--epochs", 1) if "--epochs" in words else ()))
+        assert outcome.code == 0, outcome.err
+        printed = {_masked(line) for line in (outcome.out + outcome.err).splitlines()}
+        lines = [_masked(line) for line in shown.splitlines() if line.strip() != "..."]
+        assert [line for line in lines if line not in printed] == []
+
+
+def _masked(line: str) -> str:
+    """Return a line without what differs between two runs: numbers, digests, and the lines of tables."""
+    without_numbers = re.sub(r"\b[\da-f]{32}\b|-?\d[\d,.:]*(e-\d+)?|n/a", "#", line)
+    return " ".join(re.sub(r"[─━┳┃┡╇┩│├┼┤└┴┘┏┓*]", " ", without_numbers).split())
+
+
 def test_the_fleet_in_the_guide_is_a_fleet(tmp_path: Path) -> None:
     (written,) = _blocks((GUIDES / "students-together.md").read_text(), "yaml")
     fleet = tmp_path / "fleet.yaml"
@@ -155,7 +173,7 @@ def test_the_reference_has_every_command_setting_and_list() -> None:
         assert f"\n## kdpipe {command}\n" in commands
     for command in cli.EXAMPLES:
         section = written.split(f"\n## {command.replace('-', '_')}\n")[1].split("\n## ")[0]
-        assert all(f"| `{key}` | " in section for key in _stage(command).flat())
+        assert all(f"| `{key}` | " in section for key in cli.settings_of(command).flat())
     assert all(f"\n## {kind.capitalize()}\n" in lists for kind in KINDS)
     for line in (written + lists).splitlines():
         if line.startswith("|"):
