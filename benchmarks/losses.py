@@ -3,7 +3,7 @@
     python benchmarks/losses.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 The teacher's views are cached once; every student trains on them in turn, with the published settings and weights of
-its loss (docs/guides/losses.md); standardized-kd is kd with standardize. dkd's weight is warmed up over a twelfth of the
+its loss (docs/guides/losses.md); standardized-kd is kd with standardize. dkd's weight is warmed up over 1/12 of the
 epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in --work
 and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json after
 each run, with what was published for each loss (published_losses.py) beside what is measured.

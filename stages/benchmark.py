@@ -1,4 +1,4 @@
-"""Stage `benchmark`: compare trained students, and say which one to ship."""
+"""Stage `benchmark`: compare trained students, and recommend which one to ship."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class _Attack:
 
 
 def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
-    """Return the attack that is asked for.
+    """Return the attack of ``--adversarial``.
 
     Raises:
         DatasetError: no test sample has a label, which the attack leads away from.
@@ -151,7 +151,7 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
 
 
 def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.NDArray[np.float32] | None:
-    """Return what the stores say of the plain test view, float32 ``(n, classes)``: the mean by their shares."""
+    """Return the stores' logits of the plain test view, float32 ``(n, classes)``: the mean by their weights."""
     if not stores:
         return None
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)

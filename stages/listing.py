@@ -10,7 +10,7 @@ from kdpipe.errors import ParamsError, did_you_mean
 from kdpipe.registry import Registry
 
 Row = dict[str, Any]
-"""What a table has of one thing: its name or form, its help and its source, and more where there is more."""
+"""One line of a table, by column: name or form, help, source."""
 
 _HALF = (0.5, 0.5, 0.5)
 

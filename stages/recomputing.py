@@ -1,4 +1,4 @@
-"""What `kdpipe verify --teacher` does: recompute some rows of a store with the teacher that it names."""
+"""The command `kdpipe verify --teacher`: recompute some rows of a store with its teacher."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from kdpipe.store.skeleton import settled
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
-    """Settle how the store that is ``wanted`` keeps its logits, and what it says of itself.
+    """Return the plan of the store with its encoding and provenance settled.
 
     ``pilot`` gives logits to fit or to choose the encoding by; it is not called without need.
     """

@@ -27,7 +27,7 @@ class TrainingData:
     validation: Dataset | None
     """The samples that are held out."""
     sampling: Sampling | None
-    """How often each sample of ``train`` is drawn; ``None`` for once an epoch."""
+    """Weights of the samples of ``train``; ``None`` to draw each once an epoch."""
 
 
 def load_training(params: Training, *, taught: bool) -> TrainingData:

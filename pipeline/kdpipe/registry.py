@@ -108,7 +108,7 @@ class Entry(Generic[T]):
 
     @property
     def usage(self) -> str:
-        """How it is written, with required parameters in capitals and optional ones with their defaults."""
+        """Its form, with required parameters in capitals and optional ones with their defaults."""
         given = [_usage(each) for each in sorted(self.parameters, key=lambda each: not each.required)]
         return f"{self.name}:{','.join(given)}" if given else self.name
 

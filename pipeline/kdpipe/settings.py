@@ -110,7 +110,7 @@ class Parsed:
 
     def _parse(self, value: Any) -> Any:
         if isinstance(value, list | dict):
-            raise ValueError(f"expected text such as {self.metavar}, found {value}")
+            raise ValueError(f"write {self.metavar} as text, not as a list or a mapping of YAML")
         if not isinstance(value, str | int | float):
             return value
         module, _, name = self.function.partition(":")

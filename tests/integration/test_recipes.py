@@ -174,7 +174,7 @@ def test_values_by_key_are_recorded_in_the_canonical_form(
 def test_a_recipe_in_yaml_is_refused(written: str, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
     (tmp_path / "params.yaml").write_text(f"train_student:\n  recipe: {written}\n")
     command = ("train-student", *LIMITS, "--student", "resnet8", "--out", tmp_path / "run")
-    refused(kdpipe(*command, "--params", tmp_path / "params.yaml"), "recipe")
+    refused(kdpipe(*command, "--params", tmp_path / "params.yaml"), "write RECIPE as text")
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ class StudentResult:
     seed: int | None
     """None for several seeds."""
     figures: Mapping[str, float | None]
-    """What ``metrics.measure()`` returned, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
+    """Results of ``metrics.measure()``, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
@@ -144,7 +144,7 @@ class TeacherResult:
 
     name: str
     figures: Mapping[str, float | None]
-    """What ``metrics.measure()`` returned."""
+    """Results of ``metrics.measure()``."""
 
     @property
     def top1(self) -> float | None:
@@ -186,7 +186,7 @@ class BenchmarkResult:
     """Number of test samples."""
     students: tuple[StudentResult, ...]
     machine: Mapping[str, str | int | None]
-    """What ``machine()`` returned."""
+    """Result of ``machine()``."""
     created: str
     """When the benchmark ran, as an ISO 8601 time."""
     teacher: TeacherResult | None = None

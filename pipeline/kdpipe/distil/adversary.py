@@ -91,7 +91,7 @@ class PGD:
 
 @torch.enable_grad()
 def _uphill(classify: Classifier, images: torch.Tensor, harm: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Return the gradient of ``harm`` by the images, each image's times a positive number of its own.
+    """Return the gradient of ``harm`` by the images, each image's scaled by a positive number.
 
     At the logits each row is scaled to 1, which changes no sign: the gradient of a confident model would otherwise
     underflow in 16-bit arithmetic.

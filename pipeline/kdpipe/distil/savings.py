@@ -1,4 +1,4 @@
-"""What a store saved: the passes of the teacher that a student did not have to wait for."""
+"""Teacher passes that a store saves."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ from kdpipe.store.reader import LogitStore
 
 @dataclass(frozen=True)
 class Savings:
-    """Trainings from a store against the same trainings, each with the teacher in its loop."""
+    """Trainings from a store, compared with the same trainings with a live teacher."""
 
     epochs: int
-    """Passes of the teacher over the training samples that each student did not have to wait for."""
+    """Teacher passes over the training samples that each student saved."""
     samples: int
     seconds: float
-    """What those of one student would have taken at the speed at which the store was filled."""
+    """Duration of one student's passes at the speed of the cache."""
     store_seconds: float
-    """What filling the store took."""
+    """Duration of the teacher pass that filled the store."""
     students: int = 1
     """Students that were trained to their end."""
 
     @property
     def passes(self) -> int:
-        """Passes that were not made for all students together."""
+        """Teacher passes that all students saved."""
         return self.students * self.epochs
 
     @property
     def pays_from(self) -> int:
-        """Number of such students after which the store has paid for itself."""
+        """Number of such students after which the store breaks even."""
         return math.ceil(self.store_seconds / self.seconds)
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return one line for a person."""
         each = "" if self.students == 1 else f" ({self.epochs} for each of {self.students} students)"
         return (
             f"Saved {self.passes} passes of the teacher over {self.samples:,} images{each}, about "
             f"{self.students * self.seconds:.0f} s at the speed of its cache; that took {self.store_seconds:.0f} s and "
-            f"pays for itself from student {self.pays_from} of this kind on."
+            f"breaks even after {self.pays_from} such student{'s' * (self.pays_from > 1)}."
         )
 
 
 def savings(store: LogitStore, *, samples: int, epochs: int, students: int = 1) -> Savings | None:
-    """Compare ``epochs`` of each of ``students`` on ``samples`` images with what filling the store took.
+    """Compare ``epochs`` of each of ``students`` on ``samples`` images with the teacher pass that filled the store.
 
-    ``None`` where that is not known.
+    Returns ``None`` where its duration is unknown.
     """
     seconds = store.manifest.about.get("seconds")
     if not isinstance(seconds, int | float) or seconds <= 0 or store.manifest.fingerprint.precision == "imported":

@@ -2,7 +2,7 @@
 
 The mean of logits is what several teachers agree on at any temperature: ``softmax(mean / T)`` is the geometric mean of
 their tempered probabilities, scaled to sum to 1 (the logarithmic opinion pool: Genest and Zidek, "Combining Probability
-Distributions", 1986). So every loss takes it, and none has to know that there are several."""
+Distributions", 1986). Every loss can therefore use it like the logits of one teacher."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ Mix = Literal["mean", "confidence", "draw"]
 
 
 class MixedTargets:
-    """What several sources say of the same samples and views, as one; none of them looks at pixels."""
+    """Soft targets of several sources for the same samples and views; none of them needs pixels."""
 
     renderer = None
 
@@ -81,12 +81,12 @@ class MixedTargets:
         self._data_seed = self._epoch = self._seen = 0
 
     def start_epoch(self, view: int, next_view: int | None) -> None:
-        """Announce the views to every part; each decodes its next plane while this one trains."""
+        """Prepare every part for an epoch on ``view``."""
         for part in self._parts:
             part.start_epoch(view, next_view)
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64] | None:
-        """Return the order that the one part needs whose planes do not fit in memory; ``None`` where all fit.
+        """Return the order of the part whose planes do not fit in memory; ``None`` where all fit.
 
         Raises:
             StoreError: two parts need an order of their own.
@@ -102,13 +102,13 @@ class MixedTargets:
         return needed[0] if needed else None
 
     def skip(self, samples: int) -> None:
-        """Pass over samples in every part."""
+        """Skip samples in every part."""
         self._seen = samples
         for part in self._parts:
             part.skip(samples)
 
     def take(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
-        """Return the mean of the logits, and no signals: those of several teachers have no mean."""
+        """Return the mean of the logits, without signals: those of several teachers have no mean."""
         return self.logits(indices, pixels), {}
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where a student's soft targets come from: a store, a teacher in the loop, or nowhere."""
+"""Sources of soft targets: a store, or a teacher in the loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kdpipe.views import Recipe, Renderer
 
 
 class CachedTargets:
-    """Soft targets from a store whose planes fit in memory; the next epoch's is decoded while this one trains."""
+    """Soft targets from a store whose planes fit in memory; the next plane is decoded during an epoch."""
 
     renderer = None
 
@@ -41,10 +41,10 @@ class CachedTargets:
             self._coming[next_view] = self._executor.submit(self._store.codes, next_view)
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
-        """Any order will do."""
+        """Return ``None``: any order will do."""
 
     def skip(self, samples: int) -> None:
-        """Nothing is lined up."""
+        """Do nothing: no order is kept."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Gather and decode the rows of a batch."""
@@ -69,7 +69,7 @@ class WindowedTargets:
         self._pool: Pool | None = None
 
     def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
-        """Remember the view."""
+        """Set the view."""
         self._view = view
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
@@ -80,7 +80,7 @@ class WindowedTargets:
         return np.concatenate(self._parts)
 
     def skip(self, samples: int) -> None:
-        """Begin with the window that the sample after these is in."""
+        """Start at the window of the sample after these."""
         ends = np.cumsum([len(part) for part in self._parts])
         number = int(np.searchsorted(ends, samples, side="right"))
         if number < len(self._parts):
@@ -115,25 +115,25 @@ class LiveTargets:
     """Soft targets from a teacher that is run on every batch."""
 
     def __init__(self, forward: TeacherForward, renderer: Renderer | None) -> None:
-        """Ask ``forward``; ``renderer`` makes its pixels, ``None`` where its input is that of all students."""
+        """Call ``forward`` on pixels of ``renderer``; ``None`` where its input is that of all students."""
         self.renderer = renderer
         self._forward = forward
 
     def start_epoch(self, view: int, next_view: int | None) -> None:
-        """Nothing is prepared."""
+        """Do nothing."""
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> None:
-        """Any order will do."""
+        """Return ``None``: any order will do."""
 
     def skip(self, samples: int) -> None:
-        """Nothing is lined up."""
+        """Do nothing: no order is kept."""
 
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         """Run the teacher on the batch."""
         return self._forward(pixels).clone()
 
     def take(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> tuple[torch.Tensor, Signals]:
-        """Run the teacher on the batch; what its layers show is not asked for."""
+        """Run the teacher on the batch, without signals."""
         return self.logits(indices, pixels), {}
 
 

@@ -69,7 +69,7 @@ class Preset(_Strict):
 
 
 class _Part(_Strict):
-    """What defaults, methods and presets can have."""
+    """Fields that defaults, methods and presets share."""
 
     what: str = ""
     data: str = ""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the newest and the one before, each whole or not at all."""
+"""Checkpoints on disk: the newest and the one before it, each complete or absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ State = dict[str, Any]
 
 
 def before(path: Path) -> Path:
-    """Return the place of the checkpoint before the newest, which is at ``path``."""
+    """Return the path of the checkpoint before the newest, which is at ``path``."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -28,13 +28,13 @@ def exists(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove both checkpoints, and what a kill left of a third."""
+    """Remove both checkpoints, and an unfinished one."""
     for file in (path, before(path), _unfinished(path)):
         file.unlink(missing_ok=True)
 
 
 def write(path: Path, state: State) -> None:
-    """Put ``state`` at ``path`` and what was there before beside it; a kill at any time leaves at least one of them."""
+    """Write ``state`` to ``path`` and keep the checkpoint before it; a kill at any time leaves at least one."""
 
     def fill(temporary: Path) -> None:
         torch.save(state, temporary)
@@ -77,7 +77,7 @@ def _unfinished(path: Path) -> Path:
 
 
 def _load(path: Path) -> tuple[State | None, str]:
-    """Return a checkpoint, or ``None`` and what is wrong with it; each entry's CRC-32 is compared."""
+    """Return a checkpoint, or ``None`` and its fault; each entry's CRC-32 is compared."""
     if not path.is_file():
         return None, "is missing"
     try:

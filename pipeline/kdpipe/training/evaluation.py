@@ -64,12 +64,12 @@ class Validation:
         preset: Preset,
         keep: Callable[[torch.nn.Module], None] = lambda _module: None,
     ) -> None:
-        """Validate on the renderer's dataset, all of it labelled; ``keep`` is shown each module that is the best."""
+        """Validate on the renderer's dataset, all of it labeled; ``keep`` is called with each best module."""
         self.best: Best | None = None
         self._renderer, self._preset, self._keep = renderer, preset, keep
 
     def measure(self, learner: Learner, *, epoch: int) -> dict[str, float]:
-        """Return what the model is worth after ``epoch``, counted from 1; the training does not notice.
+        """Return accuracy and loss after ``epoch``, counted from 1; the training is not affected.
 
         Raises:
             DivergedError: the model's logits are not finite.
@@ -92,7 +92,7 @@ class Validation:
         return {} if self.best is None else {"best": vars(self.best)}
 
     def restore(self, state: State, learner: Learner) -> None:
-        """Go back to a ``state``, and show ``keep`` its best model again: a later one may have replaced it."""
+        """Restore a ``state``, and call ``keep`` with its best model, which a later one may have replaced."""
         self.best = Best(**state["best"]) if "best" in state else None
         if self.best is not None:
             with learner.lent(self.best.weights) as module:

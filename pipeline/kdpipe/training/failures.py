@@ -10,18 +10,18 @@ import torch
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError
 
 _MESSAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory object", "bad_alloc")
-"""What torch, oneDNN and the C++ library say when the CPU's memory does not suffice."""
+"""Messages of torch, oneDNN and the C++ library when the CPU's memory does not suffice."""
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Say whether ``error`` is a failed allocation, on a GPU or by one of the allocators of the CPU."""
+    """Return whether ``error`` is a failed allocation, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def largest_that_fits(step: Callable[[int], object], *, below: int) -> int | None:
-    """Return the largest power of two below ``below``, and above 1, for which ``step`` finds the memory.
+    """Return the largest power of two below ``below``, and above 1, for which memory suffices for ``step``.
 
     ``step`` takes a number of samples; ``None`` where not even 2 fit. They are tried from the smallest on, because an
     allocator does not always give back what a larger step has left.
@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 def attempt(act: Callable[[], T], too_little: Callable[[str], DeviceError]) -> T | KdpipeError:
-    """Return what ``act`` returns, or the error that says why it could not.
+    """Return the result of ``act``, or the error of too little memory or of a value that is not finite.
 
     ``too_little`` makes the error where memory did not suffice; it is told whose, cpu or cuda. By then nothing holds on
     to the memory that ``act`` took, nor does the error that is returned: it has no traceback.
@@ -65,11 +65,11 @@ def attempt(act: Callable[[], T], too_little: Callable[[str], DeviceError]) -> T
 
 
 _EVERY = 50
-"""Steps between two looks at the losses."""
+"""Steps between two checks of the losses."""
 
 
 class LossWatch:
-    """Keeps the terms of the latest steps and looks at them every so often."""
+    """Checks the loss terms of every step, many steps at once, so that the device is not waited for."""
 
     def __init__(self, advice: Callable[[], str]) -> None:
         """End the message of a divergence with ``advice()``."""
@@ -77,7 +77,7 @@ class LossWatch:
         self._recent: list[tuple[int, int, Mapping[str, torch.Tensor]]] = []
 
     def add(self, terms: Mapping[str, torch.Tensor], *, epoch: int, step: int) -> None:
-        """Remember the terms of a step, both counted from 1; ``terms["loss"]`` is their sum.
+        """Add the terms of a step, epoch and step counted from 1; ``terms["loss"]`` is their sum.
 
         Raises:
             DivergedError: as ``check`` does.
@@ -87,7 +87,7 @@ class LossWatch:
             self.check()
 
     def check(self) -> None:
-        """Look at every step since the last look.
+        """Check every step since the last check.
 
         Raises:
             DivergedError: the loss of a step is not finite; the message has the first such step and its terms.

@@ -14,11 +14,11 @@ from kdpipe.training.failures import ran_out_of_memory
 from kdpipe.training.trainee import Trainee
 
 _SHOWN = 4
-"""Students whose losses a status shows."""
+"""Number of students in a status line."""
 
 
 class Fleet:
-    """The students that are still in training, all at the same step, and those that are not."""
+    """Students in training, all at the same step, and the errors of those that failed."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class Fleet:
         ``should_stop`` is asked after each step; ``say`` gets messages for a person.
         """
         self.active = list(trainees)
-        """Those still in training."""
+        """Students in training."""
         self.failures: dict[Trainee, KdpipeError] = {}
-        """Why the others are not."""
+        """Errors of the students that failed."""
         self.epochs = epochs
         self._several = len(trainees) > 1
         self._batches, self._should_stop, self._say = batches, should_stop, say
@@ -49,7 +49,7 @@ class Fleet:
         return self.active[0].position.epoch
 
     def resume(self) -> None:
-        """Go back to the newest checkpoints that are of one step.
+        """Restore the newest checkpoints that are of one step.
 
         Raises:
             RunError: there are none.
@@ -65,7 +65,7 @@ class Fleet:
             self._started = time.monotonic(), self._done()
 
     def train_epoch(self, advance: Callable[[int], None]) -> bool:
-        """Train what is left of the epoch under way; return whether memory sufficed for what the students share.
+        """Train the rest of the epoch under way; return whether memory sufficed for what the students share.
 
         Where it did not, nothing is left that holds on to it.
         """
@@ -78,12 +78,12 @@ class Fleet:
         return True
 
     def too_large(self) -> KdpipeError:
-        """Return what to try when memory does not suffice for what the students share."""
+        """Return an error with a batch size that fits, for too little memory for what the students share."""
         epoch = self.epoch
         return self.active[0].too_large(lambda size: self._batches.first(epoch, size))
 
     def status(self) -> str:
-        """Return the means of the epoch so far, for which the device is waited for, and what the run still takes."""
+        """Return the means of the epoch so far, which waits for the device, and the remaining time of the run."""
         began, before = self._started
         done = self._done() if self.active else 0
         if not done > before or not self.active[0].position.step:
@@ -132,7 +132,7 @@ class Fleet:
             raise self.active[0].stopped()
 
     def _pause(self, seconds: float) -> None:
-        """Between two steps, ``seconds`` into the epoch, stop if asked to, and save checkpoints when it is time."""
+        """Stop or save checkpoints where due, between two steps and ``seconds`` into the epoch."""
         stopping = self._should_stop()
         if stopping or time.monotonic() - self._saved_at >= self._checkpoint_every:
             for trainee in self.active:

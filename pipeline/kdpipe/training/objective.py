@@ -1,4 +1,4 @@
-"""What a trainer minimizes: the protocol of an objective, and cross-entropy to the labels, the simplest one."""
+"""Objectives: the protocol that a trainer minimizes, and cross-entropy to the labels, the simplest one."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Learner:
         return state
 
     def restore(self, state: State) -> None:
-        """Go back to a ``state``."""
+        """Restore a ``state``."""
         self.module.load_state_dict(state["model"])
         self._beside.load_state_dict(state.get("beside", {}))
         self._optimizer.load_state_dict(state["optimizer"])
@@ -142,7 +142,7 @@ class Average:
         self._blend(moving, current, 0)
 
     def restore(self, values: dict[str, torch.Tensor]) -> None:
-        """Go back to ``values``, on any device."""
+        """Restore ``values``, on any device."""
         for name, value in values.items():
             self.values[name].copy_(value)
 

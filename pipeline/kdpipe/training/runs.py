@@ -1,15 +1,15 @@
-"""Run directories: what one training run leaves behind, and how to open it again.
+"""Run directories: the files of one training run.
 
 model.safetensors   the weights of the last epoch, with preset and class names
 best.safetensors    with --validation, those of the epoch that was best on it
-checkpoint.pt       what --resume needs; until the run is finished, checkpoint.previous.pt is the one before it
+checkpoint.pt       the state for --resume; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
 metrics.json        accuracy on the test split after the last epoch, and the cost of the run; with --validation, also
                     the accuracy of the epoch that was best on it
-failure.json        why a student that was trained beside others could not go on
+failure.json        the error that ended a student that was trained with others
 dvclive/, tensorboard/, wandb/
-                    what history.csv says and the test accuracies, for those programs
+                    the history and the test accuracies, for those programs
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FILES = (
 
 _LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
-"""In a log's folder: it may be replaced together with the run."""
+"""File in a log's folder that kdpipe made and may replace with the run."""
 
 _MAY_CHANGE = ("resume", "checkpoint_every", *_LOGS)
 
@@ -65,11 +65,11 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is finished."""
         return (self.path / "metrics.json").is_file()
 
     def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Refuse what ``start`` would refuse, and change nothing.
+        """Check that ``start`` can begin, and change nothing.
 
         Raises:
             RunError: the directory holds something else than a run, or a run with other settings is resumed.
@@ -83,7 +83,7 @@ class RunDirectory:
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
 
     def start(self, record: dict[str, Any], *, resume: bool) -> None:
-        """Make the directory ready for a run that is described by ``record``.
+        """Prepare the directory for a run that ``record`` describes.
 
         A run made earlier in the same directory is replaced, unless ``resume`` continues it.
 
@@ -122,7 +122,7 @@ class RunDirectory:
         return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
 
     def refuse_changes(self, asked: dict[str, Any]) -> None:
-        """Refuse to take the run for one that was started with these sections of its record.
+        """Check that the run was started with these sections of its record.
 
         Raises:
             RunError: it was started with others, but for what may change when a run is resumed.
@@ -136,7 +136,7 @@ class RunDirectory:
             )
 
     def _refuse_strangers(self) -> None:
-        """Refuse a directory that was made by something else; hidden files, such as DVC's, are nobody's work."""
+        """Refuse a directory that was made by something else; hidden files, such as DVC's, are ignored."""
         if self.path.is_file():
             raise RunError(f"{self.path} is a file: pass --out a directory.")
         present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
@@ -175,16 +175,16 @@ class RunDirectory:
         return checkpoint.read_earlier(self.checkpoint)
 
     def drop_newest_checkpoint(self) -> None:
-        """Make the checkpoint before the newest the one to go on from."""
+        """Remove the newest checkpoint; the one before it is resumed from."""
         self.checkpoint.unlink()
 
     def failure(self) -> str | None:
-        """Return why this student could not go on beside others; ``None`` where it could."""
+        """Return the error that ended this student among others; ``None`` where there is none."""
         path = self.path / "failure.json"
         return _read_json(path)["message"] if path.is_file() else None
 
     def write_failure(self, message: str) -> None:
-        """Remember why this student cannot go on, so that the others are resumed without it."""
+        """Record the error that ended this student, so that the others are resumed without it."""
         durable.write_json(self.path / "failure.json", {"message": message})
 
     def write_history(self, history: History) -> None:
@@ -221,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _comparable(section: Any) -> Any:
-    """Drop what may change between a run and its resumption, and what is left out: older records do not name it."""
+    """Drop settings that may change on resumption, and ``None``, which older records lack."""
     if isinstance(section, dict):
         kept = {key: value for key, value in section.items() if key not in _MAY_CHANGE and value is not None}
         return json.loads(json.dumps(kept))

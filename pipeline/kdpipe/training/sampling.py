@@ -1,4 +1,4 @@
-"""How often each sample is seen: an epoch's samples are drawn by weight, without any state and without rounding.
+"""Weighted sampling of an epoch's samples, without state and without rounding.
 
 Systematic sampling: each sample lies on a line with a stretch as long as the number of times that it is to be drawn on
 average, and a ruler with a mark at every whole number, laid down at random, draws the sample at each mark. Madow, "On
@@ -33,7 +33,7 @@ _DRAW = 1 << 32
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """How often each of ``n`` samples is drawn in an epoch of ``n`` draws."""
+    """The expected number of draws of each of ``n`` samples in an epoch of ``n`` draws."""
 
     lengths: npt.NDArray[np.int64]
     """Each sample's stretch of the line, ``(n,)``: ``2^32`` times its mean number of draws; ``n * 2^32`` in all."""
@@ -64,12 +64,12 @@ class Sampling:
 
     @property
     def expected(self) -> npt.NDArray[np.float64]:
-        """How often each sample is drawn in an epoch on average over epochs, ``(n,)``."""
+        """Expected draws of each sample in an epoch, ``(n,)``."""
         return self.lengths / _DRAW
 
     @property
     def digest(self) -> str:
-        """32 hex digits over all that decides what is drawn, but for the seed."""
+        """32 hex digits over everything that decides the draws, without the seed."""
         return blake3(self.lengths.astype("<i8").tobytes() + self.labels.astype("<i4").tobytes()).hexdigest(length=16)
 
     def draw(self, *, data_seed: int, epoch: int) -> Indices:
@@ -87,7 +87,7 @@ class Sampling:
 
 
 def apportion(shares: Sequence[int], total: int) -> list[int]:
-    """Part ``total`` into whole numbers in proportion to ``shares``, each rounded down or up.
+    """Divide ``total`` into whole numbers in proportion to ``shares``, each rounded down or up.
 
     The largest remainders are rounded up (Hamilton's method); of equal ones the first.
     """
@@ -109,7 +109,7 @@ def _whole(weights: npt.NDArray[np.float64]) -> list[int]:
 
 
 def _balanced(owned: Sequence[int], is_class: npt.NDArray[np.bool_]) -> list[int]:
-    """Even out what the classes own, all of it in equal shares to those that own any; times their number."""
+    """Return the weights of the groups with equal ones for all classes that have any, times their number."""
     classes = [share for share, labelled in zip(owned, is_class, strict=True) if labelled and share]
     return [
         sum(classes) * (share > 0) if labelled else share * max(1, len(classes))

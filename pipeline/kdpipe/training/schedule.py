@@ -24,7 +24,7 @@ class Order:
     views: int | None
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
     sampling: Sampling | None = None
-    """How often each sample is drawn; ``None`` for once an epoch."""
+    """Weights of the samples; ``None`` to draw each once an epoch."""
 
 
 def rate(settings: Optimization, step: int, steps: int) -> float:

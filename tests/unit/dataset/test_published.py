@@ -47,11 +47,6 @@ def test_digits_show_the_original_pixels() -> None:
     np.testing.assert_array_equal(shown[0], np.kron(shown[2, ::4, ::4], np.ones((4, 4))))
 
 
-def test_digits_survive_pickling_when_streamed() -> None:
-    test = load("digits", "test", 5, loading="stream")
-    assert torch.equal(pickle.loads(pickle.dumps(test)).image(3), test.image(3))
-
-
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, *, fine: bool) -> dict[str, np.ndarray]:
     """Write small batches in the published format, and let torchvision expect their checksums."""
     kind = published.CIFAR100 if fine else published.CIFAR10
