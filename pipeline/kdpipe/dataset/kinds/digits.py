@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+import gzip
+from functools import cache, partial
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +40,8 @@ def open_digits(split: str) -> list[tuple[npt.NDArray[np.uint8], int]]:
 
     The levels 0..16 become 0..255, rounded.
     """
-    from sklearn.datasets import load_digits
-
     indices, labels = _members(split)
-    levels = load_digits().images[indices].astype(np.uint32)
+    levels = _published()[indices, :64].reshape(-1, 8, 8).astype(np.uint32)
     small = ((levels * 255 + 8) // 16).astype(np.uint8)
     pictures = small.repeat(SCALE, axis=1).repeat(SCALE, axis=2)
     return [(picture, int(label)) for picture, label in zip(pictures, labels, strict=True)]
@@ -48,12 +49,21 @@ def open_digits(split: str) -> list[tuple[npt.NDArray[np.uint8], int]]:
 
 def _members(split: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the indices and labels of a split: the fifth of each class with the lowest hashes is test."""
-    from sklearn.datasets import load_digits
-
-    labels = np.asarray(load_digits().target, dtype=np.int64)
+    labels = _published()[:, 64].astype(np.int64)
     in_test = np.zeros(len(labels), dtype=bool)
     for label in range(10):
         members = sorted(np.flatnonzero(labels == label), key=lambda index: sample_id(f"digits/{index}"))
         in_test[members[: round(len(members) / 5)]] = True
     indices = np.flatnonzero(in_test == (split == "test"))
     return indices, labels[indices]
+
+
+@cache
+def _published() -> npt.NDArray[np.float64]:
+    """Return the levels 0..16 of each digit's 64 pixels, and its class, ``(1797, 65)``.
+
+    scikit-learn's file is read without importing scikit-learn, which takes a second.
+    """
+    (folder,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr,misc]
+    with gzip.open(Path(folder) / "datasets" / "data" / "digits.csv.gz", "rt") as file:
+        return np.loadtxt(file, delimiter=",")
