@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
-from stages.resolution import resolve
+from kdpipe.stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
+from kdpipe.stages.resolution import resolve
 
 from kdpipe.errors import ParamsError
 from tests.conftest import ROOT

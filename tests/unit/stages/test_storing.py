@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.storing import fidelity_lines
+from kdpipe.stages.storing import fidelity_lines
 
 
 def found(*, rows: int = 5, exceeded: bool | None = None) -> dict[str, Any]:
