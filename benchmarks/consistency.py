@@ -37,17 +37,20 @@ from timing import machine
 from kdpipe import dataset, durable, models
 from kdpipe.dataset import Dataset
 from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
+from kdpipe.distil.objective import Distillation, DistillationObjective
+from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
+from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule, view_of_epoch
+from kdpipe.training.schedule import Order, view_of_epoch
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model
@@ -56,7 +59,7 @@ VIEWS = 16
 CACHES = {f"cache-{views}": views for views in (1, 2, 4, 8, VIEWS)}
 ARMS = ("none", "live", *CACHES, "fixed", "mismatch")
 RECIPE = "rrc-flip:0.5"
-OPTIMISER: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1.0}
+OPTIMIZER: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "warmup_epochs": 1.0}
 TEMPERATURE = 4.0
 WEIGHTS = {"kd_weight": 0.9, "ce_weight": 0.1}
 ROOT = Path(__file__).parents[1]
@@ -65,7 +68,7 @@ ROOT = Path(__file__).parents[1]
 class LabelsOf:
     """Soft targets of other views than the student is shown: of ``label_view(view)`` for ``view``."""
 
-    def __init__(self, targets: SoftTargets, label_view: Callable[[int], int]) -> None:
+    def __init__(self, targets: Targets, label_view: Callable[[int], int]) -> None:
         """Take them from ``targets``."""
         self._targets, self._label_view = targets, label_view
         self.renderer = targets.renderer
@@ -82,7 +85,7 @@ class LabelsOf:
         """Return the labels of the samples, though ``pixels`` are not those that the teacher saw."""
         return self._targets.logits(indices, pixels)
 
-    def answer(
+    def take(
         self, indices: npt.NDArray[np.int64], pixels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the labels, and no signals of layers."""
@@ -162,7 +165,7 @@ class Experiment:
             "epochs": self.options.epochs,
             "recipe": self.store.manifest.fingerprint.recipe.name,
             "store_views": self.store.num_views,
-            **OPTIMISER,
+            **OPTIMIZER,
             "loss": "kd",
             "temperature": TEMPERATURE,
             **WEIGHTS,
@@ -174,20 +177,20 @@ class Experiment:
 
     def run(self, arm: str, seed: int) -> Run:
         """Train and test one student."""
-        distillation = self._distillation(arm)
         model = load_model(self.options.student, self.train_set, seed=seed)
         geometry = Geometry.of(model.preset)
         directory = RunDirectory(self.options.work / "runs" / f"{arm}-{seed}")
         directory.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        cost = train(
+        distillation = None if arm == "none" else Distillation(make("kd", temperature=TEMPERATURE), **WEIGHTS)
+        student = Student(
             model.module.to(self.device),
             replay(self.store, self.train_set, geometry=geometry, device=self.device),
-            preset=model.preset,
-            schedule=Schedule(epochs=self.options.epochs, data_seed=seed, views=CACHES.get(arm), **OPTIMISER),
-            distillation=distillation,
-            run=directory,
+            DistillationObjective(model.preset, distillation),
+            Optimization(epochs=self.options.epochs, **OPTIMIZER),
+            directory,
         )
+        cost = train(student, self._targets(arm), order=Order(data_seed=seed, views=CACHES.get(arm)))
         tester = Renderer(self.test_set, "none", seed=0, geometry=geometry, device=self.device)
         logits = predict(model.module, tester, preset=model.preset)
         return {
@@ -200,12 +203,9 @@ class Experiment:
             "plane_bytes": sum(map(self._plane_bytes, self._planes_read(arm))),
         }
 
-    def _distillation(self, arm: str) -> Distillation | None:
+    def _targets(self, arm: str) -> Targets | None:
         if arm == "none":
             return None
-        return Distillation(self._targets(arm), make("kd", temperature=TEMPERATURE), **WEIGHTS)
-
-    def _targets(self, arm: str) -> SoftTargets:
         if arm == "live":
             return LiveTargets(self.teacher, None)
         cached = CachedTargets(self.store, self.rows)

@@ -17,14 +17,16 @@ from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, durable, models
 from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
+from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
 from kdpipe.store.reader import open_store
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
+from kdpipe.training.schedule import Order
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry
 from stages.sources import load_model
 
@@ -55,19 +57,16 @@ def main() -> None:
         distillation = None
         if arm != "none":
             loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
-            distillation = Distillation(CachedTargets(store, rows), loss, loss.kd_weight, loss.ce_weight)
-        schedule = Schedule(
-            epochs=1, batch_size=128, lr=0.01, weight_decay=5e-4, warmup_epochs=0, data_seed=0, views=store.num_views
-        )
-        cost = train(
+            distillation = Distillation(loss, kd_weight=loss.kd_weight)
+        student = Student(
             model.module.to(device),
             replay(store, images, geometry=Geometry.of(model.preset), device=device),
-            preset=model.preset,
-            schedule=schedule,
-            distillation=distillation,
-            run=run,
+            DistillationObjective(model.preset, distillation),
+            Optimization(epochs=1, batch_size=128, lr=0.01, weight_decay=5e-4, warmup_epochs=0),
+            run,
         )
-        return cost.seconds
+        targets = None if distillation is None else CachedTargets(store, rows)
+        return train(student, targets, order=Order(data_seed=0, views=store.num_views)).seconds
 
     arms = ("none", *ARMS)
     seconds("none")

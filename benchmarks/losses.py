@@ -1,12 +1,12 @@
-"""Every distillation loss against none: the same student, store, views, order, epochs and optimiser.
+"""Every distillation loss against none: the same student, store, views, order, epochs and optimizer.
 
     python benchmarks/losses.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 The teacher's views are cached once; every student trains on them in turn, with the published settings and weights of
-its loss (docs/guides/losses.md); standardized-kd is kd with standardize. dkd's weight is warmed up over 1/12 of the
-epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in --work
-and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json after
-each run, with what was published for each loss (published_losses.py) beside what is measured.
+its loss (docs/guides/losses.md); standardized-kd is kd:standardize=true. dkd's weight is warmed up over a twelfth of
+the epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in
+--work and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json
+after each run, with the published figures of each loss (published_losses.py) beside the measured ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from timing import machine
 from kdpipe import dataset, durable, models
 from kdpipe.distil.curves import Curve
 from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
+from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing.join import join_checked
@@ -34,14 +34,16 @@ from kdpipe.store.reader import open_store
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
+from kdpipe.training.schedule import Order
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
 from stages.provenance import git_revision, versions
 from stages.sources import load_model
 
 ARMS = ("none", *LOSS_ARMS)
 RESULT = Path(__file__).parent / "results" / "losses.json"
-OPTIMISER: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "warmup_epochs": 1.0}
+OPTIMIZER: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "warmup_epochs": 1.0}
 
 
 def main() -> None:
@@ -83,18 +85,21 @@ def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
     if arm != "none":
         loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
         warmup = round(options.epochs * loss.warmup_epochs / 240)
-        weight = Curve("constant", loss.kd_weight, warmup=warmup)
-        distillation = Distillation(CachedTargets(store, join_checked(store, train_set)), loss, weight, loss.ce_weight)
+        distillation = Distillation(loss, kd_weight=Curve("constant", loss.kd_weight, warmup=warmup))
     directory = RunDirectory(options.work / "runs" / f"{arm}-{seed}")
     directory.path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    cost = train(
+    student = Student(
         model.module.to(device),
         replay(store, train_set, geometry=geometry, device=device),
-        preset=model.preset,
-        schedule=Schedule(epochs=options.epochs, data_seed=seed, views=options.views, **OPTIMISER),
-        distillation=distillation,
-        run=directory,
+        DistillationObjective(model.preset, distillation),
+        Optimization(epochs=options.epochs, **OPTIMIZER),
+        directory,
+    )
+    cost = train(
+        student,
+        None if distillation is None else CachedTargets(store, join_checked(store, train_set)),
+        order=Order(data_seed=seed, views=options.views),
         checkpoint_every=float("inf"),
     )
     tester = Renderer(test_set, "none", seed=0, geometry=geometry, device=device)
@@ -111,7 +116,7 @@ def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
 def _settings(options: argparse.Namespace, digest: str) -> dict[str, Any]:
     names = ("teacher", "student", "samples", "epochs", "views", "recipe", "device", "threads")
     kept = {name: getattr(options, name) for name in names}
-    return {**kept, **OPTIMISER, "torch": torch.__version__, "store_digest": digest}
+    return {**kept, **OPTIMIZER, "torch": torch.__version__, "store_digest": digest}
 
 
 def _result(runs: list[Run], store: Path, options: argparse.Namespace) -> dict[str, Any]:

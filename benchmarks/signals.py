@@ -1,4 +1,4 @@
-"""What a teacher's layers cost to keep, and what students learn from them beside its logits and without.
+"""Cost of keeping signals of a teacher's layers, and accuracy of students that learn from them, with or without logits.
 
     python benchmarks/signals.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
@@ -34,21 +34,21 @@ from timing import machine
 from kdpipe import durable
 from stages.provenance import git_revision, versions
 
-PENULTIMATE = {"layers": ["penultimate"]}
-MAPS = {"layers": ["layer1", "layer2", "layer3"]}
+PENULTIMATE = "penultimate"
+MAPS = "layer1,layer2,layer3"
 RESULT = Path(__file__).parent / "results" / "signals.json"
 BASES = ("none", "kd")
 
 
-def losses(layers: list[str]) -> dict[str, Any]:
+def losses(layers: list[str]) -> dict[str, str]:
     """Return the losses of the students that have a teacher, as ``--loss`` takes them, by name."""
-    alone = {"features": PENULTIMATE, "rkd": PENULTIMATE, "attention": MAPS}
+    alone = {"features": f"features:{PENULTIMATE}", "rkd": f"rkd:{PENULTIMATE}", "attention": f"attention:{MAPS}"}
     return {
         "kd": "kd",
-        **{name: {name: settings} for name, settings in alone.items()},
-        **{f"kd+{name}": {"kd": {}, name: settings} for name, settings in alone.items()},
-        "kd+features-of-layers": {"kd": {}, "features": {"layers": layers}},
-        "kd+features+attention": {"kd": {}, "features": PENULTIMATE, "attention": MAPS},
+        **alone,
+        **{f"kd+{name}": f"kd+{loss}" for name, loss in alone.items()},
+        "kd+features-of-layers": f"kd+features:{','.join(layers)}",
+        "kd+features+attention": f"kd+{alone['features']}+{alone['attention']}",
     }
 
 
@@ -69,11 +69,11 @@ class Trainer:
         if self.store.exists() and describe(self.store)["state"] == "sealed":
             return
         options = self.options
-        features = dict.fromkeys([*PENULTIMATE["layers"], *options.layers])
+        features = dict.fromkeys([PENULTIMATE, *options.layers])
         kdpipe(
             *("cache-teacher", *self._common(), "--teacher", options.teacher, "--weights", options.weights),
             *("--recipe", options.recipe, "--views", options.views, "--out", self.store),
-            *("--signals", f"features:{','.join(features)},attention:{','.join(MAPS['layers'])}"),
+            *("--signals", f"features:{','.join(features)}+attention:{MAPS}"),
         )
 
     def none(self, seed: int) -> list[Run]:
@@ -224,7 +224,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument("--recipe", default="rrc-flip:0.5")
     parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--layers", nargs="+", default=MAPS["layers"], help="of features-of-layers")
+    parser.add_argument("--layers", nargs="+", default=MAPS.split(","), help="of features-of-layers")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/signals"), help="store and runs")

@@ -27,15 +27,18 @@ from timing import interleaved, machine, ratio
 
 from kdpipe import dataset, models
 from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation
-from kdpipe.distil.targets import CachedTargets, LiveTargets, SoftTargets
+from kdpipe.distil.objective import Distillation, DistillationObjective
+from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.pairing.join import join_checked
 from kdpipe.store.reader import open_store
 from kdpipe.teacher.forward import Forward
+from kdpipe.training.batches import Targets
 from kdpipe.training.loop import train
 from kdpipe.training.objective import cross_entropy
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule, epoch_batches
+from kdpipe.training.schedule import Order, epoch_batches
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
 from stages.sources import load_model
 
@@ -64,7 +67,7 @@ class Unread:
         """Return as many rows as there are samples."""
         return self.rows(len(indices))
 
-    def answer(
+    def take(
         self, indices: npt.NDArray[np.int64], pixels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the rows, and no signals of layers."""
@@ -97,32 +100,21 @@ def main() -> None:
     rows = join_checked(store, images)
     recipe = store.manifest.fingerprint.recipe
 
-    def seconds(targets: SoftTargets | None) -> float:
+    def seconds(targets: Targets | None) -> float:
         model = load_model(options.student, images)
         renderer = Renderer(images, recipe.name, seed=recipe.seed, geometry=Geometry.of(model.preset), device=device)
-        schedule = Schedule(
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            lr=0.1,
-            weight_decay=5e-4,
-            warmup_epochs=1,
-            data_seed=0,
-            views=store.num_views,
+        settings = Optimization(
+            epochs=options.epochs, batch_size=options.batch_size, lr=0.1, weight_decay=5e-4, warmup_epochs=1
         )
         distillation = None
         if targets is not None:
-            distillation = Distillation(targets, make("kd", temperature=4.0), kd_weight=0.9, ce_weight=0.1)
+            distillation = Distillation(make("kd", temperature=4.0), kd_weight=0.9, ce_weight=0.1)
         run = RunDirectory(options.work)
         run.path.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
-        train(
-            model.module.to(device),
-            renderer,
-            preset=model.preset,
-            schedule=schedule,
-            distillation=distillation,
-            run=run,
-        )
+        objective = DistillationObjective(model.preset, distillation)
+        student = Student(model.module.to(device), renderer, objective, settings, run)
+        train(student, targets, order=Order(data_seed=0, views=store.num_views))
         return time.perf_counter() - began
 
     teacher = load_model(options.teacher, images, weights=options.weights)
@@ -131,7 +123,7 @@ def main() -> None:
     student = load_model(options.student, images)
     assert Geometry.of(student.preset) == Geometry.of(teacher.preset), "teacher and student see the same pixels"
     student.module.to(device).train()
-    optimiser = torch.optim.SGD(student.module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(student.module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     renderer = Renderer(images, recipe.name, seed=recipe.seed, geometry=Geometry.of(student.preset), device=device)
     order = epoch_batches(len(images), batch_size=options.batch_size, data_seed=0, epoch=0)
     rendered = [renderer(batch, 1) for batch in order]
@@ -141,9 +133,9 @@ def main() -> None:
     def update(pixels: torch.Tensor, truth: torch.Tensor) -> None:
         logits = student.module(student.preset.normalize(pixels))
         total = 0.9 * loss(logits, unread.rows(len(pixels)), truth) + 0.1 * cross_entropy(logits, truth)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(total)
-        optimiser.step()
+        optimizer.step()
 
     def timed(step: Callable[[torch.Tensor, torch.Tensor], object]) -> float:
         began = time.perf_counter()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from kdpipe.store.plan import Limits
+from tests.processes import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +56,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -> Outcome:
-    from stages.cli import main
+    from kdpipe.stages.cli import main
 
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
@@ -67,15 +66,12 @@ def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -
     return Outcome(code or 0, printed.out if printed else "", printed.err if printed else "")
 
 
-def start_command(*arguments: object) -> subprocess.Popen[str]:
-    """Start a kdpipe command in a process of its own, to be killed or waited for."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "kdpipe", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
+@pytest.fixture(scope="session")
+def commands(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Starts kdpipe commands in processes of their own, to be killed, stopped, or run by DVC."""
+    server = Server(tmp_path_factory.mktemp("commands"))
+    yield server
+    server.stop()
 
 
 @pytest.fixture

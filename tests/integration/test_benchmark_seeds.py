@@ -25,13 +25,13 @@ COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--latency-repea
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a teacher says that is wrong on every tenth image."""
+    """The logits of a teacher that is wrong on every tenth image."""
     folder = tmp_path_factory.mktemp("store")
     for split, count in (("train", 200), ("test", 60)):
         labels = dataset.load("digits", split, count).labels
-        said = np.where(np.arange(count) % 10 == 0, (labels + 1) % 10, labels)
+        predicted = np.where(np.arange(count) % 10 == 0, (labels + 1) % 10, labels)
         noise = np.random.default_rng(count).normal(size=(count, 10))
-        np.save(folder / f"{split}.npy", (noise + 8 * np.eye(10)[said]).astype(np.float32))
+        np.save(folder / f"{split}.npy", (noise + 8 * np.eye(10)[predicted]).astype(np.float32))
     given = ("--logits", folder / "train.npy", "--test-logits", folder / "test.npy", "--teacher-name", "oracle")
     assert run_command(None, "import-logits", *LIMITS, *given, "--out", folder / "l.zarr").code == 0
     return folder / "l.zarr"
@@ -60,7 +60,7 @@ def _logits(run: Path) -> np.ndarray:
         return model.module.eval()(model.preset.normalize(renderer(range(60), 0))).double().numpy()
 
 
-def _measured(runs: list[Path], said: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def _measured(runs: list[Path], teacher: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Return the figures of each run, in plain numpy."""
     found: dict[str, list[float]] = {"top1": [], "top5": [], "cross_entropy": [], "agreement": []}
     for logits in map(_logits, runs):
@@ -69,7 +69,7 @@ def _measured(runs: list[Path], said: np.ndarray, labels: np.ndarray) -> dict[st
         found["top1"].append(np.mean(best[:, 0] == labels))
         found["top5"].append(np.mean((best[:, :5] == labels[:, None]).any(axis=1)))
         found["cross_entropy"].append(-np.log(probabilities[np.arange(60), labels]).mean())
-        found["agreement"].append(np.mean(best[:, 0] == said.argmax(axis=1)))
+        found["agreement"].append(np.mean(best[:, 0] == teacher.argmax(axis=1)))
     return {key: np.array(values) for key, values in found.items()}
 
 
@@ -95,9 +95,9 @@ def test_a_row_is_what_its_runs_reach_on_the_test_set(runs: Path, store: Path, k
     opened = open_store(store, split="test")
     position = {bytes(sample_id): row for row, sample_id in enumerate(opened.sample_ids)}
     rows = [position[bytes(sample_id)] for sample_id in dataset.load("digits", "test", 60).sample_ids]
-    said = opened.plane(0)[rows].astype(np.float64)
+    teacher_logits = opened.plane(0)[rows].astype(np.float64)
     measured = {
-        name: _measured([runs / name / f"seed-{seed}" for seed in seeds], said, labels)
+        name: _measured([runs / name / f"seed-{seed}" for seed in seeds], teacher_logits, labels)
         for name, seeds in (("kd", (0, 1, 4)), ("labels", (0, 1, 4)), ("one", (3,)))
     }
     for name, figures in measured.items():
@@ -109,7 +109,7 @@ def test_a_row_is_what_its_runs_reach_on_the_test_set(runs: Path, store: Path, k
     single = found["students"]["seed-4"]
     assert (single["top1"], single["top1_std"], single["seed"]) == (measured["kd"]["top1"][2], None, 4)
 
-    teacher = float(np.mean(said.argmax(axis=1) == labels))
+    teacher = float(np.mean(teacher_logits.argmax(axis=1) == labels))
     gaps = [_gap(*pair, teacher) for pair in zip(measured["kd"]["top1"], measured["labels"]["top1"], strict=True)]
     assert [run["seed"] for run in found["students"]["kd"]["runs"]] == [0, 1, 4]
     assert teacher == pytest.approx(0.9)
@@ -153,7 +153,7 @@ def _spoil_epochs(kd: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (_spoil_checkpointed, "seed-1 has no metrics.json"),
         (_spoil_removed, "counts seed-4, which does not exist"),
@@ -162,16 +162,16 @@ def _spoil_epochs(kd: Path) -> None:
     ],
 )
 def test_seeds_that_are_not_whole_or_not_alike_are_refused(
-    runs: Path, spoil: Callable[[Path], None], said: str, kdpipe: Kdpipe, tmp_path: Path
+    runs: Path, spoil: Callable[[Path], None], message: str, kdpipe: Kdpipe, tmp_path: Path
 ) -> None:
     kd = shutil.copytree(runs / "kd", tmp_path / "kd")
     spoil(kd)
-    refused(kdpipe(*COMPARE, "--run", kd, "--out", tmp_path / "reports"), said, str(kd))
+    refused(kdpipe(*COMPARE, "--run", kd, "--out", tmp_path / "reports"), message, str(kd))
     assert not (tmp_path / "reports").exists()
 
 
 def test_test_samples_without_labels(kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "unlabelled_digits.py").write_text(
+    (tmp_path / "unlabeled_digits.py").write_text(
         "import torch\n"
         "class Samples(list):\n"
         "    classes = ['a', 'b']\n"
@@ -182,7 +182,7 @@ def test_test_samples_without_labels(kdpipe: Kdpipe, tmp_path: Path, monkeypatch
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    data = ("--data", "unlabelled_digits:digits", "--device", "cpu")
+    data = ("--data", "unlabeled_digits:digits", "--device", "cpu")
     common = ("train-student", *data, "--student", "resnet8", "--epochs", 1, "--batch-size", 6)
     assert kdpipe(*common, "--seeds", "0,1", "--out", "several").code == 0
     assert kdpipe(*common, "--out", "single").code == 0

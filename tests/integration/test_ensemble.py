@@ -20,7 +20,7 @@ COMMON = ("cache-teacher", *LIMITS, "--device", "cpu", "--encoding", "fp32", "--
 
 
 def save_teacher(path: Path, *, size: int = 32, classes: tuple[str, ...] | None = None) -> Path:
-    """Write a resnet14 of random weights that is used to another normalisation than the dataset's."""
+    """Write a resnet14 of random weights that takes another normalization than the dataset's."""
     preset = Preset(size, size, "bilinear", (0.3, 0.3, 0.3), (0.5, 0.5, 0.5))
     torch.manual_seed(5)
     module = models.create("resnet14", 10)
@@ -38,7 +38,7 @@ def _both(built: Built, other: Path) -> tuple[object, ...]:
     return ("--teacher", "resnet8", "--weights", built.weights, "--teacher", "resnet14", "--weights", other)
 
 
-def test_the_store_holds_the_mean_of_the_members_logits(
+def test_the_store_holds_the_mean_of_the_teachers_logits(
     built: Built, other: Path, kdpipe: Kdpipe, tmp_path: Path
 ) -> None:
     first, second, mean = (tmp_path / f"{name}.zarr" for name in ("first", "second", "mean"))
@@ -46,9 +46,9 @@ def test_the_store_holds_the_mean_of_the_members_logits(
     assert kdpipe(*COMMON, "--teacher", "resnet14", "--weights", other, "--out", second).code == 0
     assert kdpipe(*COMMON, *_both(built, other), "--average", "--out", mean).code == 0
     for split, view in (("test", 0), ("train", 0), ("train", 1)):
-        members = [open_store(path, split=split).plane(view) for path in (first, second)]
-        assert np.abs(members[0] - members[1]).max() > 0.1
-        expected = (members[0].astype(np.float64) + members[1]) / 2
+        logits = [open_store(path, split=split).plane(view) for path in (first, second)]
+        assert np.abs(logits[0] - logits[1]).max() > 0.1
+        expected = (logits[0].astype(np.float64) + logits[1]) / 2
         assert np.abs(open_store(mean, split=split).plane(view) - expected).max() < 1e-5
 
     stated = [open_store(path).manifest.fingerprint.teacher for path in (first, second, mean)]
@@ -81,7 +81,7 @@ def test_an_interrupted_average_ends_as_an_uninterrupted_one(
     assert digests[0] == digests[1]
 
 
-def test_another_normalisation_of_a_member_is_another_teacher(
+def test_another_normalization_of_a_teacher_is_another_ensemble(
     built: Built, other: Path, kdpipe: Kdpipe, tmp_path: Path
 ) -> None:
     command = (*COMMON, *_both(built, other), "--average", "--out", tmp_path / "mean.zarr")
@@ -95,7 +95,7 @@ def test_another_normalisation_of_a_member_is_another_teacher(
     assert "teacher.preset.members" in refused.last_line
 
 
-def test_members_must_be_shown_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_teachers_must_take_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     small = save_teacher(tmp_path / "small.safetensors", size=24)
     refused = kdpipe(*COMMON, *_both(built, small), "--average", "--out", tmp_path / "mean.zarr")
     assert refused.code == 1
@@ -104,7 +104,7 @@ def test_members_must_be_shown_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp
     assert not (tmp_path / "mean.zarr").exists()
 
 
-def test_every_member_must_name_the_classes_in_order(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_every_teacher_must_name_the_classes_in_order(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     classes = dataset.load("digits", "test", 60).classes
     reversed_names = save_teacher(tmp_path / "reversed.safetensors", classes=classes[::-1])
     refused = kdpipe(*COMMON, *_both(built, reversed_names), "--average", "--out", tmp_path / "mean.zarr")

@@ -412,6 +412,9 @@ def test_each_seed_has_its_own(repository: Path, kdpipe: Kdpipe) -> None:
 
 
 def test_nothing_is_imported_that_is_not_used() -> None:
-    code = "import sys, kdpipe.stages.training; print([name for name in sys.modules if name.split('.')[0] in sys.argv[1:]])"
+    code = (
+        "import sys, kdpipe.stages.training\n"
+        "print([name for name in sys.modules if name.split('.')[0] in sys.argv[1:]])"
+    )
     found = subprocess.run([sys.executable, "-c", code, *NAMES], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout == "[]\n"

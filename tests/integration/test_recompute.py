@@ -70,8 +70,8 @@ def test_a_teacher_whose_code_has_changed_is_found_by_what_it_says(
     (tmp_path / "own_teacher.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     store = tmp_path / "l.zarr"
-    normalised = ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
-    assert kdpipe(*_cache(store, "own_teacher:build", *normalised)).code == 0
+    normalized = ("--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5")
+    assert kdpipe(*_cache(store, "own_teacher:build", *normalized)).code == 0
     verify = ("verify", store, "--data", "digits", "--device", "cpu", "--teacher", "own_teacher:build")
     assert kdpipe(*verify).code == 0
     import own_teacher
@@ -100,27 +100,27 @@ def test_the_figures_are_those_of_all_pairs(built: Built) -> None:
         != recompute(stores, datasets, forward, rows=5, seed=1)
     )
 
-    held = []
+    stored = []
     for split, store in stores.items():
         order = {bytes(sample_id): row for row, sample_id in enumerate(store.sample_ids)}
         rows = [order[bytes(sample_id)] for sample_id in datasets[split].sample_ids]
-        held += [store.plane(view)[rows] for view in range(store.num_views + 1)]
-    said = _say_everything(forward, datasets)
-    difference = np.abs(np.concatenate(held) - said)
+        stored += [store.plane(view)[rows] for view in range(store.num_views + 1)]
+    logits = _all_logits(forward, datasets)
+    difference = np.abs(np.concatenate(stored) - logits)
     assert everything.mean == pytest.approx(difference.mean(), rel=1e-2)
     assert everything.largest == pytest.approx(difference.max(), rel=1e-2)
 
 
-def _say_everything(forward: Forward, datasets: dict[str, dataset.Dataset]) -> np.ndarray:
-    said = []
+def _all_logits(forward: Forward, datasets: dict[str, dataset.Dataset]) -> np.ndarray:
+    logits = []
     for split, views in (("train", 3), ("test", 1)):
         data = datasets[split]
         renderer = Renderer(data, "crop-flip", seed=0, geometry=Geometry.of(forward.preset))
-        said += [forward(renderer(np.arange(len(data)), view)).numpy() for view in range(views)]
-    return np.concatenate(said)
+        logits += [forward(renderer(np.arange(len(data)), view)).numpy() for view in range(views)]
+    return np.concatenate(logits)
 
 
-def test_an_average_is_recomputed_by_all_its_members(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_an_average_is_recomputed_by_all_its_teachers(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     other = save_teacher(tmp_path / "other.safetensors")
     store = tmp_path / "mean.zarr"
     both = ("resnet8", "--weights", built.weights, "--teacher", "resnet14", "--weights", other)
@@ -131,7 +131,7 @@ def test_an_average_is_recomputed_by_all_its_members(built: Built, kdpipe: Kdpip
     assert "written by average(resnet8, resnet14), 2 teachers; --teacher names 1" in alone.last_line
 
 
-def test_what_cannot_be_recomputed_is_said(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_what_cannot_be_recomputed_is_refused(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     without_data = kdpipe("verify", built.store, "--teacher", "resnet8", "--weights", built.weights)
     assert without_data.code == 1
     assert "needs --data" in without_data.last_line

@@ -69,7 +69,7 @@ def _more(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (_without("seed-0/metrics.json"), "seed-0 has no metrics.json"),
         (_without("metrics.json"), "no metrics.json that counts them"),
@@ -80,17 +80,17 @@ def _more(path: Path) -> None:
         (lambda path: (path / "metrics.json").write_text("{"), "not JSON"),
     ],
 )
-def test_unfinished_seeds_are_refused(trained: Path, spoil: Callable[[Path], object], said: str) -> None:
+def test_unfinished_seeds_are_refused(trained: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(trained)
     with pytest.raises(RunError) as refused:
         seed_runs(trained)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert str(trained) in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"parameters": _record(2)["parameters"] | {"lr": 0.2}}, "lr 0.2, the first seed with 0.1"),
         ({"lineage": {"stores": [{"path": "l.zarr", "digest": "d1", "weight": 1.0}]}}, "stores.0.digest d1"),
@@ -99,9 +99,9 @@ def test_unfinished_seeds_are_refused(trained: Path, spoil: Callable[[Path], obj
         ({"parameters": _record(0)["parameters"]}, "seed-2 was trained with seed 0"),
     ],
 )
-def test_runs_that_differ_in_more_than_the_seed_are_refused(trained: Path, sections: Any, said: str) -> None:
+def test_runs_that_differ_in_more_than_the_seed_are_refused(trained: Path, sections: Any, message: str) -> None:
     _change(trained / "seed-2", **sections)
     with pytest.raises(RunError) as refused:
         seed_runs(trained)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert str(trained / "seed-2") in str(refused.value)
