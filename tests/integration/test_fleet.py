@@ -23,7 +23,7 @@ from PIL import Image
 from kdpipe import dataset, models
 from kdpipe.store.plan import Limits
 from kdpipe.teacher.forward import Forward
-from stages import training
+from kdpipe.stages import training
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
 from tests.integration.test_training_flags import limited
 

@@ -81,7 +81,7 @@ def limited(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a command that may take 1,000 MiB of addresses more than it has when everything is imported."""
     program = (
         "import resource, sys, torch, torchvision, kdpipe.student, kdpipe.models, stages.train_student; "
-        "from pathlib import Path; from stages.cli import main; torch.set_num_threads(1); "
+        "from pathlib import Path; from kdpipe.stages.cli import main; torch.set_num_threads(1); "
         "taken = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize(); "
         "resource.setrlimit(resource.RLIMIT_AS, (taken + 1000 * 2**20, resource.RLIM_INFINITY)); main(sys.argv[1:])"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from stages.storing import fidelity_lines
+from kdpipe.stages.storing import fidelity_lines
 
 
 def found(*, rows: int = 5, exceeded: bool | None = None) -> dict[str, Any]:
@@ -27,6 +27,6 @@ def test_losses_are_told_by_split() -> None:
 
 @pytest.mark.parametrize("exceeded", [True, False])
 def test_a_budget_that_was_exceeded_is_a_warning(exceeded: bool) -> None:
-    warnings = [line for line in fidelity_lines(found(exceeded=exceeded)) if line.startswith("Warning")]
+    warnings = [line for line in fidelity_lines(found(exceeded=exceeded)) if line.startswith("warning: ")]
     assert len(warnings) == exceeded
     assert all("2.00e-02 at T=1" in line and "0.01" in line for line in warnings)

@@ -73,7 +73,7 @@ def slope(index: int, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What ``package.module:function`` is to return; ``train`` has 300 pictures and ``test`` 16."""
+    """The dataset that ``package.module:function`` returns; ``train`` has 300 pictures and ``test`` 16."""
 
     kind: str
     sizes: tuple[tuple[int, int], ...]

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from stages.params import Benchmark, CacheTeacher, TrainStudent, TrainTeacher
-from stages.resolution import resolve
 
 from kdpipe.errors import ParamsError
+from kdpipe.settings import Settings
+from kdpipe.stages.cli import EXAMPLES, settings_of
+from kdpipe.stages.flags import parser_of, resolve
+from kdpipe.stages.settings.benchmark import Benchmark
+from kdpipe.stages.settings.storing import CacheTeacher
+from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
 from tests.conftest import ROOT
 
 
@@ -22,7 +26,8 @@ def _file(folder: Path, **sections: object) -> Path:
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = _file(tmp_path, train_student={"temperature": 2, "epochs": 5, "student": "resnet8", "out": "x"})
     params = resolve(TrainStudent, section="train_student", file=file, flags={"data": "digits", "epochs": "7"})
-    assert (params.temperature, params.epochs, params.batch_size) == (2.0, 7, 128)
+    assert str(params.learning.temperature) == "2"
+    assert (params.optimization.epochs, params.optimization.batch_size) == (7, 128)
 
 
 def test_unknown_keys_and_wrong_values_are_reported_together(tmp_path: Path) -> None:
@@ -68,11 +73,11 @@ def _student(**flags: object) -> TrainStudent:
 
 
 def test_distill_follows_from_what_is_given() -> None:
-    assert _student().mode == "none"
-    assert _student(store="a.zarr").mode == "cache"
-    assert _student(teacher="resnet20").mode == "live"
-    assert _student(store="a.zarr", teacher="resnet20").mode == "cache"
-    assert _student(store="a.zarr", distill="none").mode == "none"
+    assert _student().targets.mode == "none"
+    assert _student(store="a.zarr").targets.mode == "cache"
+    assert _student(teacher="resnet20").targets.mode == "live"
+    assert _student(store="a.zarr", teacher="resnet20").targets.mode == "cache"
+    assert _student(store="a.zarr", distill="none").targets.mode == "none"
     with pytest.raises(ParamsError, match="distill cache needs store"):
         _student(distill="cache")
     with pytest.raises(ParamsError, match="distill live needs teacher"):
@@ -85,9 +90,9 @@ def _cache(**flags: object) -> CacheTeacher:
 
 
 def test_the_recipe_decides_the_number_of_views() -> None:
-    assert _cache().augmented_views == 4
-    assert _cache(views="0").augmented_views == 0
-    assert _cache(recipe="none").augmented_views == 0
+    assert _cache().view.augmented == 4
+    assert _cache(views="0").view.augmented == 0
+    assert _cache(recipe="none").view.augmented == 0
     with pytest.raises(ParamsError, match="recipe none has the plain view only"):
         _cache(recipe="none", views="2")
     with pytest.raises(ParamsError, match=r"must end in \.zarr"):
@@ -97,10 +102,10 @@ def test_the_recipe_decides_the_number_of_views() -> None:
 def test_one_teacher_or_several_that_are_averaged(tmp_path: Path) -> None:
     file = _file(tmp_path, cache_teacher={"teacher": "resnet8", "weights": "a.pt", "out": "a.zarr"})
     alone = resolve(CacheTeacher, section="cache_teacher", file=file, flags={"data": "digits"})
-    assert (alone.teacher, alone.weights, alone.average) == (("resnet8",), ("a.pt",), False)
+    assert (alone.teacher.teacher, alone.teacher.weights, alone.teacher.average) == (("resnet8",), ("a.pt",), False)
     both = _cache(teacher=["resnet8", "resnet14"], average=True, weights=["a.pt", "b.pt"])
-    assert (both.teacher, both.weights) == (("resnet8", "resnet14"), ("a.pt", "b.pt"))
-    assert _cache(teacher=["resnet8", "resnet14"], average=True).weights == ()
+    assert (both.teacher.teacher, both.teacher.weights) == (("resnet8", "resnet14"), ("a.pt", "b.pt"))
+    assert _cache(teacher=["resnet8", "resnet14"], average=True).teacher.weights == ()
     with pytest.raises(ParamsError, match=r"2 teachers \(resnet8, resnet14\) for one store: give --average"):
         _cache(teacher=["resnet8", "resnet14"])
     with pytest.raises(ParamsError, match="1 weights for 2 teachers"):
@@ -110,19 +115,21 @@ def test_one_teacher_or_several_that_are_averaged(tmp_path: Path) -> None:
 
 
 def test_stores_are_weighed_equally_or_as_told(tmp_path: Path) -> None:
-    assert _student().shares == ()
-    assert _student(store="a.zarr").shares == (1.0,)
-    assert _student(store=["a.zarr", "b.zarr"]).shares == (0.5, 0.5)
-    assert _student(store=["a.zarr", "b.zarr"], store_weight=["3", "1"]).shares == (0.75, 0.25)
+    assert _student().targets.shares == ()
+    assert _student(store="a.zarr").targets.shares == (1.0,)
+    assert _student(store=["a.zarr", "b.zarr"]).targets.shares == (0.5, 0.5)
+    assert _student(store=["a.zarr", "b.zarr"], store_weight=["3", "1"]).targets.shares == (0.75, 0.25)
     for weights, part in ((["1"], "1 store-weights for 2 stores"), (["1", "0"], "greater than 0"), (["1", "x"], "'x'")):
         with pytest.raises(ParamsError, match=part):
             _student(store=["a.zarr", "b.zarr"], store_weight=weights)
     file = _file(tmp_path, benchmark={"store": "a.zarr", "store_weight": 2, "run": "b", "out": "c"})
-    assert resolve(Benchmark, section="benchmark", file=file, flags={"data": "digits", "run": ["b"]}).shares == (1.0,)
+    assert resolve(Benchmark, section="benchmark", file=file, flags={"data": "digits", "run": ["b"]}).stores.shares == (
+        1.0,
+    )
 
 
 def test_channels_are_three_numbers() -> None:
-    assert _cache(mean="0.1,0.2,0.3").mean == (0.1, 0.2, 0.3)
+    assert _cache(mean="0.1,0.2,0.3").teacher.mean == (0.1, 0.2, 0.3)
     with pytest.raises(ParamsError, match="--mean"):
         _cache(mean="0.1,0.2")
 
@@ -131,7 +138,7 @@ def test_channels_are_three_numbers() -> None:
     ("model", "section", "flags"),
     [
         (TrainTeacher, "train_teacher", {"out": "a"}),
-        (CacheTeacher, "cache_teacher", {"out": "a.zarr"}),
+        (CacheTeacher, "cache_teacher", {"out": "a.zarr", "teacher": "resnet8"}),
         (TrainStudent, "train_student", {"out": "a", "student": "resnet8"}),
         (Benchmark, "benchmark", {"out": "a", "run": ["b"]}),
     ],
@@ -141,21 +148,24 @@ def test_the_repository_s_own_params_are_valid(model: type, section: str, flags:
 
 
 def test_adamw_has_defaults_of_its_own(tmp_path: Path) -> None:
-    assert (_student().optimizer, _student().lr, _student().weight_decay) == ("sgd", 0.1, 5e-4)
-    adamw = _student(optimizer="adamw")
-    assert (adamw.lr, adamw.weight_decay) == (1e-3, 0.05)
-    assert _student(optimizer="adamw", lr="0.01").lr == 0.01
+    def found(**flags: object) -> tuple[str, float, float]:
+        chosen = _student(**flags).optimization
+        return chosen.optimizer, chosen.lr, chosen.weight_decay
+
+    assert found() == ("sgd", 0.1, 5e-4)
+    assert found(optimizer="adamw") == ("adamw", 1e-3, 0.05)
+    assert found(optimizer="adamw", lr="0.01") == ("adamw", 0.01, 0.05)
     file = _file(tmp_path, train_student={"optimizer": "adamw", "weight_decay": 0})
     given = {"data": "digits", "student": "resnet8", "out": "x"}
-    assert resolve(TrainStudent, section="train_student", file=file, flags=given).weight_decay == 0
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).optimization.weight_decay == 0
 
 
 def test_learning_rate_steps_are_given_with_their_schedule(tmp_path: Path) -> None:
-    assert _student(lr_schedule="step", lr_steps=["150,180,210"]).lr_steps == (150, 180, 210)
-    assert _student(lr_schedule="step", lr_steps=["150", "180"]).lr_steps == (150, 180)
+    for written, steps in ((["150,180,210"], (150, 180, 210)), (["150", "180"], (150, 180))):
+        assert _student(lr_schedule="step", lr_steps=written).optimization.lr_steps == steps
     file = _file(tmp_path, train_student={"lr_schedule": "step", "lr_steps": [2.5, 4]})
     given = {"data": "digits", "student": "resnet8", "out": "x"}
-    assert resolve(TrainStudent, section="train_student", file=file, flags=given).lr_steps == (2.5, 4)
+    assert resolve(TrainStudent, section="train_student", file=file, flags=given).optimization.lr_steps == (2.5, 4)
     for flags in ({"lr_schedule": "step"}, {"lr_steps": ["3"]}):
         with pytest.raises(ParamsError, match="go together"):
             _student(**flags)
@@ -165,13 +175,17 @@ def test_learning_rate_steps_are_given_with_their_schedule(tmp_path: Path) -> No
 
 
 def test_weights_and_temperature_are_numbers_or_curves(tmp_path: Path) -> None:
-    params = _student(kd_weight="cosine:0.5,0,every=5", temperature="constant:2", ce_weight=" .1 ")
-    assert (params.kd_weight, params.temperature, params.ce_weight) == ("cosine:0.5,0,every=5", 2.0, 0.1)
-    file = _file(tmp_path, train_student={"kd_weight": {"linear": [1, 0], "over": 3}, "temperature": 2})
+    def written(params: TrainStudent) -> list[str]:
+        return [
+            str(each) for each in (params.learning.kd_weight, params.learning.temperature, params.learning.ce_weight)
+        ]
+
+    found = _student(kd_weight="cosine:0.5,0,every=5", temperature="constant:2", ce_weight=" .1 ")
+    assert written(found) == ["cosine:0.5,0,every=5", "2", "0.1"]
+    file = _file(tmp_path, train_student={"kd_weight": "linear:1,0,over=3", "temperature": 2})
     given = {"data": "digits", "student": "resnet8", "out": "x"}
-    written = resolve(TrainStudent, section="train_student", file=file, flags=given)
-    assert (written.kd_weight, written.temperature) == ("linear:1,0,over=3", 2.0)
-    assert _student(temperature="linear:8,2", epochs="3").temperatures == [8, 6, 4]
+    found = resolve(TrainStudent, section="train_student", file=file, flags=given)
+    assert written(found) == ["linear:1,0,over=3", "2", "None"]
     for flag, text, part in (
         ("kd_weight", "-1", "--kd-weight: expected a number of 0 or more"),
         ("kd_weight", "cosin:1,0", "did you mean 'cosine'?"),
@@ -180,3 +194,16 @@ def test_weights_and_temperature_are_numbers_or_curves(tmp_path: Path) -> None:
     ):
         with pytest.raises(ParamsError, match=part.replace("?", r"\?")):
             _student(**{flag: text})
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_every_setting_is_a_documented_flag(command: str) -> None:
+    stage = settings_of(command)
+    assert issubclass(stage, Settings)
+    parser = parser_of(stage, command=command, example=EXAMPLES[command])
+    flags = {option for action in parser._actions for option in action.option_strings}
+    expected = {"--" + key.replace("_", "-") for key in stage.flat()}
+    assert expected <= flags
+    assert {each for each in flags - expected if not each.startswith("--no-")} == {"-h", "--help", "--params"}
+    undocumented = [action.dest for action in parser._actions if not (action.help or "").endswith((".", "exit"))]
+    assert not undocumented
