@@ -83,7 +83,8 @@ class Parameter:
         """
         value = _read(self.type, written) if isinstance(written, str) else written
         whole = self.type is int
-        if self.type in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        numbers = int if whole else (int, float)
+        if self.type in (int, float) and (isinstance(value, bool) or not isinstance(value, numbers)):
             raise ValueError("a whole number" if whole else "a number")
         if self.type is bool and not isinstance(value, bool):
             raise ValueError("true or false")

@@ -30,3 +30,9 @@ def test_a_parameter_that_is_given_by_key_is_shown_with_it() -> None:
     assert _registry()["arc"].usage == "arc:RADIUS,every=EVERY,[over=OVER]"
     with pytest.raises(ParamsError, match="the shape arc lacks every: write arc:RADIUS,every=EVERY,"):
         _registry().make("arc:1/2")
+
+
+def test_a_whole_number_from_python_is_no_float() -> None:
+    for wrong in (2.5, 3.0):
+        with pytest.raises(ParamsError, match=r"cannot take every=.*, expected a whole number"):
+            _registry().make("arc:1/2", every=wrong)

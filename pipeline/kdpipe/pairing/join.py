@@ -117,5 +117,5 @@ def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4])
-    return f"{shown}, … ({len(names)} in all)" if len(names) > 4 else shown
+    first = ", ".join(names[:4])
+    return f"{first}, … ({len(names)} in all)" if len(names) > 4 else first

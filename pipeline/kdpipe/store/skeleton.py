@@ -98,7 +98,7 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
 
 
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:
-    """Create an empty store at ``path``; a store that is there is removed after the new one is in place."""
+    """Create an empty store at ``path``; an older store is removed once the new one is in place."""
     fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
     Ledger(path).remove()
     if path.exists():
