@@ -6,32 +6,40 @@ import csv
 import json
 import random
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdpipe import dataset
-from tests.conftest import LIMITS, Built, start_command
+from tests.conftest import LIMITS, Built
+from tests.processes import Server, Started
 
-EPOCHS, STEPS = 4, 7
+EPOCHS, STEPS = 6, 7
 TIMES = ("seconds", "images_per_second")
 
-
-def _start(built: Built, out: Path, *flags: object) -> subprocess.Popen[str]:
-    command = (
-        *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--out", out, "--device", "cpu"),
-        *("--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
-        *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", "--balance", "--sample-weights", _weights(built), *flags),
-    )
-    return start_command(*command)
+Start = Callable[..., Started]
 
 
-def _weights(built: Built) -> Path:
+@pytest.fixture(scope="module")
+def start(built: Built, commands: Server, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Start a training with a checkpoint after each step."""
+    weights = _weights(tmp_path_factory.mktemp("weights") / "weights.csv")
+
+    def started(out: Path, *flags: object) -> Started:
+        return commands.start(
+            *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--input-size", 16),
+            *("--out", out, "--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32, "--checkpoint-every", 0),
+            *("--ema", 0.9, "--kd-weight", "cosine:0.9,0.5", "--balance", "--sample-weights", weights, *flags),
+        )
+
+    return started
+
+
+def _weights(path: Path) -> Path:
     """Write another weight for each sample; those of two classes are small."""
     digits = dataset.load("digits", "train", 200)
-    path = built.store.parent / "weights.csv"
     rows = (
         f"{key},{(1 + row % 7) * (0.1 if label < 2 else 1)}"
         for row, (key, label) in enumerate(zip(digits.keys, digits.labels, strict=True))
@@ -40,7 +48,19 @@ def _weights(built: Built) -> Path:
     return path
 
 
-def _wait_for_checkpoints(out: Path, number: int, process: subprocess.Popen[str]) -> None:
+def _finish(process: Started) -> str:
+    """Wait for a training to end well, and return what it printed on stderr."""
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return errors
+
+
+def _kill(process: Started) -> None:
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def _wait_for_checkpoints(out: Path, number: int, process: Started) -> None:
     """Wait until ``number`` checkpoints have been written since now."""
     seen = _written(out)
     deadline = time.monotonic() + 60
@@ -73,82 +93,63 @@ def _history(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    process = _start(built, out)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    _finish(start(out))
     return out
 
 
-def test_killed_at_random_steps(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_at_random_steps(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
     draw = random.Random(time.time_ns())
     out = tmp_path / "run"
     resume: tuple[str, ...] = ()
-    for _ in range(4):
-        process = _start(built, out, *resume)
+    for _ in range(3):
+        process = start(out, *resume)
         _wait_for_checkpoints(out, draw.randint(1, STEPS - 1), process)
-        time.sleep(draw.uniform(0, 0.03))
-        process.kill()
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+        time.sleep(draw.uniform(0, 0.01))
+        _kill(process)
         resume = ("--resume",)
-    process = _start(built, out, *resume)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "Going on from" in errors
+    assert "Going on from" in _finish(start(out, *resume))
     _assert_alike(out, uninterrupted)
     assert {path.name for path in out.iterdir()} == {path.name for path in uninterrupted.iterdir()}
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(built: Built, uninterrupted: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def test_asked_to_stop(start: Start, uninterrupted: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
-    process = _start(built, out)
+    process = start(out)
     _wait_for_checkpoints(out, 3, process)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("kdpipe: stopped")
     assert "--resume" in errors.splitlines()[-1]
-    process = _start(built, out, "--resume")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    _finish(start(out, "--resume"))
     _assert_alike(out, uninterrupted)
 
 
-def test_a_damaged_checkpoint(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = _start(built, out)
+    process = start(out)
     _wait_for_checkpoints(out, 4, process)
-    process.kill()
-    process.communicate(timeout=60)
+    _kill(process)
     newest = out / "checkpoint.pt"
     newest.touch()
     content = bytearray(newest.read_bytes() or (out / "checkpoint.previous.pt").read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    process = _start(built, out, "--resume")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    errors = _finish(start(out, "--resume"))
     assert f"{newest} is damaged; going on from {out / 'checkpoint.previous.pt'}" in errors
     _assert_alike(out, uninterrupted)
 
 
-def test_a_fine_tuning_that_was_killed(built: Built, tmp_path: Path) -> None:
+def test_a_fine_tuning_that_was_killed(built: Built, start: Start, tmp_path: Path) -> None:
     flags = ("--init-weights", f"run:{built.weights.parent}", "--lr", 0.02)
     whole, out = tmp_path / "whole", tmp_path / "run"
-    process = _start(built, whole, *flags)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    process = _start(built, out, *flags)
+    _finish(start(whole, *flags))
+    process = start(out, *flags)
     _wait_for_checkpoints(out, STEPS + 2, process)
-    process.kill()
-    process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL
-    process = _start(built, out, *flags, "--resume")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "Going on from" in errors
+    _kill(process)
+    assert "Going on from" in _finish(start(out, *flags, "--resume"))
     _assert_alike(out, whole)

@@ -1,4 +1,4 @@
-"""Images without a label, from the folder to the student: cached, learnt from, and left out where nobody teaches."""
+"""Images without a label, from the folder to the student: cached, learned from, and left out without a teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdpipe import dataset, open_store
 from tests.conftest import Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
-SMALL = ("--student", "resnet8", "--device", "cpu", "--epochs", 2, "--batch-size", 32)
+SMALL = ("--student", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 2, "--batch-size", 32)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(images: Path) -> Path:
     out = images.parent / "teacher"
     trained = run_command(
-        *(None, "train-teacher", "--data", f"folder:{images}", "--model", "resnet8", "--epochs", 2, "--device", "cpu"),
-        *("--out", out),
+        *(None, "train-teacher", "--data", f"folder:{images}", "--model", "resnet8", "--input-size", 16),
+        *("--epochs", 1, "--device", "cpu", "--out", out),
     )
     assert trained.code == 0
     return out / "model.safetensors"
@@ -89,12 +89,11 @@ def test_a_student_learns_from_all_of_them_as_from_a_live_teacher(
         assert mine["ce"] == pytest.approx(other["ce"], rel=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["dkd", "wsld"])
-def test_losses_of_labels_learn_from_those_that_have_one(
-    loss: str, images: Path, store: Path, tmp_path: Path, kdpipe: Kdpipe
+def test_a_loss_of_labels_learns_from_those_that_have_one(
+    images: Path, store: Path, tmp_path: Path, kdpipe: Kdpipe
 ) -> None:
     trained = kdpipe(
-        *("train-student", "--data", f"folder:{images}", *SMALL, "--store", store, "--loss", loss),
+        *("train-student", "--data", f"folder:{images}", *SMALL, "--store", store, "--loss", "dkd"),
         *("--out", tmp_path / "run"),
     )
     assert trained.code == 0
@@ -108,11 +107,11 @@ def test_without_a_teacher_they_are_left_out(command: str, images: Path, tmp_pat
     assert trained.code == 0
     assert "Leaving 160 of 200 samples out: they have no label." in trained.err
     assert "on 40 samples" in trained.err
-    labelled = dataset.labeled(dataset.load(f"folder:{images}", "train"))
-    assert read(tmp_path / "all", "run.json")["lineage"]["dataset"]["train"] == labelled.fingerprint
+    labeled = dataset.labeled(dataset.load(f"folder:{images}", "train"))
+    assert read(tmp_path / "all", "run.json")["lineage"]["dataset"]["train"] == labeled.fingerprint
 
 
-def test_the_labelled_part_of_the_folder_can_be_taught_alone(
+def test_the_labeled_part_of_the_folder_can_be_taught_alone(
     images: Path, store: Path, tmp_path: Path, kdpipe: Kdpipe
 ) -> None:
     part = tmp_path / "part"
@@ -135,7 +134,7 @@ def test_held_out_samples_have_a_label(images: Path, store: Path, tmp_path: Path
     assert "on 180 samples" in trained.err
 
 
-def test_nothing_can_be_learnt_from_images_without_labels_and_teacher(
+def test_nothing_can_be_learned_from_images_without_labels_and_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdpipe: Kdpipe
 ) -> None:
     (tmp_path / "pictures.py").write_text(
