@@ -19,7 +19,10 @@ from tests.conftest import LIMITS, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 6, "--batch-size", 25)
+STUDENT = (
+    *("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu"),
+    *("--epochs", 6, "--batch-size", 25),
+)
 COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--latency-repeats", 5, "--device", "cpu")
 
 
