@@ -186,6 +186,13 @@ def test_the_names_of_the_api_page_exist() -> None:
     assert [name for name in names if pydoc.locate(name) is None] == []
 
 
+def test_the_files_named_in_contributing_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)`", DOCUMENTS["CONTRIBUTING.md"])
+    assert len(named) > 15
+    folders = (ROOT, ROOT / "pipeline" / "kdpipe", ROOT / "pipeline" / "kdpipe" / "distil" / "losses")
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
+
+
 def test_the_loss_in_contributing_works_as_shown(tmp_path: Path) -> None:
     (diff,) = _blocks(DOCUMENTS["CONTRIBUTING.md"], "diff")
     added = {
