@@ -21,8 +21,8 @@ from consistency_report import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable
+from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.training.runs import RunDirectory
-from stages.provenance import git_revision, versions
 
 ARMS = {
     "none": ("--distill", "none"),

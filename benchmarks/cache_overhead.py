@@ -26,12 +26,12 @@ from timing import interleaved, machine, ratio
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
+from kdpipe.stages.sources import load_model
 from kdpipe.store.plan import Plan
 from kdpipe.store.writer import Builder, build
 from kdpipe.teacher.cache import cache_plane, plan
 from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
-from stages.sources import load_model
 
 RESULT = Path(__file__).parent / "results" / "cache_overhead.json"
 

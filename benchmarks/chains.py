@@ -37,8 +37,8 @@ from consistency_report import Finished, Run, spread
 from timing import machine
 
 from kdpipe import durable
+from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.store.inspect import summary
-from stages.provenance import git_revision, versions
 
 ARMS = (
     *("alone", "one-way", "longer", "multi-level", "two-way"),

@@ -21,8 +21,9 @@ import torch
 
 from kdpipe import models
 from kdpipe.training.failures import not_finite
-from kdpipe.training.optimization import Learner, Optimisation
+from kdpipe.training.optimization import Learner
 from kdpipe.training.runs import RunDirectory
+from kdpipe.training.settings import Optimization
 
 REPEATS = 7
 STUDENTS = {"resnet8": 32, "torchvision:resnet50": 64}
@@ -45,7 +46,7 @@ def measure(name: str, side: int, ema: float | None) -> dict[str, Any]:
     """Return the medians of one model."""
     module = models.create(name, 10)
     device = torch.device("cpu")
-    learner = Learner(module, Optimisation(ema=ema), lr=0.1, weight_decay=5e-4, device=device)
+    learner = Learner(module, Optimization(ema=ema), device=device, beside=torch.nn.ModuleDict())
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     learner.step(learner.forward(images).square().mean(), rate=0.1)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from typing import Any
 
 from commands import describe, kdpipe
 
-from stages.provenance import git_revision, versions
+from kdpipe.stages.provenance import git_revision, versions
 
 WAYS = ("cache", "live", "none")
 RESULT = Path(__file__).parent / "results" / "cifar10.json"

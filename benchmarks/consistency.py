@@ -42,6 +42,8 @@ from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
+from kdpipe.stages.provenance import git_revision, versions
+from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets
@@ -52,8 +54,6 @@ from kdpipe.training.schedule import Order, view_of_epoch
 from kdpipe.training.settings import Optimization
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from stages.provenance import git_revision, versions
-from stages.sources import load_model
 
 VIEWS = 16
 CACHES = {f"cache-{views}": views for views in (1, 2, 4, 8, VIEWS)}

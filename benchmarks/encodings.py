@@ -33,7 +33,7 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import CANDIDATES, stored_bytes
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.registry import get_encoding
-from stages.provenance import git_revision, versions
+from kdpipe.stages.provenance import git_revision, versions
 
 RESULTS = Path(__file__).parent / "results"
 TEMPERATURES = (1.0, 4.0)

@@ -36,16 +36,19 @@ from timing import interleaved, machine, ratio
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model
+from kdpipe.stages.provenance import git_revision
+from kdpipe.stages.sources import load_model
 from kdpipe.training.batches import Batches
 from kdpipe.training.loop import Cost, train_together
+from kdpipe.training.objective import CrossEntropy
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Schedule
-from kdpipe.training.trainee import Member
+from kdpipe.training.schedule import Order
+from kdpipe.training.settings import Optimization
+from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from stages.provenance import git_revision
-from stages.sources import load_model
 
 RESULT = Path(__file__).parent / "results" / "fleet.json"
+ORDER = Order(data_seed=0, views=None)
 TARGET = 0.95
 """Share of the ideal that a fleet should reach."""
 
@@ -65,7 +68,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="image folder of photographs; without it, that case is left out")
     parser.add_argument("--student", default="resnet8", help="of the images of 32 x 32")
     parser.add_argument("--photo-student", default="fleet:light")
-    parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--students", type=int, default=4)
     parser.add_argument("--samples", type=int, default=2560, help="images of an epoch")
     parser.add_argument("--copies", type=int, default=24, help="of each photograph in an epoch")
     parser.add_argument("--epochs", type=int, default=1, help="of a training")
@@ -94,7 +97,7 @@ def main() -> None:
         "git_revision": git_revision(),
         "machine": machine(),
         "workers": workers,
-        "members": options.members,
+        "students": options.students,
         "target_of_ideal": TARGET,
         "cases": {name: case.measure(name) for name, case in cases.items()},
     }
@@ -128,17 +131,17 @@ class Case:
     def measure(self, name: str) -> dict[str, Any]:
         """Time fleet, single trainings, data and steps in interleaved rounds; print and return the figures."""
         print(f"{name}: {self.student}, {self.recipe}", flush=True)
-        members, epochs = self.options.members, self.options.epochs
+        students, epochs = self.options.students, self.options.epochs
         device = models.resolve_device(self.options.device)
         size = None if self.workers is None else 224
-        found = [load_model(self.student, self.images, size=size, seed=seed) for seed in range(members)]
+        found = [load_model(self.student, self.images, size=size, seed=seed) for seed in range(students)]
         geometry = Geometry.of(found[0].preset)
         renderer = Renderer(self.images, self.recipe, seed=0, geometry=geometry, device=device, workers=self.workers)
-        batches = Batches([renderer], self._schedule, None)
+        batches = Batches([renderer], None, order=ORDER, batch_size=self.batch_size, epochs=self.options.epochs)
         step = self._step(found[0], batches)
         ways = {
-            "fleet": lambda: self._train(found, renderer, range(members)),
-            "alone": lambda: sum(self._train(found, renderer, [seed]) for seed in range(members)),
+            "fleet": lambda: self._train(found, renderer, range(students)),
+            "alone": lambda: sum(self._train(found, renderer, [seed]) for seed in range(students)),
             "data": lambda: self._data(batches),
             "step": step,
         }
@@ -170,32 +173,24 @@ class Case:
         return figures
 
     @property
-    def _schedule(self) -> Schedule:
-        return Schedule(
-            epochs=self.options.epochs,
-            batch_size=self.batch_size,
-            lr=0.1,
-            weight_decay=5e-4,
-            warmup_epochs=1,
-            data_seed=0,
-            views=None,
-        )
+    def _settings(self) -> Optimization:
+        return Optimization(epochs=self.options.epochs, batch_size=self.batch_size)
 
     def _ideal(self, data: float, step: float) -> float:
-        count = self.options.members
+        count = self.options.students
         if self.workers is None:
             return float(count * (data + step) / (data + count * step))
         return float(count * max(data, step) / max(data, count * step))
 
     def _train(self, found: Sequence[Model], renderer: Renderer, seeds: Sequence[int]) -> float:
-        members = []
+        students = []
         for seed in seeds:
             run = RunDirectory(self.options.work / f"seed-{seed}")
             run.path.mkdir(parents=True, exist_ok=True)
             module = found[seed].module.to(renderer.device)
-            members.append(Member(module, renderer, found[seed].preset, self._schedule, None, run))
+            students.append(Student(module, renderer, CrossEntropy(found[seed].preset), self._settings, run))
         began = time.perf_counter()
-        trained = train_together(members)
+        trained = train_together(students, order=ORDER)
         seconds = time.perf_counter() - began
         assert all(isinstance(cost, Cost) for cost in trained), trained
         return seconds

@@ -28,7 +28,7 @@ from consistency_report import Finished, Run, spread
 from timing import machine
 
 from kdpipe import dataset, durable
-from stages.provenance import git_revision, versions
+from kdpipe.stages.provenance import git_revision, versions
 
 ARMS = ("none", "labelled", "all", "same")
 RESULT = Path(__file__).parent / "results" / "labels.json"

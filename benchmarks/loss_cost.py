@@ -21,6 +21,7 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
+from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import open_store
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
@@ -28,7 +29,6 @@ from kdpipe.training.schedule import Order
 from kdpipe.training.settings import Optimization
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry
-from stages.sources import load_model
 
 RESULT = Path(__file__).parent / "results" / "loss_cost.json"
 

@@ -30,6 +30,8 @@ from kdpipe.distil.targets import CachedTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
+from kdpipe.stages.provenance import git_revision, versions
+from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import open_store
 from kdpipe.training.evaluation import predict
 from kdpipe.training.loop import train
@@ -38,8 +40,6 @@ from kdpipe.training.schedule import Order
 from kdpipe.training.settings import Optimization
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from stages.provenance import git_revision, versions
-from stages.sources import load_model
 
 ARMS = ("none", *LOSS_ARMS)
 RESULT = Path(__file__).parent / "results" / "losses.json"

@@ -30,7 +30,7 @@ from consistency_report import Finished, Run, spread
 from timing import machine
 
 from kdpipe import durable
-from stages.provenance import git_revision, versions
+from kdpipe.stages.provenance import git_revision, versions
 
 PUBLISHED = {"ard": ("--temperature", 30), "rslad": ("--temperature", 1)}
 """Of either paper, beside a weight of 1 for distillation and 0 for cross-entropy."""

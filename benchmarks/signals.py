@@ -32,7 +32,7 @@ from consistency_report import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable
-from stages.provenance import git_revision, versions
+from kdpipe.stages.provenance import git_revision, versions
 
 PENULTIMATE = "penultimate"
 MAPS = "layer1,layer2,layer3"

@@ -30,6 +30,7 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets, LiveTargets
 from kdpipe.pairing.join import join_checked
+from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets
@@ -40,7 +41,6 @@ from kdpipe.training.schedule import Order, epoch_batches
 from kdpipe.training.settings import Optimization
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from stages.sources import load_model
 
 RESULT = Path(__file__).parent / "results" / "student_epoch.json"
 

@@ -16,7 +16,7 @@ Transform = Callable[[Any], Any]
 
 _FLIP = v2.RandomHorizontalFlip()
 _JITTER = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
-_GREY = 128
+_GRAY = 128
 
 
 def recipes(size: int) -> dict[str, list[Transform] | None]:
@@ -34,7 +34,7 @@ def recipes(size: int) -> dict[str, list[Transform] | None]:
         "color": [_JITTER],
         "trivial": [v2.TrivialAugmentWide()],
         "rrc-flip+randaug:2,9": [*rrc_flip, v2.RandAugment(2, 9)],
-        "crop-flip+erase": [*crop_flip, v2.RandomErasing(p=0.5, value=_GREY)],
+        "crop-flip+erase": [*crop_flip, v2.RandomErasing(p=0.5, value=_GRAY)],
         "mask:0.5": None,
         "crop-flip+mixup:0.2": crop_flip,
         "crop-flip+cutmix:1": crop_flip,

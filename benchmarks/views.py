@@ -32,9 +32,9 @@ from view_stages import by_stage
 
 from kdpipe import dataset
 from kdpipe.dataset import Dataset
+from kdpipe.stages.provenance import git_revision, versions
+from kdpipe.stages.sources import load_model
 from kdpipe.views import Geometry, Renderer
-from stages.provenance import git_revision, versions
-from stages.sources import load_model
 
 RESULT = Path(__file__).parent / "results" / "views.json"
 STEP_LIMITS = {"crop-flip": 0.10, "rrc-flip+color": 0.25}

@@ -20,8 +20,8 @@ from blake3 import blake3
 from kdpipe import durable
 from kdpipe.dataset import load
 from kdpipe.store.reader import open_store
+from kdpipe.testing import stores
 from kdpipe.views import render
-from tests.unit.store import small_store
 from tests.unit.views import pictures
 
 HERE = Path(__file__).parent
@@ -82,8 +82,7 @@ def store_values(store: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     if not STORE.exists():
-        with small_store.small_layout():
-            small_store.make(STORE)
+        stores.small_store(STORE)
         durable.write_text(VALUES, json.dumps(store_values(STORE)) + "\n")
     hashes = {
         PIXELS: pixel_hashes,

@@ -12,8 +12,8 @@ import torch
 from kdpipe.store.inspect import summary
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
+from kdpipe.testing import stores
 from tests.golden import make
-from tests.unit.store import small_store
 from tests.unit.views import pictures
 
 
@@ -39,8 +39,7 @@ def test_format_1_fits_a_copy(tmp_path: Path) -> None:
 
 def test_format_1_is_the_store_that_this_code_resumes() -> None:
     """The same plan today finds the old store finished."""
-    with small_store.small_layout():
-        planned = small_store.make_plan().manifest()
+    planned = stores.small_plan().manifest()
     found = open_store(make.STORE).manifest
     assert found.fingerprint.differences(planned.fingerprint) == []
     assert (found.splits, found.encoding) == (planned.splits, planned.encoding)

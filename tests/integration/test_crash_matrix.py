@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -32,8 +31,8 @@ from kdpipe.store.reader import open_store
 from kdpipe.store.sections import Recipe
 from kdpipe.store.verify import verify_files
 from kdpipe.store.writer import build
+from kdpipe.testing.stores import all_shards, contents, fill, shard_logits, small_plan, small_store
 from tests.unit.store.slow_build import forked, slow_build, slow_top_up, whole_life
-from tests.unit.store.small_store import all_shards, contents, fill, make, make_plan, shard_logits, small_layout
 
 KILLS = 50
 RENAMES, SEALING = 7, 3
@@ -42,11 +41,9 @@ OTHER = Recipe(name="crop-flip", version="crop-flip/1", seed=4)
 
 
 @pytest.fixture(autouse=True)
-def _small_and_quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the flushes to disk: no test cuts the power."""
     monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-    with small_layout():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +60,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 @pytest.fixture
 def sealed(undisturbed: tuple[Path, float], tmp_path: Path) -> Path:
     """A sealed store with one augmented view."""
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
     return tmp_path / "a.zarr"
 
 
@@ -91,12 +88,12 @@ def check_reader(store: Path, whole: Path) -> None:
 def check_resumed(store: Path, whole: Path, *, views: int) -> None:
     """The same command computes what is not finished, and all ends as if nothing had happened."""
     done = summary(store)["shards_done"] if store.exists() else 0
-    with build(store, make_plan(views=views)) as builder:
+    with build(store, small_plan(views=views)) as builder:
         computed = 0 if builder.sealed else fill(builder)
         assert done + computed == len(all_shards(builder))
         if not builder.sealed:
             builder.seal({"made": "for a test"})
-    make(store, make_plan(views=2))
+    small_store(store, small_plan(views=2))
     assert contents(store) == contents(whole)
     assert open_store(store).digest == open_store(whole).digest
     assert [path.name for path in store.parent.iterdir()] == [store.name]
@@ -146,13 +143,13 @@ def test_a_kill_leaves_nothing_that_a_sealed_store_would_keep(sealed: Path) -> N
         sealed.with_name(f".{sealed.name}.{ending}").write_bytes(b"half")
     for ending in ("new", "old"):
         shutil.copytree(sealed, sealed.with_name(f".{sealed.name}.{ending}"))
-    make(sealed)
+    small_store(sealed)
     assert contents(sealed) == before
     assert [path.name for path in sealed.parent.iterdir()] == [sealed.name]
 
 
 def test_a_fresh_store_of_all_views_is_the_same_work(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
-    assert make(tmp_path / "a.zarr", make_plan(views=2)).digest == open_store(undisturbed[0]).digest
+    assert small_store(tmp_path / "a.zarr", small_plan(views=2)).digest == open_store(undisturbed[0]).digest
 
 
 def test_two_readers_during_a_build(sealed: Path, tmp_path: Path) -> None:
@@ -196,7 +193,7 @@ def test_readers_while_a_view_is_added(sealed: Path) -> None:
 def test_readers_while_the_store_is_replaced(sealed: Path, shards: int | None) -> None:
     reader = open_store(sealed)
     reader.rows(1, 0, reader.num_samples)
-    with build(sealed, make_plan(recipe=OTHER), overwrite=True) as builder:
+    with build(sealed, small_plan(recipe=OTHER), overwrite=True) as builder:
         for shard in all_shards(builder)[:shards]:
             builder.submit(shard, -shard_logits(builder, shard))
         builder.drain()
@@ -218,7 +215,7 @@ def test_a_stale_lock_does_not_hold(sealed: Path, tmp_path: Path, content: bytes
     lock = store.with_name("a.zarr.lock")
     store.parent.mkdir()
     lock.write_bytes(content)
-    make(store)
+    small_store(store)
     assert not lock.exists()
     assert contents(store) == contents(sealed)
 
@@ -229,7 +226,7 @@ def test_a_lock_that_is_held_says_so_whatever_is_in_it(tmp_path: Path) -> None:
         stream.flush()
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(StoreLockedError, match="is being written by process"):
-            make(tmp_path / "a.zarr")
+            small_store(tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -242,14 +239,14 @@ def test_a_ledger_left_beside_a_sealed_store(
     ledger.write_bytes(content)
     assert open_store(sealed).num_views == 1
     before = contents(sealed)
-    make(sealed, make_plan(views=views))
+    small_store(sealed, small_plan(views=views))
     assert contents(sealed) == (before if views == 1 else contents(undisturbed[0]))
     assert not ledger.exists()
 
 
 def test_a_failing_writer_thread_stops_the_run_with_its_own_error(tmp_path: Path) -> None:
     def run() -> None:
-        with build(tmp_path / "a.zarr", make_plan()) as builder:
+        with build(tmp_path / "a.zarr", small_plan()) as builder:
             (tmp_path / "a.zarr" / "train" / "codes" / "c").write_bytes(b"a file in the way")
             for shard in all_shards(builder) * 50:
                 builder.submit(shard, shard_logits(builder, shard))
@@ -257,5 +254,5 @@ def test_a_failing_writer_thread_stops_the_run_with_its_own_error(tmp_path: Path
     with ThreadPoolExecutor(1) as pool, pytest.raises(OSError, match="train/codes/c"):
         pool.submit(run).result(timeout=60)
     (tmp_path / "a.zarr" / "train" / "codes" / "c").unlink()
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
     assert verify_files(tmp_path / "a.zarr") == []

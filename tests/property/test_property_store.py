@@ -21,11 +21,11 @@ from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import KdpipeError
 from kdpipe.store import manifest
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Layout
+from kdpipe.store.plan import Layout, Limits
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
 from kdpipe.store.writer import build
-from tests.unit.store import small_store
+from kdpipe.testing import stores
 
 MEBIBYTE = 1024**2
 
@@ -79,40 +79,38 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     train: int, test: int, views: int, classes: int, shard_rows: int, chunk_rows: int, stops: list[int]
 ) -> None:
     assume((train * (1 + views) + test) / shard_rows < 25)
-    plan = small_store.make_plan(train=train, test=test, views=views, classes=classes)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        small_store.small_layout(shard_rows=shard_rows, chunk_rows=chunk_rows),
-    ):
+    limits = Limits(shard_rows=shard_rows, chunk_bytes=chunk_rows * 2 * stores.CLASSES)
+    plan = stores.small_plan(train=train, test=test, views=views, classes=classes, limits=limits)
+    with tempfile.TemporaryDirectory() as folder:
         whole, resumed = Path(folder, "whole.zarr"), Path(folder, "resumed.zarr")
-        small_store.make(whole, plan)
+        stores.small_store(whole, plan)
         for stop in stops:
-            small_store.start(resumed, plan, shards=stop)
-        small_store.make(resumed, plan)
-        assert small_store.contents(resumed) == small_store.contents(whole)
+            stores.start_store(resumed, plan, shards=stop)
+        stores.small_store(resumed, plan)
+        assert stores.contents(resumed) == stores.contents(whole)
         assert verify_files(resumed) == []
         for split, planned in plan.splits.items():
             store = open_store(resumed, split=split)
             assert np.array_equal(store.sample_ids, planned.sample_ids)
             for view in range(planned.planes):
-                logits = small_store.plane_logits(split, view, samples=len(planned.sample_ids), classes=classes)
+                logits = stores.random_logits(split, view, samples=len(planned.sample_ids), classes=classes)
                 encoded = get_encoding("fp16").encode(torch.from_numpy(logits))
                 expected = encoded.codes.astype(np.float32) + encoded.row_max[:, None]
                 assert np.array_equal(store.plane(view), expected)
 
 
-@given(cut=st.integers(1, 400), shards=st.integers(1, small_store.SHARDS))
+@given(cut=st.integers(1, 400), shards=st.integers(1, stores.SHARDS))
 @settings(max_examples=5, deadline=None)
 def test_a_ledger_cut_anywhere_resumes(cut: int, shards: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, small_store.small_layout():
+    with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "a.zarr")
-        small_store.start(store, shards=shards)
+        stores.start_store(store, shards=shards)
         ledger = Path(folder, "a.zarr.ledger")
         ledger.write_bytes(ledger.read_bytes()[:-cut])
-        with build(store, small_store.make_plan()) as builder:
-            assert small_store.fill(builder) >= small_store.SHARDS - shards + 1
+        with build(store, stores.small_plan()) as builder:
+            assert stores.fill(builder) >= stores.SHARDS - shards + 1
             builder.seal({"made": "for a test"})
-        assert small_store.make(Path(folder, "b.zarr")).digest == open_store(store).digest
+        assert stores.small_store(Path(folder, "b.zarr")).digest == open_store(store).digest
 
 
 JSON = st.recursive(
@@ -141,8 +139,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mutated") / "small.zarr"
-    with small_store.small_layout():
-        small_store.make(path)
+    stores.small_store(path)
     return path
 
 

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.registry import get_encoding
+from kdpipe.testing.encodings import EncodingSuite
 
 FP16 = get_encoding("fp16")
 ROWS = hnp.arrays(
@@ -69,17 +71,17 @@ def test_the_order_is_kept_and_the_top_class_when_it_stands_out(logits: np.ndarr
             assert (coded == 0).sum() == 1
 
 
-def test_the_argument_is_not_changed() -> None:
-    logits = torch.randn(3, 5)
-    before = logits.clone()
-    FP16.encode(logits)
-    assert torch.equal(logits, before)
+class TestDense(EncodingSuite):
+    @pytest.fixture(params=["fp32", "fp16", "fp16r9", "fp16r3", "fp16r1"])
+    def encoding(self, request: pytest.FixtureRequest) -> Encoding:
+        return get_encoding(request.param)
 
-
-def test_inference_tensors_can_be_encoded() -> None:
-    with torch.inference_mode():
-        logits = torch.randn(3, 5)
-    assert FP16.encode(logits).codes.shape == (3, 5)
+    def error_bound(self, encoding: Encoding, shifted: torch.Tensor) -> torch.Tensor:
+        if encoding.name == "fp32":
+            return torch.zeros_like(shifted)
+        bits = int(encoding.name.partition("r")[2] or 10)
+        exponent = shifted.abs().clamp(min=2.0**-30).log2().floor()
+        return 2.0 ** (exponent - bits - 1) + torch.where(shifted.abs() < 2.0**-14, 2.0**-25, 0.0)
 
 
 def kl(logits: torch.Tensor, approximate: torch.Tensor, *, temperature: float) -> float:

@@ -232,14 +232,6 @@ def test_a_wrong_description_of_tails_is_refused(change: dict[str, Any]) -> None
         restore_encoding({**described, **change})
 
 
-@pytest.mark.parametrize("name", ["fp16", "sqrtp8@4", "tailp8@4", "topk5"])
-def test_a_description_lacks_nothing(name: str) -> None:
-    described = get_encoding(name).describe()
-    for key in described:
-        with pytest.raises(CorruptStoreError):
-            restore_encoding({other: value for other, value in described.items() if other != key})
-
-
 def test_the_description_of_half_precision_is_that_of_format_1() -> None:
     assert get_encoding("fp16").describe() == {
         "name": "fp16",

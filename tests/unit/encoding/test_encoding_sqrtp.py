@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,15 +11,28 @@ import torch
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.kinds.sqrtp import SqrtP
 from kdpipe.encoding.registry import get_encoding
+from kdpipe.testing.encodings import EncodingSuite, decoded
 
 
 def pilot(rows: int = 512, classes: int = 50) -> torch.Tensor:
     return 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(3))
 
 
-def decoded(chosen: SqrtP, logits: torch.Tensor) -> torch.Tensor:
-    encoded = chosen.encode(logits)
-    return chosen.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), logits.shape[1])
+def level_widths(shifted: torch.Tensor, bits: int, temperature: float) -> torch.Tensor:
+    """Return the width of the level of each logit, infinite for level 0; of logits at an end, the wider level's."""
+    inner = 2 * temperature * ((torch.arange(2**bits - 1, dtype=torch.float64) + 0.5) / (2**bits - 1)).log()
+    ends = torch.cat([torch.tensor([-math.inf]), inner, torch.zeros(1)])
+    below, above = (torch.bucketize(shifted + off, inner) for off in (-1e-6, 1e-6))
+    return ends.diff()[below].maximum(ends.diff()[above])
+
+
+class TestSqrtP(EncodingSuite):
+    @pytest.fixture(params=[(2, 1.0), (5, 0.5), (8, 4.0)], ids=str)
+    def encoding(self, request: pytest.FixtureRequest) -> SqrtP:
+        return SqrtP.nominal(*request.param)
+
+    def error_bound(self, encoding: SqrtP, shifted: torch.Tensor) -> torch.Tensor:
+        return level_widths(shifted, encoding.bits, encoding.temperature)
 
 
 @pytest.mark.parametrize(("bits", "temperature"), [(2, 1.0), (5, 0.5), (8, 4.0)])

@@ -10,21 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import compressed_bytes
 from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.kinds.tailp import TailP
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.store.reader import open_store
-from tests.unit.store import small_store
+from kdpipe.testing import stores
+from kdpipe.testing.encodings import EncodingSuite, decoded
+from tests.unit.encoding.test_encoding_sqrtp import level_widths
 
 
 def pilot(rows: int = 512, classes: int = 50) -> torch.Tensor:
     return 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(3))
 
 
-def decoded(chosen: Encoding, logits: torch.Tensor) -> torch.Tensor:
-    encoded = chosen.encode(logits)
-    return chosen.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), logits.shape[1])
+class TestTailP(EncodingSuite):
+    row_max_error = 2.0**-8
+
+    @pytest.fixture(params=[(2, 1.0), (5, 0.5), (8, 4.0)], ids=str)
+    def encoding(self, request: pytest.FixtureRequest) -> TailP:
+        return TailP.nominal(*request.param)
+
+    def error_bound(self, encoding: TailP, shifted: torch.Tensor) -> torch.Tensor:
+        return level_widths(shifted, encoding.levels.bits, encoding.levels.temperature)
 
 
 @pytest.mark.parametrize(("bits", "temperature"), [(2, 1.0), (5, 0.5), (8, 4.0)])
@@ -91,12 +99,11 @@ def test_rows_that_no_encoder_writes_are_found() -> None:
 
 
 def test_a_store_of_them(tmp_path: Path) -> None:
-    chosen = get_encoding("tailp5@4").calibrate(pilot(64, small_store.CLASSES))
-    with small_store.small_layout():
-        plan = replace(small_store.make_plan(encoding="tailp5@4"), calibrated=chosen)
-        small_store.make(tmp_path / "a.zarr", plan)
-        again = small_store.make(tmp_path / "a.zarr", plan)
-    logits = torch.from_numpy(small_store.plane_logits("train", 1, samples=small_store.TRAIN))
+    chosen = get_encoding("tailp5@4").calibrate(pilot(64, stores.CLASSES))
+    plan = replace(stores.small_plan(encoding="tailp5@4"), calibrated=chosen)
+    stores.small_store(tmp_path / "a.zarr", plan)
+    again = stores.small_store(tmp_path / "a.zarr", plan)
+    logits = torch.from_numpy(stores.random_logits("train", 1, samples=stores.TRAIN))
     store = open_store(tmp_path / "a.zarr")
     assert store.digest == again.digest
     assert np.array_equal(store.plane(1), decoded(chosen, logits).numpy())

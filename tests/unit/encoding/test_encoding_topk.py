@@ -12,11 +12,17 @@ from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.kinds.topk import TopK
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
+from kdpipe.testing.encodings import EncodingSuite, decoded
 
 
-def decoded(chosen: TopK, logits: torch.Tensor) -> torch.Tensor:
-    encoded = chosen.encode(logits)
-    return chosen.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), logits.shape[1])
+class TestTopK(EncodingSuite):
+    @pytest.fixture(params=[1, 3, 11])
+    def encoding(self, request: pytest.FixtureRequest) -> TopK:
+        return TopK(request.param)
+
+    def error_bound(self, encoding: TopK, shifted: torch.Tensor) -> torch.Tensor:
+        smallest = shifted.topk(encoding.k, dim=1).values[:, -1:]
+        return torch.where(shifted >= smallest, shifted.abs() * 2.0**-11 + 2.0**-25, math.inf)
 
 
 def test_by_hand() -> None:

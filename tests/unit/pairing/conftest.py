@@ -1,5 +1,5 @@
 """The fixtures of the store's tests."""
 
-from tests.unit.store.conftest import quickly, small_layout
+from tests.unit.store.conftest import quickly
 
-__all__ = ["quickly", "small_layout"]
+__all__ = ["quickly"]

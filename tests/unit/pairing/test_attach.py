@@ -28,8 +28,8 @@ from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
 from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.testing.stores import dataset_plan, small_store
 from tests.conftest import ROOT
-from tests.unit.store.small_store import make, plan_of
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIEWS = 3
@@ -57,7 +57,7 @@ def dataset(folder: Path) -> Dataset:
 
 @pytest.fixture
 def store(dataset: Dataset, tmp_path: Path) -> LogitStore:
-    make(tmp_path / "insects.zarr", plan_of(dataset, preset=PRESET, views=VIEWS))
+    small_store(tmp_path / "insects.zarr", dataset_plan(dataset, preset=PRESET, views=VIEWS))
     return open_store(tmp_path / "insects.zarr")
 
 
@@ -107,7 +107,7 @@ def test_the_first_epoch_needs_no_call(store: LogitStore, dataset: Dataset) -> N
 
 
 def test_without_augmented_views_every_epoch_is_plain(dataset: Dataset, tmp_path: Path) -> None:
-    make(tmp_path / "plain.zarr", plan_of(dataset, preset=PRESET, views=0))
+    small_store(tmp_path / "plain.zarr", dataset_plan(dataset, preset=PRESET, views=0))
     store = open_store(tmp_path / "plain.zarr")
     attached = attach(store, dataset)
     for epoch in range(3):
@@ -313,7 +313,7 @@ def test_a_pickle_holds_no_planes(store: LogitStore, dataset: Dataset) -> None:
 
 def test_a_store_that_was_made_anew_is_noticed(store: LogitStore, dataset: Dataset) -> None:
     attached = attach(store, dataset)
-    make(store.path, plan_of(dataset, preset=PRESET, views=VIEWS + 1), overwrite=True)
+    small_store(store.path, dataset_plan(dataset, preset=PRESET, views=VIEWS + 1), overwrite=True)
     with pytest.raises(StaleStoreError, match="has been made anew"):
         attached.set_epoch(1)
     assert attached.view == 1

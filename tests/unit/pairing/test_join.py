@@ -19,9 +19,9 @@ from kdpipe.pairing.probes import drift, probe_rows, replay
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.writer import build
+from kdpipe.testing.stores import dataset_plan, small_store
 from kdpipe.views import Geometry, Recipe, Renderer, resample
 from kdpipe.views.mixing import partners, thresholds
-from tests.unit.store.small_store import make, plan_of
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIEWS = 2
@@ -45,7 +45,7 @@ def dataset(folder: Path) -> Dataset:
 
 @pytest.fixture
 def store(dataset: Dataset, tmp_path: Path) -> LogitStore:
-    make(tmp_path / "insects.zarr", plan_of(dataset, preset=PRESET, views=VIEWS))
+    small_store(tmp_path / "insects.zarr", dataset_plan(dataset, preset=PRESET, views=VIEWS))
     return open_store(tmp_path / "insects.zarr")
 
 
@@ -157,7 +157,9 @@ def test_another_decoder_is_named(store: LogitStore, dataset: Dataset, monkeypat
 def test_an_operation_that_draws_other_pixels_is_named(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(tmp_path / "colors.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe="crop-flip+color+erase"))
+    small_store(
+        tmp_path / "colors.zarr", dataset_plan(dataset, preset=PRESET, views=VIEWS, recipe="crop-flip+color+erase")
+    )
     store = open_store(tmp_path / "colors.zarr")
     assert drift(store, dataset, join(store, dataset)) is None
     monkeypatch.setattr("kdpipe.views.erase.GRAY", 127)
@@ -168,9 +170,9 @@ def test_an_operation_that_draws_other_pixels_is_named(
 
 def recorded(dataset: Dataset, path: Path, **changes: str) -> LogitStore:
     """Return a store whose manifest has other names or versions in its recipe."""
-    plan = plan_of(dataset, preset=PRESET, views=VIEWS)
+    plan = dataset_plan(dataset, preset=PRESET, views=VIEWS)
     recipe = plan.fingerprint.recipe.model_copy(update=changes)
-    make(path, dataclasses.replace(plan, fingerprint=plan.fingerprint.model_copy(update={"recipe": recipe})))
+    small_store(path, dataclasses.replace(plan, fingerprint=plan.fingerprint.model_copy(update={"recipe": recipe})))
     return open_store(path)
 
 
@@ -189,8 +191,8 @@ def test_a_recipe_of_a_later_kdpipe_is_refused(dataset: Dataset, tmp_path: Path)
 def test_a_store_that_does_not_say_what_made_its_pixels_still_drifts(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = dataclasses.replace(plan_of(dataset, preset=PRESET, views=VIEWS), rendering=None)
-    make(tmp_path / "older.zarr", plan)
+    plan = dataclasses.replace(dataset_plan(dataset, preset=PRESET, views=VIEWS), rendering=None)
+    small_store(tmp_path / "older.zarr", plan)
     store = open_store(tmp_path / "older.zarr")
     assert "rendering" not in (tmp_path / "older.zarr" / "zarr.json").read_text()
     assert drift(store, dataset, join(store, dataset)) is None
@@ -205,7 +207,7 @@ def test_a_build_does_not_go_on_with_other_pixels(
 ) -> None:
     """A top-up in another environment would pair new views with old ones that nobody can render any more."""
     monkeypatch.setattr("kdpipe.views.geometry.resize", lambda images, *_, **__: images[..., :14, :14])
-    more = plan_of(dataset, preset=PRESET, views=VIEWS + 1)
+    more = dataset_plan(dataset, preset=PRESET, views=VIEWS + 1)
     with pytest.raises(StaleStoreError, match="resize: gives other pixels here"), build(store.path, more):
         pass
 
@@ -215,7 +217,7 @@ class TestPartners:
 
     @pytest.fixture
     def mixed(self, dataset: Dataset, tmp_path: Path) -> LogitStore:
-        make(tmp_path / "mixed.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe=self.RECIPE))
+        small_store(tmp_path / "mixed.zarr", dataset_plan(dataset, preset=PRESET, views=VIEWS, recipe=self.RECIPE))
         return open_store(tmp_path / "mixed.zarr")
 
     def test_the_table_is_in_the_manifest(self, mixed: LogitStore) -> None:
@@ -226,7 +228,7 @@ class TestPartners:
     def test_it_is_the_manifest_s_table_that_is_drawn_from(self, dataset: Dataset, tmp_path: Path) -> None:
         """A table whose every draw is lambda = 1 mixes nothing, whatever the recipe's name says."""
         recipe = Recipe.parse(self.RECIPE, thresholds={"mixup": [0] * 256})
-        make(tmp_path / "table.zarr", plan_of(dataset, preset=PRESET, views=VIEWS, recipe=recipe))
+        small_store(tmp_path / "table.zarr", dataset_plan(dataset, preset=PRESET, views=VIEWS, recipe=recipe))
         store = open_store(tmp_path / "table.zarr")
         alone = Renderer(dataset, "crop-flip", seed=3, geometry=Geometry.of(PRESET))
         assert torch.equal(replay(store, dataset)(range(12), 1), alone(range(12), 1))

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.unit.store import small_store
-
-
-@pytest.fixture(autouse=True)
-def small_layout() -> Iterator[None]:
-    with small_store.small_layout():
-        yield
+from kdpipe.testing import stores
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +23,7 @@ def quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def sealed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed store that nobody changes."""
     path = tmp_path_factory.mktemp("sealed") / "small.zarr"
-    with small_store.small_layout():
-        small_store.make(path)
+    stores.small_store(path)
     return path
 
 
@@ -46,7 +39,7 @@ def started(tmp_path: Path) -> Callable[[int], Path]:
 
     def make(shards: int) -> Path:
         path = tmp_path / "started.zarr"
-        small_store.start(path, shards=shards)
+        stores.start_store(path, shards=shards)
         return path
 
     return make

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.store.writer import build
-from tests.unit.store.small_store import all_shards, make, make_plan, shard_logits, small_layout
+from kdpipe.testing.stores import all_shards, shard_logits, small_plan, small_store
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def forked(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[BaseP
 
 def slow_build(store: Path, seconds: float, told: Connection, views: int = 1) -> None:
     """Sleep before and after each shard; tell ``told`` when the store is open and at each shard."""
-    with small_layout(), build(store, make_plan(views=views)) as builder:
+    with build(store, small_plan(views=views)) as builder:
         told.send("open")
         time.sleep(seconds)
         for shard in all_shards(builder):
@@ -71,10 +71,9 @@ def whole_life(store: Path, dies_before_rename: int, told: Connection) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
-    with small_layout():
-        told.send("begins")
-        began = time.perf_counter()
-        make(store, make_plan(views=1))
-        told.send("sealed")
-        make(store, make_plan(views=2))
-        told.send((time.perf_counter() - began, renames))
+    told.send("begins")
+    began = time.perf_counter()
+    small_store(store, small_plan(views=1))
+    told.send("sealed")
+    small_store(store, small_plan(views=2))
+    told.send((time.perf_counter() - began, renames))

@@ -11,9 +11,9 @@ import pytest
 from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.reader import LogitStore, open_store
-from tests.unit.store import small_store
+from kdpipe.testing import stores
 
-ROW_BYTES = small_store.CLASSES * 2 + 4
+ROW_BYTES = stores.CLASSES * 2 + 4
 CHUNK_BYTES = 4 * ROW_BYTES
 SAMPLES = 103
 """In 26 chunks, the last of which has three rows."""
@@ -22,8 +22,7 @@ SAMPLES = 103
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("blocks") / "a.zarr"
-    with small_store.small_layout():
-        small_store.make(path, small_store.make_plan(train=SAMPLES))
+    stores.small_store(path, stores.small_plan(train=SAMPLES))
     return path
 
 
@@ -117,7 +116,7 @@ def test_damage_reaches_the_batch(path: Path, sealed: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-30] ^= 1
     file.write_bytes(content)
-    rows = np.arange(small_store.TRAIN)
+    rows = np.arange(stores.TRAIN)
     parts = windows(store, rows, data_seed=0, epoch=0)
     with pytest.raises(CorruptStoreError, match=r"view 1 of 'train', rows 16 to 19"):
         Pool(store, rows, parts, view=1).logits(np.concatenate(parts))

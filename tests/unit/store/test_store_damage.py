@@ -19,8 +19,8 @@ from kdpipe.store import shards
 from kdpipe.store.inspect import summary
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
-from tests.unit.store import small_store
-from tests.unit.store.small_store import contents
+from kdpipe.testing import stores
+from kdpipe.testing.stores import contents
 
 FLIPS = 1000
 
@@ -65,7 +65,7 @@ def test_every_flipped_bit_of_a_chunk_is_detected_by_reading(sealed: Path) -> No
     """Each bit of a shard of codes in turn, read past the digests: checksums, header and index leave no gap."""
     path = sealed / "test/codes/c/0/0/0"
     content = path.read_bytes()
-    out = np.empty((open_store(sealed, split="test").chunk_rows, small_store.CLASSES), dtype=np.float16)
+    out = np.empty((open_store(sealed, split="test").chunk_rows, stores.CLASSES), dtype=np.float16)
     for number in (0, 1):
         shards.read_chunk(path, number, 2, out)
     for bit in range(8 * len(content)):

@@ -23,8 +23,8 @@ from kdpipe.store.sections import Candidate, Choice
 from kdpipe.store.settings import Provenance
 from kdpipe.store.verify import verify_files
 from kdpipe.store.writer import build
-from tests.unit.store import small_store
-from tests.unit.store.small_store import contents, fill, make, make_plan, shard_logits
+from kdpipe.testing import stores
+from kdpipe.testing.stores import contents, fill, shard_logits, small_plan, small_store
 
 
 def kl_by_hand(reference: np.ndarray[Any, Any], decoded: np.ndarray[Any, Any], temperature: float) -> Any:
@@ -43,17 +43,17 @@ def choice(max_kl: float, *temperatures: float) -> Choice:
 
 
 def coarse(**changes: Any) -> Plan:
-    return replace(make_plan(encoding="fp16r1"), **changes)
+    return replace(small_plan(encoding="fp16r1"), **changes)
 
 
 def test_fidelity_of_every_row(tmp_path: Path) -> None:
-    make(tmp_path / "a.zarr", coarse(choice=choice(0.5, 3.0)))
-    for split, samples, planes in (("train", small_store.TRAIN, 2), ("test", small_store.TEST, 1)):
+    small_store(tmp_path / "a.zarr", coarse(choice=choice(0.5, 3.0)))
+    for split, samples, planes in (("train", stores.TRAIN, 2), ("test", stores.TEST, 1)):
         opened = open_store(tmp_path / "a.zarr", split=split)
         values = {1: [], 2: [], 3: [], 4: []}
         agreeing = 0
         for view in range(planes):
-            reference, decoded = small_store.plane_logits(split, view, samples=samples), opened.plane(view)
+            reference, decoded = stores.random_logits(split, view, samples=samples), opened.plane(view)
             agreeing += int((reference.argmax(1) == decoded.argmax(1)).sum())
             for temperature, found in values.items():
                 found.extend(kl_by_hand(reference, decoded, temperature))
@@ -67,39 +67,39 @@ def test_fidelity_of_every_row(tmp_path: Path) -> None:
 
 
 def test_a_resumed_and_an_extended_build_measure_the_same(tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.zarr", make_plan(views=2)).fidelity
-    small_store.start(tmp_path / "resumed.zarr", make_plan(views=2), shards=4)
-    assert make(tmp_path / "resumed.zarr", make_plan(views=2)).fidelity == whole
-    make(tmp_path / "extended.zarr", make_plan(views=1))
-    with build(tmp_path / "extended.zarr", make_plan(views=2)) as builder:
+    whole = small_store(tmp_path / "whole.zarr", small_plan(views=2)).fidelity
+    stores.start_store(tmp_path / "resumed.zarr", small_plan(views=2), shards=4)
+    assert small_store(tmp_path / "resumed.zarr", small_plan(views=2)).fidelity == whole
+    small_store(tmp_path / "extended.zarr", small_plan(views=1))
+    with build(tmp_path / "extended.zarr", small_plan(views=2)) as builder:
         fill(builder, at_most=2)
-    assert make(tmp_path / "extended.zarr", make_plan(views=2)).fidelity == whole
+    assert small_store(tmp_path / "extended.zarr", small_plan(views=2)).fidelity == whole
 
 
 def test_a_sealed_shard_computed_again_counts_once(tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.zarr", make_plan(views=2)).fidelity
+    whole = small_store(tmp_path / "whole.zarr", small_plan(views=2)).fidelity
     store = tmp_path / "damaged.zarr"
-    make(store, make_plan(views=1))
-    with build(store, make_plan(views=2)):
+    small_store(store, small_plan(views=1))
+    with build(store, small_plan(views=2)):
         pass
     (store / "train/codes/c/0/1/0").write_bytes(b"damaged")
-    assert make(store, make_plan(views=2)).fidelity == whole
+    assert small_store(store, small_plan(views=2)).fidelity == whole
 
 
 def test_damaged_figures_in_the_ledger_cost_their_shard(tmp_path: Path) -> None:
-    whole = make(tmp_path / "whole.zarr").fidelity
+    whole = small_store(tmp_path / "whole.zarr").fidelity
     store = tmp_path / "resumed.zarr"
-    small_store.start(store, shards=3)
+    stores.start_store(store, shards=3)
     path = Ledger(store).path
     path.write_text(path.read_text().replace('"rows": 8', '"rows": 9', 1))
-    with build(store, make_plan()) as builder:
-        assert fill(builder) == small_store.SHARDS - 2
+    with build(store, small_plan()) as builder:
+        assert fill(builder) == stores.SHARDS - 2
         assert builder.seal({}).fidelity == whole
 
 
 @pytest.mark.parametrize(("max_kl", "exceeded"), [(1e-9, True), (10.0, False)])
 def test_budget(tmp_path: Path, max_kl: float, exceeded: bool) -> None:
-    make(tmp_path / "a.zarr", coarse(choice=choice(max_kl, 1.0, 4.0)))
+    small_store(tmp_path / "a.zarr", coarse(choice=choice(max_kl, 1.0, 4.0)))
     found = summary(tmp_path / "a.zarr")
     assert found["budget"]["exceeded"] is exceeded
     figures = found["splits"]["train"]["fidelity"]
@@ -110,16 +110,16 @@ def test_budget(tmp_path: Path, max_kl: float, exceeded: bool) -> None:
 def test_the_choice_is_kept_from_the_start(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
     first, second = choice(0.5, 1.0), choice(0.25, 1.0)
-    small_store.start(store, coarse(choice=first), shards=2)
+    stores.start_store(store, coarse(choice=first), shards=2)
     assert json.loads(Ledger(store).path.read_text().splitlines()[0]) == {"choice": first.model_dump(mode="json")}
     assert summary(store)["budget"]["max_kl"] == 0.5
     assert summary(store)["budget"]["exceeded"] is None
-    assert make(store, coarse(choice=second)).choice == first
+    assert small_store(store, coarse(choice=second)).choice == first
 
 
 def test_figures_choice_and_provenance_are_not_part_of_the_digest(tmp_path: Path) -> None:
-    plain = make(tmp_path / "a.zarr", coarse())
-    told = make(
+    plain = small_store(tmp_path / "a.zarr", coarse())
+    told = small_store(
         tmp_path / "b.zarr", coarse(choice=choice(0.5, 3.0), provenance=Provenance(title="Flowers", license="CC0-1.0"))
     )
     assert told.digest == plain.digest
@@ -129,10 +129,10 @@ def test_figures_choice_and_provenance_are_not_part_of_the_digest(tmp_path: Path
 
 def test_provenance_is_shown_and_can_be_told_later(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    make(store, replace(make_plan(), provenance=Provenance(title="Flowers", contact="a@b.example")))
+    small_store(store, replace(small_plan(), provenance=Provenance(title="Flowers", contact="a@b.example")))
     assert summary(store)["provenance"] == {"title": "Flowers", "contact": "a@b.example"}
     before = contents(store)
-    make(store, replace(make_plan(), provenance=Provenance(title="Flowers, second edition", notes="für alle")))
+    small_store(store, replace(small_plan(), provenance=Provenance(title="Flowers, second edition", notes="für alle")))
     assert summary(store)["provenance"] == {
         "title": "Flowers, second edition",
         "contact": "a@b.example",
@@ -140,9 +140,9 @@ def test_provenance_is_shown_and_can_be_told_later(tmp_path: Path) -> None:
     }
     after = contents(store)
     assert {name for name in before if before[name] != after[name]} == {"zarr.json"}
-    make(store)
+    small_store(store)
     assert contents(store) == after
-    make(store, make_plan(views=2))
+    small_store(store, small_plan(views=2))
     assert summary(store)["provenance"]["notes"] == "für alle"
 
 
@@ -160,8 +160,8 @@ class TestFeatures:
         return torch.randn(samples, self.DIM, generator=generator)
 
     def make(self, store: Path, *, at_most: int | None = None) -> Path:
-        with build(store, replace(make_plan(), signals={"features:penultimate": (self.DIM,)})) as builder:
-            waiting = [shard for shard in small_store.all_shards(builder) if not builder.is_done(shard)]
+        with build(store, replace(small_plan(), signals={"features:penultimate": (self.DIM,)})) as builder:
+            waiting = [shard for shard in stores.all_shards(builder) if not builder.is_done(shard)]
             for shard in waiting[:at_most]:
                 samples = builder.manifest.splits[shard.split].samples
                 plane = self.features(shard.split, shard.view, samples)
@@ -175,10 +175,10 @@ class TestFeatures:
 
     def test_are_kept_in_float16(self, store: Path) -> None:
         array = zarr.open_group(store, mode="r")["train/features"]
-        assert array.shape == (2, small_store.TRAIN, self.DIM)
+        assert array.shape == (2, stores.TRAIN, self.DIM)
         assert array.metadata.dimension_names == ("view", "sample", "feature")
         for view in range(2):
-            expected = self.features("train", view, small_store.TRAIN).half().numpy()
+            expected = self.features("train", view, stores.TRAIN).half().numpy()
             np.testing.assert_array_equal(array[view], expected)
             rows = [7, 0, 19, 7]
             np.testing.assert_array_equal(open_store(store).features(rows, view), expected[rows])
@@ -194,7 +194,7 @@ class TestFeatures:
             opened.features([0, 17], view=1)
         opened.features([0, 15], view=1)
         assert verify_files(store) == ["train/features/c/1/2/0 does not match its digest"]
-        make(tmp_path / "plain.zarr")
+        small_store(tmp_path / "plain.zarr")
         with pytest.raises(StoreError, match="--features"):
             open_store(tmp_path / "plain.zarr").features([0])
 
@@ -205,13 +205,15 @@ class TestFeatures:
     def test_are_part_of_what_was_asked_for(self, store: Path) -> None:
         with (
             pytest.raises(StaleStoreError, match="features:penultimate: the store has 7, asked for none"),
-            build(store, make_plan()),
+            build(store, small_plan()),
         ):
             pass
 
     def test_that_are_missing_or_too_large_are_refused(self, tmp_path: Path) -> None:
-        with build(tmp_path / "b.zarr", replace(make_plan(), signals={"features:penultimate": (self.DIM,)})) as builder:
-            shard = small_store.all_shards(builder)[0]
+        with build(
+            tmp_path / "b.zarr", replace(small_plan(), signals={"features:penultimate": (self.DIM,)})
+        ) as builder:
+            shard = stores.all_shards(builder)[0]
             logits = shard_logits(builder, shard)
             with pytest.raises(ModelError, match="features:penultimate of shape None"):
                 builder.submit(shard, logits)

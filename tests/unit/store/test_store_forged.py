@@ -20,8 +20,8 @@ from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
 from kdpipe.store import manifest as manifests
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_deep, verify_files
-from tests.unit.store import small_store
-from tests.unit.store.small_store import contents
+from kdpipe.testing import stores
+from kdpipe.testing.stores import contents
 from tests.unit.store.test_store_damage import everything, signed
 
 HUGE = 2**39
@@ -54,7 +54,7 @@ def reshaped(store: Path, name: str, shape: list[int], chunks: list[int], inner:
 
 def enlarge(store: Path, *, samples: int, chunk_rows: int, shard_rows: int, planes: int = 2) -> None:
     """Let a split claim other sizes, in its arrays' metadata as in the manifest."""
-    side, width = min(samples, 1_048_576), small_store.CLASSES
+    side, width = min(samples, 1_048_576), stores.CLASSES
     reshaped(store, "train/codes", [planes, samples, width], [1, shard_rows, width], [1, chunk_rows, width])
     reshaped(store, "train/row_max", [planes, samples], [1, shard_rows])
     for name in ("sample_id", "content_digest"):
@@ -170,7 +170,7 @@ def test_a_bomb_that_is_sealed_in_is_not_decoded(sealed: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.0, -1.0])
 def test_codes_that_no_encoder_writes_are_refused(sealed: Path, value: float) -> None:
-    codes = np.zeros((3, small_store.CLASSES), dtype=np.float16)
+    codes = np.zeros((3, stores.CLASSES), dtype=np.float16)
     codes[1] = value
     forged_chunk(sealed, bytes(numcodecs.blosc.compress(codes, b"lz4", 5, 2)))
     assert verify_files(sealed) == []

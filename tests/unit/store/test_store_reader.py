@@ -16,12 +16,12 @@ from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, StoreNotFoundError, UnsealedStoreError
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
-from tests.unit.store import small_store
+from kdpipe.testing import stores
 
 
 def submitted(split: str, view: int) -> npt.NDArray[np.float32]:
-    samples = {"train": small_store.TRAIN, "test": small_store.TEST}[split]
-    return small_store.plane_logits(split, view, samples=samples)
+    samples = {"train": stores.TRAIN, "test": stores.TEST}[split]
+    return stores.random_logits(split, view, samples=samples)
 
 
 def stored(split: str, view: int) -> npt.NDArray[np.float32]:
@@ -39,18 +39,18 @@ def test_round_trip(sealed_once: Path, split: str, view: int) -> None:
     assert np.abs(plane - submitted(split, view)).max() < 0.03
     rows = [3, 0, 5, 3]
     assert np.array_equal(store.logits(rows, view), plane[rows])
-    assert store.logits([], view).shape == (0, small_store.CLASSES)
+    assert store.logits([], view).shape == (0, stores.CLASSES)
     assert np.array_equal(store.logits(np.arange(store.num_samples), view), plane)
     gathered = store.codes(view).logits(torch.tensor(rows))
     assert np.array_equal(gathered.numpy(), plane[rows])
 
 
 def test_what_a_store_knows(sealed_once: Path) -> None:
-    plan = small_store.make_plan()
+    plan = stores.small_plan()
     for split, planned in plan.splits.items():
         store = open_store(str(sealed_once), split=split)
         assert store.num_samples == len(planned.sample_ids)
-        assert store.num_classes == small_store.CLASSES
+        assert store.num_classes == stores.CLASSES
         assert store.num_views == planned.planes - 1
         assert store.classes == plan.classes
         assert np.array_equal(store.labels, planned.labels)
@@ -71,10 +71,10 @@ def test_default_split_and_view(sealed_once: Path) -> None:
 
 
 def test_decoded_with_zarr_and_numpy_alone(sealed_once: Path, tmp_path: Path) -> None:
-    script = Path(small_store.__file__).with_name("decode_alone.py")
+    script = Path(__file__).with_name("decode_alone.py")
     out = tmp_path / "decoded.npz"
     subprocess.run([sys.executable, str(script), str(sealed_once), str(out)], check=True)
-    plan = small_store.make_plan()
+    plan = stores.small_plan()
     with np.load(out) as decoded:
         assert tuple(decoded["classes"]) == plan.classes
         for split, planned in plan.splits.items():
@@ -94,18 +94,18 @@ def test_zarr_itself_lists_the_arrays(sealed_once: Path) -> None:
     codes = root["train/codes"]
     assert isinstance(codes, zarr.Array)
     assert codes.metadata.zarr_format == 3
-    assert codes.shape == (2, small_store.TRAIN, small_store.CLASSES)
-    assert codes.chunks == (1, 4, small_store.CLASSES)
-    assert codes.shards == (1, 8, small_store.CLASSES)
+    assert codes.shape == (2, stores.TRAIN, stores.CLASSES)
+    assert codes.chunks == (1, 4, stores.CLASSES)
+    assert codes.shards == (1, 8, stores.CLASSES)
     assert codes.metadata.dimension_names == ("view", "sample", "class")  # type: ignore[union-attr]
     assert "numcodecs" not in (sealed_once / "train/codes/zarr.json").read_text()
 
 
 def test_unlabelled_samples_stay_unlabelled(tmp_path: Path) -> None:
-    plan = small_store.make_plan()
+    plan = stores.small_plan()
     for planned in plan.splits.values():
         planned.labels[:] = -1
-    small_store.make(tmp_path / "a.zarr", plan)
+    stores.small_store(tmp_path / "a.zarr", plan)
     assert (open_store(tmp_path / "a.zarr").labels == -1).all()
     assert verify_files(tmp_path / "a.zarr") == []
 
@@ -116,13 +116,13 @@ def test_an_absent_view_is_refused(sealed_once: Path, view: int) -> None:
         open_store(sealed_once).plane(view)
 
 
-@pytest.mark.parametrize("indices", [[-1], [small_store.TRAIN], [0, 10**9]])
+@pytest.mark.parametrize("indices", [[-1], [stores.TRAIN], [0, 10**9]])
 def test_an_absent_sample_is_refused(sealed_once: Path, indices: list[int]) -> None:
     with pytest.raises(IndexError, match=r"0\.\.19"):
         open_store(sealed_once).logits(indices)
 
 
-@pytest.mark.parametrize("indices", [[0.5], np.array([1.0]), np.zeros(small_store.TRAIN, dtype=bool)])
+@pytest.mark.parametrize("indices", [[0.5], np.array([1.0]), np.zeros(stores.TRAIN, dtype=bool)])
 def test_positions_are_integers(sealed_once: Path, indices: object) -> None:
     with pytest.raises((IndexError, TypeError)):
         open_store(sealed_once).logits(indices)
@@ -134,7 +134,7 @@ def test_an_absent_split_is_refused(sealed_once: Path) -> None:
 
 
 def test_at_most_two_planes_are_kept(tmp_path: Path) -> None:
-    small_store.make(tmp_path / "a.zarr", small_store.make_plan(train=4, test=2, views=3))
+    stores.small_store(tmp_path / "a.zarr", stores.small_plan(train=4, test=2, views=3))
     store = open_store(tmp_path / "a.zarr")
     first = store.codes(0)
     assert store.codes(0) is first
@@ -164,9 +164,9 @@ def test_a_group_of_others_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "other.zarr")
 
 
-@pytest.mark.parametrize("shards", [0, 3, small_store.SHARDS])
+@pytest.mark.parametrize("shards", [0, 3, stores.SHARDS])
 def test_an_unsealed_store_is_refused(tmp_path: Path, shards: int) -> None:
-    small_store.start(tmp_path / "a.zarr", shards=shards)
+    stores.start_store(tmp_path / "a.zarr", shards=shards)
     with pytest.raises(UnsealedStoreError, match="same kdpipe cache-teacher command again"):
         open_store(tmp_path / "a.zarr")
     with pytest.raises(UnsealedStoreError):

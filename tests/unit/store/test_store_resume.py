@@ -15,9 +15,9 @@ from kdpipe.errors import CorruptStoreError, KdpipeError, StoreLockedError
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
 from kdpipe.store.writer import build
-from tests.unit.store import small_store
+from kdpipe.testing import stores
+from kdpipe.testing.stores import SHARDS, contents, fill, small_plan, small_store
 from tests.unit.store.slow_build import forked, slow_build
-from tests.unit.store.small_store import SHARDS, contents, fill, make, make_plan
 
 CODES = "train/codes/c/0/1/0"
 ROW_MAX = "train/row_max/c/0/1"
@@ -29,7 +29,7 @@ def ledger(store: Path) -> Path:
 
 def finish(store: Path) -> int:
     """Resume and seal; return how many shards had to be computed."""
-    with build(store, make_plan()) as builder:
+    with build(store, small_plan()) as builder:
         computed = fill(builder)
         builder.seal({"made": "for a test"})
     return computed
@@ -47,21 +47,21 @@ def test_resumed_equals_uninterrupted(started: Callable[[int], Path], sealed_onc
 def test_resumed_again_and_again(tmp_path: Path, sealed_once: Path) -> None:
     store = tmp_path / "a.zarr"
     for _ in range(SHARDS):
-        small_store.start(store, shards=1)
+        stores.start_store(store, shards=1)
     assert finish(store) == 0
     assert contents(store) == contents(sealed_once)
 
 
 def test_shards_may_come_in_any_order(tmp_path: Path, sealed_once: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
-        for shard in reversed(small_store.all_shards(builder)):
-            builder.submit(shard, small_store.shard_logits(builder, shard))
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
+        for shard in reversed(stores.all_shards(builder)):
+            builder.submit(shard, stores.shard_logits(builder, shard))
         builder.seal({"made": "for a test"})
     assert contents(tmp_path / "a.zarr") == contents(sealed_once)
 
 
 def test_times_and_notes_are_not_part_of_the_digest(tmp_path: Path, sealed_once: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
         fill(builder)
         sealed = builder.seal({"made": "later", "seconds": 12.5})
     assert sealed.digest == open_store(sealed_once).digest
@@ -69,9 +69,9 @@ def test_times_and_notes_are_not_part_of_the_digest(tmp_path: Path, sealed_once:
 
 
 def test_other_logits_give_another_digest(tmp_path: Path, sealed_once: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
-        for shard in small_store.all_shards(builder):
-            logits = small_store.shard_logits(builder, shard)
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
+        for shard in stores.all_shards(builder):
+            logits = stores.shard_logits(builder, shard)
             if (shard.split, shard.view, shard.number) == ("train", 1, 2):
                 logits[0, 0] += 0.1
             builder.submit(shard, logits)
@@ -153,7 +153,7 @@ def test_a_shard_that_is_not_in_the_ledger_is_removed(started: Callable[[int], P
     for name in strays:
         (store / name).parent.mkdir(parents=True, exist_ok=True)
         (store / name).write_bytes(b"half a shard")
-    with build(store, make_plan()) as builder:
+    with build(store, small_plan()) as builder:
         assert not any((store / name).exists() for name in strays)
         fill(builder)
         builder.seal({"made": "for a test"})
@@ -175,7 +175,7 @@ def test_a_file_that_does_not_belong_is_never_sealed_in(
 
 
 def test_a_store_with_a_missing_shard_cannot_be_sealed(tmp_path: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
         fill(builder, at_most=SHARDS - 1)
         with pytest.raises(
             CorruptStoreError, match=r"cannot be sealed: 2 files are missing, first train/codes/c/1/2/0"
@@ -185,8 +185,8 @@ def test_a_store_with_a_missing_shard_cannot_be_sealed(tmp_path: Path) -> None:
 
 
 def test_is_done_follows_the_disk(tmp_path: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
-        shards = small_store.all_shards(builder)
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
+        shards = stores.all_shards(builder)
         assert len(shards) == SHARDS
         assert not any(map(builder.is_done, shards))
         fill(builder, at_most=2)
@@ -194,9 +194,9 @@ def test_is_done_follows_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_finished_plane_can_be_read_while_building(tmp_path: Path, sealed_once: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
         for shard in builder.shards("test", 0):
-            builder.submit(shard, small_store.shard_logits(builder, shard))
+            builder.submit(shard, stores.shard_logits(builder, shard))
         plane = builder.plane("test", 0)
     assert (plane == open_store(sealed_once, split="test").plane(0)).all()
 
@@ -207,7 +207,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         hears.recv()
         with (
             pytest.raises(StoreLockedError, match=f"being written by process {process.pid}") as caught,
-            build(store, make_plan()),
+            build(store, small_plan()),
         ):
             pass
         assert str(store) + " " in str(caught.value)
@@ -218,24 +218,24 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_one_writer_in_one_process(tmp_path: Path) -> None:
     with (
-        build(tmp_path / "a.zarr", make_plan()),
+        build(tmp_path / "a.zarr", small_plan()),
         pytest.raises(StoreLockedError, match=str(os.getpid())),
-        build(tmp_path / "a.zarr", make_plan()),
+        build(tmp_path / "a.zarr", small_plan()),
     ):
         pass
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
 
 
 def test_a_lock_of_a_dead_process_does_not_hold(tmp_path: Path) -> None:
     lock = tmp_path / "a.zarr.lock"
     lock.write_text("999999")
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
     assert not lock.exists()
 
 
 def test_an_error_in_the_block_frees_the_lock_and_keeps_what_is_done(tmp_path: Path) -> None:
     store = tmp_path / "a.zarr"
-    with pytest.raises(RuntimeError, match="no power"), build(store, make_plan()) as builder:  # noqa: PT012
+    with pytest.raises(RuntimeError, match="no power"), build(store, small_plan()) as builder:  # noqa: PT012
         fill(builder, at_most=3)
         raise RuntimeError("no power")
     assert finish(store) == SHARDS - 3
@@ -243,7 +243,7 @@ def test_an_error_in_the_block_frees_the_lock_and_keeps_what_is_done(tmp_path: P
 
 @pytest.mark.parametrize(("rows", "classes"), [(8, 4), (8, 6), (1, 5), (7, 5), (9, 5)])
 def test_logits_of_another_shape_are_never_stored(tmp_path: Path, rows: int, classes: int) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
         shard = builder.shards("train", 0)[0]
         assert (shard.start, shard.stop) == (0, 8)
         with pytest.raises((KdpipeError, ValueError)):  # noqa: PT012

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from kdpipe.errors import StoreError
 from kdpipe.store import shards
+from kdpipe.store.plan import Limits
 from kdpipe.store.reader import open_store
-from tests.unit.store import small_store
+from kdpipe.testing import stores
 
 ENCODINGS = ("fp32", "fp16", "fp16r5", "sqrtp8@4", "sqrtp2@1", "topk1", "topk3", "tailp5@4")
 ROWS, WIDTH = 4, 500
@@ -32,8 +33,7 @@ ROWS, WIDTH = 4, 500
 def encoded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of each encoding; planes of 23 rows end within a chunk, within a shard."""
     path = tmp_path_factory.mktemp("encoded") / "a.zarr"
-    with small_store.small_layout():
-        small_store.make(path, small_store.make_plan(train=23, encoding=request.param))
+    stores.small_store(path, stores.small_plan(train=23, encoding=request.param))
     return path
 
 
@@ -82,7 +82,7 @@ def test_ranges_beyond_the_plane_are_refused(encoded: Path, start: int, stop: in
 
 
 def test_what_is_too_large_is_refused_with_the_limit(sealed_once: Path) -> None:
-    bytes_of_plane = small_store.TRAIN * (small_store.CLASSES * 2 + 4)
+    bytes_of_plane = stores.TRAIN * (stores.CLASSES * 2 + 4)
     assert open_store(sealed_once).plane_bytes == bytes_of_plane
     assert open_store(sealed_once, memory_limit=2 * bytes_of_plane).fits
     assert not open_store(sealed_once, memory_limit=2 * bytes_of_plane - 1).fits
@@ -91,7 +91,7 @@ def test_what_is_too_large_is_refused_with_the_limit(sealed_once: Path) -> None:
     assert one.codes(1) is one.codes(1)
     assert len(one._planes) == 1
     none = open_store(sealed_once, memory_limit=bytes_of_plane - 1)
-    for read in (none.codes, none.plane, lambda view: none.rows(view, 0, small_store.TRAIN)):
+    for read in (none.codes, none.plane, lambda view: none.rows(view, 0, stores.TRAIN)):
         with pytest.raises(StoreError, match=r"takes 280 bytes .* limit is 279.*--memory-limit.*rows\(\)|takes 680"):
             read(0)
     assert none.rows(0, 0, 19).codes.shape == (19, 5)
@@ -230,9 +230,10 @@ print(len(parts), *np.diff(peaks), store.plane_bytes / 2**20)
 
 
 def test_reading_stays_within_its_limit(tmp_path: Path) -> None:
-    """Planes of 24 MiB in chunks of 1 MiB, in a process of its own, whose peak is asked for."""
-    with small_store.small_layout(shard_rows=65_536, chunk_rows=2**20 // (2 * small_store.CLASSES), split_rows=65_536):
-        small_store.make(tmp_path / "a.zarr", small_store.make_plan(train=49_152, test=16, views=0, classes=254))
+    """Planes of 24 MiB in chunks of 1 MiB, read in a process whose peak memory is measured."""
+    limits = Limits(chunk_bytes=2**20, split_rows=65_536)
+    plan = stores.small_plan(train=49_152, test=16, views=0, classes=254, limits=limits)
+    stores.small_store(tmp_path / "a.zarr", plan)
     ran = subprocess.run(
         [sys.executable, "-c", BOUNDED, str(tmp_path / "a.zarr")], check=True, capture_output=True, text=True
     )

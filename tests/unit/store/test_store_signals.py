@@ -23,8 +23,8 @@ from kdpipe.store.planes import Plane
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.store.writer import build
-from tests.unit.store import small_store
-from tests.unit.store.small_store import TRAIN, contents, make, make_plan, shard_logits
+from kdpipe.testing import stores
+from kdpipe.testing.stores import TRAIN, contents, shard_logits, small_plan, small_store
 from tests.unit.store.test_store_forged import resealed, reshaped
 
 SHAPES = {
@@ -41,19 +41,19 @@ ARRAYS = {
 }
 
 
-def plan(views: int = small_store.VIEWS) -> Plan:
-    return replace(make_plan(views=views), signals=SHAPES)
+def plan(views: int = stores.VIEWS) -> Plan:
+    return replace(small_plan(views=views), signals=SHAPES)
 
 
 def values(name: str, split: str, view: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1000 * list(SHAPES).index(name) + 100 * view + len(split))
-    samples = TRAIN if split == "train" else small_store.TEST
+    samples = TRAIN if split == "train" else stores.TEST
     return torch.randn(samples, *SHAPES[name], generator=generator)
 
 
 def fill(store: Path, wanted: Plan, *, at_most: int | None = None) -> Path:
     with build(store, wanted) as builder:
-        waiting = [shard for shard in small_store.all_shards(builder) if not builder.is_done(shard)]
+        waiting = [shard for shard in stores.all_shards(builder) if not builder.is_done(shard)]
         for shard in waiting[:at_most]:
             rows = slice(shard.start, shard.stop)
             signals = {name: values(name, shard.split, shard.view)[rows] for name in SHAPES}
@@ -106,7 +106,7 @@ def test_what_is_not_there_is_one_line(store: Path, tmp_path: Path) -> None:
         open_store(store).signal("features:layer3", [0])
     with pytest.raises(StoreError, match=flag):
         open_store(store, beside=["features:layer3"])
-    make(tmp_path / "plain.zarr")
+    small_store(tmp_path / "plain.zarr")
     assert open_store(tmp_path / "plain.zarr").signals == ()
     with pytest.raises(StoreError, match=f"has no features:layer3. .*{flag}"):
         open_store(tmp_path / "plain.zarr").signal("features:layer3", [0])
@@ -177,7 +177,7 @@ def test_they_count_against_the_memory_limit(store: Path) -> None:
 
 
 def test_a_build_resumes_to_the_same_bytes(store: Path, tmp_path: Path) -> None:
-    for done in (1, 3, small_store.SHARDS - 1):
+    for done in (1, 3, stores.SHARDS - 1):
         resumed = fill(tmp_path / f"{done}.zarr", plan(), at_most=done)
         half_written = resumed / "train/features-layer2-0/c/1/2"
         half_written.mkdir(parents=True, exist_ok=True)
@@ -191,14 +191,14 @@ def test_a_file_that_the_ledger_lists_and_is_gone_costs_its_shard(store: Path, t
     resumed = fill(tmp_path / "b.zarr", plan(), at_most=4)
     (resumed / "test/attention-layer2/c/0/0/0").unlink()
     with build(resumed, plan()) as builder:
-        assert sum(builder.is_done(shard) for shard in small_store.all_shards(builder)) == 3
+        assert sum(builder.is_done(shard) for shard in stores.all_shards(builder)) == 3
     assert contents(fill(resumed, plan())) == contents(store)
 
 
 def test_views_are_added_and_the_others_stay(store: Path, tmp_path: Path) -> None:
     before = contents(store)
     with build(store, plan(views=2)) as builder:
-        waiting = [shard for shard in small_store.all_shards(builder) if not builder.is_done(shard)]
+        waiting = [shard for shard in stores.all_shards(builder) if not builder.is_done(shard)]
         assert {(shard.split, shard.view) for shard in waiting} == {("train", 2)}
     fill(store, plan(views=2))
     direct = fill(tmp_path / "direct.zarr", plan(views=2))
@@ -212,7 +212,7 @@ def test_views_are_added_and_the_others_stay(store: Path, tmp_path: Path) -> Non
 
 
 def test_logits_are_those_of_a_store_without_signals(store: Path, tmp_path: Path) -> None:
-    make(tmp_path / "plain.zarr")
+    small_store(tmp_path / "plain.zarr")
     plain = open_store(tmp_path / "plain.zarr")
     for view in range(2):
         np.testing.assert_array_equal(open_store(store).plane(view), plain.plane(view))
@@ -224,8 +224,8 @@ def test_logits_are_those_of_a_store_without_signals(store: Path, tmp_path: Path
 def test_penultimate_features_alone_make_the_store_that_they_always_made(tmp_path: Path) -> None:
     """The digest is that of the version before there were other signals."""
     only = {"features:penultimate": SHAPES["features:penultimate"]}
-    with build(tmp_path / "a.zarr", replace(make_plan(), signals=only)) as builder:
-        for shard in small_store.all_shards(builder):
+    with build(tmp_path / "a.zarr", replace(small_plan(), signals=only)) as builder:
+        for shard in stores.all_shards(builder):
             rows = torch.arange(shard.start, shard.stop, dtype=torch.float32)
             features = (rows[:, None] + torch.arange(7) + shard.view) / 8
             builder.submit(shard, shard_logits(builder, shard), {"features:penultimate": features})
@@ -238,20 +238,20 @@ def test_they_are_part_of_what_was_asked_for(store: Path) -> None:
     fewer = {name: shape for name, shape in SHAPES.items() if name != "attention:layer2"}
     with (
         pytest.raises(StaleStoreError, match="attention:layer2: the store has 3x2, asked for none"),
-        build(store, replace(make_plan(), signals=fewer)),
+        build(store, replace(small_plan(), signals=fewer)),
     ):
         pass
     other = {**SHAPES, "features:layer2": (6,)}
     with (
         pytest.raises(StaleStoreError, match="features:layer2: the store has 4, asked for 6"),
-        build(store, replace(make_plan(), signals=other)),
+        build(store, replace(small_plan(), signals=other)),
     ):
         pass
 
 
 def test_shapes_and_values_are_checked_before_they_are_written(tmp_path: Path) -> None:
     with build(tmp_path / "b.zarr", plan()) as builder:
-        shard = small_store.all_shards(builder)[0]
+        shard = stores.all_shards(builder)[0]
         rows = slice(shard.start, shard.stop)
         given = {name: values(name, shard.split, shard.view)[rows] for name in SHAPES}
         logits = shard_logits(builder, shard)
@@ -355,7 +355,7 @@ def test_a_large_claim_takes_no_memory(store: Path) -> None:
     """Every digest fits; the chunks would take 8 GiB."""
     length = 2**20 - 1
     for split, rows in (("train", 8), ("test", 8)):
-        planes, samples = (2, TRAIN) if split == "train" else (1, small_store.TEST)
+        planes, samples = (2, TRAIN) if split == "train" else (1, stores.TEST)
         reshaped(store, f"{split}/features-layer2", [planes, samples, length], [1, rows, length], [1, 4, length])
 
     def claim(manifest: dict[str, dict[str, object]]) -> None:
@@ -380,7 +380,7 @@ def test_shards_are_bounded_by_the_widest_signal(store: Path) -> None:
 
 def test_inspect_shows_each_with_its_size(store: Path, tmp_path: Path) -> None:
     found = summary(store)["signals"]
-    rows = 2 * TRAIN + small_store.TEST
+    rows = 2 * TRAIN + stores.TEST
     files = contents(store)
     for name, shape in SHAPES.items():
         stored = sum(len(files[file]) for file in files if f"/{ARRAYS[name]}/c/" in file)
@@ -393,5 +393,5 @@ def test_inspect_shows_each_with_its_size(store: Path, tmp_path: Path) -> None:
     assert summary(store)["features"] == 7
     building = fill(tmp_path / "b.zarr", plan(), at_most=3)
     assert summary(building)["signals"]["features:layer2"]["bytes_per_sample"] is None
-    make(tmp_path / "plain.zarr")
+    small_store(tmp_path / "plain.zarr")
     assert summary(tmp_path / "plain.zarr")["signals"] == {}

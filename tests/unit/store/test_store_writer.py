@@ -18,8 +18,8 @@ from kdpipe.store.plan import Plan
 from kdpipe.store.reader import open_store
 from kdpipe.store.sections import Recipe, Teacher
 from kdpipe.store.writer import build
-from tests.unit.store import small_store
-from tests.unit.store.small_store import contents, fill, make, make_plan
+from kdpipe.testing import stores
+from kdpipe.testing.stores import contents, fill, small_plan, small_store
 
 
 def times(store: Path) -> dict[str, int]:
@@ -27,41 +27,41 @@ def times(store: Path) -> dict[str, int]:
 
 
 def teacher(**changes: Any) -> Teacher:
-    return make_plan().fingerprint.teacher.model_copy(update=changes)
+    return small_plan().fingerprint.teacher.model_copy(update=changes)
 
 
 def other_classes() -> Plan:
-    plan = make_plan()
+    plan = small_plan()
     return dataclasses.replace(plan, classes=plan.classes[::-1])
 
 
 DIFFERENT: dict[str, tuple[Plan, str]] = {
-    "teacher digest": (make_plan(teacher=teacher(digest="cd" * 16)), "teacher.digest"),
-    "teacher name": (make_plan(teacher=teacher(name="resnet110")), "teacher.name"),
+    "teacher digest": (small_plan(teacher=teacher(digest="cd" * 16)), "teacher.digest"),
+    "teacher name": (small_plan(teacher=teacher(name="resnet110")), "teacher.name"),
     "teacher preset": (
-        make_plan(teacher=teacher(preset={**small_store.PRESET.describe(), "size": 24})),
+        small_plan(teacher=teacher(preset={**stores.PRESET.describe(), "size": 24})),
         "teacher.preset.size: the store has 32, asked for 24",
     ),
-    "dataset": (make_plan(dataset={"train": "ff" * 16, "test": "23" * 16}), "dataset.train"),
+    "dataset": (small_plan(dataset={"train": "ff" * 16, "test": "23" * 16}), "dataset.train"),
     "recipe": (
-        make_plan(recipe=Recipe(name="none", version="none/1", seed=3)),
+        small_plan(recipe=Recipe(name="none", version="none/1", seed=3)),
         "recipe.name: the store has crop-flip, asked for none",
     ),
     "recipe version": (
-        make_plan(recipe=Recipe(name="crop-flip", version="crop-flip/2", seed=3)),
+        small_plan(recipe=Recipe(name="crop-flip", version="crop-flip/2", seed=3)),
         "recipe.version",
     ),
     "seed": (
-        make_plan(recipe=Recipe(name="crop-flip", version="crop-flip/1", seed=4)),
+        small_plan(recipe=Recipe(name="crop-flip", version="crop-flip/1", seed=4)),
         "recipe.seed: the store has 3, asked for 4",
     ),
-    "precision": (make_plan(precision="bf16"), "precision: the store has fp32, asked for bf16"),
-    "batch size": (make_plan(batch_size=8), "batch_size: the store has 4, asked for 8"),
-    "device": (make_plan(device="cuda"), "device: the store has cpu, asked for cuda"),
+    "precision": (small_plan(precision="bf16"), "precision: the store has fp32, asked for bf16"),
+    "batch size": (small_plan(batch_size=8), "batch_size: the store has 4, asked for 8"),
+    "device": (small_plan(device="cuda"), "device: the store has cpu, asked for cuda"),
     "classes": (other_classes(), "classes: the names or their order differ"),
-    "views": (make_plan(views=0), "train views: the store has 1, asked for 0"),
+    "views": (small_plan(views=0), "train views: the store has 1, asked for 0"),
     "teacher's code": (
-        dataclasses.replace(make_plan(), teacher_probe=(0.25, -1.5, 3.5)),
+        dataclasses.replace(small_plan(), teacher_probe=(0.25, -1.5, 3.5)),
         "its logits for the fixed probe input differ",
     ),
 }
@@ -72,7 +72,7 @@ def test_another_plan_is_refused_and_names_the_part(sealed: Path, part: str) -> 
     plan, words = DIFFERENT[part]
     before = contents(sealed)
     with pytest.raises(StaleStoreError) as caught:
-        make(sealed, plan)
+        small_store(sealed, plan)
     message = str(caught.value)
     assert words in message
     assert str(sealed) in message
@@ -86,7 +86,7 @@ def test_another_plan_is_refused_while_building(started: Callable[[int], Path], 
     store = started(3)
     before = contents(store)
     with pytest.raises(StaleStoreError):
-        make(store, DIFFERENT[part][0])
+        small_store(store, DIFFERENT[part][0])
     assert contents(store) == before
     assert summary(store)["shards_done"] == 3
 
@@ -94,35 +94,35 @@ def test_another_plan_is_refused_while_building(started: Callable[[int], Path], 
 @pytest.mark.parametrize("part", ["seed", "views", "classes", "teacher digest"])
 def test_overwrite_replaces_another_store(sealed: Path, tmp_path: Path, part: str) -> None:
     plan, _ = DIFFERENT[part]
-    make(sealed, plan, overwrite=True)
-    make(tmp_path / "fresh.zarr", plan)
+    small_store(sealed, plan, overwrite=True)
+    small_store(tmp_path / "fresh.zarr", plan)
     assert contents(sealed) == contents(tmp_path / "fresh.zarr")
 
 
 def test_overwrite_replaces_another_unfinished_store(started: Callable[[int], Path], tmp_path: Path) -> None:
     store, plan = started(3), DIFFERENT["seed"][0]
-    make(store, plan, overwrite=True)
-    make(tmp_path / "fresh.zarr", plan)
+    small_store(store, plan, overwrite=True)
+    small_store(tmp_path / "fresh.zarr", plan)
     assert contents(store) == contents(tmp_path / "fresh.zarr")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_sealed_store_of_the_same_plan_is_left_alone(sealed: Path, overwrite: bool) -> None:
     before = times(sealed)
-    with build(sealed, make_plan(), overwrite=overwrite) as builder:
+    with build(sealed, small_plan(), overwrite=overwrite) as builder:
         assert builder.sealed
-        assert all(builder.is_done(shard) for shard in small_store.all_shards(builder))
+        assert all(builder.is_done(shard) for shard in stores.all_shards(builder))
     assert times(sealed) == before
     assert [path.name for path in sealed.parent.iterdir() if path.name != "cache"] == [sealed.name]
 
 
 def test_overwrite_resumes_a_store_of_the_same_plan(started: Callable[[int], Path]) -> None:
-    with build(started(3), make_plan(), overwrite=True) as builder:
-        assert fill(builder) == small_store.SHARDS - 3
+    with build(started(3), small_plan(), overwrite=True) as builder:
+        assert fill(builder) == stores.SHARDS - 3
 
 
 def test_a_probe_within_rounding_is_the_same_teacher(sealed: Path) -> None:
-    plan = dataclasses.replace(make_plan(), teacher_probe=(0.2501, -1.5002, 3.0003))
+    plan = dataclasses.replace(small_plan(), teacher_probe=(0.2501, -1.5002, 3.0003))
     with build(sealed, plan) as builder:
         assert builder.sealed
 
@@ -133,12 +133,12 @@ def test_something_else_at_the_path_is_never_touched(tmp_path: Path, overwrite: 
     (folder / "2024").mkdir(parents=True)
     (folder / "2024" / "a.jpg").write_bytes(b"precious")
     with pytest.raises(StoreError, match="is not a logit store"):
-        make(folder, overwrite=overwrite)
+        small_store(folder, overwrite=overwrite)
     assert contents(folder) == {"2024/a.jpg": b"precious"}
     file = tmp_path / "file"
     file.write_bytes(b"precious")
     with pytest.raises(StoreError, match="is not a logit store"):
-        make(file, overwrite=overwrite)
+        small_store(file, overwrite=overwrite)
     assert file.read_bytes() == b"precious"
 
 
@@ -149,7 +149,7 @@ def test_a_zarr_store_of_others_is_never_touched(tmp_path: Path, overwrite: bool
     group.create_array("rain", data=torch.arange(10).numpy())
     before = contents(path)
     with pytest.raises(StoreError):
-        make(path, overwrite=overwrite)
+        small_store(path, overwrite=overwrite)
     assert contents(path) == before
 
 
@@ -157,14 +157,14 @@ def test_overwrite_replaces_a_damaged_store(sealed: Path, sealed_once: Path) -> 
     root = sealed / "zarr.json"
     root.write_bytes(root.read_bytes().replace(b'"class 1"', b'"class X"'))
     with pytest.raises(StoreError):
-        make(sealed)
-    make(sealed, overwrite=True)
+        small_store(sealed)
+    small_store(sealed, overwrite=True)
     assert contents(sealed) == contents(sealed_once)
 
 
 def test_an_empty_directory_is_as_good_as_none(tmp_path: Path, sealed_once: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
     assert contents(tmp_path / "a.zarr") == contents(sealed_once)
 
 
@@ -172,7 +172,7 @@ def test_leftovers_of_an_interrupted_start_do_no_harm(tmp_path: Path, sealed_onc
     leftover = tmp_path / ".a.zarr.new" / "train"
     leftover.mkdir(parents=True)
     (leftover / "x").write_bytes(b"half")
-    make(tmp_path / "a.zarr")
+    small_store(tmp_path / "a.zarr")
     assert contents(tmp_path / "a.zarr") == contents(sealed_once)
     assert not leftover.exists()
 
@@ -192,20 +192,20 @@ def test_an_overwrite_interrupted_while_deleting_can_be_run_again(
     plan = DIFFERENT["seed"][0]
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make(sealed, plan, overwrite=True)
+        small_store(sealed, plan, overwrite=True)
     monkeypatch.setattr(shutil, "rmtree", delete)
-    make(sealed, plan, overwrite=True)
-    make(tmp_path / "fresh.zarr", plan)
+    small_store(sealed, plan, overwrite=True)
+    small_store(tmp_path / "fresh.zarr", plan)
     assert contents(sealed) == contents(tmp_path / "fresh.zarr")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_never_written(tmp_path: Path, value: float) -> None:
     store = tmp_path / "a.zarr"
-    with build(store, make_plan()) as builder:
+    with build(store, small_plan()) as builder:
         first, second, _ = builder.shards("train", 1)
-        builder.submit(first, small_store.shard_logits(builder, first))
-        logits = small_store.shard_logits(builder, second)
+        builder.submit(first, stores.shard_logits(builder, first))
+        logits = stores.shard_logits(builder, second)
         logits[3, 2] = logits[5, 0] = value
         with pytest.raises(DivergedError, match=r"train row 11, view 1 are not finite"):  # noqa: PT012
             builder.submit(second, logits)
@@ -216,13 +216,13 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path, value: float) -> No
     assert "train/codes/c/1/0/0" in ledger
     assert "train/codes/c/1/1/0" not in ledger
     assert summary(store)["shards_done"] == 1
-    make(store)
-    assert open_store(store).plane(1).shape == (small_store.TRAIN, small_store.CLASSES)
+    small_store(store)
+    assert open_store(store).plane(1).shape == (stores.TRAIN, stores.CLASSES)
 
 
 def test_an_error_of_the_writer_is_raised_by_a_later_submit(tmp_path: Path) -> None:
-    with build(tmp_path / "a.zarr", make_plan()) as builder:
-        shards = small_store.all_shards(builder)
+    with build(tmp_path / "a.zarr", small_plan()) as builder:
+        shards = stores.all_shards(builder)
         with pytest.raises(DivergedError):  # noqa: PT012
             for shard in shards:
                 builder.submit(shard, torch.full((shard.stop - shard.start, 5), torch.nan))
@@ -232,7 +232,7 @@ def test_an_error_of_the_writer_is_raised_by_a_later_submit(tmp_path: Path) -> N
 
 def test_an_unknown_encoding_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(KdpipeError, match="fp16"):
-        make(tmp_path / "a.zarr", make_plan(encoding="fp61"))
+        small_store(tmp_path / "a.zarr", small_plan(encoding="fp61"))
     assert not (tmp_path / "a.zarr").exists()
 
 
@@ -247,12 +247,12 @@ def test_summary_of_a_sealed_store(sealed_once: Path) -> None:
     assert found.keys() >= set(KEYS)
     assert found["format"] == 1
     assert found["state"] == "sealed"
-    assert found["shards_done"] == found["shards_total"] == small_store.SHARDS
+    assert found["shards_done"] == found["shards_total"] == stores.SHARDS
     assert (found["samples"], found["classes"], found["views"]) == (20, 5, 1)
     assert found["encoding"] == "fp16"
     assert found["digest"] == open_store(sealed_once).digest
     assert found["teacher"]["name"] == "teacher"
-    assert found["dataset"] == {"name": "random", "fingerprint": make_plan().fingerprint.dataset}
+    assert found["dataset"] == {"name": "random", "fingerprint": small_plan().fingerprint.dataset}
     assert found["recipe"] == {"name": "crop-flip", "version": "crop-flip/1", "seed": 3}
     assert found["splits"].keys() == {"train", "test"}
     files = contents(sealed_once)
@@ -261,12 +261,12 @@ def test_summary_of_a_sealed_store(sealed_once: Path) -> None:
     assert found["bytes_per_sample"] == labels / (20 * 2)
 
 
-@pytest.mark.parametrize("shards", [0, 2, small_store.SHARDS])
+@pytest.mark.parametrize("shards", [0, 2, stores.SHARDS])
 def test_summary_of_an_unsealed_store(started: Callable[[int], Path], shards: int) -> None:
     found = summary(started(shards))
     assert found.keys() >= set(KEYS)
     assert found["state"] == "building"
     assert found["shards_done"] == shards
-    assert found["shards_total"] == small_store.SHARDS
+    assert found["shards_total"] == stores.SHARDS
     assert found["digest"] is None
-    assert (found["bytes_per_sample"] is None) == (shards < small_store.SHARDS)
+    assert (found["bytes_per_sample"] is None) == (shards < stores.SHARDS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +12,6 @@ from kdpipe.views import philox
 EQUAL = "tests.unit.views.pictures:equal"
 MIXED = "tests.unit.views.pictures:mixed"
 SMOOTH = "tests.unit.views.pictures:smooth"
-DECODED = "KDPIPE_TEST_DECODED"
-"""The environment variable that names a file to which the numbers of decoded pictures are added."""
 
 OBLONG = (26, 38)
 SIZES = ((20, 24), (31, 17), (16, 16), (9, 40), (25, 8), (48, 37), (33, 52), (60, 5))
@@ -73,7 +69,7 @@ def slope(index: int, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What ``package.module:function`` is to return; ``train`` has 300 pictures and ``test`` 16."""
+    """The dataset that ``package.module:function`` returns; ``train`` has 300 pictures and ``test`` 16."""
 
     kind: str
     sizes: tuple[tuple[int, int], ...]
@@ -92,9 +88,6 @@ class Pictures:
         return self.count
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        if DECODED in os.environ:
-            with Path(os.environ[DECODED]).open("a") as file:
-                print(index, file=file)
         draw = slope if self.kind == "smooth" else picture
         return draw(index, *self.sizes[index % len(self.sizes)]), self.targets[index]
 

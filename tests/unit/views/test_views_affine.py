@@ -64,12 +64,12 @@ def chart(height: int, width: int) -> torch.Tensor:
 
 
 def near_tie(place: Fraction | float) -> bool:
-    """Say whether a source coordinate is within float32's doubt of the border between two pixels."""
+    """Return whether a source coordinate is within float32's doubt of the border between two pixels."""
     return abs(float(place) % 1 - 0.5) < 1e-4
 
 
 def source(name: str, value: int, pixel: Place, shape: Place) -> tuple[float, float]:
-    """Return the exact source row and column of an output pixel; whole numbers are pixel centres."""
+    """Return the exact source row and column of an output pixel; whole numbers are pixel centers."""
     (row, column), (height, width) = pixel, shape
     if name == "shear_x":
         return row, column + value / ONE * (row + 0.5)
@@ -186,8 +186,8 @@ def test_moves_mean_the_same_at_another_resolution(name: str, scale: int) -> Non
         small = noise(len(values), 3, *shape)
         large = small.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
         dealt = parameters(values, small)
-        centres = move(large, dealt)[..., scale // 2 :: scale, scale // 2 :: scale]
-        assert torch.equal(centres, move(small, dealt))
+        centers = move(large, dealt)[..., scale // 2 :: scale, scale // 2 :: scale]
+        assert torch.equal(centers, move(small, dealt))
 
 
 def test_translations_mean_the_same_at_another_resolution() -> None:
@@ -232,7 +232,7 @@ def test_ties_go_right_and_down() -> None:
     assert back[0, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]
     upright = affine.shear_y(chart(6, 1), parameters(ONE, image))
     assert upright[0, 0, :, 0].tolist() == [1, 2, 3, 4, 5, 0]
-    turned = affine.rotate(chart(3, 2), parameters(180, image))  # the centre is between two columns, but on a row
+    turned = affine.rotate(chart(3, 2), parameters(180, image))  # the center is between two columns, but on a row
     expected = [[[0, 0, 0], [0, 0, 0]], [[1, 1, 1], [2, 1, 1]], [[1, 0, 1], [2, 0, 1]]]
     assert turned[0].permute(1, 2, 0).tolist() == expected
 

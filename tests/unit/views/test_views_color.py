@@ -123,7 +123,7 @@ def test_each_further_step_of_randaug_changes_what_the_last_one_made(steps: int)
 
 
 def test_units_are_as_fine_as_torchvisions_levels() -> None:
-    """What the comparison rounds is less than half a pixel of a shear, and half a level of a blend."""
+    """The comparison rounds by less than half a pixel of a shear, and half a level of a blend."""
     for space in (TRIVIAL, RANDAUG):
         for name in NAMES:
             if not name.startswith("Translate") and space._AUGMENTATION_SPACE[name][0](31, SIDE, SIDE) is not None:
@@ -133,7 +133,7 @@ def test_units_are_as_fine_as_torchvisions_levels() -> None:
 
 
 def evenly(drawn: npt.NDArray[np.int64], choices: int) -> bool:
-    """Say whether the values 0..choices - 1 are equally frequent, by a chi-square test at 0.1%."""
+    """Return whether the values 0..choices - 1 are equally frequent, by a chi-square test at 0.1%."""
     observed = np.bincount(drawn, minlength=choices)
     assert len(observed) == choices
     return float(stats.chisquare(observed).pvalue) > 1e-3

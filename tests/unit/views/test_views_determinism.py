@@ -16,7 +16,6 @@ import torch
 
 from kdpipe.dataset import Dataset, load
 from kdpipe.views import Geometry, Renderer, Renderers, render, resample
-from tests.unit.views import pictures
 from tests.unit.views.pictures import EQUAL, MIXED, ORIENTED
 from tests.unit.views.pictures import RECIPES as FIRST
 
@@ -165,13 +164,29 @@ def test_several_sizes(loading: Literal["memory", "stream"]) -> None:
             assert all(map(torch.equal, made, together(rows, view)))
 
 
+COUNTED = """
+from pathlib import Path
+from tests.unit.views.pictures import SIZES, Pictures
+
+class Counted(Pictures):
+    def __getitem__(self, index):
+        with Path({path!r}).open("a") as file:
+            print(index, file=file)
+        return super().__getitem__(index)
+
+def build(split):
+    return Counted("mixed", SIZES, 16)
+"""
+
+
 def test_images_of_several_sizes_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = tmp_path / "decoded"
-    monkeypatch.setenv(pictures.DECODED, str(decoded))
-    dataset = load(MIXED, "train", loading="stream")
+    (tmp_path / "counted.py").write_text(COUNTED.format(path=str(decoded)))
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = load("counted:build", "train", loading="stream")
     geometries = Geometry(20, 22, "bilinear"), Geometry(12, 14, "bicubic")
     sizes = [Renderer(dataset, "none", seed=SEED, geometry=geometry, workers=1) for geometry in geometries]
-    decoded.unlink(missing_ok=True)
+    decoded.unlink()
     ((large, small),) = Renderers(sizes).batches([np.array([5, 2, 9])], 0)
     assert (large.shape[2:], small.shape[2:]) == ((20, 20), (12, 12))
     assert decoded.read_text().split() == ["5", "2", "9"]

@@ -14,7 +14,7 @@ from kdpipe.views import Draws, Recipe, render
 from kdpipe.views.erase import Stream
 from tests.unit.views.pictures import EQUAL
 
-GREY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
+GRAY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
 SIZES = [(32, 32), (224, 224), (26, 38), (33, 20), (7, 50)]
 
 
@@ -52,7 +52,7 @@ def blot(image: torch.Tensor, top: int, left: int, height: int, width: int) -> t
     rows, columns = image.shape[-2:]
     first, before = border(top, rows), border(left, columns)
     sides = border(top + height, rows) - first, border(left + width, columns) - before
-    blotted: torch.Tensor = functional.erase(image, first, before, *sides, GREY)
+    blotted: torch.Tensor = functional.erase(image, first, before, *sides, GRAY)
     return blotted
 
 

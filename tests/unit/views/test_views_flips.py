@@ -170,7 +170,7 @@ def test_what_else_is_in_a_recipe_does_not_change_the_draws(before: str) -> None
 
 @pytest.mark.parametrize("mixed", ["mixup:0.4", "cutmix:1", "mixup:0.4+cutmix:1"])
 def test_partners_are_flipped_and_rotated_by_their_own_draws(mixed: str) -> None:
-    """What is mixed in is the partner's own view, whatever it is mixed into."""
+    """The partner's own view is mixed in, whatever it is mixed into."""
     dataset: Dataset = load(EQUAL, "train")
     rows, turned = np.arange(len(dataset)), "crop+flip+vflip+rotate:90"
     alone = render(dataset, turned, seed=5, indices=rows, view=3)

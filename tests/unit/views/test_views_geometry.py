@@ -1,4 +1,4 @@
-"""Fitting images to a model's square input, against torchvision's resize and centre crop."""
+"""Fitting images to a model's square input, against torchvision's resize and center crop."""
 
 from __future__ import annotations
 

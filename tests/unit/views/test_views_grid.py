@@ -208,10 +208,10 @@ def test_cutmix_equals_a_plain_loop() -> None:
         side = round(32 * math.sqrt(1 - step / 256))
         covered = []
         for stream in (21, 22):
-            # Twice the coordinate of the centre: odd sides on the middle of a cell, even sides on a border.
+            # Twice the coordinate of the center: odd sides on the middle of a cell, even sides on a border.
             odd = side % 2
-            centre = 2 * int(row.integers(stream, 32 if odd else 33)[0]) + odd
-            covered.append([cell for cell in range(32) if abs(2 * cell + 1 - centre) < side])
+            center = 2 * int(row.integers(stream, 32 if odd else 33)[0]) + odd
+            covered.append([cell for cell in range(32) if abs(2 * cell + 1 - center) < side])
         rows, columns = covered
         assert box[2:] == [len(rows), len(columns)]
         assert left_over == 1024 - len(rows) * len(columns)
@@ -250,8 +250,8 @@ def test_cutmix_areas_follow_the_published_rule(alpha: float) -> None:
 
     random = np.random.default_rng(1)
     half = np.sqrt(1 - random.beta(alpha, alpha, count)) / 2
-    centre = random.random((2, count))
-    sides = np.minimum(centre + half, 1) - np.maximum(centre - half, 0)
+    center = random.random((2, count))
+    sides = np.minimum(center + half, 1) - np.maximum(center - half, 0)
     expected = 1 - sides.prod(axis=0)
     assert abs((kept / 1024).mean() - expected.mean()) < 0.01
     quantiles = np.linspace(0.05, 0.95, 19)

@@ -43,7 +43,7 @@ def test_bijection_for_every_small_population(view: int) -> None:
 
 @pytest.mark.parametrize("exponent", [10, 11, 15, 16, 17])
 @pytest.mark.parametrize("offset", [-1, 0, 1])
-def test_bijection_at_powers_of_two_and_their_neighbours(exponent: int, offset: int) -> None:
+def test_bijection_at_powers_of_two_and_their_neighbors(exponent: int, offset: int) -> None:
     population = 2**exponent + offset
     assert sorted(everyone(population)) == list(range(population))
 
@@ -111,7 +111,7 @@ def test_every_permutation_of_a_few_samples_is_as_likely(population: int) -> Non
     assert ((observed - 200) ** 2 / 200).sum() < freedom + 6 * np.sqrt(2 * freedom) + 12
 
 
-def test_neighbours_do_not_meet_neighbours() -> None:
+def test_neighbours_do_not_meet_neighbors() -> None:
     population, views = 30, 12_000
     met = np.array([partners(np.array([4, 5]), population=population, seed=1, view=view) for view in range(views)])
     distance = (met[:, 1] - met[:, 0]) % population

@@ -26,7 +26,7 @@ def scalar_philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, 
     return x0, x1, x2, x3
 
 
-def vectorised(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
+def vectorized(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
     def one(word: int) -> npt.NDArray[np.uint32]:
         return np.array([word], dtype=np.uint32)
 
@@ -53,14 +53,14 @@ def some_draws(count: int, *, seed: int = 0, view: int = 1) -> Draws:
     ],
 )
 def test_published_vectors(counter: tuple[int, ...], key: tuple[int, int], words: tuple[int, ...]) -> None:
-    assert vectorised(counter, key) == words
+    assert vectorized(counter, key) == words
     assert scalar_philox(counter, key) == words
 
 
 @given(st.tuples(WORD, WORD, WORD, WORD), st.tuples(WORD, WORD))
 @settings(max_examples=200, deadline=None)
 def test_equals_a_scalar_implementation(counter: tuple[int, ...], key: tuple[int, int]) -> None:
-    assert vectorised(counter, key) == scalar_philox(counter, key)
+    assert vectorized(counter, key) == scalar_philox(counter, key)
 
 
 def test_words_are_keyed_with_the_first_eight_bytes_little_endian() -> None:
@@ -173,13 +173,13 @@ def test_the_largest_uniform_stays_below_any_bound(high: int) -> None:
     assert int(np.float64(largest) * high) == high - 1
 
 
-def test_neighbouring_coordinates_are_uncorrelated() -> None:
+def test_neighboring_coordinates_are_uncorrelated() -> None:
     count = 2**18
     base = some_draws(count).uniform(1)
     counted = np.zeros((count, 16), dtype=np.uint8)
     counted[:, :4] = np.arange(count, dtype="<u4").view(np.uint8).reshape(count, 4)
     successive = Draws(counted, 0, 1).uniform(1)
-    neighbours = {
+    neighbors = {
         "stream": (base, some_draws(count).uniform(2)),
         "block": (base, some_draws(count).uniform(1, 1)),
         "view": (base, some_draws(count, view=2).uniform(1)),
@@ -187,7 +187,7 @@ def test_neighbouring_coordinates_are_uncorrelated() -> None:
         "sample": (base[:-1], base[1:]),
         "sample whose id is one more": (successive[:-1], successive[1:]),
     }
-    for name, (one, other) in neighbours.items():
+    for name, (one, other) in neighbors.items():
         # The correlation of independent draws has a standard deviation of 1 / sqrt(count).
         assert abs(np.corrcoef(one, other)[0, 1]) < 5 / np.sqrt(count), name
 

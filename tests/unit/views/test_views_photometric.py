@@ -1,4 +1,4 @@
-"""Colour operations: exact rationals, close to torchvision's, the same one by one as in a batch."""
+"""Color operations: exact rationals, close to torchvision's, the same one by one as in a batch."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ PICTURES = pictures()
 every_picture = pytest.mark.parametrize("images", PICTURES.values(), ids=PICTURES.keys())
 
 
-def colours(step: int) -> torch.Tensor:
-    """Return one image ``(1, 3, 1, k)`` of a cube of colours."""
+def colors(step: int) -> torch.Tensor:
+    """Return one image ``(1, 3, 1, k)`` of a cube of colors."""
     levels = torch.arange(0, 256, step, dtype=torch.uint8)
     return torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 1, -1).contiguous()
 
@@ -126,7 +126,7 @@ def test_blends_are_floored_rationals(factor: int) -> None:
 
 
 def test_no_saturation_is_the_gray_level() -> None:
-    cube = colours(3)
+    cube = colors(3)
     gray = photometric.saturation(cube, parameters(0, cube))
     red, green, blue = cube[0, :, 0].to(torch.int64)
     expected = (2989 * red + 5870 * green + 1140 * blue) // 10000
@@ -183,7 +183,7 @@ def test_sharpness_leaves_the_smallest_images(shape: tuple[int, int]) -> None:
 
 
 def turned(pixel: list[int], turn: int) -> list[int]:
-    """Turn one pixel's hue in exact rationals: value, chroma and the distance on the colour hexagon."""
+    """Turn one pixel's hue in exact rationals: value, chroma and the distance on the color hexagon."""
     red, green, blue = pixel
     value, chroma = max(pixel), max(pixel) - min(pixel)
     if chroma == 0:
@@ -201,7 +201,7 @@ def turned(pixel: list[int], turn: int) -> list[int]:
 
 @pytest.mark.parametrize("turn", [-1000, -129, -1, 0, 1, 37, 43, 64, 128, 200, 256, 4000])
 def test_hue_is_a_rounded_rational(turn: int) -> None:
-    for images in (colours(51), noise(1, 3, 1, 300), noise(1, 3, 1, 300) // 100):
+    for images in (colors(51), noise(1, 3, 1, 300), noise(1, 3, 1, 300) // 100):
         pixels = images[0, :, 0].T.tolist()
         result = photometric.hue(images, parameters(turn, images))
         assert result[0, :, 0].T.tolist() == [turned(pixel, turn) for pixel in pixels]
@@ -209,7 +209,7 @@ def test_hue_is_a_rounded_rational(turn: int) -> None:
 
 @pytest.mark.parametrize("turn", [-128, -100, -17, 0, 1, 43, 90, 128])
 def test_hue_is_within_a_level_of_torchvision(turn: int) -> None:
-    cube = colours(5)
+    cube = colors(5)
     theirs = functional.adjust_hue_image(cube, turn / 256)
     share, largest = gap(photometric.hue(cube, parameters(turn, cube)), theirs)
     assert largest <= 1
@@ -218,7 +218,7 @@ def test_hue_is_within_a_level_of_torchvision(turn: int) -> None:
 
 @pytest.mark.parametrize("turn", [-128, -17, 1, 90])
 def test_hue_is_within_half_a_level_of_colorsys(turn: int) -> None:
-    cube = colours(23)
+    cube = colors(23)
     result = photometric.hue(cube, parameters(turn, cube))[0, :, 0].T.numpy()
     for pixel, levels in zip(cube[0, :, 0].T.tolist(), result, strict=True):
         angle, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in pixel))

@@ -29,11 +29,11 @@ def plain_line(line: list[int], target: int, kernel: str) -> list[int]:
     reach = {"bilinear": 1.0, "bicubic": 2.0}[kernel] * stretch
     rows = []
     for i in range(target):
-        centre = scale * (i + 0.5)
-        first, last = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), source)
+        center = scale * (i + 0.5)
+        first, last = max(int(center - reach + 0.5), 0), min(int(center + reach + 0.5), source)
         weights = []
         for j in range(first, last):
-            x = abs((j - first + first - centre + 0.5) * (1.0 / stretch))
+            x = abs((j - first + first - center + 0.5) * (1.0 / stretch))
             if kernel == "bilinear":
                 weights.append(1 - x if x < 1 else 0.0)
             elif x < 1:

@@ -4,8 +4,7 @@ A loss on logits is a function of the student's and the teacher's logits, and of
 further parameters are its settings:
 
     @loss("kd", kd_weight=0.9, ce_weight=0.1, source="Hinton et al. 2015")
-    def kd(student: Tensor, teacher: Tensor, temperature: Positive = 4.0) -> Tensor:
-        \"\"\"``T^2`` times the KL divergence between teacher and student at temperature ``T``.\"\"\"
+    def kd(student: Tensor, teacher: Tensor, temperature: Positive = 4.0) -> Tensor: ...
 
 A loss on layers is a function of one signal of each: ``layer_loss``.
 """
@@ -233,9 +232,9 @@ def loss(
     """Register a function of the student's and the teacher's logits as the loss called ``name``.
 
     If its third parameter is called ``labels``, the loss needs labels and gets them. The others are settings, with the
-    types of ``kdpipe.spec``, each with a default. ``kd_weight``, ``ce_weight`` and ``warmup_epochs`` are the published
-    ones, ``standardized`` those values that are published for z-scores. ``teacher_temperature`` is explained in
-    ``DistillationLoss``; the default is the setting ``temperature``, or ``None`` if there is none.
+    types of ``kdpipe.registry``, each with a default. ``kd_weight``, ``ce_weight`` and ``warmup_epochs`` are the
+    published ones, ``standardized`` those values that are published for z-scores. ``teacher_temperature`` is explained
+    in ``DistillationLoss``; the default is the setting ``temperature``, or ``None`` if there is none.
     """
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:

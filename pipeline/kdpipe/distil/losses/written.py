@@ -1,11 +1,13 @@
 """Losses as ``--loss`` takes them: one or several, with weights, in the grammar of ``kdpipe.spec``.
 
-kd                                          one loss with its published weight
-dkd:alpha=1,beta=8,temperature=4            with settings
-kd:standardize=true                         of z-scores
-kd:weight=0.5,temperature=2+dist            several, added up; a weight that is left out is the published one
-kd+features:layer2,layer3,weight=5          with losses on layers
-attention:block2:layer2                     the student's layer block2 learns from the teacher's layer2
+    kd                                  one loss with its published weight
+    dkd:alpha=1,beta=8,temperature=4    with settings
+    kd:standardize=true                 of z-scores
+    kd:weight=0.5,temperature=2+dist    several, added up
+    kd+features:layer2,layer3,weight=5  with losses on layers
+    attention:block2:layer2             the student's layer block2 learns from the teacher's layer2
+
+A weight that is left out is the published one.
 """
 
 from __future__ import annotations

@@ -101,12 +101,13 @@ class TopK:
         return logits.add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:
-        """Return which rows have an index out of range or twice, or values that do not fall from zero."""
+        """Return which rows are holes, have an index out of range or twice, or values that do not fall from zero."""
         values, index = self._split(codes, classes)
         falling = (values[:, 1:] <= values[:, :-1]).all(dim=1) & (values[:, 0] == 0) & (values[:, -1] > -math.inf)
         ordered = index.sort(dim=1).values
         distinct = (ordered[:, 1:] > ordered[:, :-1]).all(dim=1)
-        return ~(falling & distinct & (ordered[:, -1] < classes))
+        written = (codes.view(torch.int16) != 0).any(dim=1)
+        return ~(written & falling & distinct & (ordered[:, -1] < classes))
 
     def describe(self) -> dict[str, JsonValue]:
         """Return ``k`` and the layout of the words."""
