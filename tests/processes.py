@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 _REQUEST_BYTES = 1_000_000
+_MEMORY = "TESTS_MEMORY"
+"""Name of the variable with the bytes of addresses that a command may allocate."""
 
 
 class Server:
@@ -30,10 +33,11 @@ class Server:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: object, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> Started:
-        """Start a command; the environment is this process's unless given."""
+    def start(self, *arguments: object, cwd: Path = ROOT, memory: int | None = None) -> Started:
+        """Start a command in this process's environment; it may allocate ``memory`` bytes of addresses."""
         self._run()
-        return Started(self.socket, list(map(str, arguments)), cwd, os.environ if env is None else env)
+        env = os.environ if memory is None else {**os.environ, _MEMORY: str(memory)}
+        return Started(self.socket, list(map(str, arguments)), cwd, env)
 
     def shim(self) -> Path:
         """Return a folder with a program ``kdpipe`` that runs its arguments on this server, for ``PATH``."""
@@ -187,6 +191,10 @@ def _in_a_fork(connection: socket.socket) -> list[str] | None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    memory = os.environ.pop(_MEMORY, None)
+    if memory is not None:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + int(memory), resource.RLIM_INFINITY))
     arguments: list[str] = request["arguments"]
     sys.argv = ["kdpipe", *arguments]
     return arguments

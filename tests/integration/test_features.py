@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from tests.conftest import LIMITS, Built, Outcome
 Kdpipe = Callable[..., Outcome]
 
 
+PENULTIMATE = ("--signals", "features:penultimate")
+
+
 def _cache(built: Built, out: Path, *extra: object) -> tuple[object, ...]:
     return (
         *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu"),
-        *("--batch-size", 64, "--out", out, *extra),
+        *("--out", out, *extra),
     )
 
 
@@ -32,7 +36,7 @@ def _features(store: Path, split: str) -> np.ndarray:
 
 def test_the_store_keeps_what_the_last_layer_is_shown(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     store = tmp_path / "features.zarr"
-    assert kdpipe(*_cache(built, store, "--features", "--views", 1)).code == 0
+    assert kdpipe(*_cache(built, store, *PENULTIMATE, "--views", 1)).code == 0
     found = {split: _features(store, split) for split in ("train", "test")}
     assert found["train"].shape == (2, 200, 64)
     assert found["test"].shape == (1, 60, 64)
@@ -51,31 +55,19 @@ def test_the_store_keeps_what_the_last_layer_is_shown(built: Built, kdpipe: Kdpi
                 logits = head(expected).numpy()
             assert np.abs(kept - expected.numpy()).max() <= 1e-3 * (1 + float(expected.abs().max()))
             assert np.abs(open_store(store, split=split).plane(view) - logits).max() < 0.05
-    assert "nothing to do" in kdpipe(*_cache(built, store, "--features", "--views", 1)).err
+    assert "nothing to do" in kdpipe(*_cache(built, store, *PENULTIMATE, "--views", 1)).err
 
 
-def test_features_change_nothing_of_the_logits_and_grow_with_the_views(
-    built: Built, kdpipe: Kdpipe, tmp_path: Path
-) -> None:
-    plain, grown, direct = (tmp_path / f"{name}.zarr" for name in ("plain", "grown", "direct"))
-    assert kdpipe(*_cache(built, plain, "--views", 2)).code == 0
-    assert kdpipe(*_cache(built, direct, "--features", "--views", 2)).code == 0
-    for views in (1, 2):
-        assert kdpipe(*_cache(built, grown, "--features", "--views", views)).code == 0
-    assert open_store(grown).digest == open_store(direct).digest != open_store(plain).digest
+def test_features_change_nothing_of_the_logits(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    with_features = tmp_path / "features.zarr"
+    assert kdpipe(*_cache(built, with_features, *PENULTIMATE, "--views", 2)).code == 0
+    plain = shutil.copytree(built.store, tmp_path / "plain.zarr")
+    assert open_store(plain).digest != open_store(with_features).digest
     for view in range(3):
-        assert np.array_equal(open_store(plain).plane(view), open_store(direct).plane(view))
-    refused = kdpipe(*_cache(built, plain, "--features", "--views", 2))
+        assert np.array_equal(open_store(plain).plane(view), open_store(with_features).plane(view))
+    refused = kdpipe(*_cache(built, plain, *PENULTIMATE, "--views", 2))
     assert refused.code == 1
     assert "features:penultimate: the store has none, asked for 64" in refused.last_line
-
-
-def test_an_interrupted_store_of_features_resumes(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
-    straight, resumed = tmp_path / "straight.zarr", tmp_path / "resumed.zarr"
-    assert kdpipe(*_cache(built, straight, "--features", "--views", 1)).code == 0
-    assert kdpipe(*_cache(built, resumed, "--features", "--views", 1, "--min-top1", 1)).code == 1
-    assert kdpipe(*_cache(built, resumed, "--features", "--views", 1)).code == 0
-    assert open_store(resumed).digest == open_store(straight).digest
 
 
 def test_teachers_without_features_are_refused(
@@ -92,12 +84,12 @@ def test_teachers_without_features_are_refused(
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "l.zarr"
-    pooled = kdpipe("cache-teacher", *LIMITS, "--teacher", "pooled_teacher:build", "--features", "--out", out)
+    pooled = kdpipe("cache-teacher", *LIMITS, "--teacher", "pooled_teacher:build", *PENULTIMATE, "--out", out)
     assert pooled.code == 1
     assert "no layer of pooled_teacher:build makes its logits" in pooled.last_line
-    both = kdpipe(*_cache(built, out, "--teacher", "resnet8", "--weights", built.weights, "--average", "--features"))
+    both = kdpipe(*_cache(built, out, "--teacher", "resnet8", "--weights", built.weights, "--average", *PENULTIMATE))
     assert both.code == 1
-    assert "features of several teachers have no mean" in both.last_line
+    assert "signals of several teachers have no mean" in both.last_line
     assert not out.exists()
 
 

@@ -1,14 +1,12 @@
-"""`--student` several times and `--fleet` from the command line: every member is the run that was asked for alone."""
+"""`--student` several times and `--fleet` from the command line: every student is the run that was asked for alone."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,29 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from kdpipe import dataset, models
-from kdpipe.store.plan import Limits
-from kdpipe.teacher.forward import Forward
-from kdpipe.stages import training
-from tests.conftest import LIMITS, Built, Outcome, refused, run_command, start_command
-from tests.integration.test_training_flags import limited
+from kdpipe import dataset
+from tests.conftest import LIMITS, TIGHT, Built, Outcome, refused, run_command
+from tests.networks import DROPPING, SEEN, SMALL
+from tests.processes import Server, Started
 
 Kdpipe = Callable[..., Outcome]
 Flags = dict[str, Any]
 
 EPOCHS = 2
-SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32)
-DROPPING = "tests.integration.test_fleet:dropping"
-PROBES = 1
-"""Calls of a model in evaluation mode before it trains."""
+SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32, "--input-size", 16)
 TIMES = ("seconds", "images_per_second")
 
 FLEET: list[Flags] = [
-    {"student": "resnet8"},
+    {"student": SMALL},
     {
         "student": DROPPING,
         "seed": 3,
@@ -47,53 +39,21 @@ FLEET: list[Flags] = [
         "kd_weight": "cosine:0.9,0.5",
         "ce_weight": 0.5,
     },
-    {"name": "wide", "student": "resnet8", "input_size": 16, "optimizer": "adamw", "ema": 0.9, "label_smoothing": 0.1},
-    {"name": "plain", "student": "resnet8", "seed": 5, "lr": 0.02, "lr_schedule": "step", "lr_steps": [1]}
-    | {"standardize": True, "nesterov": False, "clip_grad_norm": 1.0, "warmup_epochs": 0.5},
+    {"name": "wide", "student": SMALL, "input_size": 24, "optimizer": "adamw", "ema": 0.9, "label_smoothing": 0.1},
+    {"name": "plain", "student": SMALL, "seed": 5, "lr": 0.02, "lr_schedule": "step", "lr_steps": [1]}
+    | {"loss": "kd:standardize=true", "nesterov": False, "clip_grad_norm": 1.0, "warmup_epochs": 0.5},
 ]
-"""Another architecture, loss, temperature, seed, input size, optimiser, average and schedule each."""
+"""Another architecture, loss, temperature, seed, input size, optimizer, average and schedule each."""
 
 
-class Starving(torch.nn.Module):
-    """A network whose memory does not suffice from one of its calls on: of those in training, or of the others."""
-
-    def __init__(self, num_classes: int, *, training: bool, calls: int) -> None:
-        super().__init__()
-        self.body = models.create("resnet8", num_classes)
-        self._while, self._left = training, calls
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self._left -= self.training is self._while
-        if self._left < 0 and len(images) > 8:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 12 bytes")
-        return self.body(images)
+def _name(student: Flags) -> str:
+    return str(student.get("name", student["student"].rpartition(":")[2]))
 
 
-def starving(num_classes: int) -> torch.nn.Module:
-    return Starving(num_classes, training=True, calls=7)
-
-
-def blind(num_classes: int) -> torch.nn.Module:
-    return Starving(num_classes, training=False, calls=PROBES)
-
-
-def untestable(num_classes: int) -> torch.nn.Module:
-    return Starving(num_classes, training=False, calls=PROBES + EPOCHS)
-
-
-def dropping(num_classes: int) -> torch.nn.Module:
-    """A network that draws from torch's generator at every step."""
-    return torch.nn.Sequential(torch.nn.Dropout(0.1), models.create("resnet8", num_classes), torch.nn.Dropout(0.1))
-
-
-def _name(member: Flags) -> str:
-    return str(member.get("name", member["student"].rpartition(":")[2]))
-
-
-def _flags(member: Flags) -> list[object]:
-    """Return a member's settings as they are given to a run alone."""
+def _flags(student: Flags) -> list[object]:
+    """Return a student's settings as they are given to a run alone."""
     flags: list[object] = []
-    for key, value in member.items():
+    for key, value in student.items():
         flag = key.replace("_", "-")
         if key == "name":
             continue
@@ -104,9 +64,9 @@ def _flags(member: Flags) -> list[object]:
     return flags
 
 
-def _fleet(folder: Path, members: Any) -> Path:
+def _fleet(folder: Path, students: Any) -> Path:
     path = folder / "fleet.yaml"
-    path.write_text(yaml.safe_dump(members))
+    path.write_text(yaml.safe_dump(students))
     return path
 
 
@@ -147,36 +107,25 @@ def train(kdpipe: Kdpipe) -> Kdpipe:
 
 @pytest.fixture(scope="module")
 def singles(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each member of ``FLEET`` trained alone from the store, with validation."""
+    """Each student of ``FLEET`` trained alone from the store, with validation."""
     out = tmp_path_factory.mktemp("alone")
-    for member in FLEET:
-        flags = (*LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, *_flags(member))
-        assert run_command(None, "train-student", *flags, "--out", out / _name(member)).code == 0
+    for student in FLEET:
+        flags = (*LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, *_flags(student))
+        assert run_command(None, "train-student", *flags, "--out", out / _name(student)).code == 0
     return out
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_each_member_is_the_run_that_was_asked_for_alone(
+def test_each_student_is_the_run_that_was_asked_for_alone(
     built: Built, singles: Path, tmp_path: Path, train: Kdpipe, reverse: bool
 ) -> None:
-    members = FLEET[::-1] if reverse else FLEET
-    flags = (*LIMITS, "--store", built.store, "--validation", 0.2, "--fleet", _fleet(tmp_path, members))
+    students = FLEET[::-1] if reverse else FLEET
+    flags = (*LIMITS, "--store", built.store, "--validation", 0.2, "--fleet", _fleet(tmp_path, students))
     ran = train(*flags, "--out", tmp_path / "runs")
     assert ran.code == 0, ran.err
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"resnet8", "dropping", "wide", "plain"}
-    for member in FLEET:
-        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
-
-
-@pytest.fixture(scope="module")
-def chunked(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher's store in chunks of 10 samples, 240 bytes each."""
-    path = tmp_path_factory.mktemp("chunked") / "chunked.zarr"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=200))
-        flags = (*LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--views", 2, "--device", "cpu")
-        assert run_command(None, "cache-teacher", *flags, "--out", path).code == 0
-    return path
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"small", "dropping", "wide", "plain"}
+    for student in FLEET:
+        _alike(tmp_path / "runs" / _name(student), singles / _name(student))
 
 
 @pytest.fixture(scope="module")
@@ -193,20 +142,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def _assert_all_alike(folder: Path, train: Kdpipe, members: list[Flags], *shared: object) -> None:
-    """Train a fleet, then each of its members alone."""
-    ran = train(*shared, "--fleet", _fleet(folder, members), "--out", folder / "runs")
+def _assert_all_alike(folder: Path, train: Kdpipe, students: list[Flags], *shared: object) -> None:
+    """Train a fleet, then each of its students alone."""
+    ran = train(*shared, "--fleet", _fleet(folder, students), "--out", folder / "runs")
     assert ran.code == 0, ran.err
-    for member in members:
-        assert train(*shared, *_flags(member), "--out", folder / "alone").code == 0
-        _alike(folder / "runs" / _name(member), folder / "alone")
+    for student in students:
+        assert train(*shared, *_flags(student), "--out", folder / "alone").code == 0
+        _alike(folder / "runs" / _name(student), folder / "alone")
         shutil.rmtree(folder / "alone")
 
 
 UNTAUGHT: list[Flags] = [
-    {"student": "resnet8"},
+    {"student": SMALL},
     {"student": DROPPING, "seed": 3, "ema": 0.9},
-    {"name": "wide", "student": "resnet8", "input_size": 16},
+    {"name": "wide", "student": SMALL, "input_size": 24},
 ]
 
 
@@ -215,7 +164,7 @@ def test_mixed_images_without_a_teacher(tmp_path: Path, train: Kdpipe) -> None:
 
 
 ONE_APART: dict[str, Flags] = {
-    "architecture": {"student": "resnet14"},
+    "architecture": {"student": DROPPING},
     "loss": {"loss": "dkd"},
     "temperature": {"temperature": 1.5},
     "seed": {"seed": 1},
@@ -223,36 +172,27 @@ ONE_APART: dict[str, Flags] = {
 
 
 @pytest.mark.parametrize("setting", ONE_APART)
-def test_members_that_are_one_setting_apart(built: Built, tmp_path: Path, train: Kdpipe, setting: str) -> None:
-    first = {"name": "first", "student": "resnet8"}
-    members = [first, {**first, "name": "second", **ONE_APART[setting]}]
-    _assert_all_alike(tmp_path, train, members, *LIMITS, "--store", built.store)
+def test_students_that_are_one_setting_apart(built: Built, tmp_path: Path, train: Kdpipe, setting: str) -> None:
+    first = {"name": "first", "student": SMALL}
+    students = [first, {**first, "name": "second", **ONE_APART[setting]}]
+    _assert_all_alike(tmp_path, train, students, *LIMITS, "--store", built.store)
     histories = [_history(tmp_path / "runs" / name) for name in ("first", "second")]
     assert histories[0] != histories[1]
 
 
 @pytest.mark.parametrize("sizes", [(None, None, None), (None, 16, 48), (16, 48, None), (16, 48, 16)])
-def test_a_live_teacher_answers_once_for_all(
-    built: Built, tmp_path: Path, train: Kdpipe, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int | None, ...]
-) -> None:
-    """The teacher's images are of 32 x 32 pixels, which is also what students have without a size of their own."""
-    asked: list[tuple[int, ...]] = []
-    answer = Forward.answer
-
-    def count(forward: Forward, pixels: torch.Tensor) -> Any:
-        asked.append(tuple(pixels.shape))
-        return answer(forward, pixels)
-
-    monkeypatch.setattr(Forward, "answer", count)
-    own: list[Flags] = [{"student": "resnet8"}, {"student": DROPPING, "seed": 3}, {"student": "resnet8", "loss": "dkd"}]
-    members = [
-        {**member, "name": f"student-{number}"} | ({} if size is None else {"input_size": size})
-        for number, (member, size) in enumerate(zip(own, sizes, strict=True))
+def test_a_live_teacher_runs_once_for_all(tmp_path: Path, train: Kdpipe, sizes: tuple[int | None, ...]) -> None:
+    """The teacher's images are of 32 x 32 pixels, which is also what students have without their own size."""
+    own: list[Flags] = [{"student": SMALL}, {"student": DROPPING, "seed": 3}, {"student": SMALL, "loss": "dkd"}]
+    students = [
+        {**student, "name": f"student-{number}"} | ({} if size is None else {"input_size": size})
+        for number, (student, size) in enumerate(zip(own, sizes, strict=True))
     ]
-    live = (*LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--validation", 0.2)
-    _assert_all_alike(tmp_path, train, members, *live)
+    SEEN.clear()
+    live = (*LIMITS, "--teacher", "tests.networks:counting", "--validation", 0.2, "--input-size", 32)
+    _assert_all_alike(tmp_path, train, students, *live)
     batches = [(32, 3, 32, 32)] * 5
-    assert asked == EPOCHS * batches * (1 + len(members))
+    assert [shape for shape in SEEN if shape[0] == 32] == EPOCHS * batches * (1 + len(students))
 
 
 def test_balanced_classes(built: Built, tmp_path: Path, train: Kdpipe) -> None:
@@ -260,7 +200,7 @@ def test_balanced_classes(built: Built, tmp_path: Path, train: Kdpipe) -> None:
 
 
 def test_a_store_that_does_not_fit_in_memory(chunked: Path, tmp_path: Path, train: Kdpipe) -> None:
-    limit = 5 * 2 * 240 / 1024**3
+    limit = TIGHT / 1024**3
     _assert_all_alike(tmp_path, train, FLEET[:3], *LIMITS, "--store", chunked, "--memory-limit", limit)
 
 
@@ -275,18 +215,18 @@ def test_images_of_which_some_have_no_label(folder: Path, tmp_path: Path, train:
 
 def test_a_repeated_flag_makes_a_fleet_of_equal_settings(built: Built, tmp_path: Path, train: Kdpipe) -> None:
     shared = (*LIMITS, "--store", built.store, "--loss", "dist", "--optimizer", "adamw")
-    assert train(*shared, "--student", "resnet8", "--student", DROPPING, "--out", tmp_path / "runs").code == 0
-    for name, student in (("resnet8", "resnet8"), ("dropping", DROPPING)):
+    assert train(*shared, "--student", SMALL, "--student", DROPPING, "--out", tmp_path / "runs").code == 0
+    for name, student in (("small", SMALL), ("dropping", DROPPING)):
         assert train(*shared, "--student", student, "--out", tmp_path / "alone").code == 0
         _alike(tmp_path / "runs" / name, tmp_path / "alone")
 
 
-def test_another_optimiser_has_defaults_of_its_own(tmp_path: Path, train: Kdpipe) -> None:
-    members = [{"student": "resnet8", "optimizer": "sgd"}, {"name": "slow", "student": "resnet8", "lr": 1e-4}]
-    flags = (*LIMITS, "--optimizer", "adamw", "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+def test_another_optimizer_has_defaults_of_its_own(tmp_path: Path, train: Kdpipe) -> None:
+    students = [{"student": SMALL, "optimizer": "sgd"}, {"name": "slow", "student": SMALL, "lr": 1e-4}]
+    flags = (*LIMITS, "--optimizer", "adamw", "--fleet", _fleet(tmp_path, students), "--out", tmp_path / "runs")
     assert train(*flags).code == 0
     found = {run.name: _json(run / "run.json")["parameters"] for run in (tmp_path / "runs").iterdir()}
-    assert (found["resnet8"]["lr"], found["resnet8"]["weight_decay"]) == (0.1, 5e-4)
+    assert (found["small"]["lr"], found["small"]["weight_decay"]) == (0.1, 5e-4)
     assert (found["slow"]["lr"], found["slow"]["weight_decay"]) == (1e-4, 0.05)
 
 
@@ -295,7 +235,7 @@ def _failed(outcome: Outcome, *names: str) -> None:
 
 
 FAILING: dict[str, tuple[Flags, str]] = {
-    "wild": ({"student": "resnet8", "lr": 1e18}, "not finite"),
+    "wild": ({"student": SMALL, "lr": 1e18}, "not finite"),
     "starving": ({}, "ran out of memory at a batch size of 32; 8 fit"),
     "blind": ({}, "ran out of memory in the validation of epoch 1. There is no checkpoint yet"),
     "untestable": ({}, "ran out of memory in the test after the last epoch. {run}/checkpoint.pt holds"),
@@ -303,14 +243,14 @@ FAILING: dict[str, tuple[Flags, str]] = {
 
 
 @pytest.mark.parametrize("failing", FAILING)
-def test_a_member_that_fails_is_left_out(
+def test_a_student_that_fails_is_left_out(
     built: Built, singles: Path, tmp_path: Path, train: Kdpipe, failing: str
 ) -> None:
     settings, reason = FAILING[failing]
-    settings = settings or {"student": f"tests.integration.test_fleet:{failing}"}
+    settings = settings or {"student": f"tests.networks:{failing}"}
     shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
-    members = [FLEET[0], {"name": "failing", **settings}, *FLEET[1:]]
-    ran = train(*shared, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    students = [FLEET[0], {"name": "failing", **settings}, *FLEET[1:]]
+    ran = train(*shared, "--fleet", _fleet(tmp_path, students), "--out", tmp_path / "runs")
     _failed(ran, "failing")
     assert "Saved 8 passes of the teacher over 160 images (2 for each of 4 students)" in ran.err
     run = tmp_path / "runs" / "failing"
@@ -318,8 +258,8 @@ def test_a_member_that_fails_is_left_out(
     assert reason.format(run=run) in message
     assert f"{run} is left out: {message}" in ran.err
     assert not (run / "metrics.json").exists()
-    for member in FLEET:
-        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+    for student in FLEET:
+        _alike(tmp_path / "runs" / _name(student), singles / _name(student))
 
     alone = train(*shared, *_flags(settings), "--out", tmp_path / "alone")
     refused(alone, reason.format(run=tmp_path / "alone"))
@@ -328,24 +268,25 @@ def test_a_member_that_fails_is_left_out(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
-def test_memory_really_runs_out_in_one_validation(tmp_path: Path) -> None:
+def test_memory_really_runs_out_in_one_validation(tmp_path: Path, commands: Server) -> None:
     """The 256 held-out images at a time need more than 1,000 MiB at 160 x 160 pixels, and the 8 of a step do not."""
-    members = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
-    ran = limited(
+    students = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
+    ran = commands.start(
         *("train-student", "--data", "digits", "--limit-train", 300, "--limit-test", 60, "--validation", 0.9),
-        *("--fleet", _fleet(tmp_path, members), "--device", "cpu", "--epochs", 1, "--batch-size", 8),
+        *("--fleet", _fleet(tmp_path, students), "--device", "cpu", "--epochs", 1, "--batch-size", 8),
         *("--out", tmp_path / "runs"),
+        memory=1000 * 2**20,
     )
-    _failed(Outcome(ran.returncode, ran.stdout, ran.stderr), "large")
+    _failed(Outcome(ran.wait(), *ran.communicate()), "large")
     reason = _json(tmp_path / "runs" / "large" / "failure.json")["message"]
     assert reason.startswith("cpu ran out of memory in the validation of epoch 1. ")
     assert (tmp_path / "runs" / "resnet8" / "metrics.json").exists()
 
 
-def test_a_member_that_diverged_stays_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
+def test_a_student_that_diverged_stays_out(built: Built, singles: Path, tmp_path: Path, train: Kdpipe) -> None:
     shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
-    members = [FLEET[0], {"name": "wild", "student": "resnet8", "lr": 1e18}, *FLEET[1:]]
-    flags = (*shared, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    students = [FLEET[0], {"name": "wild", "student": SMALL, "lr": 1e18}, *FLEET[1:]]
+    flags = (*shared, "--fleet", _fleet(tmp_path, students), "--out", tmp_path / "runs")
     _failed(train(*flags), "wild")
     wild = tmp_path / "runs" / "wild"
 
@@ -354,33 +295,18 @@ def test_a_member_that_diverged_stays_out(built: Built, singles: Path, tmp_path:
     assert {path: path.read_bytes() for path in before if path.name != "run.json"} == {
         path: content for path, content in before.items() if path.name != "run.json"
     }
-    refused(train(*shared, "--student", "resnet8", "--lr", 1e18, "--out", wild, "--resume"), "not finite")
+    refused(train(*shared, "--student", SMALL, "--lr", 1e18, "--out", wild, "--resume"), "not finite")
 
-    tamed = [member for member in members if member.get("name") != "wild"]
+    tamed = [student for student in students if student.get("name") != "wild"]
     assert train(*shared, "--fleet", _fleet(tmp_path, tamed), "--out", tmp_path / "runs", "--resume").code == 0
 
 
 def test_where_all_diverge_nothing_is_left(tmp_path: Path, train: Kdpipe) -> None:
-    members = [{"name": name, "student": "resnet8", "lr": 1e18} for name in ("one", "other")]
-    flags = (*LIMITS, "--fleet", _fleet(tmp_path, members), "--out", tmp_path / "runs")
+    students = [{"name": name, "student": SMALL, "lr": 1e18} for name in ("one", "other")]
+    flags = (*LIMITS, "--fleet", _fleet(tmp_path, students), "--out", tmp_path / "runs")
     _failed(train(*flags), "one", "other")
     _failed(train(*flags, "--resume"), "one", "other")
-    assert train(*LIMITS, "--student", "resnet8", "--student", DROPPING, "--out", tmp_path / "runs").code == 0
-
-
-def test_a_member_of_a_stopped_fleet_can_go_on_alone(
-    built: Built, singles: Path, tmp_path: Path, train: Kdpipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared = (*LIMITS, "--store", built.store, "--validation", 0.2)
-    asked = iter(range(100))
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "stoppable", lambda: contextlib.nullcontext(lambda: next(asked) == 7))
-        flags = (*shared, "--fleet", _fleet(tmp_path, FLEET), "--out", tmp_path / "runs")
-        refused(train(*flags), "stopped at step 3 of epoch 2", "--resume")
-    for member in FLEET:
-        run = tmp_path / "runs" / _name(member)
-        assert train(*shared, *_flags(member), "--out", run, "--resume").code == 0
-        _alike(run, singles / _name(member))
+    assert train(*LIMITS, "--student", SMALL, "--student", DROPPING, "--out", tmp_path / "runs").code == 0
 
 
 REFUSED: dict[str, tuple[Any, tuple[object, ...], str]] = {
@@ -400,7 +326,7 @@ REFUSED: dict[str, tuple[Any, tuple[object, ...], str]] = {
     "no student": ([{"loss": "dkd"}], (), "student 1 of {fleet} lacks 'student'"),
     "students in one": ([{"student": ["resnet8", "resnet14"]}], (), "student 1 of {fleet} has the student"),
     "a number for a name": ([{"student": "resnet8", "name": 8}], (), "student 1 of {fleet} has the name 8"),
-    "one name twice": ([FLEET[0], FLEET[0]], (), "two students are called 'resnet8': give each a name of its own"),
+    "one name twice": ([FLEET[0], FLEET[0]], (), "two students are called 'small': give each its own name in --fleet"),
     "a path for a name": ([{"student": "resnet8", "name": "a/b"}], (), "'a/b' cannot be the name of a student"),
     "the folder above": ([{"student": "resnet8", "name": ".."}], (), "'..' cannot be the name of a student"),
     "no name": ([{"student": "resnet8", "name": ""}], (), "'' cannot be the name of a student"),
@@ -441,12 +367,11 @@ def test_what_cannot_be_read_or_is_asked_twice_is_refused(built: Built, tmp_path
     assert [path.name for path in out.iterdir()] == ["resnet14"]
 
 
-def _start(built: Built, folder: Path, *flags: object) -> subprocess.Popen[str]:
-    command = (
+def _start(commands: Server, built: Built, folder: Path, *flags: object) -> Started:
+    return commands.start(
         *("train-student", *LIMITS, *SHARED, "--store", built.store, "--validation", 0.2, "--checkpoint-every", 0),
         *("--fleet", _fleet(folder, FLEET), "--out", folder / "runs", *flags),
     )
-    return start_command(*command)
 
 
 def _written(run: Path) -> int:
@@ -456,39 +381,46 @@ def _written(run: Path) -> int:
         return 0
 
 
-def test_killed_at_random_moments(built: Built, singles: Path, tmp_path: Path) -> None:
-    """Also between the checkpoints of two members, which is where most of the time goes here."""
+def test_killed_at_random_moments(built: Built, singles: Path, tmp_path: Path, commands: Server) -> None:
+    """Also between the checkpoints of two students, which is where most of the time goes here."""
     draw = random.Random(time.time_ns())
     runs = tmp_path / "runs"
     for kill in range(4):
-        process = _start(built, tmp_path, *(["--resume"] if kill else []))
+        process = _start(commands, built, tmp_path, *(["--resume"] if kill else []))
         watched = runs / _name(draw.choice(FLEET))
-        for _ in range(draw.randint(1, 4)):
+        for _ in range(draw.randint(1, 3)):
             seen, deadline = _written(watched), time.monotonic() + 60
             while _written(watched) == seen and process.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.0005)
-        time.sleep(draw.uniform(0, 0.03))
+        time.sleep(draw.uniform(0, 0.02))
         process.kill()
-        process.communicate(timeout=60)
-    process = _start(built, tmp_path, "--resume")
-    _, errors = process.communicate(timeout=120)
+        process.wait()
+    process = _start(commands, built, tmp_path, "--resume")
+    _, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "Going on from" in errors
-    for member in FLEET:
-        _alike(runs / _name(member), singles / _name(member))
+    for student in FLEET:
+        _alike(runs / _name(student), singles / _name(student))
 
 
-def test_asked_to_stop(built: Built, singles: Path, tmp_path: Path) -> None:
-    process = _start(built, tmp_path)
+def test_asked_to_stop(built: Built, singles: Path, tmp_path: Path, commands: Server, train: Kdpipe) -> None:
+    """The students go on each alone, and from the same checkpoints together."""
+    process = _start(commands, built, tmp_path)
     while not _written(tmp_path / "runs" / "plain") and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 143
     assert errors.splitlines()[-1].startswith("kdpipe: stopped")
-    process = _start(built, tmp_path, "--resume")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    for member in FLEET:
-        _alike(tmp_path / "runs" / _name(member), singles / _name(member))
+    runs = tmp_path / "runs"
+    stopped = shutil.copytree(runs, tmp_path / "stopped")
+    shared = (*LIMITS, "--store", built.store, "--validation", 0.2, "--resume")
+    for student in FLEET:
+        assert train(*shared, *_flags(student), "--out", runs / _name(student)).code == 0
+        _alike(runs / _name(student), singles / _name(student))
+    shutil.rmtree(runs)
+    stopped.rename(runs)
+    assert train(*shared, "--fleet", _fleet(tmp_path, FLEET), "--out", runs).code == 0
+    for student in FLEET:
+        _alike(runs / _name(student), singles / _name(student))

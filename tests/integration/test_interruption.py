@@ -9,42 +9,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kdpipe import open_store
-from tests.conftest import LIMITS, ROOT, Built
+from tests.conftest import LIMITS, ROOT, Built, Outcome, run_command
+from tests.processes import Server, Started
 
 VIEWS = 12
 
 
-def _command(built: Built, out: Path) -> list[str]:
-    command = (
+def _arguments(built: Built, out: Path) -> tuple[object, ...]:
+    return (
         *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--out", out),
         *("--views", VIEWS, "--batch-size", 20, "--device", "cpu"),
     )
-    return [sys.executable, "-m", "kdpipe", *map(str, command)]
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def _start(built: Built, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        _command(built, out),
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-
-
-def _finish(process: subprocess.Popen[str]) -> int:
-    process.communicate(timeout=120)
-    return process.returncode
+def _command(built: Built, out: Path) -> list[str]:
+    return [sys.executable, "-m", "kdpipe", *map(str, _arguments(built, out))]
 
 
 def _finished(out: Path) -> int:
@@ -52,7 +37,7 @@ def _finished(out: Path) -> int:
     return ledger.read_bytes().count(b"\n") // 2 if ledger.exists() else 0
 
 
-def _wait_for(out: Path, shards: int, process: subprocess.Popen[str]) -> None:
+def _wait_for(out: Path, shards: int, process: Started) -> None:
     deadline = time.monotonic() + 60
     while _finished(out) < shards and process.poll() is None:
         assert time.monotonic() < deadline
@@ -70,52 +55,59 @@ def _content(store: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def uninterrupted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "logits.zarr"
-    assert _finish(_start(built, out)) == 0
+    assert run_command(None, *_arguments(built, out)).code == 0
     return out
 
 
-def test_killed_again_and_again(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again(built: Built, uninterrupted: Path, tmp_path: Path, commands: Server) -> None:
     out = tmp_path / "logits.zarr"
     kills = 0
     for shards in (0, 1, 4, 5, 9):
-        process = _start(built, out)
+        process = commands.start(*_arguments(built, out))
         _wait_for(out, shards, process)
         process.kill()
-        kills += _finish(process) == -signal.SIGKILL
+        kills += process.wait() == -signal.SIGKILL
         if shards:
             assert out.exists()
     assert kills == 5
-    assert _finish(_start(built, out)) == 0
+    assert commands.start(*_arguments(built, out)).wait() == 0
     assert open_store(out).digest == open_store(uninterrupted).digest
     assert _content(out) == _content(uninterrupted)
     assert [path.name for path in tmp_path.iterdir()] == ["logits.zarr"]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(built: Built, uninterrupted: Path, tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def test_asked_to_stop(
+    built: Built,
+    uninterrupted: Path,
+    tmp_path: Path,
+    commands: Server,
+    kdpipe: Callable[..., Outcome],
+    sent: signal.Signals,
+    code: int,
+) -> None:
     out = tmp_path / "logits.zarr"
-    process = _start(built, out)
+    process = commands.start(*_arguments(built, out))
     _wait_for(out, 2, process)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == code
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("kdpipe: ")
-    described = [sys.executable, "-m", "kdpipe", "inspect", str(out), "--json"]
-    found = json.loads(subprocess.run(described, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    found = json.loads(kdpipe("inspect", out, "--json").out)
     assert found["state"] == "building"
     assert 2 <= found["shards_done"] < found["shards_total"] == VIEWS + 2
-    assert _finish(_start(built, out)) == 0
+    assert kdpipe(*_arguments(built, out)).code == 0
     assert open_store(out).digest == open_store(uninterrupted).digest
 
 
-def test_two_writers_at_once(built: Built, uninterrupted: Path, tmp_path: Path) -> None:
+def test_two_writers_at_once(built: Built, uninterrupted: Path, tmp_path: Path, commands: Server) -> None:
     out = tmp_path / "logits.zarr"
-    first = _start(built, out)
+    first = commands.start(*_arguments(built, out))
     _wait_for(out, 1, first)
-    second = _start(built, out)
-    _, errors = second.communicate(timeout=60)
-    assert _finish(first) == 0
+    second = commands.start(*_arguments(built, out))
+    _, errors = second.communicate()
+    assert first.wait() == 0
     if second.returncode == 0:
         assert "nothing to do" in errors
     else:
@@ -157,9 +149,7 @@ def _full_disk(built: Built, whole: Path, folder: Path) -> Path:
     else:
         shell, fill, free = ["sh", "-c"], "ulimit -S -f 12", "ulimit -S -f unlimited"
     script = _FULL_THEN_ROOM.format(disk=disk, out=out, fill=fill, free=free)
-    subprocess.run(
-        [*shell, script, "sh", *_command(built, disk / "logits.zarr")], cwd=ROOT, env=_environment(), check=True
-    )
+    subprocess.run([*shell, script, "sh", *_command(built, disk / "logits.zarr")], cwd=ROOT, check=True)
     return out
 
 
@@ -186,7 +176,7 @@ def test_a_read_only_directory(built: Built, uninterrupted: Path, tmp_path: Path
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
     try:
         command = [*drop, *_command(built, tmp_path / "shared" / "new.zarr")]
-        done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         last = done.stderr.splitlines()[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import zarr
 
 from kdpipe import dataset, models, open_store
 from kdpipe.views import Geometry, Renderer
-from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
+from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
+from tests.processes import Server
 
 Kdpipe = Callable[..., Outcome]
 
@@ -35,8 +35,7 @@ def _cache(built: Built, out: Path, *extra: object) -> tuple[object, ...]:
 @pytest.fixture(scope="module")
 def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("signals") / "s.zarr"
-    command = [sys.executable, "-m", "kdpipe", *map(str, _cache(built, out, "--signals", SIGNALS, "--views", 1))]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    assert run_command(None, *_cache(built, out, "--signals", SIGNALS, "--views", 1)).code == 0
     return out
 
 
@@ -95,15 +94,15 @@ def test_views_are_added(built: Built, kdpipe: Kdpipe, store: Path, tmp_path: Pa
     refused(other, "features:layer2: the store has 32, asked for none", "--overwrite")
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_digest(built: Built, store: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_ends_with_the_same_digest(
+    built: Built, store: Path, tmp_path: Path, commands: Server, kdpipe: Kdpipe
+) -> None:
     out = tmp_path / "killed.zarr"
     arguments = _cache(built, out, "--signals", SIGNALS, "--views", 1)
-    command = [sys.executable, "-m", "kdpipe", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ledger = out.with_name(out.name + ".ledger")
     killed = 0
     for lines in (0, 5, 10):  # a shard is five files
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        process = commands.start(*arguments)
         deadline = time.monotonic() + 60
         while process.poll() is None and (not ledger.exists() or ledger.read_bytes().count(b"\n") < lines):
             assert time.monotonic() < deadline
@@ -111,7 +110,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_digest(built: Built, store: 
         process.kill()
         killed += process.wait() == -signal.SIGKILL
     assert killed >= 2
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert kdpipe(*arguments).code == 0
     assert open_store(out).digest == open_store(store).digest
     for file in store.rglob("*"):
         if file.is_file() and file.name != "zarr.json":
@@ -198,11 +197,14 @@ def test_the_documented_script_reads_them(store: Path, tmp_path: Path) -> None:
     assert shown["features:layer3 (2, 200, 64)"] == pytest.approx(float(ours.mean()), rel=1e-5)
 
 
-def test_the_documented_python_reads_them(store: Path, tmp_path: Path) -> None:
+def test_the_documented_python_reads_them(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = [
         block.split("```")[0]
         for block in (ROOT / "docs" / "guides" / "signals.md").read_text().split("```python\n")[1:]
     ]
     (tmp_path / "logits.zarr").symlink_to(store)
-    shown = "\nassert features.shape == (128, 64) and str(features.dtype) == 'torch.float32'"
-    subprocess.run([sys.executable, "-c", code + shown], check=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, torch.Tensor] = {}
+    exec(code, scope)
+    assert scope["features"].shape == (128, 64)
+    assert scope["features"].dtype == torch.float32

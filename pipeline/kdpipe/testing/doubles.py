@@ -23,14 +23,16 @@ TIMES = frozenset({"seconds", "images_per_second"})
 """Keys of a checkpoint and columns of a history that differ between two runs of the same training."""
 
 
-def small_network(num_classes: int = 10, *, width: int = 8, seed: int = 1) -> nn.Sequential:
-    """Return a convolutional network for images of 8 x 8 pixels or more, with weights drawn by ``seed``.
+def small_network(num_classes: int = 10, *, width: int = 8, seed: int | None = 1) -> nn.Sequential:
+    """Return a convolutional network for images of 8 x 8 pixels or more.
 
     It has two batch norms, and penultimate features ``(n, 2 * width)``, the input of its last layer. A step on 32
-    images of 16 x 16 pixels takes about 2 ms on one core. Torch's generator is left as it was.
+    images of 16 x 16 pixels takes about 2 ms on one core. The weights are drawn by ``seed``, which leaves torch's
+    generator as it was; with ``None`` they are drawn by that generator.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         return nn.Sequential(
             nn.Conv2d(3, width, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),

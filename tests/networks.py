@@ -1,0 +1,47 @@
+"""Small networks for commands, such as ``--student tests.networks:small --input-size 16``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kdpipe.testing.doubles import Dropping, Starving, small_network
+
+SMALL, DROPPING = (f"tests.networks:{name}" for name in ("small", "dropping"))
+
+SEEN: list[tuple[int, ...]] = []
+"""Shapes of the batches that ``counting`` networks took."""
+
+PROBES = 1
+"""Forward passes in evaluation mode before a command trains."""
+
+
+def small(num_classes: int) -> nn.Module:
+    """Return a network that takes 3 ms for a step on 32 images of 16 x 16 pixels."""
+    return small_network(num_classes, seed=None)
+
+
+def dropping(num_classes: int) -> nn.Module:
+    """Return a network that draws from torch's generator at every step."""
+    return Dropping(small(num_classes))
+
+
+def starving(num_classes: int) -> nn.Module:
+    """Return a network whose memory suffices for seven steps, and from then on for batches of 8."""
+    return Starving(small(num_classes), 7, training=True)
+
+
+def blind(num_classes: int) -> nn.Module:
+    """Return a network whose memory suffices for training, and not for a validation."""
+    return Starving(small(num_classes), PROBES, training=False)
+
+
+def untestable(num_classes: int) -> nn.Module:
+    """Return a network whose memory suffices for training and two validations, and not for the test."""
+    return Starving(small(num_classes), PROBES + 2, training=False)
+
+
+def counting(num_classes: int) -> nn.Module:
+    """Return always the same network; it adds the shape of each batch to ``SEEN``."""
+    network = small_network(num_classes)
+    network.register_forward_pre_hook(lambda _network, images: SEEN.append(tuple(images[0].shape)))
+    return network
