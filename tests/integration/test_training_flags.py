@@ -1,11 +1,11 @@
-"""How the flags of the optimiser and its schedules reach a run."""
+"""Flags of the optimizer and its schedules, from the command line to a run."""
 
 from __future__ import annotations
 
 import csv
 import json
 import re
-import subprocess
+import resource
 import sys
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import LIMITS, Built, Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused, run_command
+from tests.processes import Server, Started
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 2)
+
+
+@pytest.fixture(scope="module")
+def plain(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without further flags."""
+    out = tmp_path_factory.mktemp("plain") / "run"
+    assert run_command(None, *STUDENT, "--store", built.store, "--out", out).code == 0
+    return out
 
 
 @pytest.mark.parametrize(
@@ -28,36 +37,37 @@ STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", 
     ],
 )
 def test_a_student_trains_and_is_recorded(
-    flags: tuple[object, ...], built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+    flags: tuple[object, ...], built: Built, plain: Path, tmp_path: Path, kdpipe: Callable[..., Outcome]
 ) -> None:
-    plain = kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "plain")
-    outcome = kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "run", *flags)
-    assert (plain.code, outcome.code) == (0, 0)
-    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("plain", "run")]
+    assert kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "run", *flags).code == 0
+    weights = [(run / "model.safetensors").read_bytes() for run in (plain, tmp_path / "run")]
     assert weights[0] != weights[1]
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["parameters"]
     for flag, value in pairwise(flags):
-        if str(flag).startswith("--") and isinstance(value, float):
+        if str(flag).startswith("--") and isinstance(value, int | float):
             assert recorded[str(flag)[2:].replace("-", "_")] == value
 
 
-def test_a_resumed_run_must_learn_in_the_same_way(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-    run = (*STUDENT, "--store", built.store, "--out", tmp_path / "run")
-    assert kdpipe(*run).code == 0
+def test_a_resumed_run_must_learn_in_the_same_way(built: Built, plain: Path, kdpipe: Callable[..., Outcome]) -> None:
+    run = (*STUDENT, "--store", built.store, "--out", plain)
     refused(kdpipe(*run, "--resume", "--ema", 0.9), "ema: None then, 0.9 now")
     assert kdpipe(*run, "--resume", "--checkpoint-every", 5).code == 0
 
 
-def test_momentum_is_nesterov_s_or_plain(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
-    def weights(out: str, *flags: object) -> bytes:
-        assert kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / out, *flags).code == 0
-        recorded = json.loads((tmp_path / out / "run.json").read_text())["parameters"]
+def test_momentum_is_nesterov_s_or_plain(
+    built: Built, plain: Path, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    def weights(out: Path, *flags: object) -> bytes:
+        if flags:
+            assert kdpipe(*STUDENT, "--store", built.store, "--out", out, *flags).code == 0
+        recorded = json.loads((out / "run.json").read_text())["parameters"]
         assert recorded["nesterov"] is ("--no-nesterov" not in flags)
-        return (tmp_path / out / "model.safetensors").read_bytes()
+        return (out / "model.safetensors").read_bytes()
 
-    assert weights("default") == weights("nesterov", "--nesterov") != weights("plain", "--no-nesterov")
-    plain = (*STUDENT, "--store", built.store, "--out", tmp_path / "plain", "--resume")
-    refused(kdpipe(*plain), "nesterov: False then, True now")
+    without = tmp_path / "without"
+    assert weights(plain) == weights(tmp_path / "nesterov", "--nesterov") != weights(without, "--no-nesterov")
+    resumed = kdpipe(*STUDENT, "--store", built.store, "--out", without, "--resume")
+    refused(resumed, "nesterov: False then, True now")
     refused(
         kdpipe(*STUDENT, "--optimizer", "adamw", "--no-nesterov", "--out", tmp_path / "adamw"),
         "no-nesterov is for sgd, adamw has no such momentum",
@@ -77,33 +87,33 @@ def test_the_saved_model_is_the_one_that_was_tested(
         assert "running" in name or not torch.equal(value, state["model"][name])
 
 
-def limited(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command that may take 1,000 MiB of addresses more than it has when everything is imported."""
-    program = (
-        "import resource, sys, torch, torchvision, kdpipe.student, kdpipe.models, stages.train_student; "
-        "from pathlib import Path; from kdpipe.stages.cli import main; torch.set_num_threads(1); "
-        "taken = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize(); "
-        "resource.setrlimit(resource.RLIMIT_AS, (taken + 1000 * 2**20, resource.RLIM_INFINITY)); main(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _limited(commands: Server, *arguments: object) -> Started:
+    """Run a command that may take 1,000 MiB of addresses more than it has at its start, with everything imported."""
+    process = commands.start(*arguments)
+    taken = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (taken + 1000 * 2**20, resource.RLIM_INFINITY))
+    return process
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
-def test_memory_that_does_not_suffice_is_one_line_with_a_size_that_does(tmp_path: Path) -> None:
-    command = ("train-student", "--data", "digits", "--student", "resnet20", "--device", "cpu", "--epochs", 1)
-    refusal = limited(*command, "--batch-size", 1024, "--out", tmp_path / "large")
-    assert refusal.returncode == 1
-    assert "Traceback" not in refusal.stderr
-    message = refusal.stderr.strip().splitlines()[-1]
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
+def test_memory_that_does_not_suffice_is_one_line_with_a_size_that_does(commands: Server, tmp_path: Path) -> None:
+    command = ("train-student", "--data", "digits", "--limit-test", 10, "--student", "resnet20", "--device", "cpu")
+    command = (*command, "--epochs", 1)
+    process = _limited(commands, *command, "--batch-size", 1024, "--out", tmp_path / "large")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in errors
+    message = errors.strip().splitlines()[-1]
     found = re.search(r"cpu ran out of memory at a batch size of 1024; (\d+) fit\. Try --batch-size (\d+);", message)
     assert found is not None, message
     fits = int(found[1])
     assert found[2] == found[1]
     assert 16 <= fits <= 512
     # Half of it, because addresses are limited here, which a process runs out of in more ways than of memory.
-    trained = limited(*command, "--batch-size", fits // 2, "--out", tmp_path / "fits")
-    assert trained.returncode == 0, trained.stderr
+    half = ("--batch-size", fits // 2, "--limit-train", fits // 2)
+    process = _limited(commands, *command, *half, "--out", tmp_path / "fits")
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
 
 
 def test_weights_and_temperature_that_follow_the_epochs(
@@ -128,5 +138,5 @@ def test_a_store_must_serve_the_largest_temperature(
     cached = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu")
     assert kdpipe(*cached, "--views", 1, "--encoding", "sqrtp8@4", "--out", store).code == 0
     command = (*STUDENT, "--store", store, "--out", tmp_path / "run", "--temperature")
-    refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "asks for 9")
+    refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "needs 9")
     assert kdpipe(*command, "linear:2,4").code == 0
