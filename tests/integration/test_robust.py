@@ -160,9 +160,9 @@ def test_a_robust_teacher(tmp_path: Path, kdpipe: Kdpipe) -> None:
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (("--adversarial", "pgd:8,10"), "EPS is how far pixels in 0..1 may move, above 0 and at most 1, not '8'"),
-        (("--adversarial", "pgd:8/255,none"), "STEPS is a whole number of 1 or more, not 'none'"),
-        (("--adversarial", "autoattack"), "'autoattack' is no attack, expected pgd:EPS,STEPS"),
+        (("--adversarial", "pgd:8,10"), "epsilon=8, expected a number, above 0 and at most 1"),
+        (("--adversarial", "pgd:8/255,none"), "steps=none, expected a whole number"),
+        (("--adversarial", "autoattack"), "unknown attack 'autoattack'. Known: pgd"),
         (("--robust-loss", "ard", "--store", "no.zarr"), "robust-loss needs adversarial"),
         (("--robust-loss", "ard", "--adversarial", "pgd:8/255,10"), "robust-loss is for soft targets"),
         (("--robust-loss", "trades", "--adversarial", "pgd:8/255,10"), "'ard' or 'rslad'"),
@@ -176,7 +176,7 @@ def test_refused_trainings(flags: tuple[str, ...], part: str, tmp_path: Path, kd
 def test_refused_benchmarks(runs: Path, tmp_path: Path, kdpipe: Kdpipe) -> None:
     asked = ("--run", runs / "clean", "--out", tmp_path / "report")
     refused(kdpipe(*COMPARE, *asked, "--adversarial-samples", 5), "adversarial-samples needs adversarial")
-    refused(kdpipe(*COMPARE, *asked, "--adversarial", "pgd:2,5"), "not '2'")
+    refused(kdpipe(*COMPARE, *asked, "--adversarial", "pgd:2,5"), "epsilon=2, expected a number, above 0")
     assert not (tmp_path / "report").exists()
 
 

@@ -166,7 +166,7 @@ class TestImport:
         refuse(train[:, :9], "(200, 9)", "expected (200, 10)")
         refuse(np.load(files["views"]), "(3, 200, 10)")
         refuse(train, "expected (3, 200, 10)", flags=("--recipe", "crop-flip", "--views", 2))
-        refuse(train, "go together", flags=("--views", 2))
+        refuse(train, "the plain view only", flags=("--views", 2))
         refuse(train.astype(int), "int64")
         refuse(np.array([{"a": 1}], dtype=object), "bad.npy", "numpy.save")
         probabilities = np.exp(train - train.max(1, keepdims=True))

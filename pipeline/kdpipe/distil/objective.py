@@ -56,10 +56,12 @@ class Distillation:
     def terms(self, epoch: int, epochs: int) -> Terms:
         """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``."""
         loss = self._at(None if self.temperature is None else self.temperature.at(epoch, epochs))
-        published = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
+        kd_weight, ce_weight = self.kd_weight, self.ce_weight
+        if kd_weight is None:
+            kd_weight = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
         curves = {
-            "kd_weight": published if self.kd_weight is None else _curve(self.kd_weight),
-            "ce_weight": _curve(loss.ce_weight if self.ce_weight is None else self.ce_weight),
+            "kd_weight": _curve(kd_weight),
+            "ce_weight": _curve(loss.ce_weight if ce_weight is None else ce_weight),
         }
         if self.temperature is not None:
             curves["temperature"] = self.temperature
