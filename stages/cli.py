@@ -112,8 +112,7 @@ def inspect_command(
 
         kdpipe inspect logits.zarr --json
     """
-    from kdpipe.stages.storing import fidelity_lines
-    from kdpipe.store.inspect import summary
+    from kdpipe.store.inspect import fidelity_lines, summary
 
     found = summary(store)
     if as_json:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from kdpipe.errors import ModelError
 from kdpipe.metrics import Logits, accuracy
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.storing import Storing
-from kdpipe.store.inspect import summary
+from kdpipe.store.inspect import fidelity_lines, summary
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import Candidate, Choice
 from kdpipe.store.skeleton import settled
@@ -80,28 +79,3 @@ def report(params: Storing) -> None:
         f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
         f"Next: kdpipe train-student --data {params.dataset.data} --store {params.output.out} --student NAME --out DIR"
     )
-
-
-def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
-    """Return one line per split on what the encoding lost, and a warning where that exceeds the budget.
-
-    ``found`` is what ``kdpipe.store.summary`` returns.
-    """
-    lines = []
-    for name, split in found["splits"].items():
-        figures = split["fidelity"] or {"rows": 0}
-        means = {key[4:-5]: value for key, value in figures.items() if key.endswith("_mean")}
-        if means:
-            losses = ", ".join(f"{mean:.1e} (p99 {figures[f'kl_t{t}_p99']:.1e}) at T={t}" for t, mean in means.items())
-            lines.append(
-                f"{found['encoding']} over {figures['rows']:,} {name} rows: mean KL {losses}; "
-                f"top-1 agreement {figures['top1_agreement']:.3%}."
-            )
-    budget = found["budget"]
-    if budget is not None and budget["exceeded"]:
-        lost = ", ".join(f"{kl:.2e} at T={t:g}" for t, kl in zip(budget["temperatures"], budget["kl"], strict=True))
-        lines.append(
-            f"warning: the mean KL over all training rows, {lost}, exceeds the budget of {budget['max_kl']:g}. The "
-            "pilot was not typical: make a store with a lower --max-kl."
-        )
-    return lines

@@ -56,6 +56,31 @@ def summary(store: Path) -> dict[str, Any]:
     }
 
 
+def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return one line per split on what the encoding lost, and a warning where that exceeds the budget.
+
+    ``found`` is the result of ``summary``.
+    """
+    lines = []
+    for name, split in found["splits"].items():
+        figures = split["fidelity"] or {"rows": 0}
+        means = {key[4:-5]: value for key, value in figures.items() if key.endswith("_mean")}
+        if means:
+            losses = ", ".join(f"{mean:.1e} (p99 {figures[f'kl_t{t}_p99']:.1e}) at T={t}" for t, mean in means.items())
+            lines.append(
+                f"{found['encoding']} over {figures['rows']:,} {name} rows: mean KL {losses}; "
+                f"top-1 agreement {figures['top1_agreement']:.3%}."
+            )
+    budget = found["budget"]
+    if budget is not None and budget["exceeded"]:
+        lost = ", ".join(f"{kl:.2e} at T={t:g}" for t, kl in zip(budget["temperatures"], budget["kl"], strict=True))
+        lines.append(
+            f"warning: the mean KL over all training rows, {lost}, exceeds the budget of {budget['max_kl']:g}. The "
+            "pilot was not typical: make a store with a lower --max-kl."
+        )
+    return lines
+
+
 def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Describe one split; ``sizes`` are those of the finished files by path."""
     split = found.splits[name]

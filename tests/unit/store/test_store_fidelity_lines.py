@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kdpipe.stages.storing import fidelity_lines
+from kdpipe.store.inspect import fidelity_lines
 
 
 def found(*, rows: int = 5, exceeded: bool | None = None) -> dict[str, Any]:
