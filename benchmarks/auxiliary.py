@@ -1,4 +1,4 @@
-"""What an auxiliary task adds: the same student with and without --aux rotation, of labels alone and of a teacher.
+"""Gain by an auxiliary task: the same student with and without --aux rotation, of labels alone and of a teacher.
 
     python benchmarks/auxiliary.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 

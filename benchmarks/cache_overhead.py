@@ -1,4 +1,4 @@
-"""What caching costs beyond the teacher: cache-teacher's steady state against a loop that throws its logits away.
+"""Cost of caching beyond the teacher: cache-teacher's steady state against a loop that throws its logits away.
 
     python benchmarks/cache_overhead.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 

@@ -3,7 +3,7 @@
     python benchmarks/chains.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 The last student of every chain is the same network, trained on the same images and views for as many epochs with the
-same loss and optimiser, from each of the --seeds:
+same loss and optimizer, from each of the --seeds:
 
     alone         no teacher
     one-way       the given teacher

@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the time to write and read it, and its size, for a small and a large student.
+"""Cost of a checkpoint: the time to write and read it, and its size, for a small and a large student.
 
     python benchmarks/checkpoint_cost.py
 

@@ -1,9 +1,9 @@
-"""What consistent views are worth: cached views against a live teacher, fixed labels and labels of other crops.
+"""Accuracy by consistency of views: cached views against a live teacher, fixed labels and labels of other crops.
 
     python benchmarks/consistency.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
 Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (2022): teacher and student should be
-shown the same crop. Students of equal initialisation, order, epochs, optimiser and loss differ in where their soft
+shown the same crop. Students of equal initialization, order, epochs, optimizer and loss differ in where their soft
 targets come from:
 
     none       nowhere: labels only, fresh crops each epoch
@@ -107,7 +107,7 @@ LABEL_VIEWS = {"fixed": plain_view, "mismatch": other_view}
 
 @dataclass
 class Experiment:
-    """What all runs share: the data, the store and the teacher."""
+    """The data, the store and the teacher, shared by all runs."""
 
     options: argparse.Namespace
     device: torch.device
@@ -151,7 +151,7 @@ class Experiment:
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """What ``kdpipe inspect`` says of the store."""
+        """Output of ``kdpipe inspect`` for the store."""
         return describe(self.store.path)
 
     @property

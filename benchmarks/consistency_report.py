@@ -1,4 +1,4 @@
-"""What ``consistency.py`` makes of its runs: figures for each arm, differences in pairs, and a plot."""
+"""Report of ``consistency.py``: figures for each arm, differences in pairs, and a plot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BANDS = {
     "mismatch": ("#CC79A7", "-.", "cached label of another crop"),
     "none": (STYLES["none"][0], ":", "labels only"),
 }
-"""Colour, dashes and label of the arms that do not depend on the number of cached views."""
+"""Color, dashes and label of the arms that do not depend on the number of cached views."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.tick_params(colors=INK, labelsize=9)
     axes.grid(visible=True, axis="y", color="#E6E6E6", linewidth=0.7)
     top1 = {arm: found["top1"] for arm, found in result["arms"].items()}
-    for arm, (colour, dashes, label) in BANDS.items():
+    for arm, (color, dashes, label) in BANDS.items():
         if arm in top1:
             mean, spread = 100 * top1[arm]["mean"], 100 * (top1[arm]["std"] or 0)
-            axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-            axes.axhline(mean, color=colour, linestyle=dashes, linewidth=1.4, label=label)
+            axes.axhspan(mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+            axes.axhline(mean, color=color, linestyle=dashes, linewidth=1.4, label=label)
     cached = {int(arm.removeprefix("cache-")): found for arm, found in top1.items() if arm.startswith("cache-")}
     if cached:
         axes.errorbar(

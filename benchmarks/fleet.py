@@ -1,4 +1,4 @@
-"""What training four students together saves over training them one after the other, against what it could save.
+"""Speed-up of four students trained together over one after the other, against the largest possible.
 
     python benchmarks/fleet.py --data folder:PATH/cifar10 --photos PATH/photos
 
@@ -206,7 +206,7 @@ class Case:
     def _step(self, model: Model, batches: Batches) -> Any:
         """Return what takes as many steps as a training and returns the seconds; it has run once."""
         module = model.module.to(batches.device).train()
-        optimiser = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
         rendered = list(batches.epoch(0)[1])
 
         def seconds() -> float:
@@ -214,9 +214,9 @@ class Case:
             for _ in range(self.options.epochs):
                 for batch in rendered:
                     logits = module(model.preset.normalize(batch.pixels[0]))
-                    optimiser.zero_grad(set_to_none=True)
+                    optimizer.zero_grad(set_to_none=True)
                     torch.autograd.backward(F.cross_entropy(logits, batch.labels))
-                    optimiser.step()
+                    optimizer.step()
             _wait(batches.device)
             return time.perf_counter() - began
 

@@ -1,4 +1,4 @@
-"""What each distillation loss costs a student: the seconds of an epoch with it, against one without any.
+"""Cost of each distillation loss: the seconds of an epoch with it, against one without any.
 
     python benchmarks/loss_cost.py --data folder:PATH/cifar10 --store PATH/logits.zarr
 

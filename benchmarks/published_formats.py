@@ -27,7 +27,7 @@ _CROPS_PER_FILE = 50
 
 @dataclass(frozen=True)
 class Read:
-    """What came back."""
+    """The decoded logits."""
 
     log_probabilities: torch.Tensor
     """Float32 ``(n, classes)``."""
@@ -44,7 +44,7 @@ class Format:
     name: str
     k: int
     source: str
-    """Where its code is public."""
+    """Address of its code."""
     roundtrip: Callable[[torch.Tensor, int], Read]
 
 

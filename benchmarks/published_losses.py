@@ -49,7 +49,7 @@ class Published:
     student_alone: float
     """The same student without a teacher, as the source or the recipe has it."""
     page: str
-    """Where the figure was read."""
+    """Source of the figure."""
 
 
 _DIST = "https://github.com/hunto/DIST_KD"

@@ -1,4 +1,4 @@
-"""How far training in windows of chunks is from a full shuffle: distinct classes in a batch, dataset sorted by class.
+"""Windows of chunks against a full shuffle: distinct classes in a batch, dataset sorted by class.
 
     python benchmarks/shuffle.py
 

@@ -61,7 +61,7 @@ class Trainer:
 
     @property
     def store(self) -> Path:
-        """Where the store is."""
+        """Path of the store."""
         return self.folder / "signals.zarr"
 
     def cache(self) -> None:

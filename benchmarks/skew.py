@@ -1,4 +1,4 @@
-"""What class-balanced sampling does on a skewed training set: recalls with and without --balance.
+"""Class-balanced sampling on a skewed training set: recalls with and without --balance.
 
     python benchmarks/skew.py
 

@@ -41,7 +41,7 @@ from kdpipe.store.writer import build
 
 RESULT = Path(__file__).parent / "results" / "store_read.json"
 TARGETS = {"gather": 0.8, "gather_and_decode": 0.8, "decode_plane": 0.6, "verify": 0.8}
-"""How fast each must be, as a share of the plain way that is named first in its ratio."""
+"""Target speed of each, as a fraction of the plain way that its ratio names first."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What soft targets cost a student: cached ones against none read, none at all, and a teacher in the loop.
+"""Cost of soft targets in an epoch: cached ones against none read, none at all, and a teacher in the loop.
 
     python benchmarks/student_epoch.py --data folder:PATH/cifar10 --store PATH/logits.zarr \\
         --teacher resnet20 --weights PATH/cifar10-resnet20.safetensors

@@ -23,7 +23,7 @@ class Logits:
     values: torch.Tensor
     """Float32 ``(n, classes)``, in random order."""
     rows_per_second: float
-    """How fast the teacher gives them on this machine; for a stand-in, a ResNet-50 at 224."""
+    """The teacher's speed on this machine; for a stand-in, a ResNet-50 at 224."""
 
 
 def cifar10(data: str, teacher: str, weights: str, *, rows: int) -> Logits:

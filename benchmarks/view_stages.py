@@ -1,4 +1,4 @@
-"""Where the time of rendering goes: timers around the functions that a ``Renderer`` calls."""
+"""Time of each stage of rendering: timers around the functions that a ``Renderer`` calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast views are rendered: against a training step of resnet8, and against torchvision's transforms.
+"""Speed of rendering: against a training step of resnet8, and against torchvision's transforms.
 
     python benchmarks/views.py --data folder:PATH/cifar10 --photos folder:PATH/photos
 
@@ -38,7 +38,7 @@ from kdpipe.views import Geometry, Renderer
 
 RESULT = Path(__file__).parent / "results" / "views.json"
 STEP_LIMITS = {"crop-flip": 0.10, "rrc-flip+color": 0.25}
-"""How much of a training step rendering may take."""
+"""Largest share of a training step for rendering."""
 PHOTO_RECIPES = ("rrc-flip", "rrc-flip+color")
 
 Batches = list[npt.NDArray[np.int64]]

@@ -26,7 +26,7 @@ def recomputed(
 ) -> list[str]:
     """Compare ``rows`` random rows with what the teachers say now; return one line for each fault.
 
-    The teacher's normalisation, size and precision are those that the store records.
+    The teacher's normalization, size and precision are those that the store records.
 
     Raises:
         ParamsError: the numbers of teachers and weights differ.

@@ -1,4 +1,4 @@
-"""What all tests share: an own cache directory, one thread, and the command line in this process."""
+"""Fixtures of all tests: a cache directory, one thread, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

@@ -1,5 +1,5 @@
 /*!
- * iframe-worker 1.0.4: a WebWorker for pages that are opened from the disk. https://www.npmjs.com/package/iframe-worker
+ * iframe-worker 1.0.4: a WebWorker for pages that are opened from the disk. MIT license.
  *
  * Copyright (c) 2020-2022 Martin Donath <martin.donath@squidfunk.com>
  *

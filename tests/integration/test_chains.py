@@ -134,7 +134,7 @@ def test_a_run_of_other_classes(run: str) -> None:
 
 @pytest.mark.parametrize("command", ["train-student", "train-teacher"])
 def test_the_first_step_of_a_fine_tuning(command: str, kdpipe: Kdpipe, tmp_path: Path) -> None:
-    """One batch of all samples: the loss is that of the weights, on pixels normalised as their header says."""
+    """One batch of all samples: the loss is that of the weights, on pixels normalized as their header says."""
     file = save_teacher(tmp_path / "begin.safetensors")
     named = ("--student", "resnet14") if command == "train-student" else ("--model", "resnet14")
     begun = (command, *LIMITS, *named, "--epochs", 1, "--batch-size", 200, "--device", "cpu", "--init-weights", file)

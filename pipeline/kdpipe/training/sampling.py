@@ -110,10 +110,10 @@ def _whole(weights: npt.NDArray[np.float64]) -> list[int]:
 
 def _balanced(owned: Sequence[int], is_class: npt.NDArray[np.bool_]) -> list[int]:
     """Return the weights of the groups with equal ones for all classes that have any, times their number."""
-    classes = [share for share, labelled in zip(owned, is_class, strict=True) if labelled and share]
+    classes = [share for share, labeled in zip(owned, is_class, strict=True) if labeled and share]
     return [
-        sum(classes) * (share > 0) if labelled else share * max(1, len(classes))
-        for share, labelled in zip(owned, is_class, strict=True)
+        sum(classes) * (share > 0) if labeled else share * max(1, len(classes))
+        for share, labeled in zip(owned, is_class, strict=True)
     ]
 
 
