@@ -160,22 +160,37 @@ def fit(
                 progress=progress,
                 say=say,
             )
-        failed = []
-        for task, student, cost, log in zip(tasks, students, trained, logs, strict=True):
-            outcome = (
-                cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, student.validation)
-            )
-            if not isinstance(outcome, KdpipeError):
-                log.finish(outcome, epoch=params.optimization.epochs)
-                continue
-            if alone:
-                raise outcome
-            failed.append(task.run.path.name)
-            if outcome is not cost:
-                say(f"{task.run.path} is left out: {outcome}")
-                task.run.write_failure(str(outcome))
-                log.fail()
-    return failed
+        ended = zip(tasks, students, trained, logs, strict=True)
+        failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
+    return [name for name in failures if name is not None]
+
+
+def _end(
+    task: Task,
+    student: Student,
+    cost: Cost | KdpipeError,
+    log: Logs,
+    test_set: Dataset,
+    plain: Plain,
+    *,
+    alone: bool,
+) -> str | None:
+    """Test a trained model and end its log; return its name where it failed and others did not, else ``None``.
+
+    Raises:
+        KdpipeError: it failed, and is the only one.
+    """
+    outcome = cost if isinstance(cost, KdpipeError) else _tested(task, test_set, cost, plain, student.validation)
+    if not isinstance(outcome, KdpipeError):
+        log.finish(outcome, epoch=task.params.optimization.epochs)
+        return None
+    if alone:
+        raise outcome
+    if outcome is not cost:
+        say(f"{task.run.path} is left out: {outcome}")
+        task.run.write_failure(str(outcome))
+        log.fail()
+    return task.run.path.name
 
 
 def _record(
