@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +26,8 @@ from kdpipe.training.schedule import Order
 from kdpipe.training.settings import Optimization
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
-from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
+from tests.conftest import LIMITS, Built, Outcome, refused, run_command
+from tests.processes import Server, Started
 
 Kdpipe = Callable[..., Outcome]
 
@@ -53,8 +51,8 @@ def store(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _train(store: Path, out: Path, *flags: object, loss: str = LOSS) -> tuple[object, ...]:
     return (
-        *("train-student", *LIMITS, "--store", store, "--student", "resnet8", "--out", out, "--device", "cpu"),
-        *("--epochs", 2, "--batch-size", 64, "--loss", loss, *flags),
+        *("train-student", *LIMITS, "--store", store, "--student", "resnet8", "--input-size", 16, "--out", out),
+        *("--device", "cpu", "--epochs", 2, "--batch-size", 64, "--loss", loss, *flags),
     )
 
 
@@ -168,18 +166,12 @@ def test_signals_that_do_not_fit_in_memory_are_learned_from_in_windows(
     assert abs(float(_history(run)[0]["features"]) / float(_history(whole)[0]["features"]) - 1) < 0.3
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bytes(store: Path, tmp_path: Path) -> None:
-    def start(out: Path, *flags: object) -> subprocess.Popen[bytes]:
-        command = _train(store, out, "--checkpoint-every", 0, "--epochs", 4, *flags)
-        return subprocess.Popen(
-            [sys.executable, "-m", "kdpipe", *map(str, command)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            cwd=ROOT,
-            stderr=subprocess.DEVNULL,
-        )
+def test_killed_and_resumed_it_ends_with_the_same_bytes(store: Path, commands: Server, tmp_path: Path) -> None:
+    def start(out: Path, *flags: object) -> Started:
+        return commands.start(*_train(store, out, "--checkpoint-every", 0, "--epochs", 8, *flags))
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait(120) == 0
+    assert start(whole).wait() == 0
     resume: tuple[str, ...] = ()
     for steps in (2, 4):
         process, seen, deadline = start(killed, *resume), 0, time.monotonic() + 60
@@ -190,9 +182,9 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(store: Path, tmp_path: P
             seen, newest = seen + (written != newest), written
             time.sleep(0.0005)
         process.kill()
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL
         resume = ("--resume",)
-    assert start(killed, *resume).wait(120) == 0
+    assert start(killed, *resume).wait() == 0
     assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert _history(killed) == _history(whole)
 
@@ -220,7 +212,7 @@ def test_students_that_are_trained_together_learn_as_each_does_alone(
     listed = [f"- {{name: {name}, student: resnet8, loss: '{loss}', seed: 3}}" for name, loss in losses.items()]
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("\n".join(listed))
-    shared = ("train-student", *LIMITS, "--store", store, "--device", "cpu", "--epochs", 2, "--batch-size", 64)
+    shared = ("train-student", *LIMITS, "--store", store, "--input-size", 16, "--device", "cpu", "--epochs", 2)
     assert kdpipe(*shared, "--fleet", fleet, "--out", tmp_path / "all").code == 0
     for name, loss in losses.items():
         alone = tmp_path / name

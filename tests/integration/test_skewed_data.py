@@ -24,7 +24,7 @@ from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 Kdpipe = Callable[..., Outcome]
 Batches = list[npt.NDArray[np.int64]]
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2, "--batch-size", 32)
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 2)
 
 
 @pytest.fixture
@@ -90,24 +90,15 @@ def _recall(run: Path, spec: str) -> npt.NDArray[np.float64]:
     return np.array([right[test.labels == label].mean() for label in range(10)])
 
 
-def test_balance_draws_all_classes_alike_and_small_ones_are_learnt(
+def test_balance_draws_all_classes_alike_and_small_ones_are_learned(
     skewed: str, tmp_path: Path, kdpipe: Kdpipe, seen: list[Batches]
 ) -> None:
     images = dataset.load(skewed, "train")
     classes = np.bincount(images.labels)
     assert classes.max() > 15 * classes.min()
     command = (
-        "train-teacher",
-        "--data",
-        skewed,
-        "--model",
-        "resnet8",
-        "--device",
-        "cpu",
-        "--epochs",
-        8,
-        "--batch-size",
-        32,
+        *("train-teacher", "--data", skewed, "--model", "resnet8", "--input-size", 16, "--device", "cpu"),
+        *("--epochs", 8, "--batch-size", 32),
     )
     recalls = {}
     for name, flags in {"plain": (), "balanced": ("--balance",)}.items():
@@ -134,7 +125,7 @@ def test_balance_draws_all_classes_alike_and_small_ones_are_learnt(
     assert "sample_weights" not in _lineage(tmp_path / "plain")
 
 
-def test_weights_are_what_they_say(built: Built, tmp_path: Path, kdpipe: Kdpipe, seen: list[Batches]) -> None:
+def test_weights_are_obeyed(built: Built, tmp_path: Path, kdpipe: Kdpipe, seen: list[Batches]) -> None:
     digits = dataset.load("digits", "train", 200)
     weights = np.where(np.arange(200) % 4 == 0, 3, np.where(np.arange(200) % 4 == 1, 1, 0))
     file = _weights(tmp_path / "weights.csv", digits, weights)
@@ -244,7 +235,8 @@ def test_the_documented_script_writes_weights(
     monkeypatch.chdir(tmp_path)
     script = (ROOT / "docs" / "guides" / "class-sizes.md").read_text().split("```python\n")[1].split("```")[0]
     subprocess.run([sys.executable, "-c", script], check=True)
-    train = ("train-teacher", "--data", "folder:images", "--model", "resnet8", "--device", "cpu", "--epochs", 1)
-    outcome = kdpipe(*train, "--sample-weights", "weights.csv", "--limit-train", 100, "--out", "run")
+    train = ("train-teacher", "--data", "folder:images", "--model", "resnet8", "--input-size", 16, "--epochs", 1)
+    weighed = ("--sample-weights", "weights.csv", "--limit-train", 100)
+    outcome = kdpipe(*train, *weighed, "--device", "cpu", "--out", "run")
     assert outcome.code == 0
     assert "Drawing each sample 1 to 1 times" in outcome.err
