@@ -228,7 +228,7 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_the_logs_of_a_student_that_is_left_out_end_as_failed(repository: Path, kdpipe: Kdpipe) -> None:
-    flags = ("train-student", *LIMITS, "--student", "resnet8", "--student", "tests.integration.test_fleet:starving")
+    flags = ("train-student", *LIMITS, "--student", "resnet8", "--student", "tests.networks:starving")
     flags = (*flags, "--epochs", EPOCHS, "--batch-size", 32, "--tensorboard", "--wandb", "--out", "runs")
     refused(kdpipe(*flags), "(starving)")
     finished, failed = repository / "runs" / "resnet8", repository / "runs" / "starving"
