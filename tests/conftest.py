@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,15 @@ def commands(_own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     server = Server(tmp_path_factory.mktemp("commands"))
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def programs(commands: Server) -> Iterator[None]:
+    """Puts ``kdpipe``, as a program that starts at once, and ``dvc`` into ``PATH``."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = (commands.shim(), Path(sys.executable).parent, os.environ["PATH"])
+        patch.setenv("PATH", os.pathsep.join(map(str, folders)))
+        yield
 
 
 @pytest.fixture

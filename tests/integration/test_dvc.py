@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ STUDENTS = {f"train-student@{student}-learning{way}" for student in ("resnet8", 
 
 def _run(folder: Path, *command: str) -> str:
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT / "pipeline"),
         "DVC_NO_ANALYTICS": "1",
         "OMP_NUM_THREADS": "1",
@@ -56,7 +54,7 @@ def _commit(folder: Path, message: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's own pipeline, made small, reproduced once and committed."""
     folder = tmp_path_factory.mktemp("project")
     ignored = shutil.ignore_patterns("__pycache__")

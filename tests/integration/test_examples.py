@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 from tests.integration.test_dvc import _ran, _run, _set
 
 pytest.importorskip("dvc", reason="DVC is not installed: pip install 'kdpipe[dvc]'")
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 def _reproduce(name: str, tmp_path: Path) -> tuple[Path, set[str]]:

@@ -21,6 +21,8 @@ import torch
 import yaml
 
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
+from tests.networks import SMALL
+from tests.processes import Server
 
 pytest.importorskip("dvclive", reason="DVCLive is not installed: pip install 'kdpipe[dvc]'")
 pytest.importorskip("tensorboard", reason="TensorBoard is not installed: pip install 'kdpipe[tensorboard]'")
@@ -31,7 +33,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 EPOCHS = 3
 NAMES = ("dvclive", "tensorboard", "wandb")
-TEACHER = ("train-teacher", *LIMITS, "--model", "resnet8", "--device", "cpu", "--epochs", EPOCHS)
+TEACHER = ("train-teacher", *LIMITS, "--model", SMALL, "--input-size", 16, "--device", "cpu", "--epochs", EPOCHS)
 TIMES = ("seconds", "images_per_second")
 
 
@@ -55,22 +57,32 @@ def _run(folder: Path, *command: str) -> str:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.fixture(scope="module")
+def repositories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DVC repository without a commit, ``fresh``, and one with a commit, ``begun``."""
+    folder = tmp_path_factory.mktemp("repositories")
+    fresh = folder / "fresh"
+    fresh.mkdir()
+    _run(fresh, "git", "init", "--quiet")
+    _run(fresh, "dvc", "init", "--quiet")
+    _run(shutil.copytree(fresh, folder / "begun"), "git", "commit", "--quiet", "--message", "Start")
+    return folder
+
+
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fresh(repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository without a commit, and the working directory."""
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    _run(folder, "git", "init", "--quiet")
-    _run(folder, "dvc", "init", "--quiet")
+    folder = shutil.copytree(repositories / "fresh", tmp_path / "repository")
     monkeypatch.chdir(folder)
     return folder
 
 
 @pytest.fixture
-def repository(fresh: Path) -> Path:
-    """A DVC repository with a commit."""
-    _run(fresh, "git", "commit", "--quiet", "--message", "Start")
-    return fresh
+def repository(repositories: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A DVC repository with a commit, and the working directory."""
+    folder = shutil.copytree(repositories / "begun", tmp_path / "repository")
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def _history(run: Path) -> Series:
@@ -170,6 +182,7 @@ def _hyperparameters(run: Path) -> dict[str, dict[str, Any]]:
 def test_every_log_has_every_figure(built: Built, repository: Path, kdpipe: Kdpipe) -> None:
     outcome = kdpipe(
         *("train-student", *LIMITS, "--store", built.store, "--student", "resnet8", "--epochs", EPOCHS),
+        *("--input-size", 16),
         *("--kd-weight", "linear:1,0.5", "--validation", 0.25, "--out", "runs/a", "--tensorboard", "--wandb"),
     )
     assert outcome.code == 0
@@ -199,12 +212,12 @@ def test_every_log_has_every_figure(built: Built, repository: Path, kdpipe: Kdpi
     assert "test.top1" in _run(repository, "dvc", "metrics", "show", "runs/a/dvclive/metrics.json")
 
 
-def test_students_that_are_trained_together_have_logs_of_their_own(repository: Path, kdpipe: Kdpipe) -> None:
-    members = [{"student": "resnet8"}, {"name": "slow", "student": "resnet8", "lr": 0.01}]
-    (repository / "fleet.yaml").write_text(yaml.safe_dump(members))
-    flags = ("train-student", *LIMITS, "--fleet", "fleet.yaml", "--epochs", EPOCHS, "--out", "runs")
-    assert kdpipe(*flags, "--tensorboard", "--wandb").code == 0
-    for name, lr in (("resnet8", 0.1), ("slow", 0.01)):
+def test_students_that_are_trained_together_have_their_own_logs(repository: Path, kdpipe: Kdpipe) -> None:
+    students = [{"student": SMALL}, {"name": "slow", "student": SMALL, "lr": 0.01}]
+    (repository / "fleet.yaml").write_text(yaml.safe_dump(students))
+    flags = ("train-student", *LIMITS, "--fleet", "fleet.yaml", "--epochs", EPOCHS, "--input-size", 16)
+    assert kdpipe(*flags, "--tensorboard", "--wandb", "--out", "runs").code == 0
+    for name, lr in (("small", 0.1), ("slow", 0.01)):
         _assert_holds(repository / "runs" / name, *NAMES)
         for found in _hyperparameters(repository / "runs" / name).values():
             assert found["lr"] == lr
@@ -228,10 +241,10 @@ def _files(folder: Path) -> dict[Path, bytes]:
 
 
 def test_the_logs_of_a_student_that_is_left_out_end_as_failed(repository: Path, kdpipe: Kdpipe) -> None:
-    flags = ("train-student", *LIMITS, "--student", "resnet8", "--student", "tests.networks:starving")
+    flags = ("train-student", *LIMITS, "--student", SMALL, "--student", "tests.networks:starving", "--input-size", 16)
     flags = (*flags, "--epochs", EPOCHS, "--batch-size", 32, "--tensorboard", "--wandb", "--out", "runs")
     refused(kdpipe(*flags), "(starving)")
-    finished, failed = repository / "runs" / "resnet8", repository / "runs" / "starving"
+    finished, failed = repository / "runs" / "small", repository / "runs" / "starving"
     _assert_holds(finished, *NAMES)
     assert _ends(finished) == (0, "STATUS_SUCCESS")
     assert _ends(failed) == (1, "STATUS_FAILURE")
@@ -261,28 +274,22 @@ def test_logs_change_nothing_in_the_training(repository: Path, kdpipe: Kdpipe) -
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_resumed_run_logs_each_epoch_once(repository: Path, sent: signal.Signals) -> None:
+def test_a_resumed_run_logs_each_epoch_once(repository: Path, sent: signal.Signals, commands: Server) -> None:
     draw = random.Random(time.time_ns())
     run = repository / "run"
-    command = [*map(str, TEACHER), "--out", "run", "--tensorboard", "--wandb", "--batch-size", "32"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'pipeline'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = (*TEACHER, "--out", "run", "--tensorboard", "--wandb", "--batch-size", 32, "--checkpoint-every", 0)
+    command = (*command, "--model", "resnet8", "--input-size", 32)  # slow enough to be killed in the last epoch
     ids, resume = set(), []
     for epochs in (1, 2, None):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kdpipe", *command, "--checkpoint-every", "0", *resume],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=repository,
-        )
+        process = commands.start(*command, *resume, cwd=repository)
         deadline = time.monotonic() + 60
         while epochs is not None and process.poll() is None and _epochs_done(run) < epochs:
             assert time.monotonic() < deadline
             time.sleep(0.001)
         if epochs is not None:
-            time.sleep(draw.uniform(0, 0.1))
+            time.sleep(draw.uniform(0, 0.05))
             process.send_signal(sent)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate()
         assert "Traceback" not in errors
         assert process.returncode == (0 if epochs is None else -9 if sent == signal.SIGKILL else 143), errors
         ids.add((run / "wandb" / "run-id").read_text())
