@@ -132,6 +132,8 @@ def _metavar(kind: Any) -> str:
 
 
 def _fault(place: Sequence[int | str], message: str, value: Any, names: Mapping[str, str]) -> str:
+    # The messages of the project's own parsers contain the value.
+    found = "" if message.startswith("Value error, ") else f", got {value!r}"
     message = message.removeprefix("Value error, ")
     key = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
     whole = not place or isinstance(value, dict | Settings)
@@ -139,7 +141,7 @@ def _fault(place: Sequence[int | str], message: str, value: Any, names: Mapping[
         return message
     if message == "Field required":
         return f"{flag(key)} is missing: give it, or put {key} into a --params file"
-    return f"{names.get(key, flag(key))}: {message}, got {value!r}"
+    return f"{names.get(key, flag(key))}: {message}{found}"
 
 
 def _section(file: Path, section: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Does the teacher still say what the store holds?"""
+"""`kdpipe verify --teacher`: logits of a store, recomputed by its teacher."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_one_perturbed_weight_is_another_teacher(built: Built, kdpipe: Kdpipe, t
     assert len(outcome.err.strip().splitlines()) == 1
 
 
-def test_a_teacher_whose_code_has_changed_is_found_by_what_it_says(
+def test_a_teacher_whose_code_has_changed_is_found_by_its_logits(
     kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = (
@@ -145,7 +145,7 @@ def test_what_cannot_be_recomputed_is_refused(built: Built, kdpipe: Kdpipe, tmp_
     assert "train/codes/c/1/0/0 has 0 bytes" in outcome.err
 
 
-def test_imported_logits_have_no_teacher_to_ask(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_imported_logits_have_no_teacher_to_recompute_them(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     np.save(tmp_path / "train.npy", open_store(built.store).plane(0))
     store = tmp_path / "l.zarr"
     imported = ("import-logits", *LIMITS, "--teacher-name", "theirs", "--logits", tmp_path / "train.npy")

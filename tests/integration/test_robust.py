@@ -22,7 +22,7 @@ from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--batch-size", 25)
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--batch-size", 25)
 COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--latency-repeats", 5, "--device", "cpu")
 
 
@@ -128,7 +128,7 @@ def test_students_of_a_store_learn_robustly_beside_others(built: Built, tmp_path
     }
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(yaml.safe_dump([{"student": "resnet8", "name": name, **each} for name, each in own.items()]))
-    shared = ("train-student", *LIMITS, "--store", built.store, "--device", "cpu", "--epochs", 1)
+    shared = ("train-student", *LIMITS, "--store", built.store, "--input-size", 16, "--device", "cpu", "--epochs", 1)
     assert kdpipe(*shared, "--fleet", fleet, "--out", tmp_path / "runs").code == 0
     flags = [word for key, value in own["rslad"].items() for word in (f"--{key.replace('_', '-')}", value)]
     assert kdpipe(*shared, "--student", "resnet8", *flags, "--out", tmp_path / "alone").code == 0
@@ -147,7 +147,8 @@ def test_students_of_a_store_learn_robustly_beside_others(built: Built, tmp_path
 
 
 def test_a_robust_teacher(tmp_path: Path, kdpipe: Kdpipe) -> None:
-    flags = (*LIMITS, "--model", "resnet8", "--device", "cpu", "--epochs", 1, "--adversarial", "pgd:8/255,1")
+    flags = (*LIMITS, "--model", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 1)
+    flags = (*flags, "--adversarial", "pgd:8/255,1")
     done = kdpipe("train-teacher", *flags, "--out", tmp_path / "teacher")
     assert done.code == 0
     assert ", attacked " in done.err

@@ -13,8 +13,8 @@ from tests.conftest import LIMITS, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--epochs", 2)
-TEACHER = ("train-teacher", *LIMITS, "--model", "resnet8", "--device", "cpu", "--epochs", 1)
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 2)
+TEACHER = ("train-teacher", *LIMITS, "--model", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 1)
 
 
 def _read(run: Path, name: str = "metrics.json") -> Any:

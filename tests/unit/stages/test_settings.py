@@ -47,6 +47,19 @@ def test_unknown_keys_and_wrong_values_are_reported_together(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("epochs", "0", "--epochs: Input should be greater than 0, got '0'."),
+        ("adversarial", "autoattack", "--adversarial: unknown attack 'autoattack'. Known: pgd."),
+    ],
+)
+def test_a_message_has_the_value_once(key: str, value: str, message: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        _student(**{key: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
     ("content", "part"),
     [
         ("train_teacher: {}\n", "has no section 'train_student'"),
