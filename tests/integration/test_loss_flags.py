@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import LIMITS, Built, Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
-COMMON = ("train-student", *LIMITS, "--student", "resnet8", "--device", "cpu", "--lr", 0.01)
+COMMON = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--lr", 0.01)
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -78,24 +79,28 @@ def test_a_loss_in_the_params_file(built: Built, tmp_path: Path, kdpipe: Callabl
         (("--loss", "{kd: {}}"), "unknown loss '{kd'"),
     ],
 )
-def test_what_a_loss_cannot_be_told(
+def test_refused_losses(
     flags: tuple[object, ...], complaint: str, built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
 ) -> None:
     refused(kdpipe(*COMMON, "--store", built.store, *flags, "--out", tmp_path / "run"), complaint)
     assert not (tmp_path / "run").exists()
 
 
-class TestWhatALossNeeds:
-    @pytest.fixture
-    def cached(self, built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> Callable[..., Path]:
-        def cache(*flags: object) -> Path:
-            teacher = ("--teacher", "resnet8", "--weights", built.weights, "--device", "cpu", "--views", 1)
-            path = tmp_path / "other.zarr"
-            assert kdpipe("cache-teacher", *LIMITS, *teacher, *flags, "--out", path).code == 0
-            return path
+@pytest.fixture(scope="module")
+def cached(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make a store of one view with some flags, once for all tests."""
 
-        return cache
+    @cache
+    def made(*flags: object) -> Path:
+        teacher = ("--teacher", "resnet8", "--weights", built.weights, "--device", "cpu", "--views", 1)
+        path = tmp_path_factory.mktemp("cached") / "other.zarr"
+        assert run_command(None, "cache-teacher", *LIMITS, *teacher, *flags, "--out", path).code == 0
+        return path
 
+    return made
+
+
+class TestNeedsOfALoss:
     @pytest.mark.parametrize("loss", ["mse", "kd:standardize=true", "kd+mse"])
     def test_unlikely_logits(
         self, loss: str, cached: Callable[..., Path], tmp_path: Path, kdpipe: Callable[..., Outcome]

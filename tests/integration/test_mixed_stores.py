@@ -24,15 +24,16 @@ from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
-STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--epochs", 1, "--device", "cpu")
+MORE = ("--data", "digits", "--limit-train", 300, "--limit-test", 100)
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of an untaught resnet14 with one augmented view; it holds all digits, so its rows are others."""
+    """A store of an untrained resnet14 with one augmented view; it holds more digits, so its rows are others."""
     path = tmp_path_factory.mktemp("other") / "other.zarr"
-    command = ("cache-teacher", "--data", "digits", "--teacher", "resnet14", "--views", 1, "--device", "cpu")
-    assert run_command(None, *command, "--out", path).code == 0
+    command = ("cache-teacher", *MORE, "--teacher", "resnet14", "--views", 1, "--device", "cpu", "--out", path)
+    assert run_command(None, *command).code == 0
     return path
 
 
@@ -72,10 +73,10 @@ def test_the_loss_of_the_first_batch(
 
     stores = [open_store(built.store), open_store(other)]
     torch.manual_seed(0)
-    student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
+    student = models.load("resnet8", num_classes=10, size=16, fallback_statistics=digits.statistics)
     renderer = Renderer(digits, "crop-flip", seed=0, geometry=Geometry.of(student.preset))
     with torch.no_grad():
-        said = student.module.train()(student.preset.normalize(renderer(range(200), 1))).double().numpy()
+        logits = student.module.train()(student.preset.normalize(renderer(range(200), 1))).double().numpy()
     planes = [_expected(store, digits, 1) for store in stores]
     right = np.array([0.75, 0.25])[:, None] * [_probabilities(plane)[range(200), digits.labels] for plane in planes]
     teacher = {
@@ -86,7 +87,7 @@ def test_the_loss_of_the_first_batch(
         "draw": planes[drawn((0.75, 0.25), data_seed=0, epoch=0, first=0)],
     }[mix]
     assert row["view"] == 1
-    assert row["kd"] == pytest.approx(4 * _mean_kl(teacher / 2, said / 2), rel=1e-4)
+    assert row["kd"] == pytest.approx(4 * _mean_kl(teacher / 2, logits / 2), rel=1e-4)
 
 
 def _probabilities(logits: np.ndarray) -> np.ndarray:
@@ -118,8 +119,8 @@ def test_runs_record_the_stores_and_the_benchmark_compares_with_their_mean(
     for extra, shares in (((), (0.75, 0.25)), (named, (0.1, 0.9))):
         assert kdpipe(*compare, "--run", tmp_path / "mixed", *extra, "--out", tmp_path / "reports").code == 0
         result = json.loads((tmp_path / "reports" / "metrics.json").read_text())
-        said = shares[0] * planes[0] + shares[1] * planes[1]
-        assert result["teacher"]["top1"] == pytest.approx((said.argmax(axis=1) == test.labels).mean())
+        logits = shares[0] * planes[0] + shares[1] * planes[1]
+        assert result["teacher"]["top1"] == pytest.approx((logits.argmax(axis=1) == test.labels).mean())
         assert result["teacher"]["name"] == f"{shares[0]:g} resnet8 + {shares[1]:g} resnet14"
         assert [store["weight"] for store in result["stores"]] == pytest.approx(shares)
 
@@ -165,7 +166,7 @@ def test_each_store_is_checked_on_its_own(
     assert missing.code == 1
     assert "damaged.zarr" in missing.last_line
 
-    whole = ("train-student", "--data", "digits", "--student", "resnet8", "--epochs", 1)
+    whole = ("train-student", *MORE, "--student", "resnet8", "--epochs", 1)
     fewer = kdpipe(*whole, "--store", other, "--store", built.store, "--out", tmp_path / "run")
     assert fewer.code == 1
     assert "no logits for" in fewer.last_line
@@ -177,21 +178,12 @@ def test_images_that_are_mixed_themselves_are_weighed_without_labels(kdpipe: Kdp
     for teacher in ("resnet8", "resnet14"):
         stores += ["--store", tmp_path / f"{teacher}.zarr"]
         cached = (
-            "cache-teacher",
-            *LIMITS,
-            "--teacher",
-            teacher,
-            "--recipe",
-            "mixup:1",
-            "--views",
-            1,
-            "--device",
-            "cpu",
+            *("cache-teacher", *LIMITS, "--teacher", teacher, "--recipe", "mixup:1", "--views", 1, "--device", "cpu"),
         )
         assert kdpipe(*cached, "--out", stores[-1]).code == 0
     run = (*STUDENT, *stores, "--store-mix", "confidence", "--ce-weight", 0, "--kd-weight", 1)
-    unlabelled = (*run, "--loss", "mse", "--batch-size", 200)
-    assert kdpipe(*unlabelled, "--out", tmp_path / "run").code == 0
+    unlabeled = (*run, "--loss", "mse", "--batch-size", 200)
+    assert kdpipe(*unlabeled, "--out", tmp_path / "run").code == 0
     row = (tmp_path / "run" / "history.csv").read_text().splitlines()[1].split(",")
 
     digits = dataset.load("digits", "train", 200)
@@ -201,13 +193,13 @@ def test_images_that_are_mixed_themselves_are_weighed_without_labels(kdpipe: Kdp
     shares = np.array(surprise) / np.sum(surprise, axis=0)
     teacher = sum(share[:, None] * plane for share, plane in zip(shares, planes, strict=True))
     torch.manual_seed(0)
-    student = models.load("resnet8", num_classes=10, fallback_statistics=digits.statistics)
+    student = models.load("resnet8", num_classes=10, size=16, fallback_statistics=digits.statistics)
     pixels = replay(opened[0], digits, geometry=Geometry.of(student.preset))(range(200), 1)
     with torch.no_grad():
-        said = student.module.train()(student.preset.normalize(pixels)).double().numpy()
-    centred = [logits - logits.mean(axis=1, keepdims=True) for logits in (said, teacher)]
+        logits = student.module.train()(student.preset.normalize(pixels)).double().numpy()
+    centered = [each - each.mean(axis=1, keepdims=True) for each in (logits, teacher)]
     header = (tmp_path / "run" / "history.csv").read_text().splitlines()[0].split(",")
-    assert float(row[header.index("kd")]) == pytest.approx(((centred[0] - centred[1]) ** 2).mean(), rel=1e-4)
+    assert float(row[header.index("kd")]) == pytest.approx(((centered[0] - centered[1]) ** 2).mean(), rel=1e-4)
 
 
 def test_one_store_is_not_mixed_and_one_made_for_a_low_temperature_not_weighed(

@@ -22,7 +22,7 @@ def test_every_example_is_documented_and_run() -> None:
         assert f"    python examples/{name}.py " in document
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("default", "ignore:.isinstance.treespec, LeafSpec")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_distils(
     built: Built, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
