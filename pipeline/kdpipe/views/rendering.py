@@ -10,6 +10,7 @@ and resized to the model's input; everything else happens there, in the order of
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
@@ -203,7 +204,10 @@ class Renderers:
         """Render one dataset by each of ``renderers``, on one device."""
         self._renderers = tuple(renderers)
         self._queue = _Queue()
-        self._loader: DataLoader[tuple[torch.Tensor, ...]] | None = None
+        self._loader: list[DataLoader[tuple[torch.Tensor, ...]]] = []
+        # As garbage in a circle of references its worker processes would lose their queues before they are told to end,
+        # and each be waited for in vain for five seconds. The loader must not refer to this object.
+        weakref.finalize(self, self._loader.clear)
 
     @classmethod
     def of(cls, renderers: Sequence[Renderer]) -> Renderers:
@@ -212,9 +216,7 @@ class Renderers:
             return cls(renderers)
         (alone,) = renderers
         if alone._alone is None:
-            # A copy, so that no circle of references keeps worker processes until Python looks for circles: their
-            # queues would be gone by then, and each end of a worker would be waited for in vain for five seconds.
-            copy = object.__new__(type(alone))
+            copy = object.__new__(type(alone))  # which the loader may refer to
             copy.__dict__.update(alone.__dict__)
             alone._alone = cls([copy])
         return alone._alone
@@ -229,17 +231,19 @@ class Renderers:
         if first.dataset.in_memory:
             yield from (self(indices, view) for indices in batches)
             return
-        if self._loader is None:
-            self._loader = DataLoader(
-                _Worker(self._renderers),
-                batch_sampler=self._queue,
-                num_workers=first._workers,
-                collate_fn=itemgetter(0),
-                persistent_workers=True,
-                multiprocessing_context=_forkserver(),
+        if not self._loader:
+            self._loader.append(
+                DataLoader(
+                    _Worker(self._renderers),
+                    batch_sampler=self._queue,
+                    num_workers=first._workers,
+                    collate_fn=itemgetter(0),
+                    persistent_workers=True,
+                    multiprocessing_context=_forkserver(),
+                )
             )
         self._queue.batches = [(first._needed(indices, view), view) for indices in batches]
-        for (needed, _), made in zip(self._queue.batches, self._loader, strict=True):
+        for (needed, _), made in zip(self._queue.batches, self._loader[0], strict=True):
             yield tuple(
                 renderer.complete(images, needed, view) for renderer, images in zip(self._renderers, made, strict=True)
             )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import time
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -10,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, RecipeError
-from kdpipe.views import Draws, Geometry, Recipe, Renderer, render
+from kdpipe.views import Draws, Geometry, Recipe, Renderer, Renderers, render
 
 
 @pytest.fixture
@@ -162,3 +166,25 @@ def test_streamed_batches_from_workers_equal_calls(mixed_sizes: str) -> None:
 def test_an_unknown_recipe_is_refused(digits: Dataset) -> None:
     with pytest.raises(RecipeError, match="did you mean 'crop-flip'"):
         render(digits, "crop-flop", seed=0, indices=[0], view=0)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_worker_processes_end_with_their_renderers_also_in_a_circle_of_references(number: int) -> None:
+    """Not five seconds later, which is how long each waits for work before it looks around."""
+    before = {each.pid for each in multiprocessing.active_children()}
+    streamed = load("digits", "train", limit=8, loading="stream")
+    renderers = [
+        Renderer(streamed, "none", seed=0, geometry=Geometry(size, size, "bilinear"), workers=1)
+        for size in (8, 16)[:number]
+    ]
+    together = Renderers.of(renderers)
+    assert [len(images[0]) for images in together.batches([np.arange(8)], 0)] == [8]
+    circle: list[object] = [together, renderers]
+    circle.append(circle)
+    workers = {each.pid for each in multiprocessing.active_children()} - before
+    assert len(workers) == 1
+    del together, renderers, circle
+    began = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - began < 2
+    assert not workers & {each.pid for each in multiprocessing.active_children()}
