@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
-.PHONY: setup repro test check docs bench clean
+.PHONY: setup repro test check quick docs bench clean
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,12 @@ check: setup
 
 test: check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
+
+quick: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 $$($(BIN)/python tests/changed.py)
 
 docs: $(VENV)/.docs
 	$(BIN)/python docs/tables.py --check
