@@ -1,7 +1,7 @@
 """Print the tests for what has changed: ``pytest $(python tests/changed.py)``; ``make quick`` runs them.
 
-Changed is what differs from the branch point with ``origin/main``, or on that branch itself from the last commit but one,
-with files that are not committed. The tests of a room ``kdpipe/NAME`` are ``tests/unit/NAME``.
+Changed is what differs from the branch point with ``origin/main``, or on that branch itself from the commit before, and
+files that are not committed. The tests of a room ``kdpipe/NAME`` are ``tests/unit/NAME``.
 """
 
 from __future__ import annotations
