@@ -91,6 +91,8 @@ class RunDirectory:
             RunError: as ``refuse_start`` does.
         """
         self.refuse_start(record, resume=resume)
+        for unfinished in self.path.glob(".*.tmp"):  # what a kill has left
+            unfinished.unlink(missing_ok=True)
         if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:

@@ -132,3 +132,14 @@ def test_a_run_of_before_a_setting_existed_goes_on_where_it_is_left_out(tmp_path
     for changed, said in (({"aux": "rotation"}, "aux: None then, rotation now"), ({"ema": 0.9}, "ema: None then, 0.9")):
         with pytest.raises(RunError, match=said):
             run.refuse_start({**later, "parameters": {**later["parameters"], **changed}}, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_kill_left_of_a_file_is_removed(tmp_path: Path, resume: bool) -> None:
+    run = RunDirectory(tmp_path)
+    record = {"parameters": {"lr": 0.1}, "lineage": {}}
+    run.start(record, resume=False)
+    (tmp_path / ".history.csv.2530.tmp").write_text("epo")
+    (tmp_path / ".gitignore").write_text("/model.safetensors")
+    run.start(record, resume=resume)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", ".gitignore"}
