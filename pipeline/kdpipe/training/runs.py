@@ -91,8 +91,9 @@ class RunDirectory:
             RunError: as ``refuse_start`` does.
         """
         self.refuse_start(record, resume=resume)
-        for unfinished in self.path.glob(".*.tmp"):  # what a kill has left
-            unfinished.unlink(missing_ok=True)
+        for name in _FILES:
+            for unfinished in self.path.glob(f".{name}.*tmp"):  # a kill may leave it
+                unfinished.unlink(missing_ok=True)
         if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
