@@ -20,7 +20,7 @@ from kdpipe.training.schedule import rate
 from kdpipe.training.settings import Optimization
 from kdpipe.views import Renderer
 
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass

@@ -54,7 +54,7 @@ def test_the_nominal_table_inverts_the_formula() -> None:
 
 
 def test_calibration_by_hand() -> None:
-    # Two levels below the top are met: 2 by one logit, 0 by two of rows with different normalisers.
+    # Two levels below the top are met: 2 by one logit, 0 by two of rows with different normalizers.
     logits = torch.tensor([[0.0, -1.0, -8.0], [0.0, -6.0, -50.0]])
     fitted = SqrtP.nominal(2, 1.0).calibrate(logits)
     assert fitted.encode(logits).codes.tolist() == [[3, 2, 0], [3, 0, 0]]

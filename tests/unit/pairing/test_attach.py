@@ -39,7 +39,7 @@ SAMPLES = 2 * PER_CLASS
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of which one has a name in decomposed Unicode, and each its own colour."""
+    """Images of which one has a name in decomposed Unicode, and each its own color."""
     root = tmp_path_factory.mktemp("attach") / "insects"
     for label, name in enumerate(("ant", "bee")):
         (root / "train" / name).mkdir(parents=True)

@@ -104,7 +104,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 
 def _assert_alike(fleet: Fleet, alone: Fleet, *names: str) -> None:
-    """Compare all that the last checkpoints hold: weights, optimiser, average, generator, history."""
+    """Compare all that the last checkpoints hold: weights, optimizer, average, generator, history."""
     for name in names:
         assert not differences(fleet.run(name).load_checkpoint(), alone.run(name).load_checkpoint(), name)
 

@@ -134,6 +134,16 @@ def test_a_run_of_before_a_setting_existed_goes_on_where_it_is_left_out(tmp_path
             run.refuse_start({**later, "parameters": {**later["parameters"], **changed}}, resume=True)
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    train(student(run.path), order=ORDER)
+    state = run.load_checkpoint()
+    assert state is not None
+    run.save_checkpoint({**state, "format": 3, "optimiser": state.pop("optimizer")})
+    with pytest.raises(RunError, match=r"another version of kdpipe\. Start the run without --resume"):
+        train(student(run.path), order=ORDER, resume=True)
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_what_a_kill_left_of_a_file_is_removed(tmp_path: Path, resume: bool) -> None:
     run = RunDirectory(tmp_path)
