@@ -56,16 +56,21 @@ def resolve(stage: type[S], *, section: str, file: Path | None, flags: Mapping[s
         resolved = stage.of({**{key: value for key, value in values.items() if key in known}, **flags})
     except ValidationError as error:
         names = {key: f"{file}: {section}.{key}" for key in values if key not in flags}
-        problems += in_words(error, names=names)
+        problems += in_words(error, stage, names=names)
         resolved = None
     if problems or resolved is None:
         raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
     return resolved
 
 
-def in_words(error: ValidationError, *, names: Mapping[str, str] = {}) -> list[str]:
+def in_words(error: ValidationError, stage: type[Settings], *, names: Mapping[str, str] = {}) -> list[str]:
     """Return one line for each fault of a stage's settings, by ``names`` of their keys or else by their flags."""
-    return [_fault(fault["loc"], fault["msg"], fault["input"], names) for fault in error.errors()]
+    groups = {setting.group for setting in stage.flat().values()}
+    lines = []
+    for fault in error.errors():
+        place = fault["loc"][1:] if fault["loc"] and fault["loc"][0] in groups else fault["loc"]
+        lines.append(_fault(str(place[0]) if place else None, fault["msg"], fault["input"], names))
+    return lines
 
 
 def flag(key: str) -> str:
@@ -79,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split("=")[0].split()[0]
         hint = did_you_mean(unknown, self._option_string_actions) if unknown.startswith("--") else ""
-        raise ParamsError(f"{self.prog}: {message}{hint}. See {self.prog} --help.")
+        raise ParamsError(f"{message}{hint}. See {self.prog} --help.")
 
 
 def _in_order(stage: type[Settings]) -> list[Setting]:
@@ -131,13 +136,12 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
-def _fault(place: Sequence[int | str], message: str, value: Any, names: Mapping[str, str]) -> str:
+def _fault(key: str | None, message: str, value: Any, names: Mapping[str, str]) -> str:
+    """Return a line on the setting ``key``, or on several that do not fit together where it is ``None``."""
     # The messages of the project's own parsers contain the value.
     found = "" if message.startswith("Value error, ") else f", got {value!r}"
     message = message.removeprefix("Value error, ")
-    key = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
-    whole = not place or isinstance(value, dict | Settings)
-    if whole and message != "Field required":
+    if key is None:
         return message
     if message == "Field required":
         return f"{flag(key)} is missing: give it, or put {key} into a --params file"

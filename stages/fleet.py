@@ -90,4 +90,4 @@ def _student(params: TrainStudent, own: dict[str, Any]) -> TrainStudent:
     try:
         return params.but(**{"fleet": None, **settings, "out": params.run.out / own["name"]})
     except ValidationError as error:
-        raise ParamsError(f"student '{own['name']}': {'; '.join(in_words(error))}") from None
+        raise ParamsError(f"student '{own['name']}': {'; '.join(in_words(error, TrainStudent))}") from None

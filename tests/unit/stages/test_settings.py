@@ -220,3 +220,16 @@ def test_every_setting_is_a_documented_flag(command: str) -> None:
     assert {each for each in flags - expected if not each.startswith("--no-")} == {"-h", "--help", "--params"}
     undocumented = [action.dest for action in parser._actions if not (action.help or "").endswith((".", "exit"))]
     assert not undocumented
+
+
+def test_a_mapping_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None:
+    given = {
+        "student": "resnet8",
+        "data": "digits",
+        "out": "x",
+        "loss": {"kd": {"weight": 1}},
+        "recipe": {"crop": None},
+    }
+    file = _file(tmp_path, train_student=given)
+    with pytest.raises(ParamsError, match=r"train_student\.loss: write LOSS as text.*train_student\.recipe: write"):
+        resolve(TrainStudent, section="train_student", file=file, flags={})
