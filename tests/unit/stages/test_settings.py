@@ -231,5 +231,7 @@ def test_a_mapping_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None
         "recipe": {"crop": None},
     }
     file = _file(tmp_path, train_student=given)
-    with pytest.raises(ParamsError, match=r"train_student\.loss: write LOSS as text.*train_student\.recipe: write"):
+    with pytest.raises(ParamsError) as caught:
         resolve(TrainStudent, section="train_student", file=file, flags={})
+    for part in ("train_student.loss: write LOSS as text", "train_student.recipe: write RECIPE as text"):
+        assert part in str(caught.value)
