@@ -1,12 +1,22 @@
-"""Atomic writing of files: write a temporary file beside it, flush it to disk, rename it."""
+"""Durable files: atomic writing (a temporary file, flushed and renamed), locks, and errors of the disk in one line."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Callable
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from kdpipe.errors import KdpipeError, UnwritableError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def fsync_directory(path: Path) -> None:
@@ -35,17 +45,22 @@ def replace(path: Path, write: Callable[[Path], object], *, temporary: Path | No
     """Call ``write`` with the path of a temporary file, then rename that to ``path``.
 
     On an error or a kill, ``path`` keeps its former content; a kill leaves the temporary file. By default it is beside
-    ``path``, with the process id in its name; ``temporary`` must be on the same file system.
+    ``path``, with a random part in its name; ``temporary`` must be on the same file system.
+
+    Raises:
+        UnwritableError: the disk is full or fails, or the folder is read-only.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        fsync_file(temporary)
-        temporary.replace(path)
-        fsync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary or path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            write(temporary)
+            fsync_file(temporary)
+            temporary.replace(path)
+            fsync_directory(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes, *, temporary: Path | None = None) -> None:
@@ -61,3 +76,70 @@ def write_text(path: Path, content: str, *, temporary: Path | None = None) -> No
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically; NaN and infinity raise ``ValueError``."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def writing(
+    path: Path, *, kept: str = "what was there before is kept", error: type[UnwritableError] = UnwritableError
+) -> Iterator[None]:
+    """Report the disk's errors in the block as one line with ``path``, the remedy, and what is ``kept``.
+
+    Raises:
+        UnwritableError: or the type ``error``: a write failed.
+    """
+    try:
+        yield
+    except UnwritableError:
+        raise
+    except OSError as failure:
+        reason = failure.strerror or str(failure)
+        if failure.errno in _FULL:
+            remedy = f"its disk is full ({reason}). Make room in {path.parent} and run this again: {kept}."
+        elif failure.errno in _CLOSED:
+            remedy = f"{reason}: {failure.filename or path.parent}. Make it writable, or pass another path."
+        else:
+            remedy = f"{reason}. Check the disk of {path.parent} and run this again: {kept}."
+        raise error(f"{path} cannot be written: {remedy}") from failure
+
+
+@contextmanager
+def locked(path: Path, refuse: Callable[[str], KdpipeError]) -> Iterator[None]:
+    """Hold the lock file ``path`` for the block, and remove it afterwards; a dead process's lock does not count.
+
+    The file holds the process id of its owner. A link in its place is refused and left alone.
+
+    Raises:
+        KdpipeError: what ``refuse`` returns for the process id of another owner.
+        UnwritableError: the file cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(path, refuse)
+    try:
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(path: Path, refuse: Callable[[str], KdpipeError]) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(descriptor)
+            raise OSError(errno.ELOOP, "not a lock file of kdpipe", str(path))
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 32).decode(errors="replace")
+            os.close(descriptor)
+            raise refuse(holder if holder.isdecimal() else "unknown") from None
+        # The previous holder may have unlinked the file between the open and the lock.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(found, path.lstat()):
+                return descriptor
+        os.close(descriptor)

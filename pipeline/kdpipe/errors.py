@@ -34,6 +34,14 @@ class DeviceError(KdpipeError):
     """The requested device does not exist, or its memory is too small."""
 
 
+class UnwritableError(KdpipeError, OSError):
+    """A file cannot be written: the disk is full or fails, or the folder is read-only."""
+
+
+class UntrustedCodeError(ModelError):
+    """A file would run code, and ``--trust-code`` was not given."""
+
+
 class StoreError(KdpipeError):
     """Base of all errors of logit stores."""
 
@@ -58,7 +66,7 @@ class StoreLockedError(StoreError):
     """Another process is writing this store."""
 
 
-class UnwritableStoreError(StoreError, OSError):
+class UnwritableStoreError(StoreError, UnwritableError):
     """The store cannot be written: the disk is full, or the path is read-only."""
 
 
@@ -68,6 +76,10 @@ class UnsupportedLossError(KdpipeError):
 
 class RunError(KdpipeError):
     """A run directory is missing, incomplete, or not made by kdpipe."""
+
+
+class RunLockedError(RunError):
+    """Another process is writing this run directory."""
 
 
 class DivergedError(KdpipeError):

@@ -6,8 +6,6 @@ its manifest.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -85,59 +83,22 @@ def lock(store: Path) -> Iterator[None]:
     Raises:
         StoreLockedError: another process holds it; the message has its process id.
     """
-    path = store.with_name(store.name + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquire(path)
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+
+    def refuse(holder: str) -> StoreLockedError:
+        return StoreLockedError(
+            f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
+        )
+
+    with durable.locked(store.with_name(store.name + ".lock"), refuse):
         yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _acquire(path: Path) -> int:
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode(errors="replace") or "unknown"
-            os.close(descriptor)
-            store = path.with_suffix("")
-            raise StoreLockedError(
-                f"{store} is being written by process {holder}. Wait for it, or stop it, and run this again."
-            ) from None
-        # The previous holder may have unlinked the file between the open and the lock.
-        with suppress(FileNotFoundError):
-            if os.fstat(descriptor).st_ino == path.stat().st_ino:
-                return descriptor
-        os.close(descriptor)
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
 def writing(store: Path) -> Iterator[None]:
-    """Report errors of the disk with the store and the remedy, in one line; other errors pass.
+    """Report the disk's errors with the store and the remedy, in one line.
 
     Raises:
-        UnwritableStoreError: the disk is full, or the folder is read-only or not permitted.
+        UnwritableStoreError: the disk is full or fails, or the folder is read-only or not permitted.
     """
-    try:
+    with durable.writing(store, kept="finished shards are kept", error=UnwritableStoreError):
         yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise UnwritableStoreError(
-                f"{store} cannot be written, its disk is full ({error.strerror}). Make room in {store.parent} and run "
-                "this again: finished shards are kept."
-            ) from error
-        if error.errno in _CLOSED:
-            raise UnwritableStoreError(
-                f"{store} cannot be written ({error.strerror}: {error.filename or store.parent}). Make {store.parent} "
-                "writable, or pass --out another path."
-            ) from error
-        raise
