@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def open_store(
             f"{store} is not sealed: its build is still running or was interrupted. Run the same "
             "kdpipe cache-teacher command again to finish it."
         )
-    faults = manifest.missing_or_resized(store, found)
+    faults = list(chain(*manifest.missing_or_resized(store, found).values()))
     if faults:
-        more = f" ({len(faults)} faults in all)" if len(faults) > 1 else ""
+        more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
         raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {store}")
     if split not in found.splits:
         hint = did_you_mean(split, found.splits)
