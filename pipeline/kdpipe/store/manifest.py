@@ -89,7 +89,10 @@ class Manifest(BaseModel):
         for split, value in self.fidelity.items():
             if split not in self.splits:
                 raise ValueError(f"fidelity is of a split '{split}', which there is not")
-            measured, cut = Fidelity.from_json(value), self.splits[split]
+            try:
+                measured, cut = Fidelity.from_json(value), self.splits[split]
+            except CorruptStoreError as error:
+                raise ValueError(f"'{split}': {error}") from None
             if measured.temperatures != self.temperatures or not 0 < measured.rows <= cut.samples * cut.planes:
                 raise ValueError(f"fidelity of '{split}' is of other rows or temperatures than the store's")
         for split, hashes in ({} if self.rendering is None else self.rendering.sources).items():

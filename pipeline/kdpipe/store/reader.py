@@ -18,11 +18,10 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Limits
+from kdpipe.store.plan import Limits, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
 
@@ -86,7 +85,7 @@ class LogitStore:
         self.split = split
         self.memory_limit = memory_limit
         """Bytes for planes in memory."""
-        self._encoding = restore_encoding(found.encoding)
+        self._encoding = encoding_of(path, found)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(
                 f"{path}: its description is of encoding '{self._encoding.name}', its fingerprint names "

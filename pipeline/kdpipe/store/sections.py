@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from kdpipe.errors import StoreError
 from kdpipe.store.tree import FILE
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -20,7 +22,6 @@ FileName = Annotated[str, Field(max_length=512, pattern=rf"^(?:{FILE})$")]
 _Name = Annotated[str, Field(max_length=128)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Temperature = Annotated[float, Field(gt=0, le=1e6)]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 """64 bits in hexadecimal digits."""
 
@@ -75,6 +76,21 @@ Signals = Annotated[
     AfterValidator(_of_their_kind),
 ]
 """Shapes by name, without the penultimate features."""
+
+
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Report values that no manifest can hold, before a store is made of them.
+
+    Raises:
+        StoreError: a section of the manifest cannot be made in the block.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{error.title} cannot be recorded in a store: {place}: {first['msg']}.") from None
 
 
 class _Strict(BaseModel):
@@ -195,7 +211,7 @@ class Choice(_Strict):
     """The budget of the choice of encoding, and the table of candidates."""
 
     max_kl: _Positive
-    temperatures: tuple[_Temperature, ...] = Field(strict=False, min_length=1, max_length=64)
+    temperatures: tuple[_Positive, ...] = Field(strict=False, min_length=1, max_length=64)
     table: tuple[Candidate, ...] = Field(strict=False, max_length=4096)
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from kdpipe.store import arrays, manifest, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Plan
+from kdpipe.store.plan import Plan, encoding_of
 from kdpipe.store.sections import Shape, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
@@ -76,7 +76,7 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
     name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
     if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
         return None
-    return plan.encoded_by(restore_encoding(found.encoding), found.choice)
+    return plan.encoded_by(encoding_of(path, found), found.choice)
 
 
 def differences(found: Manifest, wanted: Manifest) -> list[str]:

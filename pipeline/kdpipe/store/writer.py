@@ -20,12 +20,11 @@ import torch
 from kdpipe import durable
 from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
-from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton, tree
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Layout, Plan, Shard
+from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
 from kdpipe.store.sections import File, array_name
 
 _QUEUE = 2
@@ -65,7 +64,7 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
-        self._encoding = restore_encoding(found.encoding)
+        self._encoding = encoding_of(path, found)
         self._ledger = Ledger(path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
         self._writing: list[Future[None]] = []
