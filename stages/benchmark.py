@@ -32,6 +32,7 @@ from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join
+from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
@@ -156,7 +157,11 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
         return None
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
     for store, share in stores:
-        mean += np.float32(share) * store.logits(join(store, test))
+        paired = with_store_ids(store, test)
+        rows = join(store, paired)
+        for line in remarks(store, paired, rows):
+            say(line)
+        mean += np.float32(share) * store.logits(rows)
     return mean
 
 

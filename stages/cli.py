@@ -143,7 +143,7 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
-    from kdpipe.stages.console import progress
+    from kdpipe.stages.console import progress, say
     from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
@@ -159,7 +159,7 @@ def verify(
 
         for split in summary(store)["splits"]:
             opened = open_store(store, split=split)
-            faults += verify_data(opened, dataset.load(data, split, progress=progress))
+            faults += verify_data(opened, dataset.load(data, split, progress=progress), say=say)
     if teacher and data is not None and not faults:
         from kdpipe.stages.recomputing import recomputed
 

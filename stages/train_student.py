@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.distil.objective import Distillation
@@ -16,6 +19,7 @@ from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsuppor
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
 from kdpipe.pairing.join import join_checked
+from kdpipe.pairing.moved import remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
@@ -39,7 +43,7 @@ def _train(params: TrainStudent) -> None:
     students, mode = students_of(params), params.targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
     views = _views(params, stores)
-    data, test = _training_data(students), load_split(params.dataset, "test")
+    data, test = _training_data(students, stores), load_split(params.dataset, "test")
     loaded = [load_student(student, student.architecture, data.train) for student in students]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]
@@ -66,14 +70,14 @@ def _train(params: TrainStudent) -> None:
     refuse_failed(failed, of=len(tasks))
 
 
-def _training_data(students: Sequence[TrainStudent]) -> TrainingData:
+def _training_data(students: Sequence[TrainStudent], stores: Sequence[LogitStore]) -> TrainingData:
     """Load the samples that all students learn from.
 
     Raises:
         DatasetError: alone, some of them would learn from samples without a label, and others would not.
     """
     taught = {student.targets.mode != "none" or student.extra.aux is not None for student in students}
-    data = load_training(students[0], taught=any(taught))
+    data = load_training(students[0], taught=any(taught), stores=stores)
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
             f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
@@ -136,10 +140,18 @@ def _targets(
         return _cached_targets(students, stores, data.train, recipe)
     for store in stores:
         _refuse_another_teacher(store, teacher)
-        join_checked(store, data.train, allow_drift=params.targets.allow_drift)
+        _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     forward = Forward(teacher, device=device, precision=params.targets.precision)
     return LiveTargets(forward, rendering(Geometry.of(teacher.preset)))
+
+
+def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
+    """Return the store's row of each sample, after saying what has changed since the teacher's pass."""
+    rows = join_checked(store, train, allow_drift=allow_drift)
+    for line in remarks(store, train, rows):
+        say(line)
+    return rows
 
 
 def _cached_targets(
@@ -152,7 +164,7 @@ def _cached_targets(
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, join_checked(store, train, allow_drift=settings.allow_drift)))
+        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
     if len(parts) == 1:
         return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,11 @@ from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
+from kdpipe.pairing.moved import with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import load_model, load_split
+from kdpipe.store.reader import LogitStore
 from kdpipe.training.sampling import Sampling, read_sample_weights
 from kdpipe.training.settings import SamplingSettings
 
@@ -30,8 +33,10 @@ class TrainingData:
     """Weights of the samples of ``train``; ``None`` to draw each once an epoch."""
 
 
-def load_training(params: Training, *, taught: bool) -> TrainingData:
+def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore] = ()) -> TrainingData:
     """Load the training split, hold out the validation samples, and weigh the rest.
+
+    Samples that were moved since one of ``stores`` was made are recognized by their content.
 
     Samples without a label are left out unless the model is ``taught`` by a teacher or an auxiliary task.
 
@@ -39,6 +44,8 @@ def load_training(params: Training, *, taught: bool) -> TrainingData:
         DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
     """
     whole = load_split(params.dataset, "train")
+    for store in stores:
+        whole = with_store_ids(store, whole)
     if not taught and (whole.labels < 0).any():
         labeled = dataset.labeled(whole)
         say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")

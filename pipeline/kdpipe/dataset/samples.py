@@ -39,7 +39,7 @@ class Dataset:
     labels: npt.NDArray[np.int32]
     """Class index of each sample, ``(n,)``; -1 for none."""
     sample_ids: npt.NDArray[np.uint8]
-    """BLAKE3-128 of each key, ``(n, 16)``."""
+    """BLAKE3-128 of each key, ``(n, 16)``; of a file that was moved since a store was made, the store's."""
     content_digests: npt.NDArray[np.uint8]
     """BLAKE3-128 of each file's bytes, or of each array and its shape, ``(n, 16)``."""
     fingerprint: str
@@ -158,7 +158,8 @@ def _take(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
     if len(indices) == 0:
         raise DatasetError(f"a subset of {dataset.spec} would be empty; give at least one index")
     keys = tuple(dataset.keys[index] for index in indices)
-    ids = identity.sample_ids(keys)
+    identity.sample_ids(keys)  # refuses an index that is given twice
+    ids = dataset.sample_ids[indices]
     digests = dataset.content_digests[indices]
     return Dataset(
         spec=dataset.spec,

@@ -9,18 +9,23 @@ import operator
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
 from kdpipe.pairing.join import check_classes, join_checked, locate
+from kdpipe.pairing.moved import matched, with_store_ids
+from kdpipe.pairing.order import refuse_another_order
 from kdpipe.pairing.probes import replay
 from kdpipe.pairing.shared import Origin, SharedTargets
+from kdpipe.reading import open_regular
 from kdpipe.store.reader import LogitStore
 from kdpipe.views import Renderer
 
@@ -104,7 +109,10 @@ def attach(
     own images, which must be plain: their soft targets are those of the plain view 0.
 
     Samples are joined by id: from ``keys`` (``"train/cat/1.jpg"``), or from the paths that a dataset like
-    torchvision's ``ImageFolder`` lists.
+    torchvision's ``ImageFolder`` lists. A file that was moved since is recognized by its content.
+
+    By index, labels are compared, and some images with those that the store knows: by the digests of their files or
+    pixels. Images that the dataset resizes, normalizes or augments cannot be compared: their order is not checked.
 
     Args:
         store: the soft targets, from ``kdpipe.open_store``.
@@ -118,11 +126,13 @@ def attach(
     Raises:
         StaleStoreError: the classes differ, or the pixels (unless ``allow_drift``).
         DatasetError: the store lacks a sample, or the dataset lists no paths and no keys are given.
-        StoreError: by index, numbers of samples or labels differ; the view is missing or exceeds the memory limit.
+        StoreError: by index, numbers of samples, labels or images differ; the view is missing or exceeds the memory
+            limit.
     """
     if isinstance(dataset, Dataset):
         if keys is not None or by_index:
             raise TypeError("a kdpipe dataset is joined by its own sample ids: leave keys and by_index out")
+        dataset = with_store_ids(store, dataset)
         rows = join_checked(store, dataset, allow_drift=allow_drift)
         items: Items = _Rendered(replay(store, dataset))
         views: Sequence[int] = range(1, store.num_views + 1) or (0,)
@@ -213,6 +223,8 @@ class _Known:
     paths: Sequence[str] | None
     """Relative to the split's folder, with forward slashes."""
     labels: npt.NDArray[Any] | None
+    files: Sequence[Path] | None = None
+    """The image files."""
 
 
 def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_index: bool) -> npt.NDArray[np.int64]:
@@ -228,17 +240,21 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
         check_classes(store, known.classes, where=name)
     if by_index:
         _check_order(store, len(dataset), known.labels, name=name)
+        refuse_another_order(store, dataset.__getitem__, files=known.files, name=name)
         return np.arange(len(dataset))
+    listed = False
     if keys is None:
         if known.paths is None:
             raise DatasetError(
                 f"{name} lists no files. Give the samples' keys, such as "
                 f"keys=['{store.split}/cat/1.jpg', ...], or by_index=True if it is in the order of {store.path}."
             )
-        keys = [f"{store.split}/{path}" for path in known.paths]
+        keys, listed = [f"{store.split}/{path}" for path in known.paths], True
     if len(keys) != len(dataset):
         raise DatasetError(f"there are {len(keys)} keys for the {len(dataset)} samples of {name}; give each its own.")
     ids = np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
+    if listed and known.files is not None:
+        ids = matched(store, ids, partial(_file_digest, known.files))
     return locate(store, ids, keys=keys, where=f"samples of {name}")
 
 
@@ -266,7 +282,8 @@ def _known(dataset: Any) -> _Known:
         whole = _known(dataset.dataset)
         paths = whole.paths and [whole.paths[index] for index in dataset.indices]
         labels = None if whole.labels is None else whole.labels[np.asarray(dataset.indices)]
-        return _Known(whole.classes, paths, labels)
+        files = whole.files and [whole.files[index] for index in dataset.indices]
+        return _Known(whole.classes, paths, labels, files)
     reader = getattr(dataset, "reader", dataset)
     names = getattr(dataset, "classes", None)
     if names is None and isinstance(places := getattr(reader, "class_to_idx", None), dict):
@@ -274,7 +291,17 @@ def _known(dataset: Any) -> _Known:
     classes = tuple(map(_class_name, names)) if isinstance(names, list | tuple) else None
     labels = np.asarray(getattr(dataset, "targets", ()))
     countable = labels.dtype.kind in "iu" and labels.shape == (len(dataset),)
-    return _Known(classes, _paths(reader), labels if countable else None)
+    paths = _paths(reader)
+    files = None if paths is None else [Path(path) for path, *_ in reader.samples]
+    return _Known(classes, paths, labels if countable else None, files)
+
+
+def _file_digest(files: Sequence[Path], index: int) -> bytes | None:
+    try:
+        with open_regular(files[index], follow=True) as file:
+            return blake3(file.read()).digest(length=16)
+    except OSError:
+        return None
 
 
 def _paths(dataset: Any) -> list[str] | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, StaleStoreError
+from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.pairing.probes import drift, lacking, stored_recipe
+from kdpipe.store import tree
 from kdpipe.store.reader import LogitStore
 
 
@@ -96,9 +98,13 @@ def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.in
     return [dataset.keys[index] for index in np.flatnonzero(changed)]
 
 
-def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
-    """Check that a dataset has the store's samples, unchanged, and the teacher's pixels; return one line per fault."""
+def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], object] = lambda _: None) -> list[str]:
+    """Check that a dataset has the store's samples, unchanged, and the teacher's pixels; return a few faults.
+
+    Samples that were moved are recognized by their content. ``say`` is called with what is no fault: other labels.
+    """
     faults = []
+    dataset = with_store_ids(store, dataset)
     known = {bytes(sample_id) for sample_id in store.sample_ids}
     shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
     if len(shared) < store.num_samples:
@@ -108,7 +114,10 @@ def verify_data(store: LogitStore, dataset: Dataset) -> list[str]:
         return faults
     dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
     rows = join(store, dataset)
-    faults += [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
+    for line in remarks(store, dataset, rows):
+        say(line)
+    changed = [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
+    faults += tree.first_few(changed, more="samples have changed")
     missing = lacking(store, dataset)
     if missing:
         return [*faults, f"{missing} samples that are mixed into those of {dataset.spec} are not in it"]

@@ -127,8 +127,10 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
     recorded = store.manifest.rendering
     if recorded is None:
         return ["another image decoder, resize kernel or version of a library"]
-    sources = np.array(recorded.sources.get(store.split, ()))[available]
-    changed = int((np.array(source_hashes(renderer.dataset, indices)) != sources).sum())
+    known = recorded.sources.get(store.split, ())
+    changed = 0
+    if known:
+        changed = int((np.array(source_hashes(renderer.dataset, indices)) != np.array(known)[available]).sum())
     reasons = []
     if changed:
         reasons.append(

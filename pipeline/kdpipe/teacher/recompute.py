@@ -12,6 +12,7 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.fidelity import kl
 from kdpipe.pairing.join import join
+from kdpipe.pairing.moved import with_store_ids
 from kdpipe.pairing.probes import replay
 from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import FrozenTeacher
@@ -100,6 +101,7 @@ def _compare(store: LogitStore, recomputed: torch.Tensor, stored: torch.Tensor, 
 
 def _common(store: LogitStore, dataset: Dataset) -> tuple[Dataset, npt.NDArray[np.int64]]:
     """Return the samples that are also in the store, and the store's row of each."""
+    dataset = with_store_ids(store, dataset)
     known = {bytes(sample_id) for sample_id in store.sample_ids}
     both = dataset.subset([index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known])
     return both, join(store, both)
