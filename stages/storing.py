@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 
@@ -44,8 +44,13 @@ def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]
     for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):
         figures = "".join(f"{kl:14.2e}" for kl in row.kl)
         chosen = " <- chosen" if row.name == choice.encoding.name else ""
-        say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {'within' if row.within else 'not within'}{chosen}")
-    table = tuple(Candidate(**asdict(row)) for row in choice.table)
+        most = "" if row.largest is None else f", {row.largest:.2e} at most between"
+        within = "within" if row.within else "not within"
+        say(f"{row.name:10}{row.bytes_per_sample:14.1f}{figures}   {within}{most}{chosen}")
+    table = tuple(
+        Candidate(name=row.name, bytes_per_sample=row.bytes_per_sample, kl=row.kl, within=row.within)
+        for row in choice.table
+    )
     return wanted.encoded_by(
         choice.encoding, Choice(max_kl=settings.max_kl, temperatures=choice.temperatures, table=table)
     )

@@ -19,4 +19,4 @@ class EncodingSettings(Settings):
     max_kl: float | None = Field(None, gt=0)
     """Choose the smallest encoding whose mean KL on a pilot of logits is at most this, divided by 1.2."""
     at_temperature: Temperatures = Field((1.0, 4.0), min_length=1)
-    """Temperature at which --max-kl must hold; repeat for several."""
+    """Temperature at which --max-kl must hold, and between them; repeat for several."""

@@ -119,14 +119,19 @@ def _signal(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, A
 
 
 def _budget(found: Manifest) -> dict[str, Any] | None:
-    """Compare the KL over all training rows with the budget that the encoding was chosen by."""
+    """Compare the KL over all training rows with the budget that the encoding was chosen by.
+
+    It is compared at every measured temperature from the lowest to the highest of the budget.
+    """
     if found.choice is None:
         return None
+    asked = found.choice.temperatures
+    within = [t for t in found.temperatures if min(asked) <= t <= max(asked)]
     measured = found.fidelity.get("train")
-    lost = [] if measured is None else [Fidelity.from_json(measured).mean(t) for t in found.choice.temperatures]
+    lost = [] if measured is None else [Fidelity.from_json(measured).mean(t) for t in within]
     return {
         "max_kl": found.choice.max_kl,
-        "temperatures": list(found.choice.temperatures),
+        "temperatures": within,
         "kl": lost,
         "exceeded": max(lost) > found.choice.max_kl if lost else None,
         "chosen_from": [candidate.model_dump() for candidate in found.choice.table],

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from numcodecs import blosc
 
-from kdpipe.encoding.chooser import CANDIDATES, choose_encoding, compressed_bytes
+from kdpipe.encoding.chooser import CANDIDATES, choose_encoding, compressed_bytes, largest_kl
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
@@ -16,6 +17,18 @@ from kdpipe.errors import ParamsError
 
 def pilot(rows: int = 256, classes: int = 40) -> torch.Tensor:
     return 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(8))
+
+
+def dense(temperatures: list[float]) -> list[float]:
+    """Return the temperatures and twenty between their ends."""
+    return sorted({*temperatures, *np.geomspace(min(temperatures), max(temperatures), 20).tolist()})
+
+
+def peaked(classes: int = 200) -> torch.Tensor:
+    """Logits of a teacher that is sure of a class: at T = 1 and 4 an error in the others costs less than at T = 2.5."""
+    generator = torch.Generator().manual_seed(5)
+    sure = torch.nn.functional.one_hot(torch.randint(0, classes, (512,), generator=generator), classes)
+    return 2 * torch.randn(512, classes, generator=generator) + 12 * sure
 
 
 def brute_force(logits: torch.Tensor, names: tuple[str, ...], limit: float, temperatures: list[float]) -> str:
@@ -26,7 +39,7 @@ def brute_force(logits: torch.Tensor, names: tuple[str, ...], limit: float, temp
         encoded = chosen.encode(logits[1::2])
         codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
         back = chosen.decode(codes, row_max, logits.shape[1])
-        losses = [float(kl(logits[1::2], back, temperature).mean()) for temperature in temperatures]
+        losses = [float(kl(logits[1::2], back, temperature).mean()) for temperature in dense(temperatures)]
         allowed = chosen.max_temperature is None or chosen.max_temperature >= max(temperatures)
         if allowed and max(losses) <= limit:
             best = min(best, (len(blosc.compress(encoded.codes, b"lz4", 5, blosc.BITSHUFFLE)), name))
@@ -47,6 +60,44 @@ def test_the_choice_is_that_of_brute_force(max_kl: float, temperatures: list[flo
     assert winner.within
     assert max(winner.kl) <= max_kl / 1.2
     assert all(row.bytes_per_sample >= winner.bytes_per_sample for row in found.table if row.within)
+
+
+@pytest.mark.parametrize("max_kl", [8.4e-4, 3e-3])
+def test_the_budget_holds_between_the_temperatures(max_kl: float) -> None:
+    """The smallest encoding within the budget at T = 1 and 4 alone exceeds it at T = 2.5."""
+    names = tuple(f"fp16r{bits}" for bits in range(9, 1, -1))
+    logits = peaked()
+    found = choose_encoding(logits, max_kl=max_kl, temperatures=[4.0, 1.0], candidates=names)
+    assert found.encoding.name == brute_force(logits, names, max_kl / 1.2, [1.0, 4.0])
+    at_the_ends = [row for row in found.table if max(row.kl) <= max_kl / 1.2]
+    smallest = min(at_the_ends, key=lambda row: row.bytes_per_sample)
+    assert smallest.name != found.encoding.name
+    assert not smallest.within
+    assert smallest.largest is not None
+    assert smallest.largest > max_kl / 1.2
+    winner = next(row for row in found.table if row.name == found.encoding.name)
+    assert winner.largest is not None
+    assert winner.largest <= max_kl / 1.2
+
+
+def test_the_largest_loss_of_a_span_is_found() -> None:
+    """To 0.1 percent, of the largest at a hundred times as many temperatures."""
+    for logits, names in ((peaked(), ("fp16r3", "sqrtp8@4", "tailp6@8")), (pilot(), ("fp16r4", "sqrtp5@2", "topk5"))):
+        for encoding in map(get_encoding, names):
+            fitted = encoding.calibrate(logits)
+            encoded = fitted.encode(logits)
+            codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
+            back = fitted.decode(codes, row_max, logits.shape[1])
+            everywhere = [float(kl(logits, back, t).mean()) for t in np.geomspace(0.5, 8, 300).tolist()]
+            assert largest_kl(logits, back, [8, 0.5]) >= 0.999 * max(everywhere), fitted.name
+
+
+def test_an_impossible_budget_names_one_that_is_kept() -> None:
+    with pytest.raises(ParamsError, match="Allow --max-kl") as refused:
+        choose_encoding(peaked(), max_kl=1e-5, temperatures=[1, 4], candidates=["fp16r3", "fp16r4"])
+    allowed = float(str(refused.value).split("--max-kl ")[1].split()[0])
+    found = choose_encoding(peaked(), max_kl=allowed, temperatures=[1, 4], candidates=["fp16r3", "fp16r4"])
+    assert found.encoding.name == "fp16r4"
 
 
 def test_the_usual_candidates() -> None:

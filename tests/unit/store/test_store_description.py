@@ -103,7 +103,8 @@ def test_budget(tmp_path: Path, max_kl: float, exceeded: bool) -> None:
     found = summary(tmp_path / "a.zarr")
     assert found["budget"]["exceeded"] is exceeded
     figures = found["splits"]["train"]["fidelity"]
-    assert found["budget"]["kl"] == [figures["kl_t1_mean"], figures["kl_t4_mean"]]
+    assert found["budget"]["temperatures"] == [1.0, 2.0, 4.0], "those measured over the whole span"
+    assert found["budget"]["kl"] == [figures[f"kl_t{t}_mean"] for t in (1, 2, 4)]
     assert [row["name"] for row in found["budget"]["chosen_from"]] == ["fp16r1"]
 
 
