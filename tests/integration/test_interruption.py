@@ -158,7 +158,7 @@ def test_the_disk_is_full_until_there_is_room(built: Built, uninterrupted: Path,
     assert (out / "first.code").read_text() == "1\n"
     errors = (out / "first.err").read_text()
     assert "Traceback" not in errors
-    assert "logits.zarr cannot be written, its disk is full (" in errors.splitlines()[-1]
+    assert "logits.zarr cannot be written: its disk is full (" in errors.splitlines()[-1]
     assert f"Make room in {tmp_path / 'disk'} and run this again" in errors.splitlines()[-1]
     kept = _shards_in(out / "logits.zarr")
     assert kept
@@ -180,7 +180,7 @@ def test_a_read_only_directory(built: Built, uninterrupted: Path, tmp_path: Path
         assert done.returncode == 1
         assert "Traceback" not in done.stderr
         last = done.stderr.splitlines()[-1]
-        assert last.startswith(f"kdpipe: {tmp_path / 'shared' / 'new.zarr'} cannot be written (")
+        assert last.startswith(f"kdpipe: {tmp_path / 'shared' / 'new.zarr'}")
         assert f"Make {tmp_path / 'shared'} writable, or pass --out another path." in last
         look = [*drop, sys.executable, "-m", "kdpipe", "verify", str(tmp_path / "shared" / "logits.zarr")]
         assert subprocess.run(look, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
