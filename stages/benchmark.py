@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 
 from kdpipe import models, report
 from kdpipe.benchmark.comparison import compare
@@ -32,7 +31,7 @@ from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join
-from kdpipe.stages.console import progress, say
+from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -76,8 +75,7 @@ def run(params: Benchmark) -> None:
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
-    terminal = Console()
-    (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
+    show_table(report.table(result))
     say(f"Report: {written['report.html']}")
 
 
