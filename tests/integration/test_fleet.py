@@ -217,7 +217,7 @@ def test_a_repeated_flag_makes_a_fleet_of_equal_settings(built: Built, tmp_path:
     shared = (*LIMITS, "--store", built.store, "--loss", "dist", "--optimizer", "adamw")
     assert train(*shared, "--student", SMALL, "--student", DROPPING, "--out", tmp_path / "runs").code == 0
     for name, student in (("small", SMALL), ("dropping", DROPPING)):
-        assert train(*shared, "--student", student, "--out", tmp_path / "alone").code == 0
+        assert train(*shared, "--student", student, "--out", tmp_path / "alone", "--overwrite").code == 0
         _alike(tmp_path / "runs" / name, tmp_path / "alone")
 
 
