@@ -43,7 +43,7 @@ def write(
     pareto = plots.pareto_png(result)
     curves = plots.curves_png(histories) if histories else None
     paths = {name: out / name for name in directory.FILES}
-    content = {
+    content: dict[str, str | bytes] = {
         "metrics.json": printable_json(tables.metrics(result)) + "\n",
         "results.csv": tables.csv_text(result),
         "pareto.png": pareto,

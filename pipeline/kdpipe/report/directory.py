@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -80,7 +79,7 @@ def _copy(path: Path, target: Path) -> None:
 def _refuse_others(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file: pass --out a directory.")
-    present = sorted(os.listdir(out)) if out.exists() else []
+    present = sorted(path.name for path in out.iterdir()) if out.exists() else []
     strangers = [name for name in present if name not in FILES and not name.startswith(".")]
     if strangers:
         raise RunError(
