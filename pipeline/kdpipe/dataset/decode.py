@@ -24,6 +24,9 @@ Pixels = npt.NDArray[np.uint8]
 
 _NEEDS_A_PLUGIN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
+_MAX_PIXELS = 178_956_970
+"""Pixels of the largest image; Pillow's own limit."""
+
 
 @cache
 def image_extensions() -> frozenset[str]:
@@ -47,6 +50,7 @@ def decode(content: bytes, where: str) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            _refuse_too_large(image)
             return from_pillow(image)
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on broken files
         raise _unreadable(where, error) from error
@@ -60,13 +64,22 @@ def measure(content: bytes, where: str) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            _refuse_too_large(image)
             return image.height, image.width
     except Exception as error:  # as in decode
         raise _unreadable(where, error) from error
 
 
+def _refuse_too_large(image: Image.Image) -> None:
+    """Refuse a small file that would become gigabytes of pixels."""
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(f"it has {image.width:,} x {image.height:,} pixels, expected at most {_MAX_PIXELS:,}")
+
+
 def _unreadable(where: str, error: Exception) -> DatasetError:
     reason = "not an image format that Pillow reads" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"it has more than {_MAX_PIXELS:,} pixels"
     return DatasetError(f"{where} cannot be decoded: {reason}; replace or remove the file")
 
 

@@ -24,12 +24,15 @@ from kdpipe.dataset.pixels import cache_directory, in_order, processors
 from kdpipe.dataset.registry import Survey
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress
+from kdpipe.reading import open_regular
 
 _STATE = struct.Struct("<QqqQ")
 _FOUND = struct.Struct("<16sII")
 _ENTRY_BYTES = identity.ID_BYTES + _STATE.size + _FOUND.size
 _CHECK_BYTES = 32
 _SETTLED_NS = 2_000_000_000
+_LARGEST_FILE = 1024**3
+"""Bytes of the largest image file that is read."""
 
 Memory = dict[bytes, bytes]
 """From the digest of a path to the packed state, content digest and image size of its file."""
@@ -78,7 +81,7 @@ class FileSource:
         entry = known.get(name)
         if entry is not None and entry.startswith(state):
             return name, entry, True
-        content = _content(path)
+        content = content_of(path)
         size = decode.measure(content, path)
         return name, state + _FOUND.pack(identity.bytes_digest(content), *size), False
 
@@ -89,17 +92,26 @@ class FileSource:
             DatasetError: The file is gone, broken, or not the one that was surveyed.
         """
         path = self.paths[index]
-        content = _content(path)
+        content = content_of(path)
         if identity.bytes_digest(content) != digest:
             raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
         return decode.decode(content, path)
 
 
-def _content(path: str) -> bytes:
+def content_of(path: str) -> bytes:
+    """Read an image file, or the file that a link names.
+
+    Raises:
+        DatasetError: it cannot be read, is no regular file, or is larger than any image.
+    """
     try:
-        return Path(path).read_bytes()
+        with open_regular(Path(path), follow=True) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _LARGEST_FILE:
+                return file.read(_LARGEST_FILE)
     except OSError as error:
         raise _lost(path, error) from error
+    raise DatasetError(f"{path} cannot be read: it has {size:,} bytes, expected at most {_LARGEST_FILE:,}; remove it")
 
 
 def _lost(path: str, error: OSError) -> DatasetError:
