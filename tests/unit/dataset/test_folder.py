@@ -229,11 +229,8 @@ def test_a_truncated_image_is_named(make_folder: MakeFolder, ending: str) -> Non
     path = root / f"train/bee/long.{ending}"
     picture(5, height=64, width=64).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
-    assert f"{path} cannot be decoded" in message(f"folder:{root}")
-    streaming = load(f"folder:{root}", "train", loading="stream")
-    index = streaming.keys.index(f"train/bee/long.{ending}")
-    with pytest.raises(DatasetError, match=f"long.{ending} cannot be decoded"):
-        streaming.image(index)
+    for loading in ("memory", "stream"):
+        assert f"{path} cannot be decoded" in message(f"folder:{root}", loading=loading)
 
 
 @pytest.mark.parametrize("spec", ["folder", "folder:", "cifar10", "torchvision:MNIST"])
