@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.console import Console
 
 from kdpipe import models, report
 from kdpipe.benchmark.comparison import compare
@@ -33,7 +32,7 @@ from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join
 from kdpipe.pairing.moved import remarks, with_store_ids
-from kdpipe.stages.console import progress, say
+from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -47,6 +46,11 @@ BATCH_SIZES = (1, 64)
 
 def run(params: Benchmark) -> None:
     """Measure every run and write the report to ``params.measurement.out``."""
+    with report.held(params.measurement.out):
+        _run(params)
+
+
+def _run(params: Benchmark) -> None:
     device = models.resolve_device(params.measurement.device)
     test = load_split(params.dataset, "test")
     runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}
@@ -77,8 +81,7 @@ def run(params: Benchmark) -> None:
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
-    terminal = Console()
-    (terminal if terminal.is_terminal else Console(width=140)).print(report.table(result))
+    show_table(report.table(result))
     say(f"Report: {written['report.html']}")
 
 

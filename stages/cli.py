@@ -6,7 +6,6 @@ Rooms are imported inside the commands, so that help needs neither torch nor zar
 from __future__ import annotations
 
 import importlib
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -112,17 +111,18 @@ def inspect_command(
 
         kdpipe inspect logits.zarr --json
     """
+    from kdpipe.stages.console import show, show_json
     from kdpipe.store.inspect import fidelity_lines, summary
 
     found = summary(store)
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        show_json(found)
         return
     for key, value in _lines(found):
         if not key.startswith(("budget.chosen_from", *(f"splits.{split}.fidelity" for split in found["splits"]))):
-            print(f"{key:32} {value}")
+            show(f"{key:32} {value}")
     for line in fidelity_lines(found):
-        print(line)
+        show(line)
 
 
 @app.command()
@@ -143,7 +143,7 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
-    from kdpipe.stages.console import progress, say
+    from kdpipe.stages.console import progress, say, show
     from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
@@ -165,14 +165,14 @@ def verify(
 
         faults += recomputed(store, data, teachers=teacher, weights=weights or [], rows=rows, device=device)
     for fault in faults:
-        print(f"{store}: {fault}", file=sys.stderr)
+        say(f"{store}: {fault}")
     if faults:
         raise typer.Exit(1)
     checked = ["every file matches the manifest"]
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
-    print(f"{store}: {', '.join(checked)}.")
+    show(f"{store}: {', '.join(checked)}.")
 
 
 @app.command("list")
@@ -191,9 +191,9 @@ def list_command(
 
         kdpipe list losses
     """
-    from kdpipe.stages.listing import show
+    from kdpipe.stages.listing import show_list
 
-    show(kind, as_json=as_json)
+    show_list(kind, as_json=as_json)
 
 
 @app.command("models")
@@ -234,7 +234,7 @@ def presets_command(
     """
     from kdpipe.stages import presets
 
-    presets.show(name, as_json=as_json)
+    presets.show_presets(name, as_json=as_json)
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -285,5 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"kdpipe: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    from kdpipe.stages.console import say
+
+    say(f"kdpipe: {' '.join(message.split())}")
     sys.exit(code)

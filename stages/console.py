@@ -1,4 +1,7 @@
-"""The console of a running stage: messages, progress (a bar on a terminal, plain lines elsewhere), and stop signals."""
+"""The console of a stage: messages, results, progress (a bar on a terminal, plain lines elsewhere), and stop signals.
+
+Everything that kdpipe prints passes through here, and foreign text in it is escaped.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -20,7 +24,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
+
+from kdpipe.printable import printable, printable_json
 
 _PLAIN_EVERY = 10.0
 """Seconds between two plain lines."""
@@ -32,11 +39,28 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """Print one line to standard error, above the progress bar if there is one."""
+    """Print one line to standard error, above the progress bar if there is one; see ``kdpipe.printable``."""
+    line = printable(message)
     if console.is_terminal:
-        console.print(message, markup=False)
+        console.print(line, markup=False, emoji=False)
     else:
-        print(message, file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
+
+
+def show(line: str) -> None:
+    """Print one line of a result to standard output; see ``kdpipe.printable``."""
+    print(printable(line))
+
+
+def show_json(value: Any) -> None:
+    """Print a result to standard output as JSON in ASCII."""
+    print(printable_json(value))
+
+
+def show_table(table: Table, *, width: int = 140) -> None:
+    """Print a table, whose cells are printable, to standard output; ``width`` is that of what is no terminal."""
+    terminal = Console(highlight=False)
+    (terminal if terminal.is_terminal else Console(highlight=False, width=width)).print(table)
 
 
 @contextmanager
@@ -47,9 +71,10 @@ def progress(
 
     ``status`` is shown below a bar, or at the end of a plain line. It is called only when it is shown.
     """
+    what = printable(what)
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
@@ -134,4 +159,4 @@ class _Plain:
             remaining = (self._total - self._done) / rate
             line = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.0f}/s, {remaining:.0f} s left"
             more = "" if self._status is None else self._status()
-            print(f"{line}, {more}" if more else line, file=sys.stderr, flush=True)
+            print(printable(f"{line}, {more}" if more else line), file=sys.stderr, flush=True)

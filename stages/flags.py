@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
 from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.reading import read_yaml
 from kdpipe.settings import Parsed, Setting, Settings
 
 S = TypeVar("S", bound=Settings)
@@ -149,12 +149,7 @@ def _fault(key: str | None, message: str, value: Any, names: Mapping[str, str]) 
 
 
 def _section(file: Path, section: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{file} does not exist.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ParamsError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(file, error=ParamsError)
     if not isinstance(content, dict) or not isinstance(content.get(section), dict):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ParamsError(f"{file} has no section '{section}' of keys and values; found: {found}.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from kdpipe.errors import ParamsError, did_you_mean
 from kdpipe.registry import Registry
+from kdpipe.stages.console import show, show_json
 
 Row = dict[str, Any]
 """One line of a table, by column: name or form, help, source."""
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 _HALF = (0.5, 0.5, 0.5)
 
 
-def show(kind: str, *, as_json: bool) -> None:
+def show_list(kind: str, *, as_json: bool) -> None:
     """Print the table of one of ``KINDS``.
 
     Raises:
@@ -23,13 +23,13 @@ def show(kind: str, *, as_json: bool) -> None:
     """
     rows = table(kind)
     if as_json:
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        show_json(rows)
         return
     columns = list(rows[0])
     cells = [[str(row[column]) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in ([column.replace("_", " ") for column in columns], *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def table(kind: str) -> list[Row]:
@@ -58,12 +58,12 @@ def show_layers(name: str | None, *, num_classes: int, size: int | None) -> None
     side = model.preset.size
     found = models.layers(model.module, side)
     width = max(map(len, ("layer", *found)))
-    print(f"{'layer':{width}}  output   ({name}, {num_classes} classes, {side} x {side})")
+    show(f"{'layer':{width}}  output   ({name}, {num_classes} classes, {side} x {side})")
     for layer, shape in found.items():
-        print(f"{layer:{width}}  {' x '.join(map(str, shape))}")
+        show(f"{layer:{width}}  {' x '.join(map(str, shape))}")
     penultimate = model.penultimate
     if penultimate is not None:
-        print(f"{'penultimate':{width}}  {penultimate.dim}, the input of {penultimate.layer}")
+        show(f"{'penultimate':{width}}  {penultimate.dim}, the input of {penultimate.layer}")
 
 
 def show_costs(name: str | None, *, num_classes: int, size: int) -> None:
@@ -74,15 +74,15 @@ def show_costs(name: str | None, *, num_classes: int, size: int) -> None:
     """
     from kdpipe import models
 
-    print(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
+    show(f"{'model':24} {'parameters':>12} {'MMACs':>10} {'features':>10}   ({num_classes} classes, {size} x {size})")
     for listed in models.names() if name is None else [name]:
         module = models.create(listed, num_classes)
         penultimate = models.find_penultimate(module, size)
         features = "none" if penultimate is None else f"{penultimate.dim:,}"
         millions = models.macs(module, size) / 1e6
-        print(f"{listed:24} {models.count_parameters(module):12,} {millions:10.1f} {features:>10}")
+        show(f"{listed:24} {models.count_parameters(module):12,} {millions:10.1f} {features:>10}")
     if name is None:
-        print(f"also: {', '.join(kind.usage for kind in models.all_kinds())}")
+        show(f"also: {', '.join(kind.usage for kind in models.all_kinds())}")
 
 
 def _registered(registry: Registry[Any]) -> list[Row]:

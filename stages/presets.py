@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Sequence
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from kdpipe.presets import Preset, find, presets
+from kdpipe.stages.console import show, show_json, show_table
 
 _COLUMNS = ("name", "teacher -> student", "teacher", "alone", "distilled", "source")
 
 
-def show(name: str | None, *, as_json: bool) -> None:
+def show_presets(name: str | None, *, as_json: bool) -> None:
     """Print a table of all presets, or the one called ``name`` as a params file, or either as JSON.
 
     Raises:
@@ -23,11 +23,12 @@ def show(name: str | None, *, as_json: bool) -> None:
     """
     chosen = presets() if name is None else (find(name),)
     if as_json:
-        print(json.dumps([preset.model_dump() for preset in chosen], indent=2, ensure_ascii=False))
+        show_json([preset.model_dump() for preset in chosen])
     elif name is None:
         _show_table(chosen)
     else:
-        print(as_yaml(*chosen), end="")
+        for line in as_yaml(*chosen).splitlines():
+            show(line)
 
 
 def as_yaml(preset: Preset) -> str:
@@ -50,12 +51,11 @@ def as_yaml(preset: Preset) -> str:
 
 def _show_table(chosen: Sequence[Preset]) -> None:
     """Print presets: a drawn table on a terminal, columns of plain text with two spaces between them elsewhere."""
-    console = Console(highlight=False)
     rows = [_row(preset) for preset in chosen]
-    if not console.is_terminal:
+    if not sys.stdout.isatty():
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
         for row in (_COLUMNS, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     table = Table(caption=Text("test top-1 in %, as published; kdpipe presets NAME has settings, notes and links"))
     for column in _COLUMNS:
@@ -64,7 +64,7 @@ def _show_table(chosen: Sequence[Preset]) -> None:
         )
     for row in rows:
         table.add_row(*map(Text, row))
-    console.print(table)
+    show_table(table)
 
 
 def _row(preset: Preset) -> tuple[str, ...]:

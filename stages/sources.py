@@ -11,21 +11,25 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import ModelError
 from kdpipe.models import Model
-from kdpipe.stages.console import progress
+from kdpipe.stages.console import progress, say
 
 
 def load_split(settings: DatasetSettings, split: str) -> Dataset:
     """Load one split of the dataset, limited as the settings say."""
     train = split == "train"
-    return dataset.load(
+    found = dataset.load(
         settings.data,
         split,
         settings.limit_train if train else settings.limit_test,
         labels_per_class=settings.labels_per_class if train else None,
         download=settings.download,
         loading=settings.loading,
+        skip_broken=settings.skip_broken,
         progress=progress,
     )
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def load_model(

@@ -105,3 +105,14 @@ def test_an_edit_of_the_training_code_leaves_the_cache_valid() -> None:
     rooms = {name.split(".")[1] for name in closure(*entry("cache-teacher")) if "." in name}
     assert not rooms & {"training", "distil", "benchmark", "report"}
     assert not any(dep.split("/")[-1] in {"training", "distil", "kdpipe"} for dep in dependencies("cache-teacher"))
+
+
+def test_stages_print_through_the_console_only() -> None:
+    """The console escapes foreign text; see ``kdpipe.printable``."""
+    printing = {
+        name
+        for name, path in files().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"kdpipe.stages.console"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import secrets
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.errors import KdpipeError, UnwritableError
+from kdpipe.printable import printable_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
@@ -74,8 +74,8 @@ def write_text(path: Path, content: str, *, temporary: Path | None = None) -> No
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` to ``path`` as indented JSON, atomically; NaN and infinity raise ``ValueError``."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write ``value`` to ``path`` as indented JSON in ASCII, atomically; NaN and infinity raise ``ValueError``."""
+    write_text(path, printable_json(value) + "\n")
 
 
 @contextmanager

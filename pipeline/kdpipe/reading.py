@@ -57,6 +57,8 @@ def read_bytes(
     try:
         with open_regular(path, follow=follow) as stream:
             content = _read(stream, limit + 1)
+    except FileNotFoundError:
+        raise error(f"{path} does not exist.") from None
     except OSError as failure:
         reason = "it is a link, and links are not followed" if failure.errno == errno.ELOOP else failure.strerror
         raise error(f"{path} cannot be read: {reason}.") from failure
@@ -123,7 +125,14 @@ def read_yaml(path: Path, *, limit: int = MEGABYTE, error: type[KdpipeError] = K
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as invalid:
         if isinstance(invalid, KdpipeError):
             raise
-        raise error(f"{path} is not YAML: {printable(' '.join(str(invalid).split()))}.") from None
+        raise error(f"{path} is not valid YAML: {_reason(invalid)}.") from None
+
+
+def _reason(invalid: Exception) -> str:
+    mark = getattr(invalid, "problem_mark", None)
+    if mark is None:
+        return printable(" ".join(str(invalid).split()))[:200]
+    return printable(f"{getattr(invalid, 'problem', invalid)} in line {mark.line + 1}, column {mark.column + 1}")[:200]
 
 
 def _measure(content: bytes, *, of: Path, error: type[KdpipeError]) -> None:

@@ -181,7 +181,7 @@ def test_a_read_only_directory(built: Built, uninterrupted: Path, tmp_path: Path
         assert "Traceback" not in done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith(f"kdpipe: {tmp_path / 'shared' / 'new.zarr'}")
-        assert f"Make {tmp_path / 'shared'} writable, or pass --out another path." in last
+        assert "Make it writable, or pass another path." in last
         look = [*drop, sys.executable, "-m", "kdpipe", "verify", str(tmp_path / "shared" / "logits.zarr")]
         assert subprocess.run(look, cwd=ROOT, capture_output=True, timeout=120).returncode == 0
     finally:

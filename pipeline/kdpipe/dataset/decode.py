@@ -10,6 +10,7 @@ files than Pillow does, and it is hardly faster for photographs (``benchmarks/de
 
 from __future__ import annotations
 
+import contextlib
 import io
 from functools import cache
 
@@ -23,6 +24,15 @@ from kdpipe.errors import DatasetError
 Pixels = npt.NDArray[np.uint8]
 
 _NEEDS_A_PLUGIN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+
+TURNED, DARK = 1, 2
+"""Remarks on an image file: its EXIF orientation is not applied; its levels have 12 of 16 bits."""
+
+_ORIENTATION = 0x0112
+"""EXIF tag."""
+
+_MAX_PIXELS = 178_956_970
+"""Pixels of the largest image; Pillow's own limit."""
 
 
 @cache
@@ -47,6 +57,7 @@ def decode(content: bytes, where: str) -> Pixels:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            _refuse_too_large(image)
             return from_pillow(image)
     except Exception as error:  # decoders raise anything from struct.error to SyntaxError on broken files
         raise _unreadable(where, error) from error
@@ -60,13 +71,50 @@ def measure(content: bytes, where: str) -> tuple[int, int]:
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            _refuse_too_large(image)
             return image.height, image.width
     except Exception as error:  # as in decode
         raise _unreadable(where, error) from error
 
 
+def check(content: bytes, where: str) -> None:
+    """Decode an image file for nothing but its faults; a JPEG at an eighth of its size, which reads all of its data.
+
+    Raises:
+        DatasetError: ``decode`` would refuse it.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            _refuse_too_large(image)
+            image.draft(None, (image.width // 8, image.height // 8))
+            from_pillow(image)
+    except Exception as error:  # as in decode
+        raise _unreadable(where, error) from error
+
+
+def remark(content: bytes) -> int:
+    """Return ``TURNED`` for an EXIF orientation and ``DARK`` for 12 bits stored as 16, or 0, of an image file."""
+    found = 0
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as image:
+        # Pillow decodes all of a PNG to look for EXIF data behind its pixels.
+        if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) != 1:
+            found |= TURNED
+        if image.mode == "I" or image.mode.startswith("I;16"):
+            lowest, highest = image.getextrema()
+            found |= DARK if lowest != highest and 255 < highest < 4096 else 0  # type: ignore[operator]
+    return found
+
+
+def _refuse_too_large(image: Image.Image) -> None:
+    """Refuse a small file that would become gigabytes of pixels."""
+    if image.width * image.height > _MAX_PIXELS:
+        raise ValueError(f"it has {image.width:,} x {image.height:,} pixels, expected at most {_MAX_PIXELS:,}")
+
+
 def _unreadable(where: str, error: Exception) -> DatasetError:
     reason = "not an image format that Pillow reads" if isinstance(error, PIL.UnidentifiedImageError) else str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"it has more than {_MAX_PIXELS:,} pixels"
     return DatasetError(f"{where} cannot be decoded: {reason}; replace or remove the file")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe.dataset import identity
+from kdpipe.dataset.broken import listed, notes_on
 from kdpipe.dataset.parts import limit_labels
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
@@ -29,6 +31,7 @@ def load(
     download: bool = False,
     loading: Loading = "auto",
     memory_limit: int = 4 * 1024**3,
+    skip_broken: bool = False,
     progress: Progress = silent,
 ) -> Dataset:
     """Load the ``train`` or ``test`` split of a dataset; ``kdpipe.dataset.all_kinds()`` lists the forms of ``spec``.
@@ -37,6 +40,8 @@ def load(
     a fixed choice of this many samples of each class and sets the others to -1. Images are decoded once and
     memory-mapped from a cache when they need at most ``memory_limit`` bytes; ``loading`` forces ``memory`` or
     ``stream``. EXIF orientation is not applied.
+
+    Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
     Raises:
         DatasetError: The dataset is missing or cannot be used; one line with what, where and how to fix it.
@@ -54,13 +59,57 @@ def load(
     ids = identity.sample_ids(listing.keys)
     indices = identity.balanced_indices(ids, listing.labels, limit=limit)
     survey = listing.source.survey(indices, what=f"checking {split}", progress=progress)
-    dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
+    asked, reasons = len(indices), list(survey.broken.values())
+    if survey.broken:
+        whole = np.setdiff1d(np.arange(len(indices)), list(survey.broken))
+        indices = indices[whole]
+        remarks = None if survey.remarks is None else survey.remarks[whole]
+        survey = Survey(survey.digests[whole], survey.sizes[whole], remarks=remarks)
+    notes = () if survey.remarks is None else notes_on(survey.remarks, split)
+    if len(indices):
+        dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
+        fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
+        dataset, more = _decodable(dataset, in_memory=loading == "memory" or (loading == "auto" and fits), log=progress)
+        reasons += more
+    if reasons:
+        line = listed(reasons, of=asked, what=f"{spec} {split}")
+        if not skip_broken or not len(indices):
+            raise DatasetError(f"{line}, or pass --skip-broken")
+        notes = (*notes, f"warning: skipped: {line}.")
     if labels_per_class is not None:
         dataset = limit_labels(dataset, labels_per_class)
-    fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
-    if loading == "stream" or (loading == "auto" and not fits):
-        return dataset
-    return _in_memory(dataset, progress)
+    return replace(dataset, notes=notes)
+
+
+def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dataset, list[str]]:
+    """Return the samples that can be decoded, in memory or to be streamed, and why the others cannot.
+
+    Raises:
+        DatasetError: none can be, or an image changed.
+    """
+    if in_memory:
+        try:
+            return _in_memory(dataset, log), []
+        except DatasetError:
+            broken = _broken(dataset, log)
+            if not broken:
+                raise
+    else:
+        broken = _broken(dataset, log)
+    if not broken:
+        return dataset, []
+    reasons = list(broken.values())
+    whole = np.setdiff1d(np.arange(len(dataset)), list(broken))
+    if not len(whole):
+        raise DatasetError(listed(reasons, of=len(dataset), what=f"{dataset.spec} {dataset.split}"))
+    rest = replace(dataset.subset(whole), origin=None, buffer_indices=np.arange(len(whole), dtype=np.int64))
+    return (_in_memory(rest, log) if in_memory else rest), reasons
+
+
+def _broken(dataset: Dataset, progress: Progress) -> Mapping[int, str]:
+    return dataset.source.broken(
+        dataset.source_indices, dataset.content_digests, what=f"trying {dataset.split}", progress=progress
+    )
 
 
 def _streaming(

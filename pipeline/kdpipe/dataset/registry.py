@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +37,10 @@ class Survey:
     """Content digests, ``(n, 16)``."""
     sizes: npt.NDArray[np.int64]
     """Height and width of each image, ``(n, 2)``."""
+    broken: Mapping[int, str] = field(default_factory=dict)
+    """Why an image cannot be used, by its place among those surveyed; its digest and size mean nothing."""
+    remarks: npt.NDArray[np.uint8] | None = None
+    """What ``kdpipe.dataset.decode.remark`` found in each image file, ``(n,)``."""
 
 
 class Source(Protocol):
@@ -49,6 +53,12 @@ class Source(Protocol):
 
     def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
         """Return content digests and sizes of the images at ``indices``."""
+        ...
+
+    def broken(
+        self, indices: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, what: str, progress: Progress
+    ) -> Mapping[int, str]:
+        """Decode the images that were not decoded before; return why some cannot be, by their place in ``indices``."""
         ...
 
     def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:

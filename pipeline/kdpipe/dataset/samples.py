@@ -57,6 +57,8 @@ class Dataset:
     """The loaded dataset that a subset was taken from, whose ``buffer`` it shares; None in a loaded one."""
     published_statistics: tuple[Channels, Channels] | None = None
     """Mean and standard deviation of each channel, where the dataset's kind has published ones."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user on the images that were loaded."""
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -22,3 +22,5 @@ class DatasetSettings(Settings):
     """Let torchvision download the dataset."""
     loading: Literal["auto", "memory", "stream"] = "auto"
     """Keep decoded images in memory, stream them, or choose by their size."""
+    skip_broken: bool = False
+    """Leave out image files that cannot be read or decoded, and list them."""

@@ -5,7 +5,6 @@ Content digests of image files are remembered in the cache until a file changes.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import struct
 import time
@@ -16,20 +15,21 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
-from kdpipe import durable
 from kdpipe.dataset import decode, identity
 from kdpipe.dataset.pixels import cache_directory, in_order, processors
 from kdpipe.dataset.registry import Survey
+from kdpipe.dataset.remembered import recall, remember
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress
+from kdpipe.reading import open_regular
 
 _STATE = struct.Struct("<QqqQ")
-_FOUND = struct.Struct("<16sII")
+_FOUND = struct.Struct("<16sIIB")
 _ENTRY_BYTES = identity.ID_BYTES + _STATE.size + _FOUND.size
-_CHECK_BYTES = 32
 _SETTLED_NS = 2_000_000_000
+_LARGEST_FILE = 1024**3
+"""Bytes of the largest image file that is read."""
 
 Memory = dict[bytes, bytes]
 """From the digest of a path to the packed state, content digest and image size of its file."""
@@ -48,24 +48,37 @@ class FileSource:
 
     def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
         """Return digests and header sizes; read only files that are new or have changed."""
-        path = cache_directory() / "digests" / f"{identity.sample_id(self.memory).hex()}.bin"
-        known = _recall(path)
+        path = self._table("digests", "files 2")
+        cut = identity.ID_BYTES
+        known = {entry[:cut]: entry[cut:] for entry in recall(path, entry_bytes=_ENTRY_BYTES)}
         now = time.time_ns()
         found: list[bytes] = []
+        broken: dict[int, str] = {}
         fresh: Memory = {}
         workers = min(32, 4 * processors())
 
-        def look(index: int) -> tuple[bytes, bytes, bool]:
-            return self._look(int(indices[index]), known)
+        def look(index: int) -> tuple[bytes, bytes, bool] | DatasetError:
+            try:
+                return self._look(int(indices[index]), known)
+            except DatasetError as error:
+                return error
 
         for block in in_order(look, len(indices), workers=workers, what=what, progress=progress):
-            for name, entry, remembered in block:
+            for looked in block:
+                if isinstance(looked, DatasetError):
+                    broken[len(found)] = str(looked)
+                    found.append(_FOUND.pack(b"", 1, 1, 0))
+                    continue
+                name, entry, remembered = looked
                 found.append(entry[_STATE.size :])
                 if not remembered and _settled(entry, now):
                     fresh[name] = entry
         if fresh:
-            _remember(path, {**known, **fresh})
-        return _as_survey(found)
+            remember(path, [name + entry for name, entry in {**known, **fresh}.items()])
+        return _as_survey(found, broken)
+
+    def _table(self, folder: str, kind: str) -> Path:
+        return cache_directory() / folder / f"{identity.sample_id(f'{kind} {self.memory}').hex()}.bin"
 
     def _look(self, index: int, known: Memory) -> tuple[bytes, bytes, bool]:
         path = self.paths[index]
@@ -78,9 +91,35 @@ class FileSource:
         entry = known.get(name)
         if entry is not None and entry.startswith(state):
             return name, entry, True
-        content = _content(path)
+        content = content_of(path)
         size = decode.measure(content, path)
-        return name, state + _FOUND.pack(identity.bytes_digest(content), *size), False
+        return name, state + _FOUND.pack(identity.bytes_digest(content), *size, decode.remark(content)), False
+
+    def broken(
+        self, indices: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, what: str, progress: Progress
+    ) -> dict[int, str]:
+        """Decode the files whose content was not decoded before; return why some cannot be, by their place."""
+        path = self._table("decoded", decode.decoder_name())
+        known = set(recall(path, entry_bytes=identity.ID_BYTES))
+        new = [place for place, digest in enumerate(digests) if digest.tobytes() not in known]
+
+        def fault(number: int) -> str | None:
+            place = new[number]
+            file = self.paths[int(indices[place])]
+            try:
+                decode.check(self._surveyed(file, digests[place].tobytes()), file)
+            except DatasetError as error:
+                return str(error)
+            return None
+
+        found: dict[int, str] = {}
+        done = 0
+        for block in in_order(fault, len(new), workers=processors(), what=what, progress=progress) if new else ():
+            found |= {new[done + at]: reason for at, reason in enumerate(block) if reason is not None}
+            done += len(block)
+        if len(found) < len(new):
+            remember(path, [*known, *(digests[place].tobytes() for place in new if place not in found)])
+        return found
 
     def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
         """Return one image, uint8 ``(3, height, width)``.
@@ -89,17 +128,29 @@ class FileSource:
             DatasetError: The file is gone, broken, or not the one that was surveyed.
         """
         path = self.paths[index]
-        content = _content(path)
+        return decode.decode(self._surveyed(path, digest), path)
+
+    def _surveyed(self, path: str, digest: bytes) -> bytes:
+        content = content_of(path)
         if identity.bytes_digest(content) != digest:
             raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
-        return decode.decode(content, path)
+        return content
 
 
-def _content(path: str) -> bytes:
+def content_of(path: str) -> bytes:
+    """Read an image file, or the file that a link names.
+
+    Raises:
+        DatasetError: it cannot be read, is no regular file, or is larger than any image.
+    """
     try:
-        return Path(path).read_bytes()
+        with open_regular(Path(path), follow=True) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _LARGEST_FILE:
+                return file.read(_LARGEST_FILE)
     except OSError as error:
         raise _lost(path, error) from error
+    raise DatasetError(f"{path} cannot be read: it has {size:,} bytes, expected at most {_LARGEST_FILE:,}; remove it")
 
 
 def _lost(path: str, error: OSError) -> DatasetError:
@@ -112,29 +163,11 @@ def _settled(entry: bytes, now: int) -> bool:
     return bool(max(modified, changed) < now - _SETTLED_NS)
 
 
-def _as_survey(found: list[bytes]) -> Survey:
-    packed = np.frombuffer(b"".join(found), dtype=np.dtype([("digest", "u1", 16), ("size", "<u4", 2)]))
-    return Survey(packed["digest"].copy(), packed["size"].astype(np.int64))
-
-
-def _recall(path: Path) -> Memory:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        return {}
-    check, body = content[:_CHECK_BYTES], content[_CHECK_BYTES:]
-    if len(body) % _ENTRY_BYTES or blake3(body).digest() != check:
-        return {}
-    cut = identity.ID_BYTES
-    entries = (body[i : i + _ENTRY_BYTES] for i in range(0, len(body), _ENTRY_BYTES))
-    return {entry[:cut]: entry[cut:] for entry in entries}
-
-
-def _remember(path: Path, memory: Memory) -> None:
-    """Write the memory; without a writable cache, the files are read again next time."""
-    body = b"".join(name + entry for name, entry in memory.items())
-    with contextlib.suppress(OSError):
-        durable.write_bytes(path, blake3(body).digest() + body)
+def _as_survey(found: list[bytes], broken: dict[int, str]) -> Survey:
+    packed = np.frombuffer(
+        b"".join(found), dtype=np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remark", "u1")])
+    )
+    return Survey(packed["digest"].copy(), packed["size"].astype(np.int64), broken, packed["remark"].copy())
 
 
 class Items(Protocol):
@@ -206,6 +239,10 @@ class ItemSource:
         self.looked.clear()
         digests = identity.as_digests(b"".join(digest for digest, _ in found))
         return Survey(digests, np.asarray([size for _, size in found], dtype=np.int64))
+
+    def broken(self, *_: object, **__: object) -> dict[int, str]:
+        """Return nothing: the survey has read every item."""
+        return {}
 
     def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
         """Return one image, uint8 ``(3, height, width)``.

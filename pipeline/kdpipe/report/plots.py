@@ -66,7 +66,7 @@ def pareto_png(result: BenchmarkResult) -> bytes:
     _scale(axes, [point for _, point in placed])
     teacher = result.teacher
     if teacher is not None and teacher.top1 is not None:
-        label = f"teacher, {printable(teacher.name)}"
+        label = f"teacher, {drawable(teacher.name)}"
         axes.axhline(teacher.top1 * 100, color=INK, linestyle="--", linewidth=1.1, label=label, zorder=1)
     _front_line(axes, [point for student, point in placed if student.on_front])
     axes.set_xlabel("median latency at batch size 1 (ms)")
@@ -93,7 +93,7 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, key in zip(panels, keys, strict=False):
         _plain(axes)
-        axes.set_title(printable(key), fontsize=10, loc="left", parse_math=False)
+        axes.set_title(drawable(key), fontsize=10, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for index, (name, history) in enumerate(histories.items()):
@@ -101,14 +101,14 @@ def curves_png(histories: Mapping[str, History]) -> bytes:
             style = CURVE_DASHES[index // len(CURVE_COLORS) % len(CURVE_DASHES)]
             color = CURVE_COLORS[index % len(CURVE_COLORS)]
             marker = "." if len(values) == 1 else None
-            axes.plot(epochs, values, style, color=color, marker=marker, linewidth=1.4, label=printable(name))
+            axes.plot(epochs, values, style, color=color, marker=marker, linewidth=1.4, label=drawable(name))
     for axes in panels[len(keys) :]:
         axes.set_axis_off()
     _legend(figure, panels[0], columns=2)
     return _png(figure)
 
 
-def printable(name: str) -> str:
+def drawable(name: str) -> str:
     """Return a name with characters of the built-in font only, shortened in the middle to ``LONGEST_LABEL``."""
     font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
     name = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in name)
@@ -209,7 +209,7 @@ def _label_points(figure: Figure, axes: Axes, placed: Sequence[tuple[StudentResu
         taken += [Bbox([start, end]).padded(2) for start, end in itertools.pairwise(corners)]
     for student, point in sorted(placed, key=lambda pair: (not pair[0].on_front, -pair[1][1])):
         text = axes.annotate(
-            printable(student.name),
+            drawable(student.name),
             point,
             xytext=LABEL_PLACES[0],
             textcoords="offset points",

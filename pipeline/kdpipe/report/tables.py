@@ -17,6 +17,7 @@ from kdpipe.benchmark.comparison import recommend
 from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import GAP_RECOVERED, AttackIdentity, BenchmarkResult, StudentResult
 from kdpipe.metrics import Figure
+from kdpipe.printable import cell
 
 UNDEFINED = "n/a"
 
@@ -58,7 +59,7 @@ def csv_text(result: BenchmarkResult) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from kdpipe import durable
-from kdpipe.dataset import cache_directory, load
+from kdpipe.dataset import cache_directory, load, sources
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder, Recorder, picture
@@ -32,14 +32,13 @@ def settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Return the list of image files that are read from now on."""
     found: list[Path] = []
-    read_bytes = Path.read_bytes
+    content_of = sources.content_of
 
-    def read(path: Path) -> bytes:
-        if path.suffix == ".png":
-            found.append(path)
-        return read_bytes(path)
+    def read(path: str) -> bytes:
+        found.append(Path(path))
+        return content_of(path)
 
-    monkeypatch.setattr(Path, "read_bytes", read)
+    monkeypatch.setattr(sources, "content_of", read)
     return found
 
 

@@ -76,12 +76,11 @@ def test_a_flat_test_folder_gives_way_to_val(make_folder: MakeFolder) -> None:
     assert len(load(f"folder:{root}", "test")) == 6
 
 
-def test_nested_folders_belong_to_the_class_and_links_are_followed_once(make_folder: MakeFolder) -> None:
+def test_nested_folders_belong_to_the_class_in_every_depth(make_folder: MakeFolder) -> None:
     root = make_folder(count=1)
     inner = root / "train/ant/2024/may"
     inner.mkdir(parents=True)
     picture(9).save(inner / "x.PNG")
-    (inner / "loop").symlink_to(root / "train/ant")
     assert load(f"folder:{root}", "train").keys[:2] == ("train/ant/0.png", "train/ant/2024/may/x.PNG")
 
 
@@ -230,11 +229,8 @@ def test_a_truncated_image_is_named(make_folder: MakeFolder, ending: str) -> Non
     path = root / f"train/bee/long.{ending}"
     picture(5, height=64, width=64).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
-    assert f"{path} cannot be decoded" in message(f"folder:{root}")
-    streaming = load(f"folder:{root}", "train", loading="stream")
-    index = streaming.keys.index(f"train/bee/long.{ending}")
-    with pytest.raises(DatasetError, match=f"long.{ending} cannot be decoded"):
-        streaming.image(index)
+    for loading in ("memory", "stream"):
+        assert f"{path} cannot be decoded" in message(f"folder:{root}", loading=loading)
 
 
 @pytest.mark.parametrize("spec", ["folder", "folder:", "cifar10", "torchvision:MNIST"])

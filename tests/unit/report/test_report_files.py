@@ -26,6 +26,7 @@ from kdpipe.benchmark.results import (
     average,
 )
 from kdpipe.metrics import METRICS, Logits, measure, metric
+from kdpipe.printable import printable
 from kdpipe.report import table, write
 
 EVIL = '<script>alert("1")</script>&$x^[bold]_\n你'
@@ -183,9 +184,29 @@ def test_hostile_texts_stay_texts(bare: BenchmarkResult, tmp_path: Path) -> None
     paths = write(bare, tmp_path, histories={EVIL: [{EVIL: 1.0}], "_hidden": [{EVIL: 2.0}]})
     page = _parse(paths["report.html"])
     assert "script" not in page.tags
-    assert EVIL in page.text
+    assert printable(EVIL) in page.text
     assert list(json.loads(paths["metrics.json"].read_text())["students"]) == [s.name for s in bare.students]
     assert "[bold]" in paths["summary.txt"].read_text()
+
+
+@pytest.mark.parametrize("name", ["summary.txt", "results.csv", "report.html", "metrics.json"])
+def test_no_text_steers_a_terminal(bare: BenchmarkResult, tmp_path: Path, name: str) -> None:
+    evil = "\x1b]0;owned\x07\u202egpj\nShip evil"
+    student = replace(bare.students[0], name=evil, architecture=evil, loss=evil, gap_note=evil)
+    hostile = replace(bare, students=(student,), dataset=evil, teacher=TeacherResult(evil, {"top1": 0.5}))
+    text = write(hostile, tmp_path)[name].read_text(encoding="utf-8")
+    assert not {"\x1b", "\x07", "\u202e"} & {*text}
+    assert not any(line.startswith("Ship evil") for line in text.splitlines())
+    assert ("\\u202e" if name == "metrics.json" else printable(evil)) in text
+
+
+@pytest.mark.parametrize("first", "=+-@\t\r")
+def test_no_cell_of_the_csv_is_a_formula(bare: BenchmarkResult, tmp_path: Path, first: str) -> None:
+    student = replace(bare.students[0], name=f"{first}HYPERLINK(1)", loss=f"{first}1")
+    path = write(replace(bare, students=(student,)), tmp_path)["results.csv"]
+    with path.open(encoding="utf-8", newline="") as stream:
+        row = next(csv.DictReader(stream))
+    assert (row["name"][0], row["loss"][0]) == ("'", "'")
 
 
 def test_picture_is_a_png_with_something_on_it(result: BenchmarkResult, tmp_path: Path) -> None:

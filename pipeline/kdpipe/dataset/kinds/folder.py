@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from kdpipe.dataset import walking
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import FileSource, suggest_path
@@ -26,8 +26,8 @@ def list_folder(request: Request, path: str) -> Listing:
     """Images in PATH/train/CLASS and PATH/test/CLASS (or val), and those without a label in PATH/unlabeled.
 
     Classes are in the order of their names, the images of a class in the order of theirs. Those in ``PATH/unlabeled``
-    come last in ``train``, with the label -1. Hidden files and files without an image's extension are left out. Class
-    folders may be nested.
+    come last in ``train``, with the label -1. Hidden files, thumbnails and files without an image's extension are left
+    out. Class folders may be nested. Links to image files and to folders are followed, but none to a folder above it.
 
     Raises:
         DatasetError: A folder is missing or empty, or the class folders of train and test differ.
@@ -49,7 +49,7 @@ def list_folder(request: Request, path: str) -> Listing:
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in _images(place))
+        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in walking.images(place))
         if not found:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
@@ -93,7 +93,7 @@ def _no_split(root: Path, split: str) -> DatasetError:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")
+    return name.startswith(".") or name in walking.LEFT_BEHIND
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -106,6 +106,8 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     for child in folder.iterdir():
         if _hidden(child.name) or not child.is_dir():
             continue
+        if child.is_symlink():
+            walking.refuse_upward(child)
         name = _nfc(child.name)
         if name in found:
             raise DatasetError(f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one")
@@ -127,22 +129,3 @@ def _check_other_split(root: Path, split: str, *, folder: Path) -> None:
         f"'{folder}' and '{other}' have different class folders: {named}{more} without a counterpart; "
         "both must hold the same classes"
     )
-
-
-def _images(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path inside ``folder`` and the absolute path of each image below it, following links once."""
-    pending = [(folder.absolute(), "", frozenset[tuple[int, int]]())]
-    while pending:
-        place, inner, above = pending.pop()
-        info = place.stat()
-        here = (info.st_dev, info.st_ino)
-        if here in above:
-            continue
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if _hidden(entry.name):
-                    continue
-                if entry.is_dir():
-                    pending.append((Path(entry.path), f"{inner}{entry.name}/", above | {here}))
-                elif Path(entry.name).suffix.lower() in image_extensions():
-                    yield inner + entry.name, entry.path

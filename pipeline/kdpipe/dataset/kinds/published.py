@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from kdpipe.dataset import decode
 from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
-from kdpipe.dataset.sources import FileSource, Items, ItemSource, as_label, as_labels, check_labels, suggest_path
+from kdpipe.dataset.sources import (
+    FileSource,
+    Items,
+    ItemSource,
+    as_label,
+    as_labels,
+    check_labels,
+    content_of,
+    suggest_path,
+)
 from kdpipe.errors import DatasetError, did_you_mean
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
@@ -158,7 +167,7 @@ def _listed_files(opened: Items, items: ItemSource) -> tuple[str, ...] | None:
         paths = [entry[0] if isinstance(entry, tuple) else entry for entry in listed]
         if not all(isinstance(path, str | Path) for path in paths) or not Path(paths[0]).is_file():
             continue
-        if np.array_equal(decode.decode(Path(paths[0]).read_bytes(), str(paths[0])), items.item(0)[0]):
+        if np.array_equal(decode.decode(content_of(str(paths[0])), str(paths[0])), items.item(0)[0]):
             return tuple(str(Path(path).absolute()) for path in paths)
     return None
 
