@@ -72,7 +72,7 @@ class Builder:
         if self.sealed:
             self._ledger.remove()
         else:
-            self._done = _confirmed(path, self._ledger)
+            self._done = _confirmed(path, self._ledger, found)
             self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             self._root = arrays.open_root(path, mode="r+")
 
@@ -279,7 +279,7 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
     )
 
 
-def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
+def _confirmed(path: Path, ledger: Ledger, found: Manifest) -> dict[str, Entry]:
     """Return the ledger's entries whose files are as recorded; delete shard files without an entry.
 
     Nothing but the names of shards is deleted: a store with anything else was refused before.
@@ -288,7 +288,10 @@ def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
     confirmed = {
         name: entry
         for name, entry in ledger.read().items()
-        if name in present and present[name].is_file and _entry(path, name) == replace(entry, fidelity=None)
+        if name in present
+        and present[name].is_file
+        and _measured(entry, found)
+        and _entry(path, name) == replace(entry, fidelity=None)
     }
     # Folders come after what is in them.
     for name in sorted(present, reverse=True):
@@ -300,6 +303,15 @@ def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
                 with suppress(OSError):  # it is not empty
                     (path / name).rmdir()
     return confirmed
+
+
+def _measured(entry: Entry, found: Manifest) -> bool:
+    """Return whether an entry's figures, if it has any, can be those of a shard of the store."""
+    if entry.fidelity is None:
+        return True
+    cut = found.splits.get(entry.path.split("/")[0])
+    fits = entry.fidelity.temperatures == found.temperatures
+    return cut is not None and fits and 0 < entry.fidelity.rows <= min(cut.shard_rows, cut.samples)
 
 
 def _entry(store: Path, name: str) -> Entry:

@@ -6,12 +6,15 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
 from kdpipe.store.inspect import summary
+from kdpipe.store.ledger import Ledger
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.testing.stores import contents, small_plan, small_store, start_store
@@ -149,6 +152,20 @@ def test_a_ledger_names_nothing_outside_the_store(tmp_path: Path, home: Path, se
     outside = '{"path": "../fifo", "size": 0, "digest": "' + "0" * 32 + '"}\n'
     deep = "[" * 100_000 + "\n"
     ledger.write_text(ledger.read_text() + outside + deep)
+    small_store(store)
+    assert contents(store) == contents(sealed_once)
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [Fidelity.none(), Fidelity.none((8.0,)), Fidelity((1.0, 2.0, 4.0), 10**9, 1, (1, 1, 1), (((0, 10**9),),) * 3)],
+)
+def test_a_ledger_with_figures_that_nobody_measured(tmp_path: Path, sealed_once: Path, figures: Fidelity) -> None:
+    """They are not believed: the shard is computed again."""
+    store = tmp_path / "a.zarr"
+    start_store(store, shards=2)
+    entries = Ledger(store).read()
+    Ledger(store).rewrite([replace(each, fidelity=figures) for each in entries.values()], choice=None)
     small_store(store)
     assert contents(store) == contents(sealed_once)
 
