@@ -7,6 +7,7 @@ all of a sealed store's manifest.
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -146,7 +147,7 @@ def read(store: Path) -> Manifest:
     if not root.is_file():
         older = (store / ".zgroup").exists() or (store / ".zarray").exists()
         what = "is a Zarr v2 store; kdpipe reads format 3 only" if older else "holds no logit store"
-        raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {store}")
+        raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {shlex.quote(str(store))}")
     if root.stat().st_size > MAX_MANIFEST_BYTES:
         raise CorruptStoreError(f"{root} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest of kdpipe.")
     content = root.read_bytes()
