@@ -17,7 +17,7 @@ from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", TrainTeacher, TrainStudent)
 
-_SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage")
+_SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
 
 

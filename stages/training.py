@@ -231,11 +231,15 @@ def _origin(task: Task) -> dict[str, Any]:
     Raises:
         RunError: the run would replace them.
     """
-    weights, out = task.params.run.init_weights, task.params.run.out
+    params, out = task.params, task.params.run.out
+    weights = params.run.init_weights
+    taught = (params.targets.teacher, params.targets.weights) if isinstance(params, TrainStudent) else ()
+    for name, what in ((weights, "initial weights"), *((each, "teacher") for each in taught)):
+        source = None if name is None else Path(str(name).removeprefix("run:"))
+        if source is not None and source.exists() and source.resolve().is_relative_to(out.resolve()):
+            raise RunError(f"{out} holds {name}, the {what} of this run. Pass another --out.")
     if weights is None:
         return {}
-    if Path(weights.removeprefix("run:")).resolve().is_relative_to(out.resolve()):
-        raise RunError(f"{out} holds {weights}, the initial weights of this run. Pass another --out.")
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 

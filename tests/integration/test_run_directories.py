@@ -265,3 +265,19 @@ def test_the_next_command_can_be_pasted_into_a_shell(tmp_path: Path, kdpipe: Kdp
     assert command[command.index("--store") + 1] == str(store)
     missing = kdpipe("verify", tmp_path / "my other.zarr")
     assert shlex.split(missing.last_line.partition("Make one with: ")[2])[-1] == str(tmp_path / "my other.zarr")
+
+
+def test_a_run_does_not_replace_its_own_teacher(run: Path, kdpipe: Kdpipe) -> None:
+    before = _content(run)
+    learning = ("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+    outcome = kdpipe(*learning, "--teacher", f"run:{run}", "--out", run, "--overwrite")
+    refused(outcome, f"{run} holds run:{run}, the teacher of this run")
+    assert _content(run) == before
+
+
+def test_a_report_does_not_replace_the_working_directory(
+    run: Path, kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.parent / "here").mkdir()
+    monkeypatch.chdir(run.parent / "here")
+    refused(kdpipe(*_benchmark(run, Path())), "holds the working directory")
