@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from kdpipe.benchmark.latency import Latency, latency, machine
 from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
+    Budget,
     StoreIdentity,
     StudentResult,
     TeacherResult,
@@ -30,6 +31,7 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
+from kdpipe.models.digests import refuse_damaged
 from kdpipe.pairing.join import join
 from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
@@ -38,6 +40,7 @@ from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.evaluation import predict
+from kdpipe.training.records import FinishedRecord
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 
@@ -54,6 +57,7 @@ def _run(params: Benchmark) -> None:
     device = models.resolve_device(params.measurement.device)
     test = load_split(params.dataset, "test")
     runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}
+    _check(params, [run for of_a_student in runs.values() for run in of_a_student], test)
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     attack = _attack(params, test)
@@ -83,6 +87,43 @@ def _run(params: Benchmark) -> None:
     written = report.write(result, params.measurement.out, histories=histories)
     show_table(report.table(result))
     say(f"Report: {written['report.html']}")
+
+
+def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset) -> None:
+    """Check the files of all runs, before anything is measured.
+
+    Raises:
+        RunError: a run is not finished, its files are damaged, or it was made for other classes or test images.
+        ModelError: weights are damaged.
+    """
+    for run in runs:
+        record, _ = run.record(FinishedRecord), run.metrics()
+        run.history()
+        if tuple(record["classes"]) != test.classes:
+            raise RunError(f"{run.path} was trained for other classes than those of {params.dataset.data}.")
+        tested = (record["lineage"].get("dataset") or {}).get("test")
+        if tested is not None and tested != test.fingerprint:
+            raise RunError(
+                f"{run.path} was tested on other images ({tested[:8]}) than the test split of {params.dataset.data} "
+                f"with these flags ({test.fingerprint[:8]}): its figures could not be compared. Pass the --data and "
+                "--limit-test of its training."
+            )
+        refuse_damaged(run.weights)
+
+
+def _budget(record: dict[str, Any]) -> Budget:
+    parameters, recipe = record["parameters"], record.get("recipe") or {}
+    dataset: dict[str, Any] = record["lineage"].get("dataset") or {}
+    return Budget(
+        epochs=parameters.get("epochs"),
+        samples=record.get("samples"),
+        batch_size=parameters.get("batch_size"),
+        optimizer=parameters.get("optimizer"),
+        recipe=recipe.get("version") or recipe.get("name"),
+        data=(dataset.get("spec"), parameters.get("limit_train")),
+        fingerprint=dataset.get("train"),
+        left_out=record.get("left_out") or 0,
+    )
 
 
 @dataclass(frozen=True)
@@ -198,9 +239,7 @@ def _measure(
     device: torch.device,
     timed: bool,
 ) -> StudentResult:
-    record, _ = directory.record(), directory.metrics()
-    if tuple(record["classes"]) != test.classes:
-        raise RunError(f"{directory.path} was trained for other classes than those of {params.dataset.data}.")
+    record = directory.record(FinishedRecord)
     model = _load(directory, record)
     module = model.module.to(device)
     logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
@@ -215,6 +254,7 @@ def _measure(
         distill=record.get("distill", "none"),
         loss=record.get("loss", "ce"),
         seed=parameters["seed"],
+        budget=_budget(record),
         figures=figures,
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from kdpipe.distil.settings import ExtraSettings, LossSettings
 from kdpipe.errors import ParamsError, RunError, did_you_mean
+from kdpipe.reading import read_yaml
 from kdpipe.stages.flags import in_words
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.training.settings import Optimization
@@ -23,6 +23,9 @@ _OWN = (
     *(key for key in Optimization.model_fields if key not in _SHARED),
 )
 """Settings that may differ between students that are trained together."""
+
+_MOST = 1000
+"""Students of one fleet."""
 
 
 def students_of(params: TrainStudent) -> list[TrainStudent]:
@@ -42,7 +45,7 @@ def students_of(params: TrainStudent) -> list[TrainStudent]:
     for name in names:
         if names.count(name) > 1:
             raise ParamsError(f"two students are called '{name}': give each its own name in --fleet.")
-        if name == ".." or Path(name).name != name or not name:
+        if name == ".." or Path(name).name != name or not name.isprintable() or not 0 < len(name) <= 100:
             raise ParamsError(f"'{name}' cannot be the name of a student: it is a directory below --out.")
     if params.run.out.is_file():
         raise ParamsError(f"{params.run.out} is a file: pass --out a directory.")
@@ -64,12 +67,11 @@ def refuse_failed(names: Sequence[str], *, of: int) -> None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        written = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ParamsError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    written = read_yaml(path, error=ParamsError)
     if not isinstance(written, list) or not written or not all(isinstance(each, dict) for each in written):
         raise ParamsError(f"{path} must be a list of students, such as '- {{student: resnet8, loss: dkd}}'.")
+    if len(written) > _MOST:
+        raise ParamsError(f"{path} lists {len(written):,} students, expected at most {_MOST:,}.")
     for number, each in enumerate(written, start=1):
         for key in each:
             if key not in (*_OWN, "name"):

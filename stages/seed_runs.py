@@ -12,11 +12,12 @@ from kdpipe.errors import RunError
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
 from kdpipe.training.holding import Place, locked
+from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", TrainTeacher, TrainStudent)
 
-_SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage")
+_SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
 
 
@@ -140,9 +141,7 @@ def _refuse_other_files(out: Path) -> None:
 
 def _counted(summary: RunDirectory) -> list[int]:
     """Return the seeds in a ``metrics.json`` of seed runs; empty if the file is missing or of something else."""
-    metrics: Any = summary.metrics() if summary.finished else None
-    seeds = metrics.get("seeds") if isinstance(metrics, dict) else None
-    return seeds if isinstance(seeds, list) else []
+    return counted_seeds(summary.path / "metrics.json") if summary.finished else []
 
 
 def _incomplete(path: Path, what: str) -> RunError:
@@ -156,7 +155,7 @@ def _refuse_other_settings(runs: Mapping[int, RunDirectory]) -> None:
     first: dict[str, Any] = {}
     for seed, run in runs.items():
         record = run.record()
-        trained = record["parameters"]["seed"]
+        trained = record["parameters"].get("seed")
         if trained != seed:
             raise RunError(f"{run.path} was trained with seed {trained}. Train it again with --seeds {seed}.")
         shared = _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})

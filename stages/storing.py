@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -82,5 +83,6 @@ def report(params: Storing) -> None:
     say(
         f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
         f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
-        f"Next: kdpipe train-student --data {params.dataset.data} --store {params.output.out} --student NAME --out DIR"
+        f"Next: kdpipe train-student --data {shlex.quote(params.dataset.data)} "
+        f"--store {shlex.quote(str(params.output.out))} --student NAME --out DIR"
     )

@@ -163,8 +163,8 @@ def _run_id(path: Path) -> str:
     Raises:
         RunError: the file is not one that kdpipe wrote.
     """
-    content = read_bytes(path, limit=128, error=RunError).decode(errors="replace").strip()
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", content):
+    content = read_bytes(path, limit=256, error=RunError).decode(errors="replace").strip()
+    if not re.fullmatch(r"[^\s/\\#?%:]{1,128}", content):
         raise RunError(f"{path} is damaged: it holds no id of a run")
     return content
 

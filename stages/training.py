@@ -20,11 +20,12 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
+from kdpipe.models.digests import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
-from kdpipe.stages.training_data import TrainingData
+from kdpipe.stages.training_data import TrainingData, label_digest
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
@@ -230,11 +231,15 @@ def _origin(task: Task) -> dict[str, Any]:
     Raises:
         RunError: the run would replace them.
     """
-    weights, out = task.params.run.init_weights, task.params.run.out
+    params, out = task.params, task.params.run.out
+    weights = params.run.init_weights
+    taught = (params.targets.teacher, params.targets.weights) if isinstance(params, TrainStudent) else ()
+    for name, what in ((weights, "initial weights"), *((each, "teacher") for each in taught)):
+        source = None if name is None else Path(str(name).removeprefix("run:"))
+        if source is not None and source.exists() and source.resolve().is_relative_to(out.resolve()):
+            raise RunError(f"{out} holds {name}, the {what} of this run. Pass another --out.")
     if weights is None:
         return {}
-    if Path(weights.removeprefix("run:")).resolve().is_relative_to(out.resolve()):
-        raise RunError(f"{out} holds {weights}, the initial weights of this run. Pass another --out.")
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
@@ -320,7 +325,9 @@ def _finish(
         metrics["best_on_validation"] = _chosen(best.epoch, best.top1, best.loss, best_scores)
         say(f"Best on validation: epoch {best.epoch} with {best.top1:.2%}; test top-1 {_percent(best_scores['top1'])}.")
     cost_figures = {"seconds": cost.seconds, "images_per_second": cost.images_per_second}
-    run.write_metrics({**metrics, "epochs": epochs, **cost_figures})
+    written = (run.weights, run.best_weights) if "best_on_validation" in metrics else (run.weights,)
+    digests = {path.name: digest_of(path) for path in written}
+    run.write_metrics({**metrics, "epochs": epochs, **cost_figures, "weights": digests})
     return metrics
 
 
@@ -345,6 +352,9 @@ def _identity(
         "preset": model.preset.describe(),
         "preset_source": model.preset_source,
         "classes": list(data.train.classes),
+        "samples": len(data.train),
+        "left_out": data.left_out,
+        "labels": {split: label_digest(part) for split, part in splits.items() if part is not None},
         "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from blake3 import blake3
 
 from kdpipe import dataset
 from kdpipe.dataset import Dataset
@@ -31,6 +32,8 @@ class TrainingData:
     """The samples that are held out."""
     sampling: Sampling | None
     """Weights of the samples of ``train``; ``None`` to draw each once an epoch."""
+    left_out: int = 0
+    """Samples that are left out because they have no label."""
 
 
 def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore] = ()) -> TrainingData:
@@ -43,16 +46,24 @@ def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore
     Raises:
         DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
     """
-    whole = load_split(params.dataset, "train")
+    whole, left_out = load_split(params.dataset, "train"), 0
     for store in stores:
         whole = with_store_ids(store, whole)
     if not taught and (whole.labels < 0).any():
         labeled = dataset.labeled(whole)
         say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
-        whole = labeled
+        whole, left_out = labeled, len(whole) - len(labeled)
     share = params.run.validation
     train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
-    return TrainingData(whole, train, held_out, _sampling(params.sampling, train))
+    return TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out)
+
+
+def label_digest(samples: Dataset) -> str:
+    """Return a digest of the label of each sample id, in whatever order they are."""
+    order = np.lexsort(samples.sample_ids.T[::-1])
+    return blake3(samples.sample_ids[order].tobytes() + samples.labels[order].astype("<i8").tobytes()).hexdigest(
+        length=16
+    )
 
 
 def _sampling(settings: SamplingSettings, train: Dataset) -> Sampling | None:

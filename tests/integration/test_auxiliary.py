@@ -167,5 +167,5 @@ def test_what_cannot_be_done_is_one_line(
     )
     assert not run.exists()
     assert kdpipe(*softened, "--out", run).code == 0
-    assert kdpipe(*STUDENT, *ROTATION, "--out", run).code == 0
+    assert kdpipe(*STUDENT, *ROTATION, "--out", run, "--overwrite").code == 0
     refused(kdpipe(*STUDENT, "--resume", "--out", run), "aux: rotation:0.5 then, None now")

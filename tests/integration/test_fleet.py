@@ -349,9 +349,9 @@ def test_what_is_no_fleet_is_refused(built: Built, tmp_path: Path, train: Kdpipe
 
 def test_what_cannot_be_read_or_is_asked_twice_is_refused(built: Built, tmp_path: Path, train: Kdpipe) -> None:
     out, missing = tmp_path / "runs", tmp_path / "none.yaml"
-    refused(train(*LIMITS, "--fleet", missing, "--out", out), f"{missing} cannot be read")
+    refused(train(*LIMITS, "--fleet", missing, "--out", out), f"{missing} does not exist")
     (tmp_path / "torn.yaml").write_text("- {student: resnet8")
-    refused(train(*LIMITS, "--fleet", tmp_path / "torn.yaml", "--out", out), "torn.yaml cannot be read")
+    refused(train(*LIMITS, "--fleet", tmp_path / "torn.yaml", "--out", out), "torn.yaml is not valid YAML")
     refused(train(*LIMITS, "--out", out), "give --student, or --fleet")
     twice = ("--student", "resnet8", "--student", "resnet8")
     refused(train(*LIMITS, *twice, "--out", out), "two students are called 'resnet8'")

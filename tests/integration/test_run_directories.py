@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -252,3 +253,31 @@ def test_two_benchmarks_at_once(run: Path, kdpipe: Kdpipe) -> None:
     with durable.locked(run.parent / "reports.lock", RunError):
         refused(kdpipe(*_benchmark(run, run.parent / "reports")), f"reports is being written by process {os.getpid()}")
     assert not (run.parent / "reports").exists()
+
+
+def test_the_next_command_can_be_pasted_into_a_shell(tmp_path: Path, kdpipe: Kdpipe) -> None:
+    store = tmp_path / "my $(touch harm) store.zarr"
+    made = kdpipe(
+        *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--views", 1, "--device", "cpu", "--out", store),
+    )
+    assert made.code == 0
+    command = shlex.split(made.err.partition("Next: ")[2].splitlines()[0])
+    assert command[command.index("--store") + 1] == str(store)
+    missing = kdpipe("verify", tmp_path / "my other.zarr")
+    assert shlex.split(missing.last_line.partition("Make one with: ")[2])[-1] == str(tmp_path / "my other.zarr")
+
+
+def test_a_run_does_not_replace_its_own_teacher(run: Path, kdpipe: Kdpipe) -> None:
+    before = _content(run)
+    learning = ("train-student", *LIMITS, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+    outcome = kdpipe(*learning, "--teacher", f"run:{run}", "--out", run, "--overwrite")
+    refused(outcome, f"{run} holds run:{run}, the teacher of this run")
+    assert _content(run) == before
+
+
+def test_a_report_does_not_replace_the_working_directory(
+    run: Path, kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run.parent / "here").mkdir()
+    monkeypatch.chdir(run.parent / "here")
+    refused(kdpipe(*_benchmark(run, Path())), "holds the working directory")

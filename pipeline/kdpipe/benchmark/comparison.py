@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
@@ -91,9 +91,9 @@ def compare(
     """Return the students in the same order, with ``gap_recovered``, ``gap_note`` and ``on_front`` filled in.
 
     ``samples`` is the number of labeled test samples. The baselines of a distilled student are the runs of the same
-    architecture with ``distill="none"``, which have no gap themselves. If both have the same seeds, each run is
-    compared with the mean top-1 of the baselines of its own seed, and the student has the mean of these gaps.
-    Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
+    architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves. If both have the same
+    seeds, each run is compared with the mean top-1 of the baselines of its own seed, and the student has the mean of
+    these gaps. Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
 
     The front is of top-1 against the median latency at batch size 1; a student that lacks one of the two is not
     on it.
@@ -108,7 +108,7 @@ def compare(
     ]
     return tuple(
         replace(
-            _with_gap(student, _baselines(student, students), teacher_top1=teacher_top1, samples=samples),
+            _with_gap(student, students, teacher_top1=teacher_top1, samples=samples),
             on_front=on_front,
         )
         for student, on_front in zip(students, pareto_front(points), strict=True)
@@ -118,20 +118,29 @@ def compare(
 def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> dict[int | None, list[float]]:
     """Return the top-1 of the runs that a distilled student is compared with, by their seed."""
     found: dict[int | None, list[float]] = {}
-    for other in students:
-        if other.distill == "none" and other.architecture == student.architecture:
+    for other in _without_teacher(student, students):
+        if student.budget.difference(other.budget) is None:
             for run in other.runs:
                 if run.top1 is not None:
                     found.setdefault(run.seed, []).append(run.top1)
     return found
 
 
+def _without_teacher(student: StudentResult, students: Sequence[StudentResult]) -> list[StudentResult]:
+    return [each for each in students if each.distill == "none" and each.architecture == student.architecture]
+
+
 def _with_gap(
-    student: StudentResult, baselines: Mapping[int | None, Sequence[float]], *, teacher_top1: float | None, samples: int
+    student: StudentResult, students: Sequence[StudentResult], *, teacher_top1: float | None, samples: int
 ) -> StudentResult:
     """Return the student with its gap, and its seed runs with theirs if they are paired by seed."""
     if student.distill == "none":
         return student.with_gap(None)
+    baselines = _baselines(student, students)
+    if not baselines and teacher_top1 is not None and student.top1 is not None:
+        for other in _without_teacher(student, students):
+            if (difference := student.budget.difference(other.budget)) is not None:
+                return student.with_gap(None, f"the baseline {other.name} was trained with {difference}")
     if set(baselines) == {run.seed for run in student.runs}:
         gaps = [
             gap_recovered(run.top1, baseline=fmean(baselines[run.seed]), teacher=teacher_top1, samples=samples).value

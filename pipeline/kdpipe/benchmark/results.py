@@ -15,6 +15,8 @@ from kdpipe.metrics import METRICS, Figure
 
 Distill = Literal["cache", "live", "none"]
 
+_SLACK = 0.05
+
 ADVERSARIAL_TOP1 = Figure(
     "adversarial_top1",
     "PGD top-1",
@@ -28,12 +30,52 @@ GAP_RECOVERED = Figure(
     "Gap recovered",
     "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
     "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
-    "the same architecture on labels only; with the same seeds, the gap is computed by seed and averaged. n/a without "
-    "a baseline, and where the difference between teacher (p) and baseline (q) is within the noise of n labeled test "
-    "samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe 1998, method 1).",
+    "the same architecture on labels only, with the same budget, recipe and data; with the same seeds, the gap is "
+    "computed by seed and averaged. n/a without a baseline, and where the difference between teacher (p) and baseline "
+    "(q) is within the noise of n labeled test samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe "
+    "1998, method 1).",
     "%",
     "gap %",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The training of a run, as far as a baseline must share it."""
+
+    epochs: int | None = None
+    samples: int | None = None
+    """Training samples; None where the run did not record them."""
+    batch_size: int | None = None
+    optimizer: str | None = None
+    recipe: str | None = None
+    """Name and version."""
+    data: tuple[str | None, int | None] = (None, None)
+    """The dataset as the user wrote it, and the limit of its training samples."""
+    fingerprint: str | None = None
+    """That of the training samples."""
+    left_out: int = 0
+    """Samples that were left out because they had no label."""
+
+    def difference(self, other: Budget) -> str | None:
+        """Return in what ``other`` differs, as ``epochs 2, not 6``; None where the two can be compared.
+
+        The number of samples over all epochs may differ by 5 %: epochs of labeled samples only are shorter.
+        """
+        if None not in (self.samples, other.samples, self.epochs, other.epochs):
+            mine, its = (each.samples * each.epochs for each in (self, other))  # type: ignore[operator]
+            if abs(mine - its) > _SLACK * max(mine, its):
+                return f"{its:,} images over {other.epochs} epochs, not {mine:,} over {self.epochs}"
+        elif self.epochs != other.epochs:
+            return f"epochs {other.epochs}, not {self.epochs}"
+        for name in ("batch_size", "optimizer", "recipe"):
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                return f"{name.replace('_', ' ')} {its}, not {mine}"
+        labeled_only = self.data == other.data and bool(self.left_out) != bool(other.left_out)
+        if self.fingerprint != other.fingerprint and not labeled_only:
+            return "other training images"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +105,8 @@ class StudentResult:
     """Why a distilled student has no gap recovered; filled by ``compare()``."""
     on_front: bool = False
     """Whether no other student is both as accurate and as fast, and better in one; filled by ``compare()``."""
+    budget: Budget = field(default_factory=Budget)
+    """Its training, which baselines share."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
 

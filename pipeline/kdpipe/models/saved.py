@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdpipe.errors import ModelError
+from kdpipe.models.digests import refuse_damaged
 from kdpipe.models.preset import Known
 from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
 
@@ -53,6 +54,7 @@ def weights_of(name: str) -> Path:
         raise ModelError(f"'{name}': there is no directory {folder}")
     # The metrics are what a training writes last.
     if weights.is_file() and (folder / "metrics.json").is_file():
+        refuse_damaged(weights)
         return weights
     if (folder / "run.json").is_file():
         raise ModelError(f"'{name}': the training is not finished; go on with it by --resume, or name another run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -86,7 +87,8 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
     drifted = None if allow_drift else drift(store, dataset, rows)
     if drifted is not None:
         raise StaleStoreError(
-            f"{store.path}: {drifted}. Install the versions that kdpipe inspect {store.path} prints, make a new store, "
+            f"{store.path}: {drifted}. Install the versions that "
+            f"kdpipe inspect {shlex.quote(str(store.path))} prints, make a new store, "
             "or pass --allow-drift."
         )
     return rows

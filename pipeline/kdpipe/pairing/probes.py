@@ -6,6 +6,7 @@ source images, and of the result of each operation on synthetic images.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -37,12 +38,13 @@ def stored_recipe(store: LogitStore) -> Recipe:
     except RecipeError as error:
         raise StaleStoreError(
             f"{store.path} was made with the recipe {stored.version}, which this kdpipe cannot draw ({error}) Use the "
-            f"version of kdpipe that kdpipe inspect {store.path} prints."
+            f"version of kdpipe that kdpipe inspect {shlex.quote(str(store.path))} prints."
         ) from None
     if recipe.version != stored.version:
         raise StaleStoreError(
             f"{store.path} was made with the recipe {stored.version}; this kdpipe draws {recipe.version}, which gives "
-            f"other pixels. Use the version of kdpipe that kdpipe inspect {store.path} prints, or make a new store."
+            f"other pixels. Use the version of kdpipe that kdpipe inspect {shlex.quote(str(store.path))} prints, or "
+            "make a new store."
         )
     return recipe
 

@@ -79,6 +79,8 @@ def _copy(path: Path, target: Path) -> None:
 def _refuse_others(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file: pass --out a directory.")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise RunError(f"{out} holds the working directory, and a report is replaced as a whole: pass --out another.")
     present = sorted(path.name for path in out.iterdir()) if out.exists() else []
     strangers = [name for name in present if name not in FILES and not name.startswith(".")]
     if strangers:

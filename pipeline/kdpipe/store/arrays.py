@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -228,8 +229,12 @@ def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -
         try:
             shards.read_file(store / file, chunk)
         except (ValueError, RuntimeError, OSError) as error:
-            raise CorruptStoreError(f"{store}: {file} is damaged ({error}). Run: kdpipe verify {store}") from error
+            raise CorruptStoreError(
+                f"{store}: {file} is damaged ({error}). Run: kdpipe verify {shlex.quote(str(store))}"
+            ) from error
         if file not in found.files or manifest.digest_file(store / file) != found.files[file].digest:
-            raise CorruptStoreError(f"{store}: {file} does not match its digest. Run: kdpipe verify {store}")
+            raise CorruptStoreError(
+                f"{store}: {file} does not match its digest. Run: kdpipe verify {shlex.quote(str(store))}"
+            )
         out[start : start + rows] = chunk[: spec.shape[0] - start]
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -176,7 +177,7 @@ def read(store: Path) -> Manifest:
     if not os.path.lexists(root):
         older = (store / ".zgroup").exists() or (store / ".zarray").exists()
         what = "is a Zarr v2 store; kdpipe reads format 3 only" if older else "holds no logit store"
-        raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {store}")
+        raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {shlex.quote(str(store))}")
     content = read_bytes(root, limit=MAX_MANIFEST_BYTES, error=CorruptStoreError)
     document = parse_json(content, of=root, error=CorruptStoreError)
     try:

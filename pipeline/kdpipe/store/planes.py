@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -206,7 +207,7 @@ class PlaneReader:
     def _fill_or_raise(self, view: int, jobs: list[_Job]) -> None:
         for fault in self._fill(view, jobs):
             self._refuse_replaced()
-            raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {self._store}")
+            raise CorruptStoreError(f"{self._store}: {fault}. Run: kdpipe verify {shlex.quote(str(self._store))}")
 
     def _refuse_replaced(self) -> None:
         """Raise ``StaleStoreError`` if another store is at the path: its files differ without being damaged."""

@@ -7,6 +7,7 @@ rows of larger planes can still be read, and ``blocks`` trains on them.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -59,7 +60,7 @@ def open_store(
     faults = list(chain(*manifest.missing_or_resized(store, found).values()))
     if faults:
         more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
-        raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {store}")
+        raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {shlex.quote(str(store))}")
     if split not in found.splits:
         hint = did_you_mean(split, found.splits)
         raise StoreError(f"{store} has no split '{split}', only {', '.join(found.splits)}{hint}")
@@ -69,7 +70,9 @@ def open_store(
         if name.endswith("zarr.json") and manifest.digest_file(store / name) != file.digest
     ]
     if metadata_faults:
-        raise CorruptStoreError(f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {store}")
+        raise CorruptStoreError(
+            f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {shlex.quote(str(store))}"
+        )
     return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import math
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from kdpipe import durable
 from kdpipe.errors import RunError
+from kdpipe.reading import open_regular
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and dictionaries and lists of them."""
@@ -24,7 +26,7 @@ def before(path: Path) -> Path:
 
 def exists(path: Path) -> bool:
     """Whether there is something to resume from."""
-    return path.is_file() or before(path).is_file()
+    return os.path.lexists(path) or os.path.lexists(before(path))
 
 
 def remove(path: Path) -> None:
@@ -90,7 +92,8 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
     state, fault_before = _load(older)
     if state is None:
         raise RunError(
-            f"no checkpoint can be read: {path} {fault}, {older} {fault_before}. Start the run without --resume."
+            f"no checkpoint can be read: {path} {fault}, {older} {fault_before}. Start the run without --resume "
+            "and with --overwrite."
         )
     say(f"{path} {fault}; going on from {older}, the checkpoint before it.")
     path.unlink(missing_ok=True)
@@ -102,14 +105,62 @@ def read_earlier(path: Path) -> State | None:
     return _load(before(path))[0]
 
 
+def refuse_odd(state: State, *, version: int) -> None:
+    """Refuse a state whose position cannot be one of a training.
+
+    Raises:
+        RunError: another version of kdpipe wrote it, or none did.
+    """
+    if not isinstance(state, dict) or state.get("format") != version:
+        raise RunError(
+            "the checkpoint was written by another version of kdpipe. Start the run without --resume and with "
+            "--overwrite."
+        )
+    history, step, sums = (state.get(name) for name in ("history", "step", "sums"))
+    fits = (
+        isinstance(history, list)
+        and all(_is_row(row, epoch=number) for number, row in enumerate(history, start=1))
+        and type(step) is int
+        and step >= 0
+        and isinstance(sums, dict)
+        and all(isinstance(each, torch.Tensor) and each.numel() == 1 for each in sums.values())
+        and _is_finite(state.get("seconds"))
+    )
+    if not fits:
+        raise unfit("its history, step or sums are not those of a training")
+
+
+def unfit(reason: str) -> RunError:
+    """Return the error of a checkpoint whose content does not fit the run."""
+    return RunError(
+        f"the checkpoint is damaged or not made by this run: {reason}. Start the run without --resume and with "
+        "--overwrite."
+    )
+
+
+def _is_row(row: object, *, epoch: int) -> bool:
+    if not isinstance(row, dict) or row.get("epoch") != epoch:
+        return False
+    figures = all(isinstance(name, str) and _is_finite(value) for name, value in row.items())
+    return figures and all(row.get(name, 0) > 0 for name in ("seconds", "images_per_second"))
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def _load(path: Path) -> tuple[State | None, str]:
     """Return a checkpoint, or ``None`` and its fault; each entry's CRC-32 is compared."""
-    if not path.is_file():
-        return None, "is missing"
     try:
-        with zipfile.ZipFile(path) as archive:
-            whole = archive.testzip() is None
-        state: State | None = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, ValueError, KeyError, EOFError):
+        with open_regular(path) as file:
+            with zipfile.ZipFile(file) as archive:
+                # torch compresses nothing; a compressed entry could fill the memory.
+                stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+                whole = stored and archive.testzip() is None
+            file.seek(0)
+            state: Any = torch.load(file, map_location="cpu", weights_only=True) if whole else None
+    except FileNotFoundError:
+        return None, "is missing"
+    except Exception:  # a damaged archive or pickle can raise anything
         state = None
-    return state, "is damaged"
+    return (state, "") if isinstance(state, dict) else (None, "is damaged")

@@ -9,9 +9,9 @@ from functools import partial
 
 from kdpipe.errors import KdpipeError, RunError
 from kdpipe.training.batches import Batches
-from kdpipe.training.checkpoint import State
+from kdpipe.training.checkpoint import State, refuse_odd
 from kdpipe.training.failures import ran_out_of_memory
-from kdpipe.training.trainee import Trainee
+from kdpipe.training.trainee import FORMAT, Trainee
 
 _SHOWN = 4
 """Number of students in a status line."""
@@ -167,16 +167,20 @@ def _meeting(trainees: Sequence[Trainee], say: Callable[[str], None]) -> list[tu
     """
     found = [trainee.run.load_checkpoint(say=say) for trainee in trainees]
     states = [state for state in found if state is not None]
+    for state in states:
+        refuse_odd(state, version=FORMAT)
     if len(states) < len(trainees):
         return []
     places = [_place(state) for state in states]
     met = []
     for trainee, state in zip(trainees, states, strict=True):
         earlier = state if _place(state) == min(places) else trainee.run.load_earlier_checkpoint()
+        if earlier is not None:
+            refuse_odd(earlier, version=FORMAT)
         if earlier is None or _place(earlier) != min(places):
             raise RunError(
                 f"the checkpoints of {trainee.run.path} and those beside it are of different steps, so they cannot go "
-                "on together. Start them without --resume, or resume each alone."
+                "on together. Start them without --resume and with --overwrite, or resume each alone."
             )
         met.append((trainee, earlier))
     for (trainee, earlier), state in zip(met, states, strict=True):

@@ -104,10 +104,18 @@ class Learner:
         return state
 
     def restore(self, state: State) -> None:
-        """Restore a ``state``."""
+        """Restore a ``state``.
+
+        Raises:
+            ValueError: the state of the optimizer, or the averaged weights, do not fit. Torch raises other types where
+                it finds that a part does not fit.
+        """
         self.module.load_state_dict(state["model"])
         self._beside.load_state_dict(state.get("beside", {}))
+        own = _fixed(self._optimizer)
         self._optimizer.load_state_dict(state["optimizer"])
+        if _fixed(self._optimizer) != own or not _fits(self._optimizer):
+            raise ValueError("the optimizer's state is not that of these weights and settings")
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.restore(state["average"])
@@ -142,9 +150,30 @@ class Average:
         self._blend(moving, current, 0)
 
     def restore(self, values: dict[str, torch.Tensor]) -> None:
-        """Restore ``values``, on any device."""
+        """Restore ``values``, on any device; raises ``ValueError`` where they do not fit."""
+        if {name: value.shape for name, value in values.items()} != {
+            name: value.shape for name, value in self.values.items()
+        }:
+            raise ValueError("the averaged weights are not those of this model")
         for name, value in values.items():
             self.values[name].copy_(value)
+
+
+def _fixed(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of each group that do not change from step to step."""
+    return [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def _fits(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether each tensor of the state is a number or has the shape of its parameter, which torch expects."""
+    return all(
+        value is None or (isinstance(value, torch.Tensor) and value.shape in (torch.Size([]), parameter.shape))
+        for parameter, slots in optimizer.state.items()
+        for value in slots.values()
+    )
 
 
 def arithmetic(amp: str, device: torch.device) -> torch.dtype:

@@ -27,9 +27,10 @@ from typing import Any
 from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.printable import printable_json
-from kdpipe.training import checkpoint
+from kdpipe.training import checkpoint, records
 from kdpipe.training.checkpoint import State
 from kdpipe.training.holding import Place
+from kdpipe.training.records import Failure, Metrics, RunRecord
 
 History = list[dict[str, float]]
 
@@ -101,6 +102,7 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
+            self._refuse_other_labels(record)
             if self.finished and not checkpoint.exists(self.checkpoint):
                 raise RunError(f"{self.path} is finished, and its checkpoint is gone: there is nothing to resume.")
         else:
@@ -201,7 +203,18 @@ class RunDirectory:
         if differing:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(differing)} than asked for "
-                f"({_first_difference(before, asked, differing[0])}). Start it without --resume."
+                f"({_first_difference(before, asked, differing[0])}). Start it without --resume and "
+                "with --overwrite."
+            )
+
+    def _refuse_other_labels(self, record: dict[str, Any]) -> None:
+        """Refuse to go on with other labels; runs of before they were recorded have none."""
+        before, now = self.record().get("labels") or {}, record.get("labels") or {}
+        changed = [split for split in before if before[split] != now.get(split)]
+        if changed:
+            raise RunError(
+                f"{self.path} was started with other labels of the {changed[0]} images than these. Restore the labels, "
+                "or pass --overwrite to start it again."
             )
 
     def _refuse_strangers(self) -> None:
@@ -216,17 +229,17 @@ class RunDirectory:
                 f"{self.path} is not a run: it holds {strangers[0]}, and no run.json. Pass --out another directory."
             )
 
-    def record(self) -> dict[str, Any]:
-        """Read ``run.json``.
+    def record(self, model: type[RunRecord] = RunRecord) -> dict[str, Any]:
+        """Read ``run.json``, which must fit the model.
 
         Raises:
-            RunError: it is missing or damaged.
+            RunError: it is missing, damaged or of something else.
         """
-        return _read_json(self.path / "run.json")
+        return records.read_run(self.path / "run.json", model)
 
     def metrics(self) -> dict[str, Any]:
         """Read ``metrics.json``; raises ``RunError`` where the run is not finished."""
-        return _read_json(self.path / "metrics.json")
+        return records.read(self.path / "metrics.json", Metrics)
 
     def save_checkpoint(self, state: State) -> None:
         """Write ``checkpoint.pt`` atomically and keep the one before."""
@@ -251,7 +264,7 @@ class RunDirectory:
     def failure(self) -> str | None:
         """Return the error that ended this student among others; ``None`` where there is none."""
         path = self.path / "failure.json"
-        return _read_json(path)["message"] if path.is_file() else None
+        return str(records.read(path, Failure)["message"]) if path.exists() else None
 
     def write_failure(self, message: str) -> None:
         """Record the error that ended this student, so that the others are resumed without it."""
@@ -268,31 +281,24 @@ class RunDirectory:
         durable.write_text(self.path / "history.csv", text.getvalue())
 
     def history(self) -> History:
-        """Read ``history.csv``; empty where there is none."""
+        """Read ``history.csv``; empty where there is none.
+
+        Raises:
+            RunError: it is no table of finite numbers.
+        """
         path = self.path / "history.csv"
-        if not path.is_file():
-            return []
-        with path.open(encoding="utf-8", newline="") as stream:
-            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+        return records.read_history(path) if path.exists() else []
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
+        """Write ``metrics.json``, and its digests of weights also to ``run.json``; the run is finished then."""
         self.check_place()
         with durable.writing(self.path / "metrics.json"):
             (self.path / "failure.json").unlink(missing_ok=True)
+            if "weights" in metrics:
+                durable.write_json(self.path / "run.json", {**self.record(), "weights": metrics["weights"]})
             durable.write_json(self.path / "metrics.json", metrics)
             checkpoint.before(self.checkpoint).unlink(missing_ok=True)
         self.check_place()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunError(f"{path} does not exist: {path.parent} is not a finished run of kdpipe.")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunError(f"{path} is damaged: it is not JSON.") from None
-    return content
 
 
 def _comparable(section: Any) -> Any:

@@ -10,9 +10,9 @@ import torch
 
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, RunError
 from kdpipe.training.batches import Batch
-from kdpipe.training.checkpoint import State
+from kdpipe.training.checkpoint import State, refuse_odd, unfit
 from kdpipe.training.evaluation import Validation
-from kdpipe.training.failures import LossWatch, attempt, largest_that_fits, not_finite
+from kdpipe.training.failures import LossWatch, attempt, largest_that_fits, not_finite, ran_out_of_memory
 from kdpipe.training.objective import Objective, top1
 from kdpipe.training.optimization import Learner
 from kdpipe.training.runs import History, RunDirectory
@@ -20,7 +20,7 @@ from kdpipe.training.schedule import rate
 from kdpipe.training.settings import Optimization
 from kdpipe.views import Renderer
 
-_FORMAT = 4
+FORMAT = 4
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Position:
 def state_of(position: Position, learner: Learner, validation: Validation | None) -> State:
     """Return the content of a checkpoint."""
     return {
-        "format": _FORMAT,
+        "format": FORMAT,
         "history": position.history,
         "step": position.step,
         "sums": position.sums,
@@ -63,13 +63,17 @@ def restore(state: State, learner: Learner, validation: Validation | None) -> Po
     """Restore a ``state`` and return its position.
 
     Raises:
-        RunError: another version of kdpipe wrote it.
+        RunError: another version of kdpipe wrote it, or it does not fit the run.
     """
-    if state.get("format") != _FORMAT:
-        raise RunError("the checkpoint was written by another version of kdpipe. Start the run without --resume.")
-    learner.restore(state)
-    if validation is not None:
-        validation.restore(state, learner)
+    refuse_odd(state, version=FORMAT)
+    try:
+        learner.restore(state)
+        if validation is not None:
+            validation.restore(state, learner)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if ran_out_of_memory(error):
+            raise
+        raise unfit(" ".join(str(error).split())[:200] or type(error).__name__) from None
     sums = {name: total.to(learner.device) for name, total in state["sums"].items()}
     return Position(state["history"], state["step"], sums, state["seconds"])
 
@@ -206,6 +210,8 @@ class Trainee:
     def _resume(self, state: State) -> None:
         with self._drawing():
             self.position = restore(state, self._learner, self.student.validation)
+        if self.position.step >= self._steps or self.position.epoch > self.student.settings.epochs:
+            raise unfit(f"it is at {self.position}, beyond the end of the training")
         self._saved = self._holds()
         if self.position.history:
             self.run.write_history(self.position.history)
