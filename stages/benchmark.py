@@ -191,7 +191,7 @@ def _measure(
     record, _ = directory.record(), directory.metrics()
     if tuple(record["classes"]) != test.classes:
         raise RunError(f"{directory.path} was trained for other classes than those of {params.dataset.data}.")
-    model = _load(directory, record)
+    model = _load(directory, record, trust_code=params.code.trust_code)
     module = model.module.to(device)
     logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
     figures = measure(logits, test.labels, teacher)
@@ -220,7 +220,10 @@ def _latencies(name: str, model: Model, device: torch.device, *, repeats: int) -
     }
 
 
-def _load(directory: RunDirectory, record: dict[str, Any]) -> Model:
+def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) -> Model:
+    models.refuse_code(record["model"], origin=directory.path, trust_code=trust_code)
+    if models.runs_code(record["model"]):
+        say(f"{directory.path} is made by {record['model']}, whose code is run (--trust-code).")
     preset = Preset.parse(record["preset"])
     return models.load(
         record["model"],

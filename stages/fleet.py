@@ -13,6 +13,7 @@ from kdpipe.distil.settings import ExtraSettings, LossSettings
 from kdpipe.errors import ParamsError, RunError, did_you_mean
 from kdpipe.stages.flags import in_words
 from kdpipe.stages.settings.training import TrainStudent
+from kdpipe.stages.trust import refuse_code_in
 from kdpipe.training.settings import Optimization
 
 _SHARED = ("epochs", "batch_size")
@@ -36,7 +37,7 @@ def students_of(params: TrainStudent) -> list[TrainStudent]:
     """
     if params.fleet is None and len(params.student) == 1:
         return [params]
-    listed = [{"student": name} for name in params.student] if params.fleet is None else _read(params.fleet)
+    listed = [{"student": name} for name in params.student] if params.fleet is None else _read(params.fleet, params)
     named = [{"name": each["student"].rpartition(":")[2], **each} for each in listed]
     names = [each["name"] for each in named]
     for name in names:
@@ -63,7 +64,7 @@ def refuse_failed(names: Sequence[str], *, of: int) -> None:
         )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, params: TrainStudent) -> list[dict[str, Any]]:
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -71,6 +72,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not isinstance(written, list) or not written or not all(isinstance(each, dict) for each in written):
         raise ParamsError(f"{path} must be a list of students, such as '- {{student: resnet8, loss: dkd}}'.")
     for number, each in enumerate(written, start=1):
+        trusted = {"trust_code": params.code.trust_code}
+        refuse_code_in(each, trusted, file=path, section=str(number), where="student")
         for key in each:
             if key not in (*_OWN, "name"):
                 shared = key in TrainStudent.flat()
