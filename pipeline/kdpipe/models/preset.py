@@ -28,7 +28,8 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 MAX_SIDE = 4096
-"""Pixels of the longest side that a file may ask for."""
+"""Pixels of the longest side of an input."""
+_MAX_RESIZE = 2 * MAX_SIDE
 _MAX_STATISTIC = 1000.0
 """Largest mean or standard deviation; published ones are below 1, or 255 for pixels that are not scaled."""
 _MIN_STD = 1e-4
@@ -95,7 +96,8 @@ class Preset:
             ModelError: it is not one, or a value is out of the bounds of real ones.
         """
         try:
-            size, resize = (side(str(described[key])) for key in ("size", "resize"))
+            size = side(str(described["size"]))
+            resize = side(str(described["resize"]), most=_MAX_RESIZE)
             mean, std = _bounded(triple(described["mean"])), _bounded(triple(described["std"], positive=True), _MIN_STD)
             return cls(size, resize, kernel(described["interpolation"]), mean, std)
         except (KeyError, ValueError, TypeError) as error:
@@ -190,19 +192,19 @@ def from_header(header: Mapping[str, str], path: Path) -> Known:
             mean=statistics(header["mean"], path) if both else None,
             std=statistics(header["std"], path, positive=True) if both else None,
             size=size,
-            resize=side(header["resize"]) if "resize" in header else size,
+            resize=side(header["resize"], most=_MAX_RESIZE) if "resize" in header else size,
             interpolation=kernel(header["interpolation"]) if "interpolation" in header else None,
         )
     except (ValueError, TypeError, KdpipeError) as error:
         raise ModelError(f"{path}: its header records an unusable preset: {printable(error)[:200]}") from error
 
 
-def side(text: str) -> int:
-    """Return a side in pixels that a file gives, 1 to ``MAX_SIDE``."""
+def side(text: str, *, most: int = MAX_SIDE) -> int:
+    """Return a side in pixels that a file gives, 1 to ``most``."""
     if len(text) > 9 or not text.strip().isascii() or not text.strip().isdecimal():
         raise ValueError(f"expected a size in pixels, found '{text[:40]}'")
-    if not 1 <= int(text) <= MAX_SIDE:
-        raise ValueError(f"expected a size of 1 to {MAX_SIDE} pixels, found {int(text)}")
+    if not 1 <= int(text) <= most:
+        raise ValueError(f"expected a size of 1 to {most} pixels, found {int(text)}")
     return int(text)
 
 
@@ -274,9 +276,11 @@ def triple(values: Sequence[Any], *, positive: bool = False) -> Triple:
 
 
 def positive(value: int) -> int:
-    """Return ``value`` if it is at least 1."""
+    """Return ``value`` if it is at least 1, and at most ``MAX_SIDE``."""
     if value < 1:
         raise ValueError(f"expected a size of at least 1, found {value}")
+    if value > MAX_SIDE:
+        raise ValueError(f"expected a size of at most {MAX_SIDE}, found {value}")
     return value
 
 
