@@ -8,6 +8,7 @@ from typing import Any
 
 from kdpipe.errors import ParamsError, UntrustedCodeError
 from kdpipe.settings import as_many
+from kdpipe.stages.console import say
 
 _NAMES = {"data": "dataset", "model": "network", "student": "network", "teacher": "network"}
 """Settings whose value may be ``package.module:function``, and what that makes."""
@@ -16,7 +17,7 @@ _NAMES = {"data": "dataset", "model": "network", "student": "network", "teacher"
 def refuse_code_in(
     values: Mapping[str, Any], flags: Mapping[str, Any], *, file: Path | None, section: str, where: str = "section"
 ) -> None:
-    """Refuse ``values`` of a section of a file that run code, unless the flags have ``trust_code``.
+    """Refuse ``values`` of a section of a file that run code; report them where the flags have ``trust_code``.
 
     Values that a flag overrides are passed over.
 
@@ -29,15 +30,16 @@ def refuse_code_in(
             f"{file}: the {where} {section} has trust_code, which no file may say: remove it, and pass --trust-code on "
             "the command line if you trust the code."
         )
-    if flags.get("trust_code"):
-        return
     for key, made in _NAMES.items():
         for name in as_many(values.get(key, ())):
-            if key not in flags and isinstance(name, str) and _runs_code(key, name):
+            if key in flags or not isinstance(name, str) or not _runs_code(key, name):
+                continue
+            said = f"{file} says in the {where} {section} that its {made} is made by {name}"
+            if not flags.get("trust_code"):
                 raise UntrustedCodeError(
-                    f"{file} says in the {where} {section} that its {made} is made by {name}: pass --trust-code to run "
-                    f"that code if you trust it, or give --{key} on the command line."
+                    f"{said}: pass --trust-code to run that code if you trust it, or give --{key} on the command line."
                 )
+            say(f"{said}, whose code is run (--trust-code).")
 
 
 def _runs_code(key: str, name: str) -> bool:

@@ -126,7 +126,9 @@ def test_a_fleet_runs_no_code(marker: Path, kdpipe: Kdpipe, tmp_path: Path) -> N
     flags = ("train-student", *LIMITS, "--fleet", fleet, "--epochs", 1, "--device", "cpu", "--out", tmp_path / "runs")
     refused(kdpipe(*flags), f"{fleet} says in the student 2 that its network is made by strange:make")
     assert not marker.exists()
-    assert kdpipe(*flags, "--trust-code").code == 0
+    outcome = kdpipe(*flags, "--trust-code")
+    assert outcome.code == 0
+    assert f"{fleet} says in the student 2 that its network is made by strange:make, whose code is run" in outcome.err
     assert marker.exists()
 
 

@@ -2,8 +2,8 @@
 
 ``torch.export.load`` unpickles, imports what names in the file point to, and evaluates its expressions. ``sanitized``
 therefore checks every entry and every word of a ``.pt2`` file, and returns a new archive of what it has checked:
-tensors as raw bytes, and a graph of PyTorch's own operators. The sample inputs, a pickle that no computation needs, are
-left out.
+tensors as raw bytes, and a graph of PyTorch's own operators. The sample inputs, a pickle that no computation needs, and
+extra files are left out.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _SAMPLES = "data/sample_inputs/model.pt"
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _TENSORS = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,7}")
 _PLAIN = ("archive_format", "archive_version", "byteorder", "version", ".data/version", ".data/serialization_id")
+_EXTRA = re.compile(r"(data/)?extra/")
+"""Texts that a caller of ``torch.export.save`` adds; they are left out."""
 _MAX_JSON = 64 * MEGABYTE
 _MAX_ENTRIES = 100_000
 
@@ -140,7 +142,8 @@ def sanitized(path: Path) -> io.BytesIO:
     try:
         with open_regular(path, follow=True) as file, zipfile.ZipFile(file) as archive:
             entries = _entries(archive, path)
-            checked = {name: archive.read(entry) for name, entry in entries.items() if name != _SAMPLES}
+            kept = {name: entry for name, entry in entries.items() if name != _SAMPLES and not _EXTRA.match(name)}
+            checked = {name: archive.read(entry) for name, entry in kept.items()}
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
@@ -178,7 +181,7 @@ def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]
             raise ModelError(f"{path}: its entry {shown} is compressed, which torch.export.save never does: not loaded")
         if name in found or entry.flag_bits & 1:
             raise ModelError(f"{path}: its entry {shown} is given twice or encrypted: not loaded")
-        if name not in (_GRAPH, _SAMPLES, *_CONFIGS, *_PLAIN) and not _TENSORS.fullmatch(name):
+        if name not in (_GRAPH, _SAMPLES, *_CONFIGS, *_PLAIN) and not (_TENSORS.fullmatch(name) or _EXTRA.match(name)):
             raise _untrusted(path, f"an entry {shown}, which may run code")
         if name.endswith(".json") and entry.file_size > _MAX_JSON:
             raise ModelError(f"{path}: its entry {shown} is larger than {_MAX_JSON:,} bytes: not loaded")

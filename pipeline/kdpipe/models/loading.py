@@ -92,6 +92,8 @@ def load(
         if runs_code(name):
             remarks.append(f"{asked} is made by {name}, whose code was run (--trust-code).")
     loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code)
+    if trust_code and isinstance(loaded.module, ExportedModel):
+        remarks.append(f"{name} was read by torch's own loader, which runs the code that it holds (--trust-code).")
     loaded.module.eval()
     refuse_broken(loaded.module, origin=weights or name)
     remarks += converted(name, loaded.module)

@@ -205,6 +205,22 @@ def test_a_damaged_description_is_one_line(
     assert not caplog.records
 
 
+def test_constants_and_extra_files(tmp_path: Path) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("order", torch.tensor([2, 0, 1]), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert isinstance(self.order, torch.Tensor)
+            return x.mean((2, 3))[:, self.order] + torch.tensor([1.0, 2.0, 3.0])
+
+    path, images = tmp_path / "m.pt2", torch.rand(2, 3, 8, 8)
+    exported = torch.export.export(Shifted(), (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(exported, path, extra_files={"notes.txt": "trained in May"})
+    assert torch.equal(load(path).module(images), Shifted()(images))
+
+
 def test_a_program_in_half_precision_takes_float32_images(tmp_path: Path) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).half().eval()
     images = torch.zeros(2, 3, 8, 8, dtype=torch.float16)
