@@ -240,7 +240,7 @@ def _measure(
     timed: bool,
 ) -> StudentResult:
     record = directory.record(FinishedRecord)
-    model = _load(directory, record)
+    model = _load(directory, record, trust_code=params.code.trust_code)
     module = model.module.to(device)
     logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
     figures = measure(logits, test.labels, teacher)
@@ -270,7 +270,10 @@ def _latencies(name: str, model: Model, device: torch.device, *, repeats: int) -
     }
 
 
-def _load(directory: RunDirectory, record: dict[str, Any]) -> Model:
+def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) -> Model:
+    models.refuse_code(record["model"], origin=directory.path, trust_code=trust_code)
+    if models.runs_code(record["model"]):
+        say(f"{directory.path} is made by {record['model']}, whose code is run (--trust-code).")
     preset = Preset.parse(record["preset"])
     return models.load(
         record["model"],

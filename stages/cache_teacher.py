@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
+from kdpipe.errors import StoreError
+from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.storing import CacheTeacher
-from kdpipe.stages.sources import load_model, load_split
+from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, report, settle
+from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.store.manifest import read
 from kdpipe.store.writer import Builder, build
 from kdpipe.teacher.cache import cache_plane, pilot, plan
+from kdpipe.teacher.fitness import refuse_unfit
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
@@ -31,6 +39,9 @@ def run(params: CacheTeacher) -> None:
     datasets = {split: load_split(params.dataset, split) for split in ("train", "test")}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])
+    geometry = Geometry.of(forward.preset)
+    plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
+    refuse_unfit(forward, plain, name=forward.identity.name)
     wanted = plan(
         forward,
         datasets,
@@ -55,17 +66,31 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     device = models.resolve_device(settings.device)
     teachers = [
         Forward(
-            load_model(name, train, weights=weights, mean=settings.mean, std=settings.std, size=settings.input_size),
+            load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code),
             device=device,
             precision=settings.precision,
             signals=settings.signals,
         )
-        for name, weights in settings.with_weights
+        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
     ]
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+
+
+def _normalizations(params: CacheTeacher) -> list[Normalization]:
+    """Return what is known of each teacher's images, with the statistics that a store of the same teacher records."""
+    settings, out = params.teacher, params.output.out
+    given = Normalization(settings.mean, settings.std, settings.input_size, settings.statistics is not None)
+    recorded: list[dict[str, Any]] = []
+    if given.of_data and not params.output.overwrite:
+        with suppress(StoreError):
+            preset = read(out).fingerprint.teacher.preset
+            recorded = cast(list[dict[str, Any]], preset.get("members", [preset]))
+    if len(recorded) != len(settings.teacher):
+        return [given] * len(settings.teacher)
+    return [replace(given, recorded=Preset.parse(each), recorded_in=out) for each in recorded]
 
 
 def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:

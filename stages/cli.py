@@ -136,6 +136,7 @@ def verify(
     weights: Annotated[list[str] | None, typer.Option(help="The teacher's weights; repeat for each teacher.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows to recompute.")] = 64,
     device: Annotated[str, typer.Option(help="Where to recompute: auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code that a run or a .pt2 names.")] = False,
 ) -> None:
     """Check every file of a store against its manifest, its samples against a dataset, its logits against a teacher.
 
@@ -163,7 +164,8 @@ def verify(
     if teacher and data is not None and not faults:
         from kdpipe.stages.recomputing import recomputed
 
-        faults += recomputed(store, data, teachers=teacher, weights=weights or [], rows=rows, device=device)
+        named = {"teachers": teacher, "weights": weights or []}
+        faults += recomputed(store, data, **named, rows=rows, device=device, trust_code=trust_code)
     for fault in faults:
         say(f"{store}: {fault}")
     if faults:
@@ -206,6 +208,7 @@ def models_command(
         int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List the layers of NAME instead, for --signals.")] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code that a run or a .pt2 names.")] = False,
 ) -> None:
     """Measure models: parameters, multiply-accumulates and the length of the penultimate features.
 
@@ -216,7 +219,7 @@ def models_command(
     from kdpipe.stages import listing
 
     if layers:
-        listing.show_layers(name, num_classes=num_classes, size=size)
+        listing.show_layers(name, num_classes=num_classes, size=size, trust_code=trust_code)
     else:
         listing.show_costs(name, num_classes=num_classes, size=size or 32)
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from kdpipe.errors import ParamsError, did_you_mean
 from kdpipe.reading import read_yaml
 from kdpipe.settings import Parsed, Setting, Settings
+from kdpipe.stages.trust import refuse_code_in
 
 S = TypeVar("S", bound=Settings)
 
@@ -48,9 +49,11 @@ def resolve(stage: type[S], *, section: str, file: Path | None, flags: Mapping[s
 
     Raises:
         ParamsError: one line with every unknown key and every wrong value.
+        UntrustedCodeError: the file names code, and --trust-code is not a flag.
     """
     values = {} if file is None else _section(file, section)
     known = stage.flat()
+    refuse_code_in(values, flags, file=file, section=section)
     problems = [f"{file}: {section}.{key} is unknown{did_you_mean(key, known)}" for key in values if key not in known]
     try:
         resolved = stage.of({**{key: value for key, value in values.items() if key in known}, **flags})

@@ -13,6 +13,7 @@ from kdpipe.errors import ParamsError, RunError, did_you_mean
 from kdpipe.reading import read_yaml
 from kdpipe.stages.flags import in_words
 from kdpipe.stages.settings.training import TrainStudent
+from kdpipe.stages.trust import refuse_code_in
 from kdpipe.training.settings import Optimization
 
 _SHARED = ("epochs", "batch_size")
@@ -39,7 +40,7 @@ def students_of(params: TrainStudent) -> list[TrainStudent]:
     """
     if params.fleet is None and len(params.student) == 1:
         return [params]
-    listed = [{"student": name} for name in params.student] if params.fleet is None else _read(params.fleet)
+    listed = [{"student": name} for name in params.student] if params.fleet is None else _read(params.fleet, params)
     named = [{"name": each["student"].rpartition(":")[2], **each} for each in listed]
     names = [each["name"] for each in named]
     for name in names:
@@ -66,13 +67,15 @@ def refuse_failed(names: Sequence[str], *, of: int) -> None:
         )
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, params: TrainStudent) -> list[dict[str, Any]]:
     written = read_yaml(path, error=ParamsError)
     if not isinstance(written, list) or not written or not all(isinstance(each, dict) for each in written):
         raise ParamsError(f"{path} must be a list of students, such as '- {{student: resnet8, loss: dkd}}'.")
     if len(written) > _MOST:
         raise ParamsError(f"{path} lists {len(written):,} students, expected at most {_MOST:,}.")
     for number, each in enumerate(written, start=1):
+        trusted = {"trust_code": params.code.trust_code}
+        refuse_code_in(each, trusted, file=path, section=str(number), where="student")
         for key in each:
             if key not in (*_OWN, "name"):
                 shared = key in TrainStudent.flat()

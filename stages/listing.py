@@ -43,7 +43,7 @@ def table(kind: str) -> list[Row]:
     return KINDS[kind]()
 
 
-def show_layers(name: str | None, *, num_classes: int, size: int | None) -> None:
+def show_layers(name: str | None, *, num_classes: int, size: int | None, trust_code: bool = False) -> None:
     """Print the layers of a model whose output is one tensor, in the order of their computation, with its shape.
 
     Raises:
@@ -54,7 +54,9 @@ def show_layers(name: str | None, *, num_classes: int, size: int | None) -> None
 
     if name is None:
         raise ParamsError("models --layers needs the name of one model, such as: kdpipe models resnet20 --layers")
-    model = models.load(name, num_classes=num_classes, size=size, fallback_statistics=lambda: (_HALF, _HALF))
+    model = models.load(
+        name, num_classes=num_classes, size=size, fallback_statistics=lambda: (_HALF, _HALF), trust_code=trust_code
+    )
     side = model.preset.size
     found = models.layers(model.module, side)
     width = max(map(len, ("layer", *found)))

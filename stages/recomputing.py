@@ -11,7 +11,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset
 from kdpipe.stages.console import progress, say
-from kdpipe.stages.sources import load_model
+from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import Manifest, read
 from kdpipe.store.reader import open_store
 from kdpipe.teacher.forward import PRECISIONS, Ensemble, Forward, FrozenTeacher
@@ -22,7 +22,14 @@ _SEED = 0
 
 
 def recomputed(
-    path: Path, data: str, *, teachers: Sequence[str], weights: Sequence[str], rows: int, device: str
+    path: Path,
+    data: str,
+    *,
+    teachers: Sequence[str],
+    weights: Sequence[str],
+    rows: int,
+    device: str,
+    trust_code: bool = False,
 ) -> list[str]:
     """Compare ``rows`` random rows with what the teachers say now; return one line for each fault.
 
@@ -30,7 +37,7 @@ def recomputed(
 
     Raises:
         ParamsError: the numbers of teachers and weights differ.
-        KdpipeError: the store, the dataset or a teacher cannot be loaded.
+        KdpipeError: the store, the dataset or a teacher cannot be loaded, or would run code that is not trusted.
     """
     try:
         named = with_weights(teachers, weights)
@@ -44,7 +51,7 @@ def recomputed(
     if len(teachers) != len(presets):
         return [f"it was written by {stated.name}, {len(presets)} teachers; --teacher names {len(teachers)}"]
     datasets = {split: dataset.load(data, split, progress=progress) for split in found.splits}
-    forward = _load(found, datasets["train"], teachers=named, presets=presets, device=device)
+    forward = _load(found, datasets["train"], teachers=named, presets=presets, device=device, trust_code=trust_code)
     given = forward.identity
     if given.digest != stated.digest:
         return [f"it was written by {stated.name}@{stated.digest[:8]}, not by {given.name}@{given.digest[:8]}"]
@@ -70,10 +77,12 @@ def _load(
     teachers: Sequence[tuple[str, str | None]],
     presets: Sequence[dict[str, Any]],
     device: str,
+    trust_code: bool,
 ) -> FrozenTeacher:
     members = []
     for (name, file), described in zip(teachers, presets, strict=True):
         preset = Preset.parse(described)
-        model = load_model(name, train, weights=file, mean=preset.mean, std=preset.std, size=preset.size)
+        given = Normalization(preset.mean, preset.std, preset.size)
+        model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
         members.append(Forward(model, device=models.resolve_device(device), precision=found.fingerprint.precision))
     return members[0] if len(members) == 1 else Ensemble(members)

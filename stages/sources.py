@@ -37,33 +37,45 @@ def load_model(
     train: Dataset,
     *,
     weights: str | Path | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
     size: int | None = None,
     seed: int = 0,
+    trust_code: bool = False,
 ) -> Model:
-    """Load a model for a dataset's classes; without weights they are drawn from ``seed``.
+    """Load a model to train for a dataset's classes; without weights they are drawn from ``seed``.
 
     Raises:
-        ModelError: the model is unknown, its weights do not fit, or they were made for other classes.
+        ModelError: the model is unknown, its weights do not fit, or nothing says which size of images it takes.
+        UntrustedCodeError: a file would run code, and is not trusted.
     """
     torch.manual_seed(seed)
-    side = min(train.image_size) if train.image_size is not None else 32
     model = models.load(
         name,
         num_classes=len(train.classes),
         weights=weights,
-        mean=mean,
-        std=std,
         size=size,
         fallback_statistics=train.statistics,
-        fallback_size=side,
+        fallback_size=side_of(name, train),
+        trust_code=trust_code,
     )
-    reordered = model.classes is not None and model.classes != train.classes and {*model.classes} == {*train.classes}
-    if reordered:
-        assert model.classes is not None
+    for remark in model.remarks:
+        say(remark)
+    if size is None and train.image_size is None:
+        say(f"{name} takes images of {model.preset.size} px: those of {train.spec} differ in size (--input-size).")
+    refuse_another_order(model, train, origin=weights or name)
+    return model
+
+
+def side_of(name: str, train: Dataset) -> int | None:
+    """Return the side of a model's input where nothing else says it: that of the images, or 32 for the zoo."""
+    if train.image_size is not None:
+        return min(train.image_size)
+    return None if models.is_foreign(name) else 32
+
+
+def refuse_another_order(model: Model, train: Dataset, *, origin: object) -> None:
+    """Refuse weights for the dataset's classes in another order; raises a ``ModelError``."""
+    if model.classes is not None and model.classes != train.classes and {*model.classes} == {*train.classes}:
         raise ModelError(
-            f"{weights or name} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … "
+            f"{origin} has the classes of {train.spec} in another order: {', '.join(model.classes[:4])}, … "
             f"against {', '.join(train.classes[:4])}, …; its logits would be paired with the wrong names."
         )
-    return model

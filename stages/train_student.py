@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +18,7 @@ from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mix
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Model
+from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.moved import remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
@@ -26,10 +27,12 @@ from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainStudent
-from kdpipe.stages.sources import load_model, load_split
+from kdpipe.stages.sources import load_split
+from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_student, load_training
 from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.fitness import refuse_unfit
 from kdpipe.teacher.forward import Forward
 from kdpipe.training.batches import Targets
 from kdpipe.views import Geometry, Recipe
@@ -49,7 +52,7 @@ def _train(params: TrainStudent) -> None:
     loaded = [load_student(student, student.architecture, data.train) for student in students]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]
-    teacher = _live_teacher(params, data.whole) if mode == "live" else None
+    teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
     lineage = _lineage(stores, params.targets.shares, teacher)
@@ -145,7 +148,9 @@ def _targets(
         _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     forward = Forward(teacher, device=device, precision=params.targets.precision)
-    return LiveTargets(forward, rendering(Geometry.of(teacher.preset)))
+    renderer = rendering(Geometry.of(teacher.preset))
+    refuse_unfit(forward, renderer, name=teacher.name)
+    return LiveTargets(forward, renderer)
 
 
 def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
@@ -190,10 +195,15 @@ def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
         )
 
 
-def _live_teacher(params: TrainStudent, train: Dataset) -> Model:
+def _live_teacher(params: TrainStudent, train: Dataset, stores: Sequence[LogitStore]) -> Model:
+    """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
-    return load_model(settings.teacher, train, weights=settings.weights, mean=settings.mean, std=settings.std)
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    if stores:
+        recorded = stores[0].manifest.fingerprint.teacher.preset
+        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path)
+    return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
 
 
 def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:

@@ -82,4 +82,11 @@ def _sampling(settings: SamplingSettings, train: Dataset) -> Sampling | None:
 def load_student(params: Training, name: str, train: Dataset) -> Model:
     """Load the model that a training starts from."""
     run = params.run
-    return load_model(name, train, weights=run.init_weights, size=run.input_size, seed=run.seed)
+    return load_model(
+        name,
+        train,
+        weights=run.init_weights,
+        size=run.input_size,
+        seed=run.seed,
+        trust_code=params.code.trust_code,
+    )

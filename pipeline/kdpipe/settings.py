@@ -71,10 +71,12 @@ class Settings(BaseModel):
         return self.of({**self.given, **values})
 
     def dump(self) -> dict[str, Any]:
-        """Return all settings by key, as JSON values."""
+        """Return all settings by key, as JSON values, without those that no file keeps."""
         written = self.model_dump(mode="json")
         return {
-            key: written[key] if each.group is None else written[each.group][key] for key, each in self.flat().items()
+            key: written[key] if each.group is None else written[each.group][key]
+            for key, each in self.flat().items()
+            if not each.field.exclude
         }
 
 

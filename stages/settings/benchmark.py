@@ -5,6 +5,7 @@ from __future__ import annotations
 from kdpipe.benchmark.settings import BenchmarkSettings
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.distil.settings import StoreSettings
+from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
 
 
@@ -14,3 +15,4 @@ class Benchmark(Settings):
     dataset: DatasetSettings
     measurement: BenchmarkSettings
     stores: StoreSettings
+    code: CodeSettings

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.encoding.settings import EncodingSettings
+from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
 from kdpipe.store.settings import Provenance
 from kdpipe.teacher.settings import ImportSettings, TeacherSettings
@@ -36,6 +37,7 @@ class Storing(Settings):
     encoding: EncodingSettings
     output: StoreOutput
     provenance: Provenance
+    code: CodeSettings
 
 
 class CacheTeacher(Storing):

@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.distil.settings import ExtraSettings, LossSettings, TargetSettings
+from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Names, Settings
 from kdpipe.training.settings import LogSettings, Optimization, RunSettings, SamplingSettings
 from kdpipe.views.settings import ViewSettings
@@ -24,6 +25,7 @@ class Training(Settings):
     sampling: SamplingSettings
     run: RunSettings
     logs: LogSettings
+    code: CodeSettings
 
 
 class TrainTeacher(Training):

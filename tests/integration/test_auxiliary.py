@@ -79,7 +79,7 @@ def test_a_student_learns_the_task_and_its_model_has_no_head(kdpipe: Kdpipe, tmp
 def test_a_teacher_takes_it_too_from_a_params_file(kdpipe: Kdpipe, tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
     file.write_text(f"train_teacher: {{model: '{SMALL}', epochs: 1, aux: 'rotation:2'}}\n")
-    shared = ("train-teacher", *LIMITS, "--params", file, "--device", "cpu", "--batch-size", 64)
+    shared = ("train-teacher", *LIMITS, "--params", file, "--trust-code", "--device", "cpu", "--batch-size", 64)
     assert kdpipe(*shared, "--amp", "bf16", "--channels-last", "--ema", 0.9, "--out", tmp_path / "run").code == 0
     (row,) = _history(tmp_path / "run")
     assert float(row["loss"]) == pytest.approx(float(row["ce"]) + 2 * float(row["rotation"]), rel=1e-4)
@@ -108,7 +108,7 @@ def test_students_of_a_fleet_have_their_own_tasks(built: Built, kdpipe: Kdpipe, 
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text("\n".join(listed))
     shared = ("train-student", *LIMITS, "--store", built.store, *SHARED)
-    assert kdpipe(*shared, "--fleet", fleet, "--out", tmp_path / "all").code == 0
+    assert kdpipe(*shared, "--fleet", fleet, "--trust-code", "--out", tmp_path / "all").code == 0
     flags = {"plain": (), "turning": ROTATION, "heavily": ("--aux", "rotation:2")}
     for name, given in flags.items():
         alone = tmp_path / name
@@ -137,7 +137,7 @@ def test_students_that_would_see_other_samples_alone_are_not_trained_together(
 ) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(f"[{{student: '{SMALL}'}}, {{student: '{DROPPING}', aux: rotation}}]")
-    shared = ("train-student", "--fleet", fleet, *SHARED)
+    shared = ("train-student", "--fleet", fleet, "--trust-code", *SHARED)
     apart = kdpipe(*shared, "--data", f"folder:{images}", "--out", tmp_path / "run")
     refused(apart, "samples without a label", "Give all of them --aux, or none.")
     assert not (tmp_path / "run").exists()

@@ -223,7 +223,8 @@ def test_a_run_of_one_s_own_network(kdpipe: Kdpipe, tmp_path: Path, monkeypatch:
     assert kdpipe(*trained, "--out", tmp_path / "run").code == 0
     weights = tmp_path / "run" / "model.safetensors"
     named = _digest(kdpipe, tmp_path / "named.zarr", "--teacher", "own_chain:build", "--weights", weights)
-    assert _digest(kdpipe, tmp_path / "run.zarr", "--teacher", f"run:{tmp_path / 'run'}") == named
+    run = ("--teacher", f"run:{tmp_path / 'run'}", "--trust-code")
+    assert _digest(kdpipe, tmp_path / "run.zarr", *run) == named
 
 
 def test_students_together_are_those_alone(built: Built, run: str, kdpipe: Kdpipe, tmp_path: Path) -> None:

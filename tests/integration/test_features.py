@@ -84,7 +84,8 @@ def test_teachers_without_features_are_refused(
     )
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "l.zarr"
-    pooled = kdpipe("cache-teacher", *LIMITS, "--teacher", "pooled_teacher:build", *PENULTIMATE, "--out", out)
+    own = ("--teacher", "pooled_teacher:build", "--statistics", "data")
+    pooled = kdpipe("cache-teacher", *LIMITS, *own, *PENULTIMATE, "--out", out)
     assert pooled.code == 1
     assert "no layer of pooled_teacher:build makes its logits" in pooled.last_line
     both = kdpipe(*_cache(built, out, "--teacher", "resnet8", "--weights", built.weights, "--average", *PENULTIMATE))

@@ -26,7 +26,7 @@ Kdpipe = Callable[..., Outcome]
 Flags = dict[str, Any]
 
 EPOCHS = 2
-SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32, "--input-size", 16)
+SHARED = ("--device", "cpu", "--epochs", EPOCHS, "--batch-size", 32, "--input-size", 16, "--trust-code")
 TIMES = ("seconds", "images_per_second")
 
 FLEET: list[Flags] = [
@@ -189,7 +189,8 @@ def test_a_live_teacher_runs_once_for_all(tmp_path: Path, train: Kdpipe, sizes: 
         for number, (student, size) in enumerate(zip(own, sizes, strict=True))
     ]
     SEEN.clear()
-    live = (*LIMITS, "--teacher", "tests.networks:counting", "--validation", 0.2, "--input-size", 32)
+    live = (*LIMITS, "--teacher", "tests.networks:counting", "--statistics", "data", "--validation", 0.2)
+    live = (*live, "--input-size", 32)
     _assert_all_alike(tmp_path, train, students, *live)
     batches = [(32, 3, 32, 32)] * 5
     assert [shape for shape in SEEN if shape[0] == 32] == EPOCHS * batches * (1 + len(students))

@@ -215,7 +215,7 @@ def test_every_log_has_every_figure(built: Built, repository: Path, kdpipe: Kdpi
 def test_students_that_are_trained_together_have_their_own_logs(repository: Path, kdpipe: Kdpipe) -> None:
     students = [{"student": SMALL}, {"name": "slow", "student": SMALL, "lr": 0.01}]
     (repository / "fleet.yaml").write_text(yaml.safe_dump(students))
-    flags = ("train-student", *LIMITS, "--fleet", "fleet.yaml", "--epochs", EPOCHS, "--input-size", 16)
+    flags = ("train-student", *LIMITS, "--fleet", "fleet.yaml", "--trust-code", "--epochs", EPOCHS, "--input-size", 16)
     assert kdpipe(*flags, "--tensorboard", "--wandb", "--out", "runs").code == 0
     for name, lr in (("small", 0.1), ("slow", 0.01)):
         _assert_holds(repository / "runs" / name, *NAMES)

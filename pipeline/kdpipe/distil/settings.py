@@ -65,6 +65,10 @@ class TargetSettings(StoreSettings):
     """Mean of the live teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None
     """Standard deviation of the live teacher's normalization, R,G,B."""
+    statistics: Literal["data"] | None = None
+    """data: normalize the live teacher's images by the mean and std of this dataset, where nothing else gives them."""
+    teacher_size: int | None = Field(None, gt=0)
+    """Side of the live teacher's input in pixels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the live teacher."""
     memory_limit: float = Field(8.0, gt=0, allow_inf_nan=False)

@@ -20,8 +20,9 @@ from kdpipe.models.inspection import (
     resolve_device,
 )
 from kdpipe.models.preset import Preset
-from kdpipe.models.registry import Architecture, Kind, all_kinds, architectures, create, names
+from kdpipe.models.registry import Architecture, Kind, all_kinds, architectures, create, is_foreign, names
 from kdpipe.models.signals import Signal, Watch, layers, parse_signals
+from kdpipe.models.trust import refuse_code, runs_code
 
 if TYPE_CHECKING:
     from kdpipe.models.loading import Model, load, probe
@@ -41,13 +42,16 @@ __all__ = [
     "create",
     "evaluating",
     "find_penultimate",
+    "is_foreign",
     "layers",
     "load",
     "macs",
     "names",
     "parse_signals",
     "probe",
+    "refuse_code",
     "resolve_device",
+    "runs_code",
     "save_weights",
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from torch import nn
 from kdpipe.errors import ModelError
 from kdpipe.models import registry
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
-from kdpipe.models.preset import Preset, Triple, choose, from_flags, from_header
+from kdpipe.models.preset import Preset, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded
-from kdpipe.models.saved import resolve_run
-from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, tensor_bytes
+from kdpipe.models.saved import RUN, resolve_run
+from kdpipe.models.trust import refuse_code, runs_code
+from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, refuse_broken, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,14 @@ class Model:
     preset: Preset
     """The preset of its evaluation view."""
     preset_source: str
-    """Source of the normalization: ``flags``, ``weights``, ``torchvision <enum>``, ``timm`` or ``dataset``."""
+    """Source of the normalization: ``flags``, ``weights``, ``torchvision <enum>``, ``timm``, ``ImageNet`` or
+    ``dataset``."""
     classes: tuple[str, ...] | None
     """Class names in the order of the logits, where recorded with the weights."""
     digest: str
     """Hex BLAKE3-128 of the architecture and the weights; of the file for a program."""
+    remarks: tuple[str, ...] = ()
+    """Lines that the user is to read: whose code was run, and how it computes."""
 
     @property
     def parameters(self) -> int:
@@ -59,8 +63,9 @@ def load(
     std: Sequence[float] | None = None,
     size: int | None = None,
     interpolation: str | None = None,
-    fallback_statistics: Callable[[], tuple[Triple, Triple]],
-    fallback_size: int = 32,
+    fallback_statistics: Statistics | None,
+    fallback_size: int | None = 32,
+    trust_code: bool = False,
 ) -> Model:
     """Build the network ``name``, give it its weights, and choose its preset.
 
@@ -68,30 +73,69 @@ def load(
     ``torchvision:NAME`` also a member of its weights enum such as ``IMAGENET1K_V2``, and for ``timm:NAME`` also
     ``DEFAULT``. ``run:DIR`` as a name is the architecture that its weights name, with these weights. Without weights
     the network is initialized from torch's global generator. Mean and std, and size, come from the arguments,
-    else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``.
+    else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``; without a
+    fallback they are required. A network of another type than float32 is converted. Code that a file names, or that is
+    in a ``.pt2``, is run only with ``trust_code``.
 
     Raises:
-        ModelError: the model is unknown, or its weights are missing, damaged or do not fit it.
+        ModelError: the model is unknown, or its weights are missing, damaged or do not fit it, or nothing says what
+            images it takes.
+        UntrustedCodeError: a file would run code, and is not trusted.
         ParamsError: an argument is out of range.
     """
     flags = from_flags(mean, std, size=size, interpolation=interpolation)
+    asked = name
     name, weights = resolve_run(name, weights)
-    loaded = load_module(name, weights, num_classes=num_classes)
+    remarks = []
+    if name != asked:
+        refuse_code(name, origin=asked.removeprefix(RUN), trust_code=trust_code)
+        if runs_code(name):
+            remarks.append(f"{asked} is made by {name}, whose code was run (--trust-code).")
+    loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code)
+    if trust_code and isinstance(loaded.module, ExportedModel):
+        remarks.append(f"{name} was read by torch's own loader, which runs the code that it holds (--trust-code).")
     loaded.module.eval()
+    refuse_broken(loaded.module, origin=weights or name)
+    remarks += converted(name, loaded.module)
     sources = (flags, *loaded.presets)
-    preset, source = choose(sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size)
+    preset, source = choose(
+        sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size, name=weights_name(name, weights)
+    )
     if registry.resolve(name)[0].foreign:
         check_output(name, loaded.module, size=preset.size, num_classes=num_classes)
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
     digest = identify(name, loaded.module)
-    return Model(name, loaded.module, preset, source, loaded.classes, digest)
+    return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks))
 
 
-def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> Loaded:
+def weights_name(name: str, weights: str | Path | None) -> str:
+    """Return the model with its weights, for messages."""
+    return name if weights is None else f"{name} with {weights}"
+
+
+def converted(name: str, module: nn.Module) -> list[str]:
+    """Convert a network's weights to float32; return a remark where that changed something.
+
+    A program keeps its types, and converts its images.
+    """
+    if isinstance(module, ExportedModel):
+        found = {module.dtype} - {torch.float32}
+        doing = "its images are converted, its logits are stored as float32"
+    else:
+        tensors = (*module.parameters(), *module.buffers())
+        found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+        doing = "they are converted, and it computes in float32 (--precision for autocast)"
+        if found:
+            module.float()
+    names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+    return [f"{name} has weights in {names}: {doing}."] if found else []
+
+
+def load_module(name: str, weights: str | Path | None, *, num_classes: int, trust_code: bool = False) -> Loaded:
     """Build the network and give it its weights, as its kind of name requires."""
     kind, rest = registry.resolve(name)
-    published = kind.load(rest, weights, num_classes)
+    published = kind.load(rest, weights, num_classes, trust_code=trust_code)
     if published is not None:
         return published
     module = registry.create(name, num_classes)
@@ -103,6 +147,8 @@ def load_module(name: str, weights: str | Path | None, *, num_classes: int) -> L
     if file.classes is not None and len(file.classes) != num_classes:
         raise class_mismatch(file.path, len(file.classes), num_classes)
     fit(module, file, num_classes=num_classes)
+    preset = kind.published(rest, module)
+    presets = presets if preset is None else (preset,)
     return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, did_you_mean
-from kdpipe.models.preset import for_imagenet, from_timm, from_torchvision
+from kdpipe.models.preset import Known, for_imagenet, from_timm, from_torchvision, of_imagenet
 from kdpipe.models.registry import Kind, Loaded, all_kinds, register, unknown
 
 if TYPE_CHECKING:
@@ -39,7 +39,13 @@ def create_torchvision(name: str, num_classes: int) -> nn.Module:
     return module
 
 
-def load_torchvision(name: str, weights: str | Path | None, num_classes: int) -> Loaded | None:
+def load_torchvision(
+    name: str,
+    weights: str | Path | None,
+    num_classes: int,
+    *,
+    trust_code: bool = False,  # noqa: ARG001
+) -> Loaded | None:
     """Load published weights of torchvision, such as ``DEFAULT``, downloading them if they are not cached.
 
     Raises:
@@ -70,6 +76,16 @@ def load_torchvision(name: str, weights: str | Path | None, num_classes: int) ->
     return Loaded(module, (from_torchvision(chosen),), classes)
 
 
+def published_torchvision(name: str, _module: nn.Module) -> Known:
+    """Return the preset of a classifier's first published weights; ImageNet's where it has none of that name."""
+    from torchvision import models
+
+    members = models.get_model_weights(name).__members__
+    if "IMAGENET1K_V1" not in members:
+        return of_imagenet("ImageNet")
+    return from_torchvision(members["IMAGENET1K_V1"])
+
+
 def import_timm() -> Any:
     """Import timm.
 
@@ -95,7 +111,13 @@ def create_timm(name: str, num_classes: int) -> nn.Module:
     return module
 
 
-def load_timm(name: str, weights: str | Path | None, num_classes: int) -> Loaded | None:
+def load_timm(
+    name: str,
+    weights: str | Path | None,
+    num_classes: int,
+    *,
+    trust_code: bool = False,  # noqa: ARG001
+) -> Loaded | None:
     """Load the published weights of a timm model where ``weights`` is ``DEFAULT``.
 
     Raises:
@@ -157,6 +179,7 @@ register(
         source="https://docs.pytorch.org/vision/stable/models.html",
         load=load_torchvision,
         preset=lambda _name, _module: for_imagenet("torchvision"),
+        published=published_torchvision,
         names=torchvision_names,
     )
 )

@@ -5,14 +5,15 @@ Importing this does not import torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from kdpipe.errors import ModelError, ParamsError, did_you_mean
+from kdpipe.errors import KdpipeError, ModelError, ParamsError, did_you_mean
+from kdpipe.printable import printable
+from kdpipe.reading import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,16 @@ Triple = tuple[float, float, float]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+
+MAX_SIDE = 4096
+"""Pixels of the longest side of an input."""
+_MAX_RESIZE = 2 * MAX_SIDE
+_MAX_STATISTIC = 1000.0
+"""Largest mean or standard deviation; published ones are below 1, or 255 for pixels that are not scaled."""
+_MIN_STD = 1e-4
 
 
 @dataclass(frozen=True)
@@ -79,16 +90,19 @@ class Preset:
 
     @classmethod
     def parse(cls, described: dict[str, Any]) -> Preset:
-        """Rebuild a preset from ``describe()``."""
-        red, green, blue = map(float, described["mean"])
-        std_red, std_green, std_blue = map(float, described["std"])
-        return cls(
-            size=int(described["size"]),
-            resize=int(described["resize"]),
-            interpolation=described["interpolation"],
-            mean=(red, green, blue),
-            std=(std_red, std_green, std_blue),
-        )
+        """Rebuild a preset from ``describe()``.
+
+        Raises:
+            ModelError: it is not one, or a value is out of the bounds of real ones.
+        """
+        try:
+            size = side(str(described["size"]))
+            resize = side(str(described["resize"]), most=_MAX_RESIZE)
+            mean, std = _bounded(triple(described["mean"])), _bounded(triple(described["std"], positive=True), _MIN_STD)
+            return cls(size, resize, kernel(described["interpolation"]), mean, std)
+        except (KeyError, ValueError, TypeError) as error:
+            what = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise ModelError(f"the recorded preset of a model is unusable: {printable(what)[:200]}") from None
 
 
 @dataclass(frozen=True)
@@ -104,15 +118,27 @@ class Known:
     interpolation: Interpolation | None = None
 
 
+Statistics = Callable[[], tuple[Triple, Triple]]
+"""Returns mean and standard deviation of the dataset's pixels."""
+
+
 def choose(
-    sources: Sequence[Known], *, fallback_statistics: Callable[[], tuple[Triple, Triple]], fallback_size: int
+    sources: Sequence[Known], *, fallback_statistics: Statistics | None, fallback_size: int | None, name: str
 ) -> tuple[Preset, str]:
     """Merge the sources, of which the first has precedence; the fallbacks serve where none records a part.
 
     Mean and standard deviation come from one source. A resize that belongs to another size than the one
     chosen is scaled with it. Returns the preset and the source of its normalization.
+
+    Raises:
+        ModelError: nothing gives the size or the normalization of the model ``name``.
     """
     size = next((known.size for known in sources if known.size is not None), fallback_size)
+    if size is None:
+        raise ModelError(
+            f"nothing says which size of images '{name}' takes, and those of the dataset differ in size: give the side "
+            "of its input in pixels, --input-size (--teacher-size for a live teacher)."
+        )
     geometries = ((known.size, known.resize) for known in sources)
     cut, shorter = next(((c, s) for c, s in geometries if c is not None and s is not None), (size, size))
     resize = max(size, round(shorter * size / cut))
@@ -121,6 +147,11 @@ def choose(
     for known in sources:
         if known.mean is not None and known.std is not None:
             return Preset(size, resize, interpolation, known.mean, known.std), known.source
+    if fallback_statistics is None:
+        raise ModelError(
+            f"nothing says how the images of '{name}' are normalized: give its --mean and --std, or --statistics data "
+            "if it was trained with the statistics of this dataset."
+        )
     mean, std = fallback_statistics()
     return Preset(size, resize, interpolation, mean, std), "dataset"
 
@@ -154,23 +185,51 @@ def from_header(header: Mapping[str, str], path: Path) -> Known:
         ModelError: the header's strings cannot be read.
     """
     try:
-        size = positive(int(header["input_size"])) if "input_size" in header else None
+        size = side(header["input_size"]) if "input_size" in header else None
         both = "mean" in header and "std" in header
         return Known(
             "weights",
-            mean=triple(parse_list(header["mean"])) if both else None,
-            std=triple(parse_list(header["std"]), positive=True) if both else None,
+            mean=statistics(header["mean"], path) if both else None,
+            std=statistics(header["std"], path, positive=True) if both else None,
             size=size,
-            resize=positive(int(header["resize"])) if "resize" in header else size,
+            resize=side(header["resize"], most=_MAX_RESIZE) if "resize" in header else size,
             interpolation=kernel(header["interpolation"]) if "interpolation" in header else None,
         )
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: its header records an unusable preset: {error}") from error
+    except (ValueError, TypeError, KdpipeError) as error:
+        raise ModelError(f"{path}: its header records an unusable preset: {printable(error)[:200]}") from error
+
+
+def side(text: str, *, most: int = MAX_SIDE) -> int:
+    """Return a side in pixels that a file gives, 1 to ``most``."""
+    if len(text) > 9 or not text.strip().isascii() or not text.strip().isdecimal():
+        raise ValueError(f"expected a size in pixels, found '{text[:40]}'")
+    if not 1 <= int(text) <= most:
+        raise ValueError(f"expected a size of 1 to {most} pixels, found {int(text)}")
+    return int(text)
+
+
+def statistics(text: str, path: Path, *, positive: bool = False) -> Triple:
+    """Return a mean or a standard deviation that a file gives, within the bounds of real ones."""
+    if len(text) > 1000:
+        raise ValueError(f"expected three numbers, found {len(text):,} characters")
+    numbers = triple(parse_list(text, of=path), positive=positive)
+    return _bounded(numbers, _MIN_STD if positive else -_MAX_STATISTIC)
+
+
+def _bounded(numbers: Triple, least: float = -_MAX_STATISTIC) -> Triple:
+    if max(numbers) > _MAX_STATISTIC or min(numbers) < least:
+        raise ValueError(f"expected statistics of pixels, {least:g} to {_MAX_STATISTIC:g}, found {list(numbers)}")
+    return numbers
 
 
 def for_imagenet(source: str) -> Known:
     """Return the usual geometry of ImageNet classifiers: 224 pixels, cropped from images resized to 256."""
     return Known(source, size=224, resize=256)
+
+
+def of_imagenet(source: str) -> Known:
+    """Return the usual preset of weights that were trained on ImageNet: its geometry and its statistics."""
+    return Known(source, IMAGENET_MEAN, IMAGENET_STD, size=224, resize=256)
 
 
 def from_torchvision(weights: Any) -> Known:
@@ -217,9 +276,11 @@ def triple(values: Sequence[Any], *, positive: bool = False) -> Triple:
 
 
 def positive(value: int) -> int:
-    """Return ``value`` if it is at least 1."""
+    """Return ``value`` if it is at least 1, and at most ``MAX_SIDE``."""
     if value < 1:
         raise ValueError(f"expected a size of at least 1, found {value}")
+    if value > MAX_SIDE:
+        raise ValueError(f"expected a size of at most {MAX_SIDE}, found {value}")
     return value
 
 
@@ -233,8 +294,15 @@ def kernel(name: str) -> Interpolation:
     raise ValueError(f"unknown interpolation '{name}'{did_you_mean(name, INTERPOLATIONS)} (expected {allowed})")
 
 
-def parse_list(text: str) -> list[Any]:
-    """Split a header string that is a JSON list or separated by commas."""
-    if text.lstrip().startswith("["):
-        return list(json.loads(text))
-    return [part.strip() for part in text.split(",")]
+def parse_list(text: str, *, of: Path) -> list[Any]:
+    """Split a header string of the file ``of`` that is a JSON list of texts and numbers, or separated by commas.
+
+    Raises:
+        ModelError: it is a list of something else.
+    """
+    if not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split(",")]
+    values: list[Any] = parse_json(text.encode(), of=of, error=ModelError)
+    if not all(isinstance(value, str | int | float) and not isinstance(value, bool) for value in values):
+        raise ModelError(f"{of}: expected a list of texts or numbers in its header")
+    return values

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,16 +14,19 @@ from blake3 import blake3
 from torch import nn
 
 from kdpipe.errors import ModelError
+from kdpipe.models.archive import sanitized
+from kdpipe.printable import printable
 
 
 class ExportedModel(nn.Module):
     """A loaded program as a module in evaluation mode; ``train()`` and ``eval()`` change nothing."""
 
-    def __init__(self, program: nn.Module, *, size: int | None, source_digest: str) -> None:
+    def __init__(self, program: nn.Module, *, size: int | None, dtype: torch.dtype, source_digest: str) -> None:
         """Wrap ``program``; ``size`` is its fixed input side, ``source_digest`` identifies its file."""
         super().__init__()
         self.program = program
         self.size = size
+        self.dtype = dtype
         self.source_digest = source_digest
         self.training = False
 
@@ -27,28 +35,52 @@ class ExportedModel(nn.Module):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``."""
-        logits: torch.Tensor = self.program(x)
+        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``, in the program's own type."""
+        logits: torch.Tensor = self.program(x.to(self.dtype))
         return logits
 
 
-def load_program(path: Path) -> ExportedModel:
-    """Load a ``.pt2`` file.
+def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
+    """Load a ``.pt2`` file; its code is run only with ``trust_code``.
 
     Raises:
         ModelError: the file is missing or damaged, or does not take one batch ``(n, 3, S, S)`` with n free.
+        UntrustedCodeError: it needs code that is not trusted.
     """
     if not path.is_file():
         raise ModelError(f"{path}: there is no such file")
+    source = io.BytesIO(path.read_bytes()) if trust_code else sanitized(path)
     try:
-        program = torch.export.load(path)
-        module = program.module()
+        with _silent():
+            program = torch.export.load(source)
+            module = program.module()
     except Exception as error:  # torch.export documents no exceptions for a damaged file
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: not a program saved with torch.export.save: {reason}") from error
-    size = input_size(program, path)
+        raise ModelError(f"{path}: not a program saved with torch.export.save: {printable(reason)[:200]}") from error
+    size, dtype = input_size(program, path), input_dtype(program)
     content = blake3(path.read_bytes()).hexdigest(length=16)
-    return ExportedModel(module, size=size, source_digest=content)
+    return ExportedModel(module, size=size, dtype=dtype, source_digest=content)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from logging a traceback for each damaged file."""
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def input_dtype(program: torch.export.ExportedProgram) -> torch.dtype:
+    """Return the type of the images that the program takes."""
+    inputs = program.graph_signature.user_inputs
+    node = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs)
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype
 
 
 def input_size(program: torch.export.ExportedProgram, path: Path) -> int | None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kdpipe.errors import ModelError, did_you_mean
-from kdpipe.models.preset import Known, for_imagenet
+from kdpipe.models.preset import Known, for_imagenet, of_imagenet
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +30,23 @@ class Loaded:
     """Class names in the order of the logits."""
 
 
-def _no_weights(_name: str, _weights: str | Path | None, _num_classes: int) -> Loaded | None:
+def _no_weights(
+    _name: str,
+    _weights: str | Path | None,
+    _num_classes: int,
+    *,
+    trust_code: bool,  # noqa: ARG001
+) -> Loaded | None:
     return None
+
+
+class LoadWeights(Protocol):
+    """Loads a network whose kind of names brings or publishes weights."""
+
+    def __call__(
+        self, name: str, weights: str | Path | None, num_classes: int, /, *, trust_code: bool
+    ) -> Loaded | None:
+        """Return the network of ``name``, without the prefix; code in a file is run only with ``trust_code``."""
 
 
 def _no_preset(_name: str, _module: nn.Module) -> Known | None:
@@ -51,10 +66,12 @@ class Kind:
     where the models carry their own weights."""
     source: str = ""
     """Address of the publication, empty if there is none."""
-    load: Callable[[str, str | Path | None, int], Loaded | None] = _no_weights
-    """Takes the weights, too; returns ``None`` if these are a file, or if they must be drawn."""
+    load: LoadWeights = _no_weights
+    """Returns ``None`` if the weights are a file, or if they must be drawn."""
     preset: Callable[[str, nn.Module], Known | None] = _no_preset
     """Returns the preset that a created network is meant for."""
+    published: Callable[[str, nn.Module], Known | None] = _no_preset
+    """Returns the preset of the published weights of a network, for weights in a file that records none."""
     names: Callable[[], Sequence[str]] = tuple
     """Returns the known names, for suggestions."""
     prefixed: bool = True
@@ -166,6 +183,14 @@ def resolve(name: str) -> tuple[Kind, str]:
     raise unknown(name)
 
 
+def is_foreign(name: str) -> bool:
+    """Return whether a name stands for a network of the user's; False where it is unknown."""
+    try:
+        return resolve(name)[0].foreign
+    except ModelError:
+        return False
+
+
 def unknown(name: str) -> ModelError:
     """Return the error for an unknown name, with the nearest known ones."""
     known = [*_ARCHITECTURES, *(f"{kind.name}:{other}" for kind in all_kinds() for other in kind.names())]
@@ -193,4 +218,8 @@ def _zoo_preset(name: str, _module: nn.Module) -> Known | None:
     return for_imagenet("zoo") if _ARCHITECTURES[name].imagenet else None
 
 
-_ZOO = Kind("NAME", "A network of the zoo.", _build, preset=_zoo_preset, prefixed=False)
+def _zoo_published(name: str, _module: nn.Module) -> Known | None:
+    return of_imagenet("ImageNet") if _ARCHITECTURES[name].imagenet else None
+
+
+_ZOO = Kind("NAME", "A network of the zoo.", _build, preset=_zoo_preset, published=_zoo_published, prefixed=False)

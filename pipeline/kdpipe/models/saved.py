@@ -12,16 +12,17 @@ from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
 RUN = "run:"
 
 
-def load_file(path: str, weights: str | Path | None, _num_classes: int) -> Loaded:
+def load_file(path: str, weights: str | Path | None, _num_classes: int, *, trust_code: bool = False) -> Loaded:
     """Load a program of torch.export, with the size of its input as preset.
 
     Raises:
         ModelError: weights are given, or the file is missing, damaged or takes something else than images.
+        UntrustedCodeError: it needs code that is not trusted.
     """
     from kdpipe.models.program import load_program
 
     refuse_weights(f"file:{path}", weights)
-    program = load_program(Path(path))
+    program = load_program(Path(path), trust_code=trust_code)
     fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
     return Loaded(program, fixed)
 
@@ -54,6 +55,8 @@ def weights_of(name: str) -> Path:
         raise ModelError(f"'{name}': there is no directory {folder}")
     # The metrics are what a training writes last.
     if weights.is_file() and (folder / "metrics.json").is_file():
+        if weights.is_symlink():
+            raise ModelError(f"'{name}': {weights} is a link, which a run never holds; pass the file as --weights")
         refuse_damaged(weights)
         return weights
     if (folder / "run.json").is_file():

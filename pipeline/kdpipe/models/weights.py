@@ -17,12 +17,18 @@ from torch import nn
 from kdpipe import durable
 from kdpipe.errors import ModelError
 from kdpipe.models.preset import Preset, parse_list
+from kdpipe.printable import printable
+from kdpipe.reading import MEGABYTE, open_regular
 
 COUNTER = "num_batches_tracked"
 """Batch norm's step counter: it does not affect the logits, and files often lack it."""
 
 WRAPPERS = ("model", "state_dict", "net")
 PREFIXES = ("module.", "_orig_mod.")
+
+_MAX_HEADER = 32 * MEGABYTE
+_MAX_CLASS_NAME = 1000
+"""Characters."""
 
 DTYPES = {
     torch.float64: "F64",
@@ -61,8 +67,7 @@ def read_weights(path: Path) -> WeightsFile:
     Raises:
         ModelError: the file is missing, damaged, of another kind, or a pickle that would run code.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such file")
+    refuse_irregular(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in {".pt", ".pth"}:
@@ -78,10 +83,42 @@ def read_safetensors(path: Path) -> WeightsFile:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the handle is no dict)
             metadata = dict(file.metadata() or {})
-        classes = tuple(map(str, parse_list(metadata["classes"]))) if metadata.get("classes") else None
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
-    return WeightsFile(path, strip_prefixes(state), metadata, classes)
+        raise ModelError(f"{path}: not a readable safetensors file: {printable(error)[:200]}") from error
+    return WeightsFile(path, strip_prefixes(state), metadata, read_classes(metadata, path))
+
+
+def read_classes(metadata: Mapping[str, str], path: Path) -> tuple[str, ...] | None:
+    """Return the class names in a header; ``None`` where it has none.
+
+    Raises:
+        ModelError: they are not a list of different names.
+    """
+    if not metadata.get("classes"):
+        return None
+    try:
+        classes = tuple(map(str, parse_list(metadata["classes"], of=path)))
+    except ModelError as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from None
+    if len(set(classes)) < len(classes) or max(map(len, classes), default=0) > _MAX_CLASS_NAME:
+        raise ModelError(f"{path}: its header records unusable classes: expected different names, found {len(classes)}")
+    return classes
+
+
+def refuse_irregular(path: Path) -> None:
+    """Check that the path, or what it links to, is a file, and that a safetensors header is of a sensible length.
+
+    Raises:
+        ModelError: there is no such file, or it is something else.
+    """
+    try:
+        with open_regular(path, follow=True) as file:
+            length = file.read(8)
+    except OSError as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ModelError(f"{path}: {reason}") from None
+    if path.suffix == ".safetensors" and len(length) == 8 and struct.unpack("<Q", length)[0] > _MAX_HEADER:
+        raise ModelError(f"{path}: not a readable safetensors file: its header is longer than {_MAX_HEADER:,} bytes")
 
 
 def read_header(path: Path) -> dict[str, str]:
@@ -90,13 +127,14 @@ def read_header(path: Path) -> dict[str, str]:
     Raises:
         ModelError: the file is missing or damaged.
     """
+    refuse_irregular(path)
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+        raise ModelError(f"{path}: not a readable safetensors file: {printable(error)[:200]}") from error
 
 
 def read_pickle(path: Path) -> Any:
@@ -234,6 +272,20 @@ def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Pr
                 file.write(tensor_bytes(state[key]))
 
     durable.replace(path, write)
+
+
+def refuse_broken(module: nn.Module, *, origin: object) -> None:
+    """Check that the weights are numbers: finite parameters, and buffers without NaN, which may hold infinity.
+
+    Raises:
+        ModelError: a tensor is not; the message names it.
+    """
+    for key, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelError(f"{origin}: the weights are damaged: {key} holds NaN or infinity")
+    for key, buffer in module.named_buffers():
+        if buffer.isnan().any():
+            raise ModelError(f"{origin}: the weights are damaged: {key} holds NaN")
 
 
 def tensor_bytes(tensor: torch.Tensor) -> bytes:

@@ -164,15 +164,19 @@ def _sides(shape: Shape | None) -> str:
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
     fresh = _beside(path, "new")
     fresh.mkdir()
-    (fresh / "zarr.json").write_bytes(manifest.document(wanted))
-    root = arrays.open_root(fresh, mode="r+")
-    for name, split in plan.splits.items():
-        arrays.create(root.create_group(name), _specs(wanted, name))
-        for array, values in split.side_arrays().items():
-            arrays.member(root, name, array)[...] = values
-    for file in fresh.rglob("*"):
-        if file.is_file():
-            durable.fsync_file(file)
+    try:
+        (fresh / "zarr.json").write_bytes(manifest.document(wanted))
+        root = arrays.open_root(fresh, mode="r+")
+        for name, split in plan.splits.items():
+            arrays.create(root.create_group(name), _specs(wanted, name))
+            for array, values in split.side_arrays().items():
+                arrays.member(root, name, array)[...] = values
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                durable.fsync_file(file)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     return fresh
 
 

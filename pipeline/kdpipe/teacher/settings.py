@@ -34,6 +34,8 @@ class TeacherSettings(Settings):
     """Mean of the teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None
     """Standard deviation of the teacher's normalization, R,G,B."""
+    statistics: Literal["data"] | None = None
+    """data: where nothing else gives mean and std, use those of this dataset, which the store then records."""
     input_size: Positive | None = None
     """Side of the teacher's input in pixels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
