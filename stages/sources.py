@@ -9,7 +9,7 @@ import torch
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import ModelError
+from kdpipe.errors import MissingSplitError, ModelError
 from kdpipe.models import Model
 from kdpipe.stages.console import progress, say
 
@@ -30,6 +30,15 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
     for note in found.notes:
         say(note)
     return found
+
+
+def load_test(settings: DatasetSettings) -> Dataset | None:
+    """Load the test split; ``None``, and a line that says so, where the dataset has none."""
+    try:
+        return load_split(settings, "test")
+    except MissingSplitError as missing:
+        say(f"warning: {missing}. Going on without: there will be no test figures.")
+        return None
 
 
 def load_model(

@@ -21,7 +21,7 @@ from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainStudent
-from kdpipe.stages.sources import load_model, load_split
+from kdpipe.stages.sources import load_model, load_test
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_student, load_training
 from kdpipe.store.reader import LogitStore, open_store
@@ -39,7 +39,7 @@ def _train(params: TrainStudent) -> None:
     students, mode = students_of(params), params.targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
     views = _views(params, stores)
-    data, test = _training_data(students), load_split(params.dataset, "test")
+    data, test = _training_data(students), load_test(params.dataset)
     loaded = [load_student(student, student.architecture, data.train) for student in students]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]

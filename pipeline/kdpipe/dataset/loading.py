@@ -44,6 +44,7 @@ def load(
     Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
     Raises:
+        MissingSplitError: The dataset has no such split.
         DatasetError: The dataset is missing or cannot be used; one line with what, where and how to fix it.
     """
     if split not in ("train", "test"):
@@ -65,7 +66,7 @@ def load(
         indices = indices[whole]
         remarks = None if survey.remarks is None else survey.remarks[whole]
         survey = Survey(survey.digests[whole], survey.sizes[whole], remarks=remarks)
-    notes = () if survey.remarks is None else notes_on(survey.remarks, split)
+    notes = listing.notes + (() if survey.remarks is None else notes_on(survey.remarks, split))
     if len(indices):
         dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
         fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
