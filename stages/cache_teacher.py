@@ -26,7 +26,8 @@ def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.output.out``."""
     recipe, view = params.view.recipe, params.view
     asked = get_encoding(params.encoding.encoding)
-    train, test = load_split(params.dataset, "train"), load_test(params.dataset)
+    train = load_split(params.dataset, "train")
+    test = load_test(params.dataset, train)
     datasets = {"train": train} if test is None else {"train": train, "test": test}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])

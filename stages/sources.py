@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kdpipe import dataset, models
@@ -32,13 +33,23 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
     return found
 
 
-def load_test(settings: DatasetSettings) -> Dataset | None:
-    """Load the test split; ``None``, and a line that says so, where the dataset has none."""
+def load_test(settings: DatasetSettings, train: Dataset) -> Dataset | None:
+    """Load the test split; ``None``, and a line that says so, where the dataset has none.
+
+    Warns of test images that are among those of ``train``, whatever their names.
+    """
     try:
-        return load_split(settings, "test")
+        test = load_split(settings, "test")
     except MissingSplitError as missing:
         say(f"warning: {missing}. Going on without: there will be no test figures.")
         return None
+    shared = int(np.count_nonzero(dataset.find_ids(test.content_digests, train.content_digests) >= 0))
+    if shared:
+        say(
+            f"warning: {shared:,} of {len(test):,} test images are in train, too, with the same content: the test "
+            "figures are too high. Remove them from one of the two."
+        )
+    return test
 
 
 def load_model(

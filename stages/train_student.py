@@ -39,7 +39,8 @@ def _train(params: TrainStudent) -> None:
     students, mode = students_of(params), params.targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
     views = _views(params, stores)
-    data, test = _training_data(students), load_test(params.dataset)
+    data = _training_data(students)
+    test = load_test(params.dataset, data.whole)
     loaded = [load_student(student, student.architecture, data.train) for student in students]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]

@@ -18,7 +18,7 @@ def run(params: TrainTeacher) -> None:
 
 def _train(params: TrainTeacher) -> None:
     data = load_training(params, taught=params.extra.aux is not None)
-    test = load_test(params.dataset)
+    test = load_test(params.dataset, data.whole)
     model = load_student(params, params.model, data.train)
     view = params.view
     views = Views(view.recipe or Recipe.parse("crop-flip"), view.recipe_seed or 0, view.views)

@@ -34,6 +34,8 @@ def list_folder(request: Request, path: str) -> Listing:
         DatasetError: A folder is missing or empty, or test has a class that train lacks.
     """
     root, split = Path(path).expanduser(), request.split
+    if root.exists() and not root.is_dir():
+        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
     if not root.is_dir():
         raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
     folder = _split_folder(root, split)

@@ -1,4 +1,4 @@
-"""Folders whose splits are incomplete: no test images at all, none of a class, or one training image of a class."""
+"""Image folders that are not as a book has them: incomplete splits, images in both, broken ones, archives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdpipe.dataset import load
+from kdpipe.errors import DatasetError
+from kdpipe.views import Recipe, Renderer
 from tests.conftest import refused, run_command
 
 SMALL = ("--epochs", 2, "--batch-size", 4, "--device", "cpu")
@@ -67,3 +70,39 @@ def test_a_class_with_one_image_stays_in_training(tmp_path: Path, capsys: pytest
         outcome = run_command(capsys, "train-teacher", *arguments)
         assert outcome.code == 0, outcome.err
         assert "1 classes with one training image ('cow') keep it in training" in outcome.err
+
+
+def test_images_in_both_splits_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path / "data", train_ant=4, train_bee=4, test_ant=3, test_bee=3)
+    for name, copied in (("ant", "0.png"), ("bee", "other.png")):
+        (root / "test" / name / copied).write_bytes((root / "train" / name / "2.png").read_bytes())
+    data, teacher, store = ("--data", f"folder:{root}"), tmp_path / "run", tmp_path / "t.zarr"
+    for arguments in (
+        ("train-teacher", *data, "--model", "resnet8", "--out", teacher, "--validation", 0.5, *SMALL),
+        ("cache-teacher", *data, "--teacher", f"run:{teacher}", "--out", store, "--views", 1, "--device", "cpu"),
+        ("train-student", *data, "--store", store, "--student", "resnet8", "--out", tmp_path / "s", *SMALL),
+    ):
+        outcome = run_command(capsys, *arguments)
+        assert outcome.code == 0, outcome.err
+        assert outcome.err.count("warning: 2 of 7 test images are in train, too") == 1
+
+
+def test_an_image_that_breaks_under_a_worker_is_named_in_one_line(tmp_path: Path) -> None:
+    root = folder(tmp_path / "data", train_ant=4, train_bee=4)
+    found = load(f"folder:{root}", "train", loading="stream")
+    (root / "train/bee/2.png").write_bytes(b"no image")
+    renderer = Renderer(found, Recipe.parse("crop-flip"), seed=0, geometry=None)
+    with pytest.raises(DatasetError) as caught:
+        list(renderer.batches([np.arange(4), np.arange(4, 8)], 1))
+    assert str(caught.value) == (
+        f"{root}/train/bee/2.png changed after the dataset was loaded; start again to use the new file"
+    )
+
+
+def test_an_archive_in_place_of_a_folder_is_to_be_unpacked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.tar").write_bytes(b"an archive")
+    outcome = run_command(
+        capsys, "train-teacher", "--data", f"folder:{tmp_path}/x.tar", "--model", "resnet8", "--out", tmp_path / "run"
+    )
+    refused(outcome, f"'{tmp_path}/x.tar' is a file, expected a folder of images; unpack it")
+    assert "did you mean" not in outcome.err
