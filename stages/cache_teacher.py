@@ -19,7 +19,7 @@ from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.storing import CacheTeacher
-from kdpipe.stages.sources import load_split
+from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
@@ -36,7 +36,9 @@ def run(params: CacheTeacher) -> None:
     refuse_ranks("cache-teacher")
     recipe, view = params.view.recipe, params.view
     asked = get_encoding(params.encoding.encoding)
-    datasets = {split: load_split(params.dataset, split) for split in ("train", "test")}
+    train = load_split(params.dataset, "train")
+    test = load_test(params.dataset, train)
+    datasets = {"train": train} if test is None else {"train": train, "test": test}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])
     geometry = Geometry.of(forward.preset)
@@ -110,9 +112,10 @@ def _fill(
         split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
         for split, dataset in datasets.items()
     }
-    say(f"{forward.identity.name} on {forward.device}: the plain test view first.")
+    scored = "test" if "test" in datasets else "train"
+    say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
     top1 = None
-    for split in ("test", "train"):
+    for split in sorted(datasets):
         samples, planes = len(datasets[split]), builder.manifest.splits[split].planes
         with progress(f"caching {split}", total=samples * planes) as advance:
             for view in range(planes):

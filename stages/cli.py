@@ -1,4 +1,4 @@
-"""The command line, `kdpipe`: one command per stage, and five that only look.
+"""The command line, `kdpipe`: one command per stage, and those that look and tidy.
 
 Rooms are imported inside the commands, so that help needs neither torch nor zarr.
 """
@@ -238,6 +238,25 @@ def presets_command(
     from kdpipe.stages import presets
 
     presets.show_presets(name, as_json=as_json)
+
+
+@app.command("cache")
+def cache_command(
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove files of ended processes, and what exceeds the limit.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all files of the caches.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the caches of decoded images, or remove what is not needed; KDPIPE_CACHE_LIMIT is their limit in GB.
+
+    Example:
+
+        kdpipe cache --prune
+    """
+    from kdpipe.stages.caches import show_caches
+
+    show_caches(prune=prune, everything=everything, as_json=as_json)
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

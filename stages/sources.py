@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import ModelError
+from kdpipe.errors import MissingSplitError, ModelError
 from kdpipe.models import Model
 from kdpipe.stages.console import progress, say
 
@@ -30,6 +31,25 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
     for note in found.notes:
         say(note)
     return found
+
+
+def load_test(settings: DatasetSettings, train: Dataset) -> Dataset | None:
+    """Load the test split; ``None``, and a line that says so, where the dataset has none.
+
+    Warns of test images that are among those of ``train``, whatever their names.
+    """
+    try:
+        test = load_split(settings, "test")
+    except MissingSplitError as missing:
+        say(f"warning: {missing}. Going on without: there will be no test figures.")
+        return None
+    shared = int(np.count_nonzero(dataset.find_ids(test.content_digests, train.content_digests) >= 0))
+    if shared:
+        say(
+            f"warning: {shared:,} of {len(test):,} test images are in train, too, with the same content: the test "
+            "figures are too high. Remove them from one of the two."
+        )
+    return test
 
 
 def load_model(

@@ -27,7 +27,7 @@ from kdpipe.stages.fleet import refuse_failed, students_of
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainStudent
-from kdpipe.stages.sources import load_split
+from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_student, load_training
@@ -48,7 +48,8 @@ def _train(params: TrainStudent) -> None:
     students, mode = students_of(params), params.targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
     views = _views(params, stores)
-    data, test = _training_data(students, stores), load_split(params.dataset, "test")
+    data = _training_data(students, stores)
+    test = load_test(params.dataset, data.whole)
     loaded = [load_student(student, student.architecture, data.train) for student in students]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]

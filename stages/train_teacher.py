@@ -6,7 +6,7 @@ from kdpipe import models
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainTeacher
-from kdpipe.stages.sources import load_split
+from kdpipe.stages.sources import load_test
 from kdpipe.stages.training import Task, Views, fit, objective_of
 from kdpipe.stages.training_data import load_student, load_training
 from kdpipe.views import Recipe
@@ -20,7 +20,7 @@ def run(params: TrainTeacher) -> None:
 
 def _train(params: TrainTeacher) -> None:
     data = load_training(params, taught=params.extra.aux is not None)
-    test = load_split(params.dataset, "test")
+    test = load_test(params.dataset, data.whole)
     model = load_student(params, params.model, data.train)
     view = params.view
     views = Views(view.recipe or Recipe.parse("crop-flip"), view.recipe_seed or 0, view.views)

@@ -72,6 +72,8 @@ class Task:
     taught: bool = False
     """Whether it learns from a teacher."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    """The names of the classes, which ``fit`` takes from the data."""
 
     @cached_property
     def run(self) -> RunDirectory:
@@ -117,7 +119,7 @@ def robust_of(params: TrainTeacher | TrainStudent) -> Robust | None:
 def fit(
     tasks: Sequence[Task],
     data: TrainingData,
-    test_set: Dataset,
+    test_set: Dataset | None,
     *,
     stage: str,
     views: Views,
@@ -133,6 +135,7 @@ def fit(
     Raises:
         KdpipeError: the only model failed.
     """
+    tasks = [replace(task, classes=data.train.classes) for task in tasks]
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
@@ -176,7 +179,7 @@ def _end(
     student: Student,
     cost: Cost | KdpipeError,
     log: Logs,
-    test_set: Dataset,
+    test_set: Dataset | None,
     plain: Plain,
     *,
     alone: bool,
@@ -200,7 +203,7 @@ def _end(
 
 
 def _record(
-    task: Task, data: TrainingData, test_set: Dataset, *, stage: str, views: Views, device: torch.device
+    task: Task, data: TrainingData, test_set: Dataset | None, *, stage: str, views: Views, device: torch.device
 ) -> dict[str, Any]:
     """Return the content of ``run.json``."""
     params, recipe, run = task.params, views.recipe, task.params.run
@@ -288,7 +291,7 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
 
 
 def _tested(
-    task: Task, test_set: Dataset, cost: Cost, plain: Plain, validation: Validation | None
+    task: Task, test_set: Dataset | None, cost: Cost, plain: Plain, validation: Validation | None
 ) -> dict[str, Any] | KdpipeError:
     """Return the accuracies, or the error where memory does not suffice."""
     return attempt(
@@ -301,21 +304,22 @@ def _tested(
 
 
 def _finish(
-    task: Task, test_set: Dataset, *, cost: Cost, plain: Plain, validation: Validation | None
+    task: Task, test_set: Dataset | None, *, cost: Cost, plain: Plain, validation: Validation | None
 ) -> dict[str, Any]:
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     model, run, epochs = task.model, task.run, task.params.optimization.epochs
-    tester = plain(test_set, Geometry.of(model.preset))
+    tester = None if test_set is None else plain(test_set, Geometry.of(model.preset))
 
     def test() -> dict[str, float | None]:
+        if test_set is None or tester is None:
+            return dict.fromkeys(("top1", "top5", "loss"))
         return asdict(accuracy(predict(model.module, tester, preset=model.preset, progress=progress), test_set.labels))
 
     scores = test()
     run.check_place()
-    models.save_weights(
-        run.weights, model.module, architecture=model.name, preset=model.preset, classes=test_set.classes
-    )
-    say(f"{run.path}: test top-1 {_percent(scores['top1'])} after {epochs} epochs, {cost.seconds:.1f} s.")
+    models.save_weights(run.weights, model.module, architecture=model.name, preset=model.preset, classes=task.classes)
+    tested = "no test split" if test_set is None else f"test top-1 {_percent(scores['top1'])}"
+    say(f"{run.path}: {tested} after {epochs} epochs, {cost.seconds:.1f} s.")
     metrics: dict[str, Any] = {"test": scores}
     if validation is not None and validation.best is not None:
         best, final = validation.best, run.history()[-1]
@@ -340,7 +344,7 @@ def _percent(share: float | None) -> str:
 
 
 def _identity(
-    model: Model, data: TrainingData, test_set: Dataset, *, spec: str, lineage: Mapping[str, Any]
+    model: Model, data: TrainingData, test_set: Dataset | None, *, spec: str, lineage: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the model, the data and the software for ``run.json``."""
     splits = {"train": data.train, "validation": data.validation, "test": test_set}

@@ -54,6 +54,10 @@ def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore
         say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
         whole, left_out = labeled, len(whole) - len(labeled)
     share = params.run.validation
+    single = dataset.single_classes(whole) if share else ()
+    if len(single):
+        names = ", ".join(repr(whole.classes[label]) for label in single[:5]) + (", ..." if len(single) > 5 else "")
+        say(f"{len(single):,} classes with one training image ({names}) keep it in training, none for validation.")
     train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
     return TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out)
 

@@ -22,6 +22,10 @@ class DatasetError(KdpipeError):
     """The dataset cannot be read, or lacks samples that are needed."""
 
 
+class MissingSplitError(DatasetError):
+    """The dataset has no such split; without a test split, most stages go on."""
+
+
 class ModelError(KdpipeError):
     """A model is unknown, or its weights do not fit it."""
 

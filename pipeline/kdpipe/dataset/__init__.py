@@ -6,11 +6,12 @@
 ``all_kinds`` lists the forms that the first argument takes; ``kdpipe.dataset.registry`` describes how to add one.
 """
 
+from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.identity import balanced_indices, find_ids, sample_id
 from kdpipe.dataset.loading import Loading, load
-from kdpipe.dataset.parts import hold_out, labeled, limit_labels
-from kdpipe.dataset.pixels import cache_directory, processors
+from kdpipe.dataset.parts import hold_out, labeled, limit_labels, single_classes
+from kdpipe.dataset.pixels import processors
 from kdpipe.dataset.registry import Kind, Listing, Request, Source, Survey, all_kinds, register
 from kdpipe.dataset.samples import Dataset
 
@@ -34,4 +35,5 @@ __all__ = [
     "processors",
     "register",
     "sample_id",
+    "single_classes",
 ]

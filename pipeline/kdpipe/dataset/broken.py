@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from kdpipe import durable
 from kdpipe.dataset import decode
+from kdpipe.dataset.caching import cache_directory, prepare
 from kdpipe.dataset.identity import sample_id
-from kdpipe.dataset.pixels import cache_directory
 from kdpipe.printable import printable
 
 _NAMED = 5
@@ -34,6 +34,7 @@ def listed(reasons: Sequence[str], *, of: int, what: str) -> str:
 def _write(reasons: Sequence[str], what: str) -> Path | None:
     path = cache_directory() / "broken" / f"{sample_id(what).hex()}.txt"
     with contextlib.suppress(OSError):
+        prepare(path)
         durable.write_text(path, "".join(f"{printable(reason)}\n" for reason in reasons))
         return path
     return None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe.dataset import identity
 from kdpipe.dataset.broken import listed, notes_on
+from kdpipe.dataset.caching import distrust
 from kdpipe.dataset.parts import limit_labels
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
@@ -44,6 +45,7 @@ def load(
     Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
     Raises:
+        MissingSplitError: The dataset has no such split.
         DatasetError: The dataset is missing or cannot be used; one line with what, where and how to fix it.
     """
     if split not in ("train", "test"):
@@ -65,7 +67,7 @@ def load(
         indices = indices[whole]
         remarks = None if survey.remarks is None else survey.remarks[whole]
         survey = Survey(survey.digests[whole], survey.sizes[whole], remarks=remarks)
-    notes = () if survey.remarks is None else notes_on(survey.remarks, split)
+    notes = listing.notes + (() if survey.remarks is None else notes_on(survey.remarks, split))
     if len(indices):
         dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
         fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
@@ -76,6 +78,8 @@ def load(
         if not skip_broken or not len(indices):
             raise DatasetError(f"{line}, or pass --skip-broken")
         notes = (*notes, f"warning: skipped: {line}.")
+    if (reason := distrust()) is not None:
+        notes = (*notes, f"warning: {reason}.")
     if labels_per_class is not None:
         dataset = limit_labels(dataset, labels_per_class)
     return replace(dataset, notes=notes)
@@ -150,6 +154,7 @@ def _in_memory(dataset: Dataset, progress: Progress) -> Dataset:
         buffer = fill(
             path,
             dataset.sizes,
+            name=f"{dataset.name[:16]} {dataset.split}",
             read=read,
             workers=processors() if dataset.source.parallel else 1,
             what=f"decoding {dataset.split}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from kdpipe.dataset.identity import balanced_indices, find_ids, ranks_in_class
 from kdpipe.dataset.samples import Dataset
@@ -15,8 +16,8 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     """Part a dataset into one to train on and a class-balanced one to validate with, both in dataset order.
 
     ``fraction``, 0 < f < 1, is the validation samples' share of the labeled samples. They are chosen by their ids
-    alone, so a smaller fraction holds out a subset of what a larger one does. A recipe that mixes takes no partners
-    from the other part.
+    alone, so a smaller fraction holds out a subset of what a larger one does. The only sample of a class stays in
+    training. A recipe that mixes takes no partners from the other part.
 
     Raises:
         DatasetError: a class would be left without samples to train on or to validate with.
@@ -24,9 +25,10 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
     labeled_indices = np.flatnonzero(dataset.labels >= 0)
     count = round(fraction * len(labeled_indices))
     labels = dataset.labels[labeled_indices]
-    held = labeled_indices[balanced_indices(dataset.sample_ids[labeled_indices], labels, limit=count)]
+    several = labeled_indices[~np.isin(labels, single_classes(dataset))]
+    held = several[balanced_indices(dataset.sample_ids[several], dataset.labels[several], limit=count)]
     kept = np.setdiff1d(np.arange(len(dataset)), held)
-    present = np.unique(labels)
+    present = np.unique(dataset.labels[several])
     for indices, purpose in ((held, "to validate with; hold out more"), (kept, "to train on; hold out fewer")):
         without = np.setdiff1d(present, dataset.labels[indices])
         if without.size or not len(indices):
@@ -37,6 +39,12 @@ def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
             )
     train, validation = (replace(dataset.subset(indices), origin=None) for indices in (kept, held))
     return train, validation
+
+
+def single_classes(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the classes with one labeled sample, which ``hold_out`` leaves in training."""
+    counts = np.bincount(dataset.labels[dataset.labels >= 0], minlength=len(dataset.classes))
+    return np.flatnonzero(counts == 1)
 
 
 def labeled(dataset: Dataset) -> Dataset:

@@ -7,6 +7,8 @@ pixels, and is checked against its digest before it is used. It may be deleted a
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +22,11 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from kdpipe import durable
+from kdpipe.dataset import caching
+from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.progress import Progress
+from kdpipe.reading import open_regular
 
 _MAGIC = b"kdpixel1"
 _HEADER_BYTES = 64
@@ -35,13 +40,6 @@ _SLOW_SECONDS = 300e-6
 
 T = TypeVar("T")
 Read = Callable[[int], npt.NDArray[np.uint8]]
-
-
-def cache_directory() -> Path:
-    """Return the directory of all caches: ``$KDPIPE_CACHE``, ``$XDG_CACHE_HOME/kdpipe`` or ``~/.cache/kdpipe``."""
-    if own := os.environ.get("KDPIPE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kdpipe"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +78,16 @@ def open_cache(path: Path, sizes: npt.NDArray[np.int64], *, check: bool = True) 
     table = sizes.astype("<u4").tobytes()
     body = _HEADER_BYTES + len(table)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(_HEADER_BYTES)
             stored = file.read(len(table))
-        if head[:8] != _MAGIC or stored != table or path.stat().st_size != body + starts[-1]:
-            return None
-        flat = np.memmap(path, dtype=np.uint8, mode="c", offset=body, shape=(int(starts[-1]),))
+            size = os.fstat(file.fileno()).st_size
+            if head[:8] != _MAGIC or stored != table or size != body + starts[-1]:
+                return None
+            if not caching.trusted(file.fileno(), path):
+                return None
+            caching.touch(file.fileno())
+            flat = np.memmap(file, dtype=np.uint8, mode="c", offset=body, shape=(int(starts[-1]),))
     except (OSError, ValueError):
         return None
     if check and _digest(table, flat) != head[8:40]:
@@ -100,7 +102,14 @@ def _digest(table: bytes, flat: npt.NDArray[np.uint8]) -> bytes:
 
 
 def fill(
-    path: Path, sizes: npt.NDArray[np.int64], *, read: Read, workers: int, what: str, progress: Progress
+    path: Path,
+    sizes: npt.NDArray[np.int64],
+    *,
+    name: str = "",
+    read: Read,
+    workers: int,
+    what: str,
+    progress: Progress,
 ) -> PixelBuffer:
     """Decode every image into the cache file, or into RAM where the cache cannot be written.
 
@@ -109,11 +118,16 @@ def fill(
     Raises:
         DatasetError: As ``read`` does.
     """
+    limit = caching.limit_bytes()
     with contextlib.suppress(OSError):
+        if byte_starts(sizes)[-1] > limit:
+            raise OSError(errno.EFBIG, "larger than all caches may be")
+        caching.prepare(path)
         durable.replace(
             path,
-            lambda file: _write(file, sizes, read=read, workers=workers, what=what, progress=progress),
+            lambda file: _write(file, sizes, name=name, read=read, workers=workers, what=what, progress=progress),
         )
+        caching.prune(limit, keep=path)
         if (mapped := open_cache(path, sizes, check=False)) is not None:
             return mapped
     starts = byte_starts(sizes)
@@ -127,19 +141,22 @@ def fill(
 
 
 def _write(
-    file: Path, sizes: npt.NDArray[np.int64], *, read: Read, workers: int, what: str, progress: Progress
+    file: Path, sizes: npt.NDArray[np.int64], *, name: str, read: Read, workers: int, what: str, progress: Progress
 ) -> None:
     """Write with plain writes, not through a map: on a full disk that is an error and not a crash."""
     table = sizes.astype("<u4").tobytes()
     digest = blake3(table)
-    with file.open("wb") as out:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # by which caching.prune sees that its writer lives
         out.write(bytes(_HEADER_BYTES) + table)
         for block in in_order(read, len(sizes), workers=workers, what=what, progress=progress):
             joined = b"".join(image.tobytes() for image in block)
             digest.update(joined)
             out.write(joined)
         out.seek(0)
-        out.write((_MAGIC + digest.digest()).ljust(_HEADER_BYTES, b"\0"))
+        head = _MAGIC + digest.digest() + name.encode(errors="replace")[: _HEADER_BYTES - 40]
+        out.write(head.ljust(_HEADER_BYTES, b"\0"))
 
 
 def processors() -> int:

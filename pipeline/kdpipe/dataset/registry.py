@@ -83,6 +83,8 @@ class Listing:
     source: Source
     statistics: tuple[Channels, Channels] | None = None
     """Published mean and standard deviation of each channel, in 0..1; ``None`` to compute them."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user."""
 
 
 @dataclass(frozen=True)

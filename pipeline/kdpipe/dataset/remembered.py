@@ -9,6 +9,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from kdpipe import durable
+from kdpipe.dataset.caching import prepare, touch, trusted
 from kdpipe.reading import open_regular
 
 _CHECK_BYTES = 32
@@ -21,6 +22,7 @@ def recall(path: Path, *, entry_bytes: int) -> list[bytes]:
         with open_regular(path) as file:
             if not trusted(file.fileno(), path) or os.fstat(file.fileno()).st_size > _LARGEST_TABLE:
                 return []
+            touch(file.fileno())
             content = file.read()
     except OSError:
         return []
@@ -33,14 +35,11 @@ def recall(path: Path, *, entry_bytes: int) -> list[bytes]:
 def remember(path: Path, entries: list[bytes]) -> None:
     """Write a table; without a writable cache, the files are read again next time."""
     body = b"".join(entries)
+
+    def write(file: Path) -> None:
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_bytes(blake3(body).digest() + body)
+
     with contextlib.suppress(OSError):
-        durable.write_bytes(path, blake3(body).digest() + body)
-
-
-def trusted(descriptor: int, path: Path) -> bool:
-    """Return whether this user alone, or root, can have written an open file of the cache at ``path``."""
-    return all(_own(info) for info in (os.fstat(descriptor), path.parent.stat(), path.parent.parent.stat()))
-
-
-def _own(info: os.stat_result) -> bool:
-    return info.st_uid in (os.geteuid(), 0) and not info.st_mode & 0o022
+        prepare(path)
+        durable.replace(path, write)

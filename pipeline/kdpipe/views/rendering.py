@@ -24,6 +24,7 @@ from blake3 import blake3
 from torch.utils.data import DataLoader, Sampler
 
 from kdpipe.dataset import Dataset, find_ids, processors
+from kdpipe.errors import KdpipeError
 from kdpipe.views import mixing
 from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
 from kdpipe.views.philox import Draws, philox
@@ -204,7 +205,7 @@ class Renderers:
         """Render one dataset by each of ``renderers``, on one device."""
         self._renderers = tuple(renderers)
         self._queue = _Queue()
-        self._loader: list[DataLoader[tuple[torch.Tensor, ...]]] = []
+        self._loader: list[DataLoader[tuple[torch.Tensor, ...] | KdpipeError]] = []
         # As garbage in a circle of references its worker processes would lose their queues before they are told to end,
         # and each be waited for in vain for five seconds. The loader must not refer to this object.
         weakref.finalize(self, self._loader.clear)
@@ -244,6 +245,8 @@ class Renderers:
             )
         self._queue.batches = [(first._needed(indices, view), view) for indices in batches]
         for (needed, _), made in zip(self._queue.batches, self._loader[0], strict=True):
+            if isinstance(made, KdpipeError):
+                raise made
             yield tuple(
                 renderer.complete(images, needed, view) for renderer, images in zip(self._renderers, made, strict=True)
             )
@@ -272,16 +275,20 @@ class _Queue(Sampler[list[Batch]]):
         return len(self.batches)
 
 
-class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...]]):
+class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...] | KdpipeError]):
     """The renderers as a dataset of batches, which the worker processes read."""
 
     def __init__(self, renderers: Sequence[Renderer]) -> None:
         self._renderers = tuple(renderers)
 
-    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...] | KdpipeError:
+        """Return the images of a batch, or the error of one: torch would put a traceback around its message."""
         needed, view = batch
-        images = self._renderers[0]._decoded(needed)
-        return tuple(renderer.work(images, needed, view) for renderer in self._renderers)
+        try:
+            images = self._renderers[0]._decoded(needed)
+            return tuple(renderer.work(images, needed, view) for renderer in self._renderers)
+        except KdpipeError as error:
+            return error
 
 
 def trial(recipe: Recipe, geometry: Geometry) -> dict[str, str]:

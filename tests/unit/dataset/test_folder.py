@@ -150,7 +150,7 @@ def test_a_missing_split_says_what_is_there(make_folder: MakeFolder) -> None:
     root = make_folder(splits=("train",))
     text = message(f"folder:{root}", "test")
     assert "has no test split" in text
-    assert "'test' or 'val'" in text
+    assert "'test' or 'val' or 'valid'" in text
     assert "found 'train'" in text
     (root / "train").rename(root / "Train")
     assert "did you mean 'Train'?" in message(f"folder:{root}")
@@ -205,14 +205,44 @@ def test_images_without_class_folders_are_refused(tmp_path: Path) -> None:
     assert "has no class folders" in message(f"folder:{tmp_path}/flat")
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_classes_that_differ_between_splits_are_named(make_folder: MakeFolder, split: str) -> None:
+def test_a_class_that_train_lacks_is_named(make_folder: MakeFolder) -> None:
     root = make_folder()
     (root / "test/bee").rename(root / "test/wasp")
-    text = message(f"folder:{root}", split)
-    assert "'train/bee'" in text
-    assert "'test/wasp'" in text
-    assert "ant" not in text.partition("different class folders")[2]
+    text = message(f"folder:{root}", "test")
+    assert f"'{root}/test' has the class 'wasp' that '{root}/train' lacks" in text
+    assert "bee" not in text
+    assert "ant" not in text
+
+
+def test_a_class_without_test_images_is_absent_from_the_test(make_folder: MakeFolder) -> None:
+    root = make_folder(classes=("ant", "bee", "cow"), count=2)
+    before = load(f"folder:{root}", "train")
+    for path in (root / "test/bee").iterdir():
+        path.unlink()
+    for _ in range(2):
+        found = load(f"folder:{root}", "test")
+        assert found.classes == before.classes == ("ant", "bee", "cow")
+        assert found.labels.tolist() == [0, 0, 2, 2]
+        assert found.notes == ("the class 'bee' of train without test images: the test says nothing about them.",)
+        if (root / "test/bee").exists():
+            (root / "test/bee").rmdir()
+    assert load(f"folder:{root}", "train").fingerprint == before.fingerprint
+
+
+def test_an_empty_class_is_removed_in_one_step(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    for path in (root / "train/bee").iterdir():
+        path.unlink()
+    assert f"remove the folder and '{root}/test/bee'" in message(f"folder:{root}")
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_other_names_of_the_test_folder(make_folder: MakeFolder, name: str) -> None:
+    root = make_folder(splits=("train", name))
+    assert load(f"folder:{root}", "test").keys[0] == "test/ant/0.png"
+    shutil.copytree(root / name, root / "test")
+    (root / "test/ant/0.png").rename(root / "test/ant/first.png")
+    assert "test/ant/first.png" in load(f"folder:{root}", "test").keys
 
 
 def test_a_corrupt_image_is_named_however_it_is_loaded(make_folder: MakeFolder) -> None:

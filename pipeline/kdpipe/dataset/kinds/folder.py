@@ -12,9 +12,9 @@ from kdpipe.dataset import walking
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import FileSource, suggest_path
-from kdpipe.errors import DatasetError, did_you_mean
+from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
-FOLDERS = {"train": ("train",), "test": ("test", "val")}
+FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
 """The folders on disk that may hold a split, the preferred one first."""
 
 UNLABELED = "unlabeled"
@@ -23,16 +23,19 @@ UNLABELED = "unlabeled"
 
 @register("folder:PATH")
 def list_folder(request: Request, path: str) -> Listing:
-    """Images in PATH/train/CLASS and PATH/test/CLASS (or val), and those without a label in PATH/unlabeled.
+    """Images in PATH/train/CLASS and PATH/test/CLASS (or val, valid), and those without a label in PATH/unlabeled.
 
     Classes are in the order of their names, the images of a class in the order of theirs. Those in ``PATH/unlabeled``
     come last in ``train``, with the label -1. Hidden files, thumbnails and files without an image's extension are left
     out. Class folders may be nested. Links to image files and to folders are followed, but none to a folder above it.
 
     Raises:
-        DatasetError: A folder is missing or empty, or the class folders of train and test differ.
+        MissingSplitError: There is no folder of the split.
+        DatasetError: A folder is missing or empty, or test has a class that train lacks.
     """
     root, split = Path(path).expanduser(), request.split
+    if root.exists() and not root.is_dir():
+        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
     if not root.is_dir():
         raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
     folder = _split_folder(root, split)
@@ -41,22 +44,28 @@ def list_folder(request: Request, path: str) -> Listing:
     classes = _class_folders(folder)
     if not classes:
         raise DatasetError(f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class")
-    _check_other_split(root, split, folder=folder)
+    train = _split_folder(root, "train") if split == "test" else None
+    if train is not None:
+        classes = _as_in_train(_class_folders(train), classes, train=train, test=folder)
     keys: list[str] = []
     paths: list[str] = []
     labels: list[int] = []
-    parts = [(label, f"{split}/{name}", class_folder) for label, (name, class_folder) in enumerate(classes.items())]
+    parts = [(label, f"{split}/{name}", place) for label, (name, place) in enumerate(classes.items()) if place.is_dir()]
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
         found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in walking.images(place))
-        if not found:
+        if not found and train is None:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
+                f"{_counterpart(root, split, place.name) if label >= 0 else ''}"
             )
         keys += [key for key, _ in found]
         paths += [file for _, file in found]
         labels += [label] * len(found)
+    if not keys:
+        raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
+    absent = [name for label, name in enumerate(classes) if label not in labels]
     root = root.absolute()
     return Listing(
         name=_nfc(root.name),
@@ -64,6 +73,9 @@ def list_folder(request: Request, path: str) -> Listing:
         keys=tuple(keys),
         labels=np.asarray(labels, dtype=np.int32),
         source=FileSource(tuple(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
+        notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
+        if absent
+        else (),
     )
 
 
@@ -86,7 +98,7 @@ def _no_split(root: Path, split: str) -> DatasetError:
     folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not _hidden(child.name))
     wanted = " or ".join(f"'{name}'" for name in FOLDERS[split])
     found = ", ".join(f"'{name}'" for name in folders[:8]) or "no folders"
-    return DatasetError(
+    return MissingSplitError(
         f"'{root}' has no {split} split: expected a folder {wanted} with one folder for each class, "
         f"found {found}{did_you_mean(split, folders)}"
     )
@@ -115,17 +127,27 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _check_other_split(root: Path, split: str, *, folder: Path) -> None:
+def _as_in_train(classes: dict[str, Path], found: dict[str, Path], *, train: Path, test: Path) -> dict[str, Path]:
+    """Return the folders of the test split for all classes of train; those that test lacks do not exist.
+
+    Raises:
+        DatasetError: test has a class that train lacks.
+    """
+    lone = sorted(found.keys() - classes.keys())
+    if lone:
+        raise DatasetError(
+            f"'{test}' has {_several(lone)} that '{train}' lacks, so that no model can learn them; remove these "
+            f"folders from '{test}', or correct their names"
+        )
+    return {name: found.get(name, test / name) for name in classes}
+
+
+def _several(names: list[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"the class{'es' if len(names) > 1 else ''} {', '.join(map(repr, names[:6]))}{more}"
+
+
+def _counterpart(root: Path, split: str, name: str) -> str:
+    """Return the folder of the other split that has to be removed with an empty class folder, as a phrase."""
     other = _split_folder(root, "test" if split == "train" else "train")
-    if other is None:
-        return
-    here, there = set(_class_folders(folder)), set(_class_folders(other))
-    if here == there:
-        return
-    lone = [(folder, name) for name in sorted(here - there)] + [(other, name) for name in sorted(there - here)]
-    named = ", ".join(f"'{where.name}/{name}'" for where, name in lone[:6])
-    more = f" and {len(lone) - 6} more" if len(lone) > 6 else ""
-    raise DatasetError(
-        f"'{folder}' and '{other}' have different class folders: {named}{more} without a counterpart; "
-        "both must hold the same classes"
-    )
+    return f" and '{other / name}'" if other is not None and (other / name).is_dir() else ""

@@ -23,7 +23,7 @@ from kdpipe.dataset.sources import (
     content_of,
     suggest_path,
 )
-from kdpipe.errors import DatasetError, did_you_mean
+from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
 """Names of a split in torchvision's datasets, the preferred one first."""
@@ -120,7 +120,7 @@ def open_published(name: str, root: Path, *, split: str, download: bool = False)
                 raise _unusable(name, root, error=error, download=download) from error
         except (RuntimeError, OSError, ImportError) as error:
             raise _unusable(name, root, error=error, download=download) from error
-    raise DatasetError(f"torchvision's {name} has no {split} split (tried {', '.join(words)})")
+    raise MissingSplitError(f"torchvision's {name} has no {split} split (tried {', '.join(words)})")
 
 
 def _unusable(name: str, root: Path, *, error: Exception, download: bool) -> DatasetError:
