@@ -63,7 +63,7 @@ def train(options: argparse.Namespace, way: str, out: Path, *extra: object) -> N
     """Train the student one way; the recipe, its seed and the views are the store's in all three."""
     live = ("--teacher", options.teacher, "--weights", options.weights) if way == "live" else ()
     kdpipe(
-        *("train-student", "--data", options.data, "--student", options.student, "--out", out),
+        *("train-student", "--overwrite", "--data", options.data, "--student", options.student, "--out", out),
         *("--store", options.work / "logits.zarr", "--distill", way, "--views", options.views, *live, *extra),
     )
 

@@ -87,7 +87,17 @@ def _run(arm: str, share: float, seed: int, options: argparse.Namespace) -> dict
     out = options.work / "runs" / f"{arm}-{share:g}-{seed}"
     taught = () if arm == "none" else ("--store", _store(arm, share, options))
     kdpipe(
-        *("train-student", "--data", data, "--student", options.student, *taught, "--recipe", options.recipe),
+        *(
+            "train-student",
+            "--overwrite",
+            "--data",
+            data,
+            "--student",
+            options.student,
+            *taught,
+            "--recipe",
+            options.recipe,
+        ),
         *("--epochs", options.images // images, "--lr", options.lr, "--seed", seed, "--data-seed", seed),
         *("--checkpoint-every", 1e9, "--device", options.device, "--out", out),
     )
@@ -112,7 +122,14 @@ def _teacher(share: float, options: argparse.Namespace) -> Path:
     out = options.work / "runs" / f"teacher-{share:g}"
     if not (out / "metrics.json").exists():
         kdpipe(
-            *("train-teacher", "--data", f"folder:{_folder('labelled', share, options)}", "--model", options.teacher),
+            *(
+                "train-teacher",
+                "--overwrite",
+                "--data",
+                f"folder:{_folder('labelled', share, options)}",
+                "--model",
+                options.teacher,
+            ),
             *("--epochs", options.images // round(share * options.samples), "--lr", options.lr),
             *("--recipe", options.recipe, "--checkpoint-every", 1e9, "--device", options.device, "--out", out),
         )

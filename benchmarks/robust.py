@@ -59,7 +59,7 @@ def _run(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     out = options.work / "runs" / f"{arm.replace(' ', '-')}-{seed}"
     if not (out / "metrics.json").exists():
         kdpipe(
-            *("train-student", *_data(options), "--student", options.student, *_learning(arm, options)),
+            *("train-student", "--overwrite", *_data(options), "--student", options.student, *_learning(arm, options)),
             *("--recipe", options.recipe, "--epochs", options.epochs, "--batch-size", options.batch_size),
             *("--lr", options.lr, "--seed", seed, "--data-seed", seed, "--checkpoint-every", 1e9, "--out", out),
         )
@@ -83,7 +83,15 @@ def _robust_store(options: argparse.Namespace) -> Path:
     teacher = _teacher(options)
     if not (teacher / "metrics.json").exists():
         kdpipe(
-            *("train-teacher", *_data(options), "--model", options.robust_teacher, "--adversarial", options.attack),
+            *(
+                "train-teacher",
+                "--overwrite",
+                *_data(options),
+                "--model",
+                options.robust_teacher,
+                "--adversarial",
+                options.attack,
+            ),
             *("--recipe", options.recipe, "--epochs", options.teacher_epochs, "--batch-size", options.batch_size),
             *("--lr", options.lr, "--checkpoint-every", 1e9, "--out", teacher),
         )

@@ -43,7 +43,16 @@ def main() -> None:
         for seed in options.seeds:
             out = options.work / f"{way.replace(' ', '-')}-{seed}"
             kdpipe(
-                *("train-teacher", "--data", f"folder:{images}", "--model", "resnet8", "--epochs", options.epochs),
+                *(
+                    "train-teacher",
+                    "--overwrite",
+                    "--data",
+                    f"folder:{images}",
+                    "--model",
+                    "resnet8",
+                    "--epochs",
+                    options.epochs,
+                ),
                 *("--batch-size", options.batch_size, "--seed", seed, "--data-seed", seed, "--no-dvclive"),
                 *(*flags, "--out", out),
             )

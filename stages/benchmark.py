@@ -45,6 +45,11 @@ BATCH_SIZES = (1, 64)
 
 def run(params: Benchmark) -> None:
     """Measure every run and write the report to ``params.measurement.out``."""
+    with report.held(params.measurement.out):
+        _run(params)
+
+
+def _run(params: Benchmark) -> None:
     device = models.resolve_device(params.measurement.device)
     test = load_split(params.dataset, "test")
     runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}

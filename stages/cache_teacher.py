@@ -12,6 +12,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
+from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_model, load_split, load_test
 from kdpipe.stages.storing import check_top1, report, settle
@@ -24,6 +25,7 @@ from kdpipe.views import Geometry, Recipe, Renderer
 
 def run(params: CacheTeacher) -> None:
     """Build, resume or confirm the store at ``params.output.out``."""
+    refuse_ranks("cache-teacher")
     recipe, view = params.view.recipe, params.view
     asked = get_encoding(params.encoding.encoding)
     train = load_split(params.dataset, "train")

@@ -71,7 +71,8 @@ class Logs:
             yield
             failed = False
         finally:
-            self._each(lambda log: log.close(failed=failed))
+            if run.in_place:  # a log would make the directory anew
+                self._each(lambda log: log.close(failed=failed))
 
     def epochs(self, rows: list[dict[str, float]]) -> None:
         """Log several epochs, in their order."""

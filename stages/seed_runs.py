@@ -11,12 +11,13 @@ from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.training.holding import Place, locked
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", TrainTeacher, TrainStudent)
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage")
-_OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "checkpoint_every")
+_OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
 
 
 def for_each_seed(params: P, train: Callable[[P], None]) -> None:
@@ -31,18 +32,26 @@ def for_each_seed(params: P, train: Callable[[P], None]) -> None:
         train(params)
         return
     _refuse_other_files(params.run.out)
-    (params.run.out / "metrics.json").unlink(missing_ok=True)
-    runs = [_with_seed(params, seed) for seed in params.run.seeds]
-    waiting = [run for run in runs if not _is_done(run)]
-    for run in waiting:
-        say(f"Seed {run.run.seed}:")
-        train(run)
-    summary = {
-        "seeds": list(params.run.seeds),
-        **summarize([RunDirectory(run.run.out).metrics() for run in runs]),
-    }
-    durable.write_json(params.run.out / "metrics.json", summary)
-    say(f"{params.run.out}: test top-1 {_words(summary['test']['top1'])} over {len(runs)} seeds.")
+    with locked(params.run.out):
+        runs = [_with_seed(params, seed) for seed in params.run.seeds]
+        waiting = [run for run in runs if not _is_done(run)]
+        for run in waiting:
+            if not run.run.resume:
+                RunDirectory(run.run.out).refuse_results(overwrite=run.run.overwrite)
+        place = Place()
+        place.settle(params.run.out)
+        with durable.writing(params.run.out):
+            (params.run.out / "metrics.json").unlink(missing_ok=True)
+        for run in waiting:
+            say(f"Seed {run.run.seed}:")
+            train(run)
+        summary = {
+            "seeds": list(params.run.seeds),
+            **summarize([RunDirectory(run.run.out).metrics() for run in runs]),
+        }
+        place.check(params.run.out)
+        durable.write_json(params.run.out / "metrics.json", summary)
+        say(f"{params.run.out}: test top-1 {_words(summary['test']['top1'])} over {len(runs)} seeds.")
 
 
 def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

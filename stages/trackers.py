@@ -6,8 +6,13 @@ Each package is imported when its log starts.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from kdpipe.errors import RunError
+from kdpipe.reading import read_bytes
 
 if TYPE_CHECKING:
     import wandb
@@ -121,7 +126,7 @@ class WeightsAndBiases:
         import wandb
 
         kept = run.path / "wandb" / "run-id"
-        id_before = kept.read_text(encoding="utf-8").strip() if kept.is_file() else None
+        id_before = _run_id(kept) if run.is_log("wandb") and kept.is_file() else None
         run.empty_log("wandb")
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kdpipe"),
@@ -150,6 +155,18 @@ class WeightsAndBiases:
         """Send the rest."""
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
+
+
+def _run_id(path: Path) -> str:
+    """Read the id of a run, which is part of an address on the server.
+
+    Raises:
+        RunError: the file is not one that kdpipe wrote.
+    """
+    content = read_bytes(path, limit=128, error=RunError).decode(errors="replace").strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", content):
+        raise RunError(f"{path} is damaged: it holds no id of a run")
+    return content
 
 
 def _as_failed(session_end: Any) -> Any:

@@ -19,6 +19,7 @@ from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.fleet import refuse_failed, students_of
+from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.stages.sources import load_model, load_test
@@ -32,6 +33,7 @@ from kdpipe.views import Geometry, Recipe
 
 def run(params: TrainStudent) -> None:
     """Train the students and write their run directories, or those of each seed, at or below ``--out``."""
+    refuse_ranks("train-student")
     for_each_seed(params, _train)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kdpipe import models
+from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainTeacher
 from kdpipe.stages.sources import load_test
@@ -13,6 +14,7 @@ from kdpipe.views import Recipe
 
 def run(params: TrainTeacher) -> None:
     """Train ``params.model`` and write its run directory, or one for each seed."""
+    refuse_ranks("train-teacher")
     for_each_seed(params, _train)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from kdpipe.stages.training_data import TrainingData
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
+from kdpipe.training.holding import locked
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
@@ -73,7 +74,7 @@ class Task:
     classes: tuple[str, ...] = ()
     """The names of the classes, which ``fit`` takes from the data."""
 
-    @property
+    @cached_property
     def run(self) -> RunDirectory:
         """Its run directory."""
         return RunDirectory(self.params.run.out)
@@ -139,13 +140,17 @@ def fit(
     views = replace(views, number=views.number if views.recipe.augments else 0)
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
+    how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
     for task, record in zip(tasks, records, strict=True):
-        task.run.refuse_start(record, resume=params.run.resume)
+        task.run.refuse_start(record, **how)
     plain = cache(partial(_plain, device))
     students: list[Student] = []
     with ExitStack() as opened:
+        for task, record in zip(tasks, records, strict=True):
+            opened.enter_context(locked(task.run.path))
+            task.run.refuse_start(record, **how)  # another process may have written it since
         for task, record, log in zip(tasks, records, logs, strict=True):
-            task.run.start(record, resume=params.run.resume)
+            task.run.start(record, **how)
             model = task.model
             say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
             if alone or task.run.failure() is None:
@@ -272,6 +277,7 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
         return None
 
     def keep(module: torch.nn.Module) -> None:
+        run.check_place()
         models.save_weights(
             run.best_weights, module, architecture=model.name, preset=model.preset, classes=held_out.classes
         )
@@ -305,6 +311,7 @@ def _finish(
         return asdict(accuracy(predict(model.module, tester, preset=model.preset, progress=progress), test_set.labels))
 
     scores = test()
+    run.check_place()
     models.save_weights(run.weights, model.module, architecture=model.name, preset=model.preset, classes=task.classes)
     tested = "no test split" if test_set is None else f"test top-1 {_percent(scores['top1'])}"
     say(f"{run.path}: {tested} after {epochs} epochs, {cost.seconds:.1f} s.")

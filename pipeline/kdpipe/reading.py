@@ -56,7 +56,7 @@ def read_bytes(
     """
     try:
         with open_regular(path, follow=follow) as stream:
-            content = stream.read(limit + 1)
+            content = _read(stream, limit + 1)
     except FileNotFoundError:
         raise error(f"{path} does not exist.") from None
     except OSError as failure:
@@ -65,6 +65,15 @@ def read_bytes(
     if len(content) > limit:
         raise error(f"{path} is larger than {limit:,} bytes, which no such file of kdpipe is.")
     return content
+
+
+def _read(stream: BinaryIO, most: int) -> bytes:
+    # A single read of so many bytes would take their memory first.
+    blocks = []
+    while most and (block := stream.read(min(most, MEGABYTE))):
+        blocks.append(block)
+        most -= len(block)
+    return b"".join(blocks)
 
 
 def read_json(

@@ -217,8 +217,8 @@ def test_a_repeated_flag_makes_a_fleet_of_equal_settings(built: Built, tmp_path:
     shared = (*LIMITS, "--store", built.store, "--loss", "dist", "--optimizer", "adamw")
     assert train(*shared, "--student", SMALL, "--student", DROPPING, "--out", tmp_path / "runs").code == 0
     for name, student in (("small", SMALL), ("dropping", DROPPING)):
-        assert train(*shared, "--student", student, "--out", tmp_path / "alone").code == 0
-        _alike(tmp_path / "runs" / name, tmp_path / "alone")
+        assert train(*shared, "--student", student, "--out", tmp_path / f"alone-{name}").code == 0
+        _alike(tmp_path / "runs" / name, tmp_path / f"alone-{name}")
 
 
 def test_another_optimizer_has_defaults_of_its_own(tmp_path: Path, train: Kdpipe) -> None:

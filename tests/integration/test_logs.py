@@ -326,7 +326,11 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, kdpipe: Kdpipe) -> Non
     shutil.move(tmp_path / "run" / "wandb", tmp_path / "wandb")
     assert kdpipe(*TEACHER, "--out", tmp_path / "run").code == 0
     shutil.move(tmp_path / "wandb", tmp_path / "run" / "wandb")
-    refused(kdpipe(*TEACHER, "--out", tmp_path / "run", "--wandb"), "is not a log of kdpipe", "Leave out --wandb")
+    refused(
+        kdpipe(*TEACHER, "--out", tmp_path / "run", "--overwrite", "--wandb"),
+        "is not a log of kdpipe",
+        "Leave out --wandb",
+    )
     assert theirs.read_bytes() == b"theirs"
 
 
@@ -337,7 +341,9 @@ def test_a_repository_without_a_commit(fresh: Path, kdpipe: Kdpipe) -> None:
         "warning: DVCLive cannot log this run (Empty git repo)."
     ]
     assert not (fresh / "run" / "dvclive").exists()
-    refused(kdpipe(*TEACHER, "--out", "run", "--dvclive"), "DVCLive cannot log this run (Empty git repo)")
+    refused(
+        kdpipe(*TEACHER, "--out", "run", "--overwrite", "--dvclive"), "DVCLive cannot log this run (Empty git repo)"
+    )
 
 
 def test_only_what_lies_in_the_repository_is_logged_with_dvclive(

@@ -79,7 +79,7 @@ def test_a_resumed_run_must_hold_the_same_out(tmp_path: Path, kdpipe: Kdpipe) ->
     assert kdpipe(*run, "--validation", 0.25, "--resume").code == 0
     assert _read(tmp_path / "run", "metrics.json") == before
     refused(kdpipe(*run, "--resume"), "validation: 0.25 then, 0.0 now")
-    assert kdpipe(*run).code == 0
+    assert kdpipe(*run, "--overwrite").code == 0
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -103,7 +103,7 @@ def test_a_store_that_mixes_needs_all_samples(built: Built, tmp_path: Path, kdpi
         refused(kdpipe(*command, "--store", store, *mode), "crop-flip+mixup:0.4", "needs all of them", "--validation 0")
     assert not out.exists()
     assert kdpipe(*command, "--store", store, "--distill", "none").code == 0
-    assert kdpipe(*command, *teacher, *recipe).code == 0
+    assert kdpipe(*command, *teacher, *recipe, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize("command", ["train-student", "train-teacher"])
@@ -131,7 +131,7 @@ def test_held_out_samples_are_mixed_into_no_other(
         outcome = kdpipe(
             *(command, "--data", "blackened:load", "--student" if command == "train-student" else "--model", "resnet8"),
             *("--input-size", 16, "--device", "cpu", "--epochs", 2, "--recipe", "crop-flip+mixup:1"),
-            *("--validation", 0.2, "--out", tmp_path / "run"),
+            *("--validation", 0.2, "--out", tmp_path / "run", "--overwrite"),
         )
         assert outcome.code == 0
         return (tmp_path / "run" / "model.safetensors").read_bytes()

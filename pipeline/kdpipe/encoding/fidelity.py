@@ -24,6 +24,8 @@ _BLOCK_ROWS = 4096
 _UNIT = 2.0**60
 """KL is summed in whole multiples of 1 / _UNIT: sums of integers do not depend on their order."""
 _PER_DECADE = 50
+_MAX_DIGITS = 64
+"""2^63 rows of a KL of 1e25 in units of 2^-60 have so many."""
 _EDGES = 10.0 ** (np.arange(-16 * _PER_DECADE, 4 * _PER_DECADE + 1) / _PER_DECADE)
 """Upper edges of the histogram's bins, from 1e-16 to 1e4; the last bin also counts larger values."""
 
@@ -139,7 +141,7 @@ class Fidelity:
                 tuple(value["temperatures"]),
                 value["rows"],
                 value["agreeing"],
-                tuple(int(total) for total in value["sums"]),
+                tuple(_number(total) for total in value["sums"]),
                 tuple(tuple(_bin(pair) for pair in each.split()) for each in value["histograms"]),
             )
             fits = found.to_json() == value and found._consistent()
@@ -154,7 +156,7 @@ class Fidelity:
         return (
             all(type(value) is float and 0 < value < math.inf for value in self.temperatures)
             and all(type(number) is int and number >= 0 for number in numbers)
-            and self.agreeing <= self.rows
+            and self.agreeing <= self.rows < 2**63
             and len(self.sums) == len(self.histograms) == len(self.temperatures)
             and all(total >= 0 for total in self.sums)
             and all(sum(count for _, count in h) == self.rows for h in self.histograms)
@@ -165,7 +167,14 @@ class Fidelity:
 
 def _bin(pair: str) -> tuple[int, int]:
     place, count = pair.split(":")
-    return int(place), int(count)
+    return _number(place), _number(count)
+
+
+def _number(digits: str) -> int:
+    """Read a whole number of the size that figures have: any longer one would cost time and overflow a float."""
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _quantile(histogram: tuple[tuple[int, int], ...], rank: int) -> float:

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from kdpipe import durable
 from kdpipe.benchmark.results import BenchmarkResult
-from kdpipe.printable import printable
-from kdpipe.report import page, plots, tables
+from kdpipe.printable import printable, printable_json
+from kdpipe.report import directory, page, plots, tables
+from kdpipe.report.directory import held
 
-__all__ = ["table", "write"]
+__all__ = ["held", "table", "write"]
 
 
 def table(result: BenchmarkResult) -> Table:
@@ -32,18 +32,25 @@ def write(
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
     ``results.csv`` (one row per student; undefined values are ``n/a``), ``pareto.png``, ``report.html`` (one
-    page that needs no other file and no network) and ``summary.txt``. Each is written atomically. ``histories`` holds
-    each student's figures by epoch, oldest first; with it the page shows training curves.
+    page that needs no other file and no network) and ``summary.txt``. They replace an earlier report all together.
+    ``histories`` holds each student's figures by epoch, oldest first; with it the page shows training curves.
+
+    Raises:
+        RunError: ``out`` holds something else than a report.
+        UnwritableError: the disk is full or fails; an earlier report is kept.
     """
     shown = _printable(result)
     pareto = plots.pareto_png(result)
     curves = plots.curves_png(histories) if histories else None
-    paths = {name: out / name for name in ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")}
-    durable.write_json(paths["metrics.json"], tables.metrics(result))
-    durable.write_text(paths["results.csv"], tables.csv_text(result))
-    durable.write_bytes(paths["pareto.png"], pareto)
-    durable.write_text(paths["report.html"], page.html_page(shown, pareto=pareto, curves=curves))
-    durable.write_text(paths["summary.txt"], tables.summary(shown, report=paths["report.html"]))
+    paths = {name: out / name for name in directory.FILES}
+    content: dict[str, str | bytes] = {
+        "metrics.json": printable_json(tables.metrics(result)) + "\n",
+        "results.csv": tables.csv_text(result),
+        "pareto.png": pareto,
+        "report.html": page.html_page(shown, pareto=pareto, curves=curves),
+        "summary.txt": tables.summary(shown, report=paths["report.html"]),
+    }
+    directory.publish(out, {name: each if isinstance(each, bytes) else each.encode() for name, each in content.items()})
     return paths
 
 

@@ -17,19 +17,18 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from kdpipe.encoding.base import LZ4, Compression, Encoding
-from kdpipe.errors import CorruptStoreError, StoreError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
+from kdpipe.reading import parse_json, read_bytes
 from kdpipe.store import manifest, shards
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import Shape, Split, array_name
+from kdpipe.store.tree import SIDE
 
 _SIDE_ROWS = 1_048_576
 """Rows per chunk of the arrays that hold one small entry per sample."""
 
 
 _MAX_METADATA_BYTES = 65_536
-
-SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
-"""Side arrays: those known before the teacher runs. The others are written shard by shard."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +119,9 @@ def check(store: Path, split: str, expected: dict[str, Spec]) -> str | None:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.stat().st_size > _MAX_METADATA_BYTES:
-        return {}
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        document = parse_json(read_bytes(path, limit=_MAX_METADATA_BYTES), of=path)
+    except KdpipeError:
         return {}
     return document if isinstance(document, dict) else {}
 

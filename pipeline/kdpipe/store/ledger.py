@@ -14,10 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, JsonValue
+
 from kdpipe import durable
 from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, StoreLockedError, UnwritableStoreError
-from kdpipe.store.sections import Choice
+from kdpipe.reading import parse_json, read_bytes, validated
+from kdpipe.store.sections import Choice, Digest, FileName, Size
+
+_MAX_BYTES = 256 * 1024**2
+"""A hundred times the ledger of ImageNet in 100 views."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,17 @@ class Entry:
     """Loss of encoding in a shard of codes; ``None`` for other files."""
 
 
+class _Line(BaseModel):
+    """One line of the ledger that records a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    path: FileName
+    size: Size
+    digest: Digest
+    fidelity: dict[str, JsonValue] | None = None
+
+
 class Ledger:
     """An append-only list of finished files, one JSON line each, flushed to disk before it counts."""
 
@@ -39,16 +56,20 @@ class Ledger:
         self.path = store.with_name(store.name + ".ledger")
 
     def read(self) -> dict[str, Entry]:
-        """Return the entries by path, without lines that a kill cut short or that are damaged."""
-        if not self.path.exists():
+        """Return the entries by path, without lines that a kill cut short or that are damaged.
+
+        Raises:
+            CorruptStoreError: the ledger is a link, no regular file, or larger than any store's.
+        """
+        if not os.path.lexists(self.path):
             return {}
         entries = {}
-        for line in self.path.read_bytes().split(b"\n")[:-1]:
-            with suppress(ValueError, KeyError, TypeError, CorruptStoreError):
-                described = json.loads(line)
-                if "fidelity" in described:
-                    described["fidelity"] = Fidelity.from_json(described["fidelity"])
-                entries[described["path"]] = Entry(**described)
+        for line in read_bytes(self.path, limit=_MAX_BYTES, error=CorruptStoreError).split(b"\n")[:-1]:
+            with suppress(CorruptStoreError):
+                content = parse_json(line, of=self.path, error=CorruptStoreError)
+                found = validated(content, _Line, of=self.path, error=CorruptStoreError)
+                lost = None if found.fidelity is None else Fidelity.from_json(found.fidelity)
+                entries[found.path] = Entry(found.path, found.size, found.digest, lost)
         return entries
 
     def rewrite(self, entries: list[Entry], *, choice: Choice | None) -> None:
@@ -59,7 +80,8 @@ class Ledger:
 
     def append(self, entries: list[Entry]) -> None:
         """Add entries and flush them to disk."""
-        with self.path.open("a", encoding="utf-8") as stream:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(self.path, flags, 0o644), "w", encoding="utf-8") as stream:
             stream.write("".join(_line(entry) for entry in entries))
             stream.flush()
             os.fsync(stream.fileno())

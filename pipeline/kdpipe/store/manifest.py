@@ -7,17 +7,31 @@ all of a sealed store's manifest.
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kdpipe import durable
-from kdpipe.encoding.fidelity import TEMPERATURES
+from kdpipe.encoding.fidelity import TEMPERATURES, Fidelity
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
-from kdpipe.store.sections import PENULTIMATE, Choice, Digest, File, Fingerprint, Rendering, Shape, Signals, Split
+from kdpipe.reading import open_regular, parse_json, read_bytes, validated
+from kdpipe.store import tree
+from kdpipe.store.sections import (
+    PENULTIMATE,
+    Choice,
+    Digest,
+    File,
+    FileName,
+    Fingerprint,
+    Modest,
+    Rendering,
+    Shape,
+    Signals,
+    Split,
+)
 from kdpipe.store.settings import Provenance
 
 MAX_MANIFEST_BYTES = 64 * 1024**2
@@ -35,12 +49,12 @@ class Manifest(BaseModel):
     format: Literal[1] = 1
     state: Literal["building", "sealed"]
     fingerprint: Fingerprint
-    classes: tuple[str, ...] = Field(min_length=1, strict=False)
-    encoding: dict[str, JsonValue]
-    splits: dict[str, Split]
-    dataset: str
+    classes: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(min_length=1, max_length=2**20, strict=False)
+    encoding: Modest
+    splits: dict[Annotated[str, Field(pattern=rf"^{tree.SPLIT}$")], Split]
+    dataset: str = Field(max_length=4096)
     """The dataset's name, for people; its identity is in the fingerprint."""
-    teacher_probe: tuple[float, ...] = Field(strict=False)
+    teacher_probe: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(max_length=4096, strict=False)
     """The teacher's first logits for a fixed input."""
     features: int | None = Field(None, gt=0, lt=2**20)
     """Length of the penultimate features beside the logits."""
@@ -49,17 +63,17 @@ class Manifest(BaseModel):
     provenance: Provenance = Provenance()
     choice: Choice | None = None
     """The budget and table that the encoding was chosen by."""
-    fidelity: dict[str, dict[str, JsonValue]] = {}
+    fidelity: dict[str, Modest] = {}
     """Loss of encoding over all rows of each sealed split; see ``kdpipe.encoding.fidelity``."""
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
-    files: dict[str, File] = {}
+    files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
-    planes: dict[str, Digest] = {}
+    planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}
     """Digest of each plane's files, by ``split/view``, once sealed; kept while views are added."""
     digest: Digest | None = None
     """Digest over fingerprint, decoding and files: equal work, equal digest."""
-    about: dict[str, JsonValue] = {}
+    about: Modest = {}
     """Times, versions, host and measured figures; not part of the digest."""
     checksum: Digest | None = None
     """Digest over everything above, once sealed."""
@@ -68,6 +82,22 @@ class Manifest(BaseModel):
     def _has_train(self) -> Self:
         if "train" not in self.splits:
             raise ValueError("there is no split 'train'")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_fit(self) -> Self:
+        for split, value in self.fidelity.items():
+            if split not in self.splits:
+                raise ValueError(f"fidelity is of a split '{split}', which there is not")
+            try:
+                measured, cut = Fidelity.from_json(value), self.splits[split]
+            except CorruptStoreError as error:
+                raise ValueError(f"'{split}': {error}") from None
+            if measured.temperatures != self.temperatures or not 0 < measured.rows <= cut.samples * cut.planes:
+                raise ValueError(f"fidelity of '{split}' is of other rows or temperatures than the store's")
+        for split, hashes in ({} if self.rendering is None else self.rendering.sources).items():
+            if split not in self.splits or len(hashes) != self.splits[split].probes:
+                raise ValueError(f"rendering has {len(hashes)} images of '{split}', not one for each probe")
         return self
 
     @property
@@ -121,8 +151,8 @@ def digest_bytes(content: bytes) -> Digest:
 def digest_file(path: Path) -> Digest:
     """Return the 128-bit BLAKE3 digest of a file's content as hexadecimal digits."""
     hasher, buffer = blake3(), memoryview(bytearray(1024**2))
-    with path.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
+    with open_regular(path) as stream:
+        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
             hasher.update(buffer[:size])
     return hasher.hexdigest(length=16)
 
@@ -143,24 +173,17 @@ def read(store: Path) -> Manifest:
         CorruptStoreError: it is not in canonical form, has unknown or missing keys, or its checksum is wrong.
     """
     root = store / "zarr.json"
-    if not root.is_file():
+    if not os.path.lexists(root):
         older = (store / ".zgroup").exists() or (store / ".zarray").exists()
         what = "is a Zarr v2 store; kdpipe reads format 3 only" if older else "holds no logit store"
         raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {store}")
-    if root.stat().st_size > MAX_MANIFEST_BYTES:
-        raise CorruptStoreError(f"{root} is larger than {MAX_MANIFEST_BYTES} bytes: not a manifest of kdpipe.")
-    content = root.read_bytes()
+    content = read_bytes(root, limit=MAX_MANIFEST_BYTES, error=CorruptStoreError)
+    document = parse_json(content, of=root, error=CorruptStoreError)
     try:
-        attributes = json.loads(content, parse_constant=_refuse)["attributes"]
-        described = attributes["kdpipe"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        described = document["attributes"]["kdpipe"]
+    except (KeyError, TypeError):
         raise CorruptStoreError(f"{root} holds no manifest of kdpipe: damaged, or made by something else.") from None
-    try:
-        manifest = Manifest.model_validate(described)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CorruptStoreError(f"{root}: manifest field '{place}': {first['msg']}.") from None
+    manifest = validated(described, Manifest, of=root, error=CorruptStoreError)
     if not _canonical(manifest, content):
         raise CorruptStoreError(f"{root} is not in canonical form: it was edited or damaged.")
     if manifest.state == "sealed" and (
@@ -168,10 +191,6 @@ def read(store: Path) -> Manifest:
     ):
         raise CorruptStoreError(f"{root} does not match its checksum: the manifest was edited or damaged.")
     return manifest
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _canonical(manifest: Manifest, content: bytes) -> bool:
@@ -191,25 +210,25 @@ def document(manifest: Manifest) -> bytes:
     return (json.dumps(node, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def missing_or_resized(store: Path, found: Manifest) -> list[str]:
-    """Compare names and sizes of a sealed store's files with its manifest; return one line per fault."""
-    present = file_sizes(store)
-    present.pop("zarr.json", None)
-    faults = [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())]
-    faults += [f"{name} does not belong to the store" for name in sorted(present.keys() - found.files.keys())]
-    faults += [
-        f"{name} has {present[name]} bytes, expected {file.size}"
-        for name, file in sorted(found.files.items())
-        if name in present and present[name] != file.size
-    ]
-    return faults
+def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
+    """Compare names and sizes of a sealed store's files with its manifest.
+
+    Returns one line per fault, by their kind: what ``and 12 more ...`` calls them.
+    """
+    entries = list(tree.walk(store))
+    present = {each.name: each.size for each in entries if each.is_file}
+    strange = tree.strangers(entries, found.files.keys() | {"zarr.json"})
+    return {
+        "files are missing": [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())],
+        "do not belong to the store": [f"{name} does not belong to the store" for name in strange],
+        "files have other sizes": [
+            f"{name} has {present[name]} bytes, expected {file.size}"
+            for name, file in sorted(found.files.items())
+            if name in present and present[name] != file.size
+        ],
+    }
 
 
 def file_sizes(store: Path) -> dict[str, int]:
-    """Return the size of every file by its path in the store, without files that a writer removes meanwhile."""
-    sizes = {}
-    for path in store.rglob("*"):
-        with suppress(FileNotFoundError):
-            if path.is_file():
-                sizes[path.relative_to(store).as_posix()] = path.stat().st_size
-    return sizes
+    """Return the size of every regular file by its path in the store; links are not followed."""
+    return {each.name: each.size for each in tree.walk(store) if each.is_file}

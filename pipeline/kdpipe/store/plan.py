@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.encoding.registry import get_encoding
+from kdpipe.encoding.registry import get_encoding, restore_encoding
+from kdpipe.errors import CorruptStoreError
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name
+from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name, recorded
 from kdpipe.store.settings import Provenance
 
 
@@ -136,7 +138,15 @@ class Plan:
         return replace(self, fingerprint=fingerprint, calibrated=fitted, choice=choice)
 
     def manifest(self) -> Manifest:
-        """Return the manifest of the store under construction."""
+        """Return the manifest of the store under construction.
+
+        Raises:
+            StoreError: a value is beyond the bounds of a manifest.
+        """
+        with recorded():
+            return self._manifest()
+
+    def _manifest(self) -> Manifest:
         chosen = self.calibrated or get_encoding(self.fingerprint.encoding)
         code_bytes = np.dtype(chosen.dtype).itemsize * chosen.width(len(self.classes))
         row_bytes = max([code_bytes, *(2 * math.prod(shape) for shape in self.signals.values())])
@@ -167,3 +177,15 @@ class Plan:
             rendering=self.rendering,
             choice=self.choice,
         )
+
+
+def encoding_of(store: Path, found: Manifest) -> Encoding:
+    """Return the encoding of the store at ``store``, calibration included.
+
+    Raises:
+        CorruptStoreError: its description is not what an encoding writes.
+    """
+    try:
+        return restore_encoding(found.encoding)
+    except CorruptStoreError as error:
+        raise CorruptStoreError(f"{store}: {error}") from None

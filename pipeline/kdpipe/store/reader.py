@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Limits
+from kdpipe.store.plan import Limits, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
 
@@ -56,9 +56,9 @@ def open_store(
             f"{store} is not sealed: its build is still running or was interrupted. Run the same "
             "kdpipe cache-teacher command again to finish it."
         )
-    faults = manifest.missing_or_resized(store, found)
+    faults = list(chain(*manifest.missing_or_resized(store, found).values()))
     if faults:
-        more = f" ({len(faults)} faults in all)" if len(faults) > 1 else ""
+        more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
         raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {store}")
     if split not in found.splits:
         hint = did_you_mean(split, found.splits)
@@ -85,7 +85,7 @@ class LogitStore:
         self.split = split
         self.memory_limit = memory_limit
         """Bytes for planes in memory."""
-        self._encoding = restore_encoding(found.encoding)
+        self._encoding = encoding_of(path, found)
         if self._encoding.name != found.fingerprint.encoding:
             raise CorruptStoreError(
                 f"{path}: its description is of encoding '{self._encoding.name}', its fingerprint names "

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-Digest = str
+from kdpipe.errors import StoreError
+from kdpipe.store.tree import FILE
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 """BLAKE3, 32 hexadecimal digits (128 bits)."""
+Size = Annotated[int, Field(ge=0, lt=2**63)]
+"""Bytes of a file."""
+FileName = Annotated[str, Field(max_length=512, pattern=rf"^(?:{FILE})$")]
+"""Path of a file relative to the store."""
+_Name = Annotated[str, Field(max_length=128)]
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+"""64 bits in hexadecimal digits."""
 
 
 PENULTIMATE = "features:penultimate"
@@ -65,17 +78,58 @@ Signals = Annotated[
 """Shapes by name, without the penultimate features."""
 
 
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Report values that no manifest can hold, before a store is made of them.
+
+    Raises:
+        StoreError: a section of the manifest cannot be made in the block.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StoreError(f"{error.title} cannot be recorded in a store: {place}: {first['msg']}.") from None
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Preset(_Strict):
+    """The entries of a preset; see ``kdpipe.models.preset``."""
+
+    size: int = Field(ge=1, le=4096)
+    resize: int = Field(ge=1, le=16_384)
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
+    mean: tuple[_Finite, _Finite, _Finite] = Field(strict=False)
+    std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
+
+
+class _Ensemble(_Preset):
+    """The preset of a teacher ensemble: the first teacher's, and all of them."""
+
+    members: Annotated[tuple[_Preset, ...], Field(strict=False, max_length=256)] = ()
+
+
+def _usable(preset: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Check a preset, and return it as it was recorded."""
+    try:
+        _Ensemble.model_validate(preset)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return preset
 
 
 class Teacher(_Strict):
     """The teacher of the logits."""
 
-    name: str
+    name: str = Field(max_length=16_384)
     digest: Digest
-    preset: dict[str, JsonValue]
-    parameters: int
+    preset: Annotated[dict[str, JsonValue], AfterValidator(_usable)]
+    parameters: int = Field(ge=0, lt=2**53)
 
 
 def _increasing(table: tuple[int, ...]) -> tuple[int, ...]:
@@ -94,10 +148,10 @@ Table = Annotated[
 class Recipe(_Strict):
     """The recipe of the augmented views."""
 
-    name: str
-    version: str
+    name: str = Field(max_length=1024)
+    version: str = Field(max_length=1024)
     seed: int = Field(ge=0, lt=2**32)
-    thresholds: dict[str, Table] = {}
+    thresholds: Annotated[dict[_Name, Table], Field(max_length=64)] = {}
     """The table from which each mixing operation draws lambda; see ``kdpipe.views.mixing``."""
 
 
@@ -105,12 +159,12 @@ class Fingerprint(_Strict):
     """All ingredients of the codes: equal fingerprints give equal stores."""
 
     teacher: Teacher
-    dataset: dict[str, Digest]
+    dataset: dict[_Name, Digest] = Field(max_length=16)
     recipe: Recipe
-    encoding: str
-    precision: str
-    batch_size: int = Field(gt=0)
-    device: str
+    encoding: _Name
+    precision: _Name
+    batch_size: int = Field(gt=0, lt=2**31)
+    device: _Name
 
     def differences(self, asked: Fingerprint) -> list[str]:
         """Return a line for each part in which ``asked`` differs: ``part: the store has X, asked for Y``."""
@@ -127,8 +181,8 @@ class Split(_Strict):
 
     samples: int = Field(gt=0, lt=2**40)
     planes: int = Field(gt=0, lt=2**20)
-    chunk_rows: int = Field(gt=0)
-    shard_rows: int = Field(gt=0)
+    chunk_rows: int = Field(gt=0, lt=2**40)
+    shard_rows: int = Field(gt=0, lt=2**40)
     probes: int = Field(ge=0, le=4096)
 
     @model_validator(mode="after")
@@ -146,9 +200,9 @@ class Split(_Strict):
 class Candidate(_Strict):
     """The figures of one encoding on the pilot."""
 
-    name: str
-    bytes_per_sample: float
-    kl: tuple[float, ...] = Field(strict=False)
+    name: _Name
+    bytes_per_sample: float = Field(ge=0, le=1e12)
+    kl: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...] = Field(strict=False, max_length=64)
     """Mean KL at each of the budget's temperatures."""
     within: bool
 
@@ -156,19 +210,25 @@ class Candidate(_Strict):
 class Choice(_Strict):
     """The budget of the choice of encoding, and the table of candidates."""
 
-    max_kl: float
-    temperatures: tuple[float, ...] = Field(strict=False)
-    table: tuple[Candidate, ...] = Field(strict=False)
+    max_kl: _Positive
+    temperatures: tuple[_Positive, ...] = Field(strict=False, min_length=1, max_length=64)
+    table: tuple[Candidate, ...] = Field(strict=False, max_length=4096)
+
+    @model_validator(mode="after")
+    def _measured_at_each(self) -> Self:
+        if any(len(candidate.kl) != len(self.temperatures) for candidate in self.table):
+            raise ValueError("a candidate has another number of KL than there are temperatures")
+        return self
 
 
 class Rendering(_Strict):
     """Origin of the teacher's pixels, to explain replay probes that differ."""
 
-    decoder: str
+    decoder: str = Field(max_length=256)
     """Library that decoded the image files, with its version."""
-    trial: dict[str, str]
+    trial: dict[_Name, _Hash] = Field(max_length=256)
     """Hash of the result of the resize and of each operation on synthetic images; see ``kdpipe.views.trial``."""
-    sources: dict[str, Annotated[tuple[str, ...], Field(strict=False)]]
+    sources: dict[_Name, Annotated[tuple[_Hash, ...], Field(strict=False, max_length=4096)]] = Field(max_length=16)
     """64-bit hashes of the probes' decoded source images, by split."""
 
     def differing(self, trial: Mapping[str, str]) -> list[str]:
@@ -192,8 +252,36 @@ def rendering_differences(found: Rendering | None, wanted: Rendering | None) -> 
 class File(_Strict):
     """One file of the store, by its path relative to the store."""
 
-    size: int = Field(ge=0)
+    size: Size
     digest: Digest
+
+
+MAX_NUMBER = 2.0**63
+_MAX_VALUES = 100_000
+
+
+def modest(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return a section without a model if its numbers are below 2^63 and it has at most 100,000 values."""
+    waiting: list[JsonValue] = [value]
+    count = 0
+    while waiting:
+        each = waiting.pop()
+        count += 1
+        if isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list):
+            waiting += each
+        elif isinstance(each, int | float) and not abs(each) < MAX_NUMBER:
+            raise ValueError("it has a number beyond 2^63")
+        elif isinstance(each, str) and len(each) > _MAX_VALUES:
+            raise ValueError(f"it has a text of {len(each):,} characters")
+        if count > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES:,} values")
+    return value
+
+
+Modest = Annotated[dict[str, JsonValue], AfterValidator(modest)]
+"""A section of any values, within bounds."""
 
 
 def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,8 @@ import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.reading import open_regular
+
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
 """Capacity of one Blosc buffer."""
 
@@ -46,14 +48,14 @@ def read_chunk(path: Path, number: int, chunks: int, out: npt.NDArray[Any]) -> N
         ValueError: the index or the chunk is damaged or was never written; the content of ``out`` is then undefined.
         OSError: the file cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         place = _find(file.fileno(), number, chunks)
         _decode(file.fileno(), place, out)
 
 
 def read_file(path: Path, out: npt.NDArray[Any]) -> None:
     """Decode a file of one chunk into ``out``; see ``read_chunk``."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         _decode(file.fileno(), _Place(0, os.fstat(file.fileno()).st_size), out)
 
 

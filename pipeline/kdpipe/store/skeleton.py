@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -11,12 +11,13 @@ import numpy as np
 
 from kdpipe import durable
 from kdpipe.encoding.registry import restore_encoding
-from kdpipe.errors import CorruptStoreError, StoreError
-from kdpipe.store import arrays, manifest
+from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
+from kdpipe.reading import parse_json, read_bytes
+from kdpipe.store import arrays, manifest, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Plan
+from kdpipe.store.plan import Plan, encoding_of
 from kdpipe.store.sections import Shape, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
@@ -24,13 +25,15 @@ _BESIDE = ("new", "old", "manifest", "ledger")
 
 
 def clear(path: Path) -> None:
-    """Remove the leftovers of a killed build beside the store at ``path``."""
+    """Remove the leftovers of a killed build beside the store at ``path``.
+
+    Raises:
+        CorruptStoreError: one of them holds something that kdpipe never writes.
+    """
     for ending in _BESIDE:
         left = _beside(path, ending)
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink(missing_ok=True)
+        if os.path.lexists(left):
+            tree.remove(left)
 
 
 def existing(path: Path, *, overwrite: bool) -> Manifest | None:
@@ -38,8 +41,11 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
 
     Raises:
         CorruptStoreError: the store is damaged.
-        StoreError: something else is at ``path``; it is left alone.
+        StoreError: something else is at ``path``, or a link; it is left alone.
     """
+    if path.is_symlink():
+        # Lock, ledger and the new store would stand beside the link, and another writer's beside its target.
+        raise StoreError(f"{path} is a link, and a store is written to a folder. Pass --out {path.resolve()}.")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     try:
@@ -70,7 +76,7 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
     name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
     if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
         return None
-    return plan.encoded_by(restore_encoding(found.encoding), found.choice)
+    return plan.encoded_by(encoding_of(path, found), found.choice)
 
 
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
@@ -99,6 +105,8 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
 
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:
     """Create an empty store at ``path``; an older store is removed once the new one is in place."""
+    if path.exists():
+        tree.refuse_strangers(path, what="replacing it")
     fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
     Ledger(path).remove()
     if path.exists():
@@ -109,7 +117,12 @@ def create(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 
 def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
-    """Write everything but the shards again, to continue a build after a crash."""
+    """Write everything but the shards again, to continue a build after a crash.
+
+    Raises:
+        CorruptStoreError: the store holds a link or something else that kdpipe never writes.
+    """
+    tree.refuse_strangers(path, what="continuing it")
     fresh = _fresh(path, plan, wanted)
     for file in sorted(fresh.rglob("*")):
         target = path / file.relative_to(fresh)
@@ -121,8 +134,13 @@ def repair(path: Path, plan: Plan, wanted: Manifest) -> None:
 
 
 def reopen(path: Path, plan: Plan, wanted: Manifest, *, found: Manifest) -> None:
-    """Open a sealed store for the views that it lacks, without changing its planes."""
-    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/(?!({'|'.join(arrays.SIDE)})/)[^/]+/c/.*", name)}
+    """Open a sealed store for the views that it lacks, without changing its planes.
+
+    Raises:
+        CorruptStoreError: the store holds a link or something else that kdpipe never writes.
+    """
+    tree.refuse_strangers(path, what="extending it")
+    shards = {name for name in found.files if re.fullmatch(rf"[^/]+/(?!({'|'.join(tree.SIDE)})/)[^/]+/c/.*", name)}
     entries = [Entry(name, found.files[name].size, found.files[name].digest) for name in sorted(shards)]
     Ledger(path).rewrite(entries, choice=wanted.choice)
     manifest.write(path, wanted)
@@ -165,9 +183,9 @@ def _beside(path: Path, what: str) -> Path:
 def _is_ours(path: Path) -> bool:
     """Return whether ``path`` is a store of kdpipe, possibly damaged."""
     root = path / "zarr.json"
-    if not root.is_file():
+    if root.is_symlink() or not root.is_file():
         return False
     try:
-        return "kdpipe" in json.loads(root.read_bytes())["attributes"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return "kdpipe" in parse_json(read_bytes(root, limit=manifest.MAX_MANIFEST_BYTES), of=root)["attributes"]
+    except (KdpipeError, KeyError, TypeError):
         return all((path / name).exists() for name in ("train/codes", "train/row_max", "train/sample_id"))

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from kdpipe.errors import StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
-from kdpipe.store import manifest
-from kdpipe.store.manifest import Manifest, missing_or_resized
+from kdpipe.store import manifest, tree
+from kdpipe.store.manifest import Manifest, file_sizes, missing_or_resized
 from kdpipe.store.reader import open_store
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
-    """Check every file's name, size and digest, and the shapes and ids; return one line per fault.
+    """Check every file's name, size and digest, and the shapes and ids; return a few faults of each kind.
+
+    A last line of each kind has the number of its other faults. Links are not followed, and only regular files opened.
 
     Raises:
         StoreError: the manifest cannot be read, or the store is not sealed.
@@ -22,8 +24,10 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
     found = manifest.read(store)
     if found.state != "sealed":
         raise UnsealedStoreError(f"{store} is not sealed: finish its build with the same command, then verify it.")
-    faults = missing_or_resized(store, found)
-    present = [name for name in found.files if (store / name).is_file()]
+    kinds = missing_or_resized(store, found)
+    changed = kinds["do not match their digests"] = []
+    regular = file_sizes(store).keys()
+    present = [name for name in found.files if name in regular]
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress("verifying", total=len(present), unit="files") as done,
@@ -32,8 +36,9 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
             present, pool.map(lambda name: manifest.digest_file(store / name), present), strict=True
         ):
             if digest != found.files[name].digest:
-                faults.append(f"{name} does not match its digest")
+                changed.append(f"{name} does not match its digest")
             done(1)
+    faults = [line for kind, lines in kinds.items() for line in tree.first_few(lines, more=kind)]
     return faults or _refusals(store, found)
 
 
@@ -49,7 +54,7 @@ def _refusals(store: Path, found: Manifest) -> list[str]:
 
 
 def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
-    """Decode every chunk of every split and check checksums, digests, row maxima and codes; return one line per fault.
+    """Decode every chunk of every split and check checksums, digests, row maxima and codes; return a few faults.
 
     It takes the memory of one shard and of the side arrays.
 
@@ -63,4 +68,4 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
         for opened, view in views:
             faults += opened.faults(view)
             done(1)
-    return faults
+    return tree.first_few(faults, more="faults")

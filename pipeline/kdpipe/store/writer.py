@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,11 @@ import torch
 from kdpipe import durable
 from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
-from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
-from kdpipe.store import arrays, manifest, skeleton
+from kdpipe.store import arrays, manifest, skeleton, tree
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Layout, Plan, Shard
+from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
 from kdpipe.store.sections import File, array_name
 
 _QUEUE = 2
@@ -65,7 +64,7 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
-        self._encoding = restore_encoding(found.encoding)
+        self._encoding = encoding_of(path, found)
         self._ledger = Ledger(path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
         self._writing: list[Future[None]] = []
@@ -149,12 +148,14 @@ class Builder:
             )
         files = {}
         allowed = expected | skeleton.side_files(self.manifest)
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            if path.is_dir() or name == "zarr.json":
-                continue
-            if name not in allowed:
-                raise CorruptStoreError(f"{path} does not belong to the store: remove it, and run this again.")
+        entries = list(tree.walk(self.path))
+        strange = tree.strangers(entries, allowed | {"zarr.json"})
+        if strange:
+            raise CorruptStoreError(
+                f"{self.path} cannot be sealed: {tree.listed(strange)} do not belong to it. Remove them, and run this "
+                "again."
+            )
+        for name in sorted(each.name for each in entries if each.is_file and each.name != "zarr.json"):
             entry = self._done.get(name) or _entry(self.path, name)
             files[name] = File(size=entry.size, digest=entry.digest)
         planes = {
@@ -279,17 +280,25 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
 
 
 def _confirmed(path: Path, ledger: Ledger) -> dict[str, Entry]:
-    """Return the ledger's entries whose files are as recorded; delete shard files without an entry."""
+    """Return the ledger's entries whose files are as recorded; delete shard files without an entry.
+
+    Nothing but the names of shards is deleted: a store with anything else was refused before.
+    """
+    present = {each.name: each for each in tree.walk(path) if each.own}
     confirmed = {
         name: entry
         for name, entry in ledger.read().items()
-        if (path / name).is_file() and _entry(path, name) == replace(entry, fidelity=None)
+        if name in present and present[name].is_file and _entry(path, name) == replace(entry, fidelity=None)
     }
-    for folder in path.glob("*/*/c"):
-        if folder.parent.name not in arrays.SIDE:
-            for file in folder.rglob("*"):
-                if file.is_file() and file.relative_to(path).as_posix() not in confirmed:
-                    file.unlink()
+    # Folders come after what is in them.
+    for name in sorted(present, reverse=True):
+        _, *place = name.split("/")
+        if len(place) > 1 and place[0] not in tree.SIDE and place[1] == "c":
+            if present[name].is_file and name not in confirmed:
+                (path / name).unlink()
+            elif present[name].is_folder and len(place) > 2:
+                with suppress(OSError):  # it is not empty
+                    (path / name).rmdir()
     return confirmed
 
 

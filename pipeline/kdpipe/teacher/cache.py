@@ -12,7 +12,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.base import Encoding
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.plan import Plan, SplitPlan
-from kdpipe.store.sections import Fingerprint
+from kdpipe.store.sections import Fingerprint, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
@@ -35,6 +35,9 @@ def plan(
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
+
+    Raises:
+        StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
     """
     geometry = Geometry.of(source.preset)
     probes = {name: probe_rows(dataset) for name, dataset in datasets.items()}
@@ -53,8 +56,8 @@ def plan(
             keys=dataset.keys,
         )
     train = datasets["train"]
-    return Plan(
-        fingerprint=Fingerprint(
+    with recorded():
+        fingerprint = Fingerprint(
             teacher=source.identity,
             dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed, thresholds=recipe.thresholds),
@@ -62,7 +65,9 @@ def plan(
             precision=source.precision,
             batch_size=batch_size,
             device=source.device.type,
-        ),
+        )
+    return Plan(
+        fingerprint=fingerprint,
         teacher_probe=tuple(source.probe()),
         dataset=train.name,
         classes=train.classes,

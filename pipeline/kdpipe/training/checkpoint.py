@@ -6,7 +6,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,7 +29,7 @@ def exists(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Remove both checkpoints, and an unfinished one."""
-    for file in (path, before(path), _unfinished(path)):
+    for file in (path, before(path), *path.parent.glob(f".{path.name}.*tmp"), path.with_name(f".{path.name}.tmp")):
         file.unlink(missing_ok=True)
 
 
@@ -37,12 +37,42 @@ def write(path: Path, state: State) -> None:
     """Write ``state`` to ``path`` and keep the checkpoint before it; a kill at any time leaves at least one."""
 
     def fill(temporary: Path) -> None:
-        torch.save(state, temporary)
+        with temporary.open("wb") as file:
+            _serialize(state, file)
         durable.fsync_file(temporary)
         if path.is_file():
             path.replace(before(path))
 
-    durable.replace(path, fill, temporary=_unfinished(path))
+    durable.replace(path, fill)
+
+
+class _Stream:
+    """A file to write to that keeps the error of the disk, which torch reports as one of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except OSError as failure:
+            self.failure = failure
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _serialize(state: State, file: BinaryIO) -> None:
+    """Write a state; raises ``OSError`` where the disk is full or fails."""
+    stream = _Stream(file)
+    try:
+        torch.save(state, stream)  # type: ignore[arg-type]
+    except RuntimeError:
+        if stream.failure is None:
+            raise
+        raise stream.failure from None
 
 
 def read(path: Path, *, say: Callable[[str], None]) -> State:
@@ -70,10 +100,6 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
 def read_earlier(path: Path) -> State | None:
     """Read the checkpoint before the newest; ``None`` where it is missing or damaged."""
     return _load(before(path))[0]
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def _load(path: Path) -> tuple[State | None, str]:

@@ -17,16 +17,19 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kdpipe import durable
 from kdpipe.errors import RunError
+from kdpipe.printable import printable_json
 from kdpipe.training import checkpoint
 from kdpipe.training.checkpoint import State
+from kdpipe.training.holding import Place
 
 History = list[dict[str, float]]
 
@@ -39,7 +42,10 @@ _LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
 """File in a log's folder that kdpipe made and may replace with the run."""
 
-_MAY_CHANGE = ("resume", "checkpoint_every", *_LOGS)
+_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", *_LOGS)
+
+_RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
+"""Files that hold what a training has computed."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class RunDirectory:
     """The files of one run, by name."""
 
     path: Path
+    _place: Place = field(default_factory=Place, init=False, repr=False, compare=False)
 
     @property
     def weights(self) -> Path:
@@ -68,11 +75,24 @@ class RunDirectory:
         """Whether the run is finished."""
         return (self.path / "metrics.json").is_file()
 
-    def refuse_start(self, record: dict[str, Any], *, resume: bool) -> None:
+    @property
+    def holds_results(self) -> bool:
+        """Whether a training has written something here that a new run would replace."""
+        if any(os.path.lexists(self.path / name) for name in _RESULTS):
+            return True
+        return (self.path / "run.json").is_file() and checkpoint.exists(self.checkpoint)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the directory is still the one in which ``start`` began."""
+        return self._place.kept(self.path)
+
+    def refuse_start(self, record: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Check that ``start`` can begin, and change nothing.
 
         Raises:
-            RunError: the directory holds something else than a run, or a run with other settings is resumed.
+            RunError: the directory holds something else than a run, a run that is neither to be resumed nor to be
+                replaced, or a run with other settings is resumed.
         """
         written = self.path / "run.json"
         if not written.is_file():
@@ -81,26 +101,68 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
+            if self.finished and not checkpoint.exists(self.checkpoint):
+                raise RunError(f"{self.path} is finished, and its checkpoint is gone: there is nothing to resume.")
+        else:
+            self.refuse_results(overwrite=overwrite)
 
-    def start(self, record: dict[str, Any], *, resume: bool) -> None:
+    def refuse_results(self, *, overwrite: bool) -> None:
+        """Refuse a directory with results of a run, unless they are to be replaced.
+
+        Raises:
+            RunError: it holds some.
+        """
+        if overwrite or not self.holds_results:
+            return
+        if self.finished:
+            raise RunError(
+                f"{self.path} holds a finished run. Pass --overwrite to replace it, or --out another directory."
+            )
+        raise RunError(
+            f"{self.path} holds a run that was begun. Pass --resume to go on with it, --overwrite to replace it, or "
+            "--out another directory."
+        )
+
+    def start(self, record: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
         """Prepare the directory for a run that ``record`` describes.
 
-        A run made earlier in the same directory is replaced, unless ``resume`` continues it.
+        A run made earlier in the same directory is continued by ``resume``, or replaced by ``overwrite``. From now on,
+        nothing is written once the directory is deleted or moved away.
 
         Raises:
             RunError: as ``refuse_start`` does.
+            UnwritableError: the disk is full or fails; a run made earlier is kept.
         """
-        self.refuse_start(record, resume=resume)
+        self.refuse_start(record, resume=resume, overwrite=overwrite)
+        self._place.settle(self.path)
+
+        def fill(temporary: Path) -> None:
+            temporary.write_text(printable_json(record) + "\n", encoding="utf-8")
+            durable.fsync_file(temporary)
+            self._clear(resume=resume, kept=temporary.name)
+
+        durable.replace(self.path / "run.json", fill)
+
+    def _clear(self, *, resume: bool, kept: str) -> None:
+        """Remove what kills have left, but for the file ``kept``, and what a run wrote that is not resumed."""
         for name in _FILES:
-            for unfinished in self.path.glob(f".{name}.*tmp"):  # a kill may leave it
-                unfinished.unlink(missing_ok=True)
+            for unfinished in self.path.glob(f".{name}.*tmp"):
+                if unfinished.name != kept:
+                    unfinished.unlink(missing_ok=True)
         if not resume:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
             for name in _LOGS:
                 self.remove_log(name)
-        durable.write_json(self.path / "run.json", record)
+
+    def check_place(self) -> None:
+        """Refuse to go on where the directory was deleted, moved or replaced since ``start``.
+
+        Raises:
+            RunError: it was.
+        """
+        self._place.check(self.path)
 
     def empty_log(self, name: str) -> Path:
         """Return the folder of the log ``name``, one of dvclive, tensorboard and wandb, without what was in it.
@@ -110,19 +172,23 @@ class RunDirectory:
         """
         folder = self.path / name
         self.remove_log(name)
-        if folder.exists():
+        if os.path.lexists(folder):
             raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
-        folder.mkdir()
-        (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
+        with durable.writing(folder):
+            folder.mkdir()
+            (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
         return folder
 
     def remove_log(self, name: str) -> None:
         """Remove the folder of a log, unless it was made by something else."""
-        if self._is_log(name):
-            shutil.rmtree(self.path / name)
+        if self.is_log(name):
+            with durable.writing(self.path / name):
+                shutil.rmtree(self.path / name)
 
-    def _is_log(self, name: str) -> bool:
-        return name in _LOGS and (self.path / name / _LOG_MARK).is_file()
+    def is_log(self, name: str) -> bool:
+        """Whether kdpipe made the folder of the log ``name``; a link to a folder is none."""
+        folder = self.path / name
+        return name in _LOGS and not folder.is_symlink() and (folder / _LOG_MARK).is_file()
 
     def refuse_changes(self, asked: dict[str, Any]) -> None:
         """Check that the run was started with these sections of its record.
@@ -143,7 +209,7 @@ class RunDirectory:
         if self.path.is_file():
             raise RunError(f"{self.path} is a file: pass --out a directory.")
         present = [path.name for path in self.path.iterdir()] if self.path.exists() else []
-        known = {*_FILES, *filter(self._is_log, present)}
+        known = {*_FILES, *filter(self.is_log, present)}
         strangers = sorted(name for name in present if name not in known and not name.startswith("."))
         if strangers:
             raise RunError(
@@ -164,6 +230,7 @@ class RunDirectory:
 
     def save_checkpoint(self, state: State) -> None:
         """Write ``checkpoint.pt`` atomically and keep the one before."""
+        self.check_place()
         checkpoint.write(self.checkpoint, state)
 
     def load_checkpoint(self, *, say: Callable[[str], None] = lambda _message: None) -> State | None:
@@ -188,10 +255,12 @@ class RunDirectory:
 
     def write_failure(self, message: str) -> None:
         """Record the error that ended this student, so that the others are resumed without it."""
+        self.check_place()
         durable.write_json(self.path / "failure.json", {"message": message})
 
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
+        self.check_place()
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
@@ -208,9 +277,12 @@ class RunDirectory:
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json`` atomically; the run is finished then, and needs one checkpoint only."""
-        (self.path / "failure.json").unlink(missing_ok=True)
-        durable.write_json(self.path / "metrics.json", metrics)
-        checkpoint.before(self.checkpoint).unlink(missing_ok=True)
+        self.check_place()
+        with durable.writing(self.path / "metrics.json"):
+            (self.path / "failure.json").unlink(missing_ok=True)
+            durable.write_json(self.path / "metrics.json", metrics)
+            checkpoint.before(self.checkpoint).unlink(missing_ok=True)
+        self.check_place()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -92,9 +92,13 @@ class RunSettings(Settings):
     """Seconds between checkpoints; one is also written at the end of each epoch."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint."""
+    overwrite: bool = False
+    """Replace a run that is already in --out instead of refusing."""
 
     @model_validator(mode="after")
-    def _has_seeds_once(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.resume and self.overwrite:
+            raise ValueError("resume goes on with a run and overwrite replaces it: give one of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {', '.join(map(str, self.seeds))}")
         return self

@@ -215,7 +215,7 @@ def test_a_manifest_in_another_form_is_refused(sealed: Path) -> None:
 def test_a_manifest_with_a_key_given_twice_is_refused(sealed: Path) -> None:
     root = sealed / "zarr.json"
     root.write_text(root.read_text().replace('"format": 1,', '"format": 1,\n   "format": 1,'))
-    with pytest.raises(CorruptStoreError, match="canonical form"):
+    with pytest.raises(CorruptStoreError, match="a key is given twice"):
         open_store(sealed)
 
 
@@ -233,7 +233,9 @@ def test_deep_nesting_is_refused(sealed: Path, depth: int) -> None:
 def test_what_is_no_manifest_is_refused(sealed: Path, content: bytes) -> None:
     (sealed / "zarr.json").write_bytes(content)
     for read in (open_store, verify_files, summary):
-        with pytest.raises(CorruptStoreError, match="holds no manifest of kdpipe"):
+        with pytest.raises(
+            CorruptStoreError, match=r"zarr\.json (holds no manifest of kdpipe|is damaged: it is not JSON)"
+        ):
             read(sealed)
 
 

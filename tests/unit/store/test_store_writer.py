@@ -169,9 +169,9 @@ def test_an_empty_directory_is_as_good_as_none(tmp_path: Path, sealed_once: Path
 
 
 def test_leftovers_of_an_interrupted_start_do_no_harm(tmp_path: Path, sealed_once: Path) -> None:
-    leftover = tmp_path / ".a.zarr.new" / "train"
+    leftover = tmp_path / ".a.zarr.new" / "train" / "labels"
     leftover.mkdir(parents=True)
-    (leftover / "x").write_bytes(b"half")
+    (leftover / "zarr.json").write_bytes(b"half")
     small_store(tmp_path / "a.zarr")
     assert contents(tmp_path / "a.zarr") == contents(sealed_once)
     assert not leftover.exists()
