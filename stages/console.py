@@ -57,6 +57,11 @@ def show_json(value: Any) -> None:
     print(printable_json(value))
 
 
+def on_terminal() -> bool:
+    """Return whether standard output is a terminal, or is to be treated as one (``FORCE_COLOR``)."""
+    return Console().is_terminal
+
+
 def show_table(table: Table, *, width: int = 140) -> None:
     """Print a table, whose cells are printable, to standard output; ``width`` is that of what is no terminal."""
     terminal = Console(highlight=False)

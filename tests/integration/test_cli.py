@@ -32,7 +32,7 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
             *("model.safetensors", "checkpoint.pt", "run.json", "history.csv", "metrics.json"),
         }
     metrics = json.loads((tmp_path / "kd" / "metrics.json").read_text())
-    assert set(metrics) == {"test", "epochs", "seconds", "images_per_second"}
+    assert set(metrics) == {"test", "weights", "epochs", "seconds", "images_per_second"}
     assert set(metrics["test"]) == {"top1", "top5", "loss"}
     assert 0 <= metrics["test"]["top1"] <= metrics["test"]["top5"] <= 1
     record = json.loads((tmp_path / "kd" / "run.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,11 @@ def unlabelled(split: str) -> Any:
 
 def test_no_labels_to_lead_away_from(runs: Path, tmp_path: Path, kdpipe: Kdpipe) -> None:
     data = ("--data", "tests.integration.test_robust:unlabelled")
-    asked = ("benchmark", *data, "--run", runs / "clean", "--out", tmp_path / "report", "--device", "cpu")
+    run = tmp_path / "clean"
+    shutil.copytree(runs / "clean", run)
+    record = json.loads((run / "run.json").read_text())
+    del record["lineage"]["dataset"]["test"]  # a run that does not say what it was tested on
+    (run / "run.json").write_text(json.dumps(record))
+    asked = ("benchmark", *data, "--run", run, "--out", tmp_path / "report", "--device", "cpu")
     refused(kdpipe(*asked, "--adversarial", "pgd:8/255,5"), "no test sample", "has a label", "leave adversarial out")
     assert not (tmp_path / "report").exists()

@@ -113,7 +113,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     assert ended.value.code == 1
-    lines = [line for line in captured.err.strip().splitlines() if not line.startswith("warning: ")]
+    lines = [line for line in captured.err.strip().splitlines() if line.startswith("kdpipe: ")]
     assert len(lines) == 1, captured.err
     assert len(lines[0]) < 1500, lines[0]
     return lines[0]

@@ -203,7 +203,7 @@ def test_a_shard_without_a_chunk_is_refused(sealed: Path) -> None:
 
 
 def test_a_shard_that_the_manifest_leaves_out_is_refused(sealed: Path) -> None:
-    (sealed / "train/codes/c/1/2/0").unlink()
+    shutil.rmtree(sealed / "train/codes/c/1/2")
     resealed(sealed)
     with pytest.raises(CorruptStoreError, match=r"lists 5 shards of 'train', expected 6"):
         open_store(sealed)
