@@ -127,11 +127,16 @@ def locked(path: Path, refuse: Callable[[str], KdpipeError]) -> Iterator[None]:
 
 def _acquire(path: Path, refuse: Callable[[str], KdpipeError]) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        except OSError as failure:
+            if failure.errno == errno.ELOOP:
+                raise _no_lock(path) from None
+            raise
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
             os.close(descriptor)
-            raise OSError(errno.ELOOP, "not a lock file of kdpipe", str(path))
+            raise _no_lock(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -143,3 +148,9 @@ def _acquire(path: Path, refuse: Callable[[str], KdpipeError]) -> int:
             if os.path.samestat(found, path.lstat()):
                 return descriptor
         os.close(descriptor)
+
+
+def _no_lock(path: Path) -> UnwritableError:
+    return UnwritableError(
+        f"{path} is a link or otherwise no lock file of kdpipe, and is left alone. Remove it, or pass another path."
+    )

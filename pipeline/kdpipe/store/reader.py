@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.errors import CorruptStoreError, StoreError, UnsealedStoreError, did_you_mean
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Limits, encoding_of
@@ -48,10 +48,29 @@ def open_store(
         StoreNotFoundError: there is no store at ``path``.
         UnsealedStoreError: the store is still being built, or its build was interrupted.
         CorruptStoreError: files are missing, extra or of another size, or metadata is damaged.
+        StaleStoreError: another process changed the store meanwhile.
         StoreError: there is no such split or signal, or the split claims more memory than the limit.
     """
     store = Path(path)
     found = manifest.read(store)
+    try:
+        return _checked(store, found, split, memory_limit=memory_limit, beside=beside)
+    except (CorruptStoreError, OSError):
+        if _is_still(store, found):
+            raise
+        raise StaleStoreError(f"{store} was changed by another process while it was opened. Try again.") from None
+
+
+def _is_still(store: Path, found: Manifest) -> bool:
+    """Return whether a store has the manifest that was read before."""
+    try:
+        return manifest.read(store) == found
+    except StoreError:
+        return False
+
+
+def _checked(store: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str]) -> LogitStore:
+    """Open a split, after a comparison of the store's files with the manifest that was read."""
     if found.state != "sealed":
         raise UnsealedStoreError(
             f"{store} is not sealed: its build is still running or was interrupted. Run the same "
