@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
 from kdpipe.store import arrays, manifest, shards
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import array_name
@@ -213,9 +213,13 @@ class PlaneReader:
         """Raise ``StaleStoreError`` if another store is at the path: its files differ without being damaged."""
         try:
             now = manifest.read(self._store)
+        except StoreNotFoundError:
+            raise StaleStoreError(
+                f"{self._store} was removed or replaced since it was opened. Open it again."
+            ) from None
         except StoreError:
             return
-        if now.fingerprint != self._found.fingerprint:
+        if now != self._found:
             raise StaleStoreError(f"{self._store} was replaced by another store since it was opened. Open it again.")
 
     def _jobs(self, view: int, array: _Array, pieces: list[_Piece], out: npt.NDArray[Any]) -> list[_Job]:

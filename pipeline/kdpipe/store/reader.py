@@ -56,12 +56,12 @@ def open_store(
     try:
         return _checked(store, found, split, memory_limit=memory_limit, beside=beside)
     except (CorruptStoreError, OSError):
-        if _is_still(store, found):
+        if is_still(store, found):
             raise
         raise StaleStoreError(f"{store} was changed by another process while it was opened. Try again.") from None
 
 
-def _is_still(store: Path, found: Manifest) -> bool:
+def is_still(store: Path, found: Manifest) -> bool:
     """Return whether a store has the manifest that was read before."""
     try:
         return manifest.read(store) == found

@@ -6,11 +6,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kdpipe.errors import StoreError, UnsealedStoreError
+from kdpipe.errors import StaleStoreError, StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest, tree
 from kdpipe.store.manifest import Manifest, file_sizes, missing_or_resized
-from kdpipe.store.reader import open_store
+from kdpipe.store.reader import is_still, open_store
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
@@ -20,6 +20,7 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
 
     Raises:
         StoreError: the manifest cannot be read, or the store is not sealed.
+        StaleStoreError: there are faults, and another process changed the store meanwhile.
     """
     found = manifest.read(store)
     if found.state != "sealed":
@@ -32,14 +33,23 @@ def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
         ThreadPoolExecutor(os.cpu_count()) as pool,
         progress("verifying", total=len(present), unit="files") as done,
     ):
-        for name, digest in zip(
-            present, pool.map(lambda name: manifest.digest_file(store / name), present), strict=True
-        ):
+        for name, digest in zip(present, pool.map(lambda name: _digest(store / name), present), strict=True):
             if digest != found.files[name].digest:
                 changed.append(f"{name} does not match its digest")
             done(1)
     faults = [line for kind, lines in kinds.items() for line in tree.first_few(lines, more=kind)]
-    return faults or _refusals(store, found)
+    faults = faults or _refusals(store, found)
+    if faults and not is_still(store, found):
+        raise StaleStoreError(f"{store} was changed by another process while it was verified. Verify it again.")
+    return faults
+
+
+def _digest(path: Path) -> str | None:
+    """Return a file's digest; ``None`` where it cannot be read, or is there no more."""
+    try:
+        return manifest.digest_file(path)
+    except OSError:
+        return None
 
 
 def _refusals(store: Path, found: Manifest) -> list[str]:
@@ -48,6 +58,8 @@ def _refusals(store: Path, found: Manifest) -> list[str]:
     for split in found.splits:
         try:
             open_store(store, split=split)
+        except (UnsealedStoreError, StaleStoreError):
+            raise
         except StoreError as error:
             refusals.append(str(error).removeprefix(f"{store}: "))
     return refusals
