@@ -4,10 +4,10 @@
 
 Two generations of one small store, of other logits and other recipe seeds, replace each other. The model of what must
 hold: a reader is refused, or sees the logits of the generation and view that the manifest names; ``verify`` finds no
-fault, or is told that a writer changed the store meanwhile; no store is called damaged; every process ends by itself, by the signal that it was sent, or with
-one of the errors that its role may meet; and in the end the same command finishes what was left, byte for byte what an
-undisturbed build gives, with nothing beside it. Writes benchmarks/results/soak.json: counts of every outcome, and the
-violations, of which there must be none.
+fault, or is told that a writer changed the store meanwhile; no store is called damaged; every process ends by itself,
+by the signal that it was sent, or with one of the errors that its role may meet; and in the end the same command
+finishes what was left, byte for byte what an undisturbed build gives, with nothing beside it. Writes
+benchmarks/results/soak.json: counts of every outcome, and the violations, of which there must be none.
 """
 
 from __future__ import annotations

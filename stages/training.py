@@ -318,8 +318,8 @@ def _finish(
     scores = test()
     run.check_place()
     models.save_weights(run.weights, model.module, architecture=model.name, preset=model.preset, classes=task.classes)
-    tested = "no test split" if test_set is None else f"test top-1 {_percent(scores['top1'])}"
-    say(f"{run.path}: {tested} after {epochs} epochs, {cost.seconds:.1f} s.")
+    without = "n/a (no test split)" if test_set is None else "n/a (no labels)"
+    say(f"{run.path}: test top-1 {_percent(scores['top1'], without)} after {epochs} epochs, {cost.seconds:.1f} s.")
     metrics: dict[str, Any] = {"test": scores}
     if validation is not None and validation.best is not None:
         best, final = validation.best, run.history()[-1]
@@ -327,7 +327,8 @@ def _finish(
         metrics["last"] = _chosen(epochs, final["validation_top1"], final["validation_loss"], scores)
         best_scores = scores if best.epoch == epochs else test()
         metrics["best_on_validation"] = _chosen(best.epoch, best.top1, best.loss, best_scores)
-        say(f"Best on validation: epoch {best.epoch} with {best.top1:.2%}; test top-1 {_percent(best_scores['top1'])}.")
+        tested = _percent(best_scores["top1"], without)
+        say(f"Best on validation: epoch {best.epoch} with {best.top1:.2%}; test top-1 {tested}.")
     cost_figures = {"seconds": cost.seconds, "images_per_second": cost.images_per_second}
     written = (run.weights, run.best_weights) if "best_on_validation" in metrics else (run.weights,)
     digests = {path.name: digest_of(path) for path in written}
@@ -339,8 +340,8 @@ def _chosen(epoch: int, top1: float, loss: float, test: dict[str, float | None])
     return {"epoch": epoch, "validation": {"top1": top1, "loss": loss}, "test": test}
 
 
-def _percent(share: float | None) -> str:
-    return "n/a (no labels)" if share is None else f"{share:.2%}"
+def _percent(share: float | None, without: str) -> str:
+    return without if share is None else f"{share:.2%}"
 
 
 def _identity(

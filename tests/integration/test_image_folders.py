@@ -39,7 +39,8 @@ def test_all_stages_work_without_a_test_split(tmp_path: Path, capsys: pytest.Cap
     teacher, store, student = tmp_path / "teacher", tmp_path / "t.zarr", tmp_path / "student"
     err = kdpipe("train-teacher", *data, "--model", "resnet8", "--out", teacher, "--validation", 0.34, *SMALL)
     assert err.count("no test figures") == 1
-    assert "no test split after 2 epochs" in err
+    assert "test top-1 n/a (no test split) after 2 epochs" in err
+    assert "; test top-1 n/a (no test split)." in err
     metrics = json.loads((teacher / "metrics.json").read_text())
     assert metrics["test"]["top1"] is None
     assert metrics["best_on_validation"]["validation"]["top1"] is not None
