@@ -28,7 +28,7 @@ from kdpipe.benchmark.results import (
 )
 from kdpipe.dataset import Dataset, balanced_indices
 from kdpipe.distil.adversary import Attack, predict_attacked
-from kdpipe.errors import DatasetError, RunError
+from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
 from kdpipe.models.digests import refuse_damaged
@@ -55,27 +55,27 @@ def run(params: Benchmark) -> None:
 
 def _run(params: Benchmark) -> None:
     device = models.resolve_device(params.measurement.device)
-    test = load_split(params.dataset, "test")
+    test = _test_split(params)
     runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}
     _check(params, [run for of_a_student in runs.values() for run in of_a_student], test)
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     attack = _attack(params, test)
-    stores = _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
-    teacher = _mean_logits(stores, test)
+    stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
+    teacher = None if test is None else _mean_logits(stores, test)
     with _threads(params.measurement.threads):
         students = [
             _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device)
             for path in params.measurement.run
         ]
-    teaching = _teacher_result(stores, teacher, test)
+    teaching = None if test is None else _teacher_result(stores, teacher, test)
     result = BenchmarkResult(
         dataset=params.dataset.data,
-        samples=len(test),
+        samples=0 if test is None else len(test),
         students=compare(
             students,
             teacher_top1=None if teaching is None else teaching.top1,
-            samples=int((test.labels >= 0).sum()),
+            samples=0 if test is None else int((test.labels >= 0).sum()),
         ),
         machine=machine(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -89,7 +89,16 @@ def _run(params: Benchmark) -> None:
     say(f"Report: {written['report.html']}")
 
 
-def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset) -> None:
+def _test_split(params: Benchmark) -> Dataset | None:
+    """Load the test split; ``None``, and a line that says so, where the dataset has none."""
+    try:
+        return load_split(params.dataset, "test")
+    except MissingSplitError as missing:
+        say(f"warning: {missing}. Going on without: latency and size are measured, and nothing on images.")
+        return None
+
+
+def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None) -> None:
     """Check the files of all runs, before anything is measured.
 
     Raises:
@@ -99,6 +108,9 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset) -> No
     for run in runs:
         record, _ = run.record(FinishedRecord), run.metrics()
         run.history()
+        refuse_damaged(run.weights)
+        if test is None:
+            continue
         if tuple(record["classes"]) != test.classes:
             raise RunError(f"{run.path} was trained for other classes than those of {params.dataset.data}.")
         tested = (record["lineage"].get("dataset") or {}).get("test")
@@ -108,7 +120,6 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset) -> No
                 f"with these flags ({test.fingerprint[:8]}): its figures could not be compared. Pass the --data and "
                 "--limit-test of its training."
             )
-        refuse_damaged(run.weights)
 
 
 def _budget(record: dict[str, Any]) -> Budget:
@@ -140,7 +151,7 @@ class _Attack:
         return accuracy(logits, self.samples.labels).top1
 
 
-def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
+def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
     """Return the attack of ``--adversarial``.
 
     Raises:
@@ -148,8 +159,8 @@ def _attack(params: Benchmark, test: Dataset) -> _Attack | None:
     """
     if params.measurement.adversarial is None:
         return None
-    rows = np.flatnonzero(test.labels >= 0)
-    if not len(rows):
+    rows = np.empty(0, dtype=np.int64) if test is None else np.flatnonzero(test.labels >= 0)
+    if test is None or not len(rows):
         raise DatasetError(
             f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
         )
@@ -212,7 +223,7 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
 def _student(
     path: Path,
     runs: list[RunDirectory],
-    test: Dataset,
+    test: Dataset | None,
     *,
     teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
@@ -231,7 +242,7 @@ def _student(
 def _measure(
     name: str,
     directory: RunDirectory,
-    test: Dataset,
+    test: Dataset | None,
     *,
     teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
@@ -242,8 +253,11 @@ def _measure(
     record = directory.record(FinishedRecord)
     model = _load(directory, record, trust_code=params.code.trust_code)
     module = model.module.to(device)
-    logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
-    figures = measure(logits, test.labels, teacher)
+    if test is None:
+        figures = measure(np.empty((0, len(record["classes"])), dtype=np.float32), np.empty(0, dtype=np.int64))
+    else:
+        logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
+        figures = measure(logits, test.labels, teacher)
     if attack is not None:
         figures["adversarial_top1"] = attack.top1(module, model.preset, device)
     parameters: dict[str, Any] = record["parameters"]
