@@ -153,7 +153,7 @@ def test_an_odd_checkpoint_is_refused(tmp_path: Path, kdpipe: Kdpipe, what: str)
 def test_labels_that_changed_since_the_stop_are_refused(
     tmp_path: Path, kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "relabeled.py").write_text(
+    (tmp_path / "corrected_since.py").write_text(
         "from pathlib import Path\nfrom kdpipe import dataset\n\nclass Digits(list):\n    pass\n\n"
         "def load(split):\n"
         "    changed = Path(__file__).with_name('changed').exists() and split == 'train'\n"
@@ -164,7 +164,7 @@ def test_labels_that_changed_since_the_stop_are_refused(
         "    return found\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    command = ("train-student", "--data", "relabeled:load", *STUDENT[5:], "--out", tmp_path / "run")
+    command = ("train-student", "--data", "corrected_since:load", *STUDENT[5:], "--out", tmp_path / "run")
     assert kdpipe(*command).code == 0
     assert kdpipe(*command, "--resume").code == 0
     (tmp_path / "changed").touch()
