@@ -71,6 +71,17 @@ def test_a_finished_run_that_is_resumed_stays_the_same(run: Path, kdpipe: Kdpipe
     assert _content(run) == before
 
 
+def test_a_run_whose_record_lacks_newer_settings_is_resumed(run: Path, kdpipe: Kdpipe) -> None:
+    record = json.loads((run / "run.json").read_text())
+    lacking = [key for key, value in record["parameters"].items() if value is None or value is False]
+    assert "skip_broken" in lacking
+    for key in lacking:
+        del record["parameters"][key]
+    (run / "run.json").write_text(json.dumps(record))
+    assert kdpipe(*_student(run, "--resume")).code == 0
+    refused(kdpipe(*_student(run, "--resume", "--skip-broken")), "skip_broken: None then, True now")
+
+
 def test_no_student_of_several_is_replaced_before_all_are_checked(run: Path, kdpipe: Kdpipe) -> None:
     out = run.parent / "runs"
     out.mkdir()

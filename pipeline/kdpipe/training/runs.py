@@ -302,9 +302,13 @@ class RunDirectory:
 
 
 def _comparable(section: Any) -> Any:
-    """Drop settings that may change on resumption, and ``None``, which older records lack."""
+    """Drop settings that may change on resumption, and ``None`` and ``False``, which older records may lack."""
     if isinstance(section, dict):
-        kept = {key: value for key, value in section.items() if key not in _MAY_CHANGE and value is not None}
+        kept = {
+            key: value
+            for key, value in section.items()
+            if key not in _MAY_CHANGE and value is not None and value is not False
+        }
         return json.loads(json.dumps(kept))
     return section
 
