@@ -16,6 +16,7 @@ import pytest
 
 from kdpipe import durable
 from kdpipe.errors import RunError
+from kdpipe.report.directory import publish
 from tests.conftest import LIMITS, Outcome, refused, run_command
 from tests.processes import Server, Started
 
@@ -252,6 +253,24 @@ def test_a_report_appears_whole_or_not_at_all(run: Path, kdpipe: Kdpipe) -> None
     assert {*_content(out)} == {*before}
     assert _content(out)["metrics.json"] != before["metrics.json"]
     assert sorted(path.name for path in run.parent.iterdir()) == ["reports", "run"]
+
+
+def test_a_stop_between_the_two_renames_keeps_the_former_report(tmp_path: Path) -> None:
+    out = tmp_path / "reports"
+    publish(out, {"summary.txt": b"former"})
+    rename = Path.rename
+
+    def stop(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            publish(out, {"summary.txt": b"next"})
+    assert (out / "summary.txt").read_bytes() == b"former"
+    assert [path.name for path in tmp_path.iterdir()] == ["reports"]
 
 
 def test_a_report_replaces_nothing_else(run: Path, kdpipe: Kdpipe) -> None:

@@ -33,7 +33,7 @@ def held(out: Path) -> Iterator[None]:
 def publish(out: Path, content: Mapping[str, bytes]) -> None:
     """Write the files of a report into a directory beside ``out``, then put it in the place of ``out``.
 
-    On an error, ``out`` is as before. Hidden files in it are kept.
+    On an error or a signal, ``out`` is as before. Hidden files in it are kept.
 
     Raises:
         RunError: ``out`` holds something else than a report.
@@ -49,6 +49,9 @@ def publish(out: Path, content: Mapping[str, bytes]) -> None:
                 durable.write_bytes(new / name, written)
             _swap(place, new=new, old=old)
         finally:
+            # A signal may end the program between the two renames.
+            if old.exists() and not place.exists():
+                old.rename(place)
             shutil.rmtree(new, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
@@ -61,11 +64,7 @@ def _swap(place: Path, *, new: Path, old: Path) -> None:
             if path.name not in FILES:
                 _copy(path, new / path.name)
         place.rename(old)
-        try:
-            new.rename(place)
-        except OSError:
-            old.rename(place)
-            raise
+        new.rename(place)
     durable.fsync_directory(place.parent)
 
 
