@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 import yaml
+from blake3 import blake3
 from pydantic import BaseModel, ValidationError
 
 from kdpipe.errors import KdpipeError
@@ -46,6 +47,26 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def hashed(path: Path) -> blake3:
+    """Return the BLAKE3 hash of a regular file's content, of which the caller takes the digest.
+
+    Raises:
+        OSError: as for ``open_regular``.
+    """
+    hasher, buffer = blake3(), memoryview(bytearray(MEGABYTE))
+    with open_regular(path) as stream:
+        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
+            hasher.update(buffer[:size])
+    return hasher
+
+
+def why_unread(failure: OSError) -> str:
+    """Return the reason of an error of ``open_regular``, for a message."""
+    if failure.errno == errno.ELOOP:
+        return "it is a link, and links are not followed"
+    return failure.strerror or str(failure)
+
+
 def read_bytes(
     path: Path, *, limit: int = MEGABYTE, error: type[KdpipeError] = KdpipeError, follow: bool = False
 ) -> bytes:
@@ -60,8 +81,7 @@ def read_bytes(
     except FileNotFoundError:
         raise error(f"{path} does not exist.") from None
     except OSError as failure:
-        reason = "it is a link, and links are not followed" if failure.errno == errno.ELOOP else failure.strerror
-        raise error(f"{path} cannot be read: {reason}.") from failure
+        raise error(f"{path} cannot be read: {why_unread(failure)}.") from failure
     if len(content) > limit:
         raise error(f"{path} is larger than {limit:,} bytes, which no such file of kdpipe is.")
     return content

@@ -182,7 +182,7 @@ def test_refused_benchmarks(runs: Path, tmp_path: Path, kdpipe: Kdpipe) -> None:
     assert not (tmp_path / "report").exists()
 
 
-def unlabelled(split: str) -> Any:
+def unlabeled(split: str) -> Any:
     """Digits whose test split has no labels."""
 
     class Pairs(list[tuple[np.ndarray, int]]):
@@ -195,7 +195,7 @@ def unlabelled(split: str) -> Any:
 
 
 def test_no_labels_to_lead_away_from(runs: Path, tmp_path: Path, kdpipe: Kdpipe) -> None:
-    data = ("--data", "tests.integration.test_robust:unlabelled")
+    data = ("--data", "tests.integration.test_robust:unlabeled")
     run = tmp_path / "clean"
     shutil.copytree(runs / "clean", run)
     record = json.loads((run / "run.json").read_text())

@@ -40,7 +40,7 @@ class Survey:
     broken: Mapping[int, str] = field(default_factory=dict)
     """Why an image cannot be used, by its place among those surveyed; its digest and size mean nothing."""
     remarks: npt.NDArray[np.uint8] | None = None
-    """What ``kdpipe.dataset.decode.remark`` found in each image file, ``(n,)``."""
+    """Results of ``kdpipe.dataset.decode.remark`` for each image file, ``(n,)``."""
 
 
 class Source(Protocol):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Annotated
 
-from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.errors import ModelError
-from kdpipe.reading import MEGABYTE, open_regular, read_json
+from kdpipe.reading import MEGABYTE, hashed, read_json, why_unread
 
 
 class _Recorded(BaseModel):
@@ -27,15 +25,10 @@ def digest_of(path: Path) -> str:
     Raises:
         ModelError: it is missing, no regular file, or cannot be read.
     """
-    hasher = blake3()
     try:
-        with open_regular(path) as file:
-            while block := file.read(MEGABYTE):
-                hasher.update(block)
+        return hashed(path).hexdigest()
     except OSError as failure:
-        reason = "it is a link, and links are not followed" if failure.errno == errno.ELOOP else failure.strerror
-        raise ModelError(f"{path} cannot be read: {reason}.") from None
-    return hasher.hexdigest()
+        raise ModelError(f"{path} cannot be read: {why_unread(failure)}.") from None
 
 
 def refuse_damaged(weights: Path) -> None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES, Fidelity
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
-from kdpipe.reading import open_regular, parse_json, read_bytes, validated
+from kdpipe.reading import hashed, parse_json, read_bytes, validated
 from kdpipe.store import tree
 from kdpipe.store.sections import (
     PENULTIMATE,
@@ -151,11 +151,7 @@ def digest_bytes(content: bytes) -> Digest:
 
 def digest_file(path: Path) -> Digest:
     """Return the 128-bit BLAKE3 digest of a file's content as hexadecimal digits."""
-    hasher, buffer = blake3(), memoryview(bytearray(1024**2))
-    with open_regular(path) as stream:
-        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
-            hasher.update(buffer[:size])
-    return hasher.hexdigest(length=16)
+    return hashed(path).hexdigest(length=16)
 
 
 def write(store: Path, manifest: Manifest) -> None:

@@ -22,6 +22,7 @@ from kdpipe.store.writer import build
 from kdpipe.testing.stores import dataset_plan, small_store
 from kdpipe.views import Geometry, Recipe, Renderer, resample
 from kdpipe.views.mixing import partners, thresholds
+from tests.unit.pairing.pictures import insects
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIEWS = 2
@@ -29,13 +30,7 @@ VIEWS = 2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "insects"
-    for name in ("ant", "bee"):
-        (root / "train" / name).mkdir(parents=True)
-        for index in range(6):
-            levels = np.random.default_rng([index, ord(name[0])]).integers(0, 256, (16, 18, 3), dtype=np.uint8)
-            Image.fromarray(levels).save(root / "train" / name / f"{index}.png")
-    return root
+    return insects(tmp_path / "insects", each=6)
 
 
 @pytest.fixture

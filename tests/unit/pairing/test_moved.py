@@ -22,6 +22,7 @@ from kdpipe.pairing.probes import replay
 from kdpipe.stages import cli
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.testing.stores import dataset_plan, small_store
+from tests.unit.pairing.pictures import insects
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 VIEWS = 2
@@ -29,14 +30,7 @@ VIEWS = 2
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    root = tmp_path / "insects"
-    for split in ("train", "test"):
-        for name in ("ant", "bee"):
-            (root / split / name).mkdir(parents=True)
-            for index in range(6):
-                levels = np.random.default_rng([index, ord(name[0])]).integers(0, 256, (16, 18, 3), dtype=np.uint8)
-                Image.fromarray(levels).save(root / split / name / f"{index}.png")
-    return root
+    return insects(tmp_path / "insects", each=6, splits=("train", "test"))
 
 
 def correct(folder: Path, before: str, after: str) -> None:

@@ -20,6 +20,7 @@ from kdpipe.models import Preset
 from kdpipe.pairing.attach import attach
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.testing.stores import dataset_plan, small_store
+from tests.unit.pairing.pictures import insects
 
 PRESET = Preset(size=12, resize=14, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 EACH = 40
@@ -51,13 +52,7 @@ REVERSED = [*range(EACH - 1, -1, -1), *range(2 * EACH - 1, EACH - 1, -1)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("insects")
-    for name in ("ant", "bee"):
-        (root / "train" / name).mkdir(parents=True)
-        for index in range(EACH):
-            levels = np.random.default_rng([index, ord(name[0])]).integers(0, 256, (14, 14, 3), dtype=np.uint8)
-            Image.fromarray(levels).save(root / "train" / name / f"{index:02}.png")
-    return root
+    return insects(tmp_path_factory.mktemp("insects"), each=EACH, size=(14, 14), name="{:02}.png")
 
 
 @pytest.fixture
