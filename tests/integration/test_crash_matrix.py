@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -26,7 +27,9 @@ from kdpipe.errors import (
     StoreNotFoundError,
     UnsealedStoreError,
 )
+from kdpipe.store import manifest
 from kdpipe.store.inspect import summary
+from kdpipe.store.manifest import Manifest
 from kdpipe.store.reader import open_store
 from kdpipe.store.sections import Recipe
 from kdpipe.store.verify import verify_files
@@ -200,6 +203,23 @@ def test_readers_while_the_store_is_replaced(sealed: Path, shards: int | None) -
     for view in (0, 1):
         with pytest.raises(StaleStoreError, match="was replaced by another store since it was opened"):
             reader.plane(view)
+
+
+@pytest.mark.parametrize("look", [open_store, verify_files])
+def test_a_store_that_is_replaced_while_it_is_checked_is_not_called_damaged(
+    sealed: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    read = manifest.read
+
+    def overtaken(store: Path) -> Manifest:
+        found = read(store)
+        monkeypatch.setattr(manifest, "read", read)
+        small_store(sealed, small_plan(recipe=OTHER, views=0), overwrite=True)
+        return found
+
+    monkeypatch.setattr(manifest, "read", overtaken)
+    with pytest.raises(StaleStoreError, match="was changed by another process"):
+        look(sealed)
 
 
 def test_a_reader_whose_store_is_deleted(sealed: Path) -> None:

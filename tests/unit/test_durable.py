@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kdpipe import durable
+from kdpipe.errors import RunError, UnwritableError
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -97,3 +98,13 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     finished = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert finished.returncode == -signal.SIGKILL
     assert path.read_text() == "old"
+
+
+def test_a_lock_that_is_another_name_of_a_file_leaves_the_file_alone(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "a.lock").hardlink_to(precious)
+    with pytest.raises(UnwritableError, match="no lock file of kdpipe"), durable.locked(tmp_path / "a.lock", RunError):
+        pass
+    assert precious.read_text() == "precious"
+    assert (tmp_path / "a.lock").exists()
