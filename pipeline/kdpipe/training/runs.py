@@ -199,12 +199,12 @@ class RunDirectory:
             RunError: it was started with others, but for what may change when a run is resumed.
         """
         before = self.record()
-        differing = [key for key in asked if _comparable(before.get(key)) != _comparable(asked[key])]
+        found = {section: _difference(before.get(section), asked[section]) for section in asked}
+        differing = {section: difference for section, difference in found.items() if difference is not None}
         if differing:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(differing)} than asked for "
-                f"({_first_difference(before, asked, differing[0])}). Start it without --resume and "
-                "with --overwrite."
+                f"({next(iter(differing.values()))}). Start it without --resume and with --overwrite."
             )
 
     def _refuse_other_labels(self, record: dict[str, Any]) -> None:
@@ -301,19 +301,17 @@ class RunDirectory:
         self.check_place()
 
 
-def _comparable(section: Any) -> Any:
-    """Drop settings that may change on resumption, and ``None`` and ``False``, which older records may lack."""
-    if isinstance(section, dict):
-        kept = {
-            key: value
-            for key, value in section.items()
-            if key not in _MAY_CHANGE and value is not None and value is not False
-        }
-        return json.loads(json.dumps(kept))
-    return section
+def _difference(before: Any, now: Any) -> str | None:
+    """Return the first setting that differs between two sections of ``run.json``; ``None`` where they agree.
 
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any], section: str) -> str:
-    old, new = _comparable(before.get(section) or {}), _comparable(now[section])
-    key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
-    return f"{key}: {old.get(key)} then, {new.get(key)} now"
+    Settings that may change on resumption are passed over. Records of older versions lack the settings that were added
+    since, whose defaults are ``None`` or ``False``.
+    """
+    old, new = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    if not isinstance(new, dict):
+        return None if old == new else f"{old} then, {new} now"
+    old = old or {}
+    for key in {**old, **new}:
+        if key not in _MAY_CHANGE and old.get(key) != new.get(key) and not (key not in old and new[key] is False):
+            return f"{key}: {old.get(key)} then, {new.get(key)} now"
+    return None
