@@ -13,7 +13,7 @@ from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.training.holding import locked
 
-FILES = ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")
+FILES = ("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt")
 
 
 @contextmanager
