@@ -160,6 +160,12 @@ def _tasks() -> list[Row]:
     return _registered(AUXILIARY_TASKS)
 
 
+def _formats() -> list[Row]:
+    from kdpipe.export.formats import FORMATS
+
+    return _registered(FORMATS)
+
+
 def _metrics() -> list[Row]:
     from kdpipe.metrics import METRICS
 
@@ -178,5 +184,6 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "attacks": _attacks,
     "tasks": _tasks,
     "engines": _engines,
+    "formats": _formats,
 }
 """Returns the rows of each list, by its name."""
