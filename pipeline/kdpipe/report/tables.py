@@ -35,7 +35,11 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "recommended": chosen.name,
         "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
-        "students": {student.name: _student_metrics(student, result.figures) for student in result.students},
+        "students": {
+            student.name: _student_metrics(student, result.figures)
+            | {"speed_up": {f"batch{batch}": ratio for batch, ratio in result.speed_ups(student).items()}}
+            for student in result.students
+        },
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
