@@ -41,6 +41,7 @@ from kdpipe.stages.sources import load_split
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.evaluation import predict
 from kdpipe.training.records import FinishedRecord
 from kdpipe.training.runs import RunDirectory
@@ -290,6 +291,8 @@ def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Netw
     asked = params.measurement
     if asked.teacher is None:
         return None
+    if asked.weights is None and not brings_weights(asked.teacher):
+        say(f"warning: no --weights; {asked.teacher} is randomly initialized, which its times do not depend on.")
     data = test if test is not None else load_split(params.dataset, "train")
     model = load_teacher(
         asked.teacher,
