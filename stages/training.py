@@ -20,7 +20,7 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
-from kdpipe.models.digests import digest_of
+from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
