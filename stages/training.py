@@ -143,8 +143,9 @@ def fit(
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
     labels = _labels(data, test_set)
     how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
-    for task, record in zip(tasks, records, strict=True):
+    for task, record, log in zip(tasks, records, logs, strict=True):
         task.run.refuse_start(record, labels=labels, **how)
+        log.refuse_foreign(task.run)
     plain = cache(partial(_plain, device))
     students: list[Student] = []
     with ExitStack() as opened:
