@@ -28,6 +28,7 @@ from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.wrapped import Wrapped, quiet, reason, required
 from kdpipe.models import Model
+from kdpipe.models.archive import DESCRIPTION
 from kdpipe.registry import Registry
 
 Precision = Literal["fp32", "int8"]
@@ -193,7 +194,7 @@ def write_pt2(network: Network) -> tuple[Artifact, ...]:
     """A program of torch.export, for PyTorch without the network's code, and for `--teacher file:PATH.pt2`."""
     wrapped = Wrapped(network.model.module, network.model.preset)
     content = io.BytesIO()
-    extra = {"metadata.json": json.dumps({**network.metadata, "classes": network.classes})}
+    extra = {DESCRIPTION: json.dumps({**network.metadata, "classes": json.dumps(network.classes)})}
     try:
         with quiet(), torch.no_grad():
             shapes = ({0: torch.export.Dim.DYNAMIC},)
@@ -203,9 +204,9 @@ def write_pt2(network: Network) -> tuple[Artifact, ...]:
     except Exception as error:  # the exporter documents no exceptions of its own
         raise ModelError(f"this network cannot be written by torch.export: {reason(error)}") from error
     code = (
-        'extra = {"metadata.json": ""}\n'
+        f'extra = {{"{DESCRIPTION}": ""}}\n'
         'network = torch.export.load("model.pt2", extra_files=extra).module()\n'
-        'classes = json.loads(extra["metadata.json"])["classes"]\n'
+        f'classes = json.loads(json.loads(extra["{DESCRIPTION}"])["classes"])\n'
         "logits = network(torch.from_numpy(images))"
     )
     remark = "torch.export.load runs code that a .pt2 file holds: load only files that you trust."
