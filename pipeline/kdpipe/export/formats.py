@@ -130,10 +130,6 @@ def check(names: Sequence[str], *, int8: bool) -> None:
         raise ParamsError(f"int8 is written as {' or '.join(INT8)}: add one of them to --to, or leave --quantize out.")
 
 
-def _add(name: str, make: Callable[..., tuple[Artifact, ...]], *, source: str) -> None:
-    FORMATS.add(name, make, skip=1, source=source)
-
-
 def write_onnx(network: Network) -> tuple[Artifact, ...]:
     """ONNX, one file for ONNX Runtime and most other runtimes; also in int8."""
     content = {"fp32": network.onnx} | ({"int8": network.onnx_int8} if "int8" in network.precisions else {})
@@ -257,7 +253,7 @@ def with_header(content: bytes, metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded + content[8 + length :]
 
 
-_add("onnx", write_onnx, source="https://onnx.ai")
-_add("pt2", write_pt2, source="https://docs.pytorch.org/docs/stable/export.html")
-_add("safetensors", write_safetensors, source="https://huggingface.co/docs/safetensors")
-_add("openvino", write_openvino, source="https://docs.openvino.ai")
+FORMATS.add("onnx", write_onnx, skip=1, source="https://onnx.ai")
+FORMATS.add("pt2", write_pt2, skip=1, source="https://docs.pytorch.org/docs/stable/export.html")
+FORMATS.add("safetensors", write_safetensors, skip=1, source="https://huggingface.co/docs/safetensors")
+FORMATS.add("openvino", write_openvino, skip=1, source="https://docs.openvino.ai")
