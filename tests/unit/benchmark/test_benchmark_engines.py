@@ -131,6 +131,54 @@ def test_int8_without_training_images_is_left_out(shared: Subject) -> None:
     )
 
 
+CALLS: list[tuple[torch.Size, torch.dtype, bool, bool]] = []
+
+
+class Recording(nn.Module):
+    """Records what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        CALLS.append(
+            (images.shape, images.dtype, self.training or self.norm.training, torch.is_inference_mode_enabled())
+        )
+        return self.norm(images).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("whole", "norm"), [(True, True), (True, False), (False, False)])
+def test_eager_passes_are_in_evaluation_and_inference_mode_and_the_module_keeps_its_own(
+    whole: bool, norm: bool
+) -> None:
+    module = Recording().train(whole)
+    module.norm.train(norm)
+    network = Network.of(module, architecture="recording", size=8)
+    CALLS.clear()
+    measured = time_networks([Subject(network, module, PRESET, IMAGES)], Grid(batch_sizes=(6,)), rounds=5)
+    (timing,) = measured.timings.values()
+    of_six = [call for call in CALLS if call == (torch.Size([6, 3, 8, 8]), torch.float32, False, True)]
+    assert len(of_six) >= timing.repeats
+    assert {call[2] for call in CALLS} == {False}
+    assert (module.training, module.norm.training) == (whole, norm)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_waited_for() -> None:
+    module = nn.Sequential(
+        *[nn.Conv2d(3, 3, 3, padding=1) for _ in range(20)], nn.Flatten(), nn.Linear(3 * 256 * 256, 2)
+    )
+    preset = Preset(256, 256, "bilinear", PRESET.mean, PRESET.std)
+    images = np.zeros((64, 3, 256, 256), dtype=np.uint8)
+    network = Network.of(module, architecture="deep", size=256)
+    subject = Subject(network, module.eval(), preset, images)
+    small, large = time_networks([subject], Grid(device="cuda"), rounds=5).timings.values()
+    assert large.p50_ms > 2 * small.p50_ms
+    assert (large.device, large.wall_over_cpu) == ("cuda", None)
+
+
 class Branching(nn.Module):
     """Takes another way for dark images, which no exporter can follow."""
 
