@@ -1,11 +1,11 @@
 """Collect the figures of an example that was reproduced, and time its networks.
 
-    python examples/collect.py FOLDER --student runs/kd --student runs/none [--network ResNet50:32 ...] > results.json
+    python benchmarks/textbook.py FOLDER --case mnist --student runs/soft --student runs/hard
 
-FOLDER is a copy of an example after ``dvc repro``. Accuracies are those of the run directories. All networks, and any
-``--network NAME:SIZE`` besides, are timed in eager PyTorch and, where it is installed, in ONNX Runtime: one thread,
-weights as they are drawn, the networks in turn in each round. Times are of the process's CPU, which other programs
-affect less than the wall clock.
+FOLDER is a copy of an example after ``dvc repro``. Writes results/textbook_CASE.json. Accuracies are those of
+the run directories. All networks, and any ``--network NAME:SIZE`` besides, are timed in eager PyTorch and in ONNX
+Runtime: one image, one thread, weights as they are drawn, the networks in turn in each round. Times are of the
+process's CPU, which other programs affect less than the wall clock.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PLAIN = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 def main() -> None:
-    """Print the figures as JSON."""
+    """Write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--case", required=True, help="name of the result")
     parser.add_argument("--student", action="append", required=True, help="run directory, of --seeds or of one run")
     parser.add_argument("--network", action="append", default=[], help="NAME:SIZE, timed as well")
     options = parser.parse_args()
@@ -43,13 +44,14 @@ def main() -> None:
     store = open_store(options.folder / "data" / "teacher.zarr")
     teacher = store.manifest.fingerprint.teacher
     found: dict[str, Any] = {
-        "command": "python examples/collect.py " + " ".join(sys.argv[1:]).replace(str(options.folder), "FOLDER"),
+        "command": "python benchmarks/textbook.py " + " ".join(sys.argv[1:]).replace(str(options.folder), "FOLDER"),
         "params": yaml.safe_load((options.folder / "params.yaml").read_text(encoding="utf-8")),
         "teacher": {
             "model": teacher.name,
             "size": teacher.preset["size"],
             "top1": store.manifest.about.get("teacher_test_top1"),
         },
+        "test_samples": open_store(options.folder / "data" / "teacher.zarr", split="test").num_samples,
         "store": {"samples": store.num_samples, "views": store.num_views, "bytes": _size(options.folder)},
         "students": {Path(path).name: _student(options.folder / path) for path in options.student},
         "versions": dict(versions()),
@@ -58,7 +60,8 @@ def main() -> None:
     sizes |= {student["model"]: student["size"] for student in found["students"].values()}
     sizes |= {name: int(size) for name, _, size in (each.rpartition(":") for each in options.network)}
     found["networks"] = _networks(sizes, num_classes=store.num_classes)
-    print(json.dumps(found, indent=1))
+    out = Path(__file__).parent / "results" / f"textbook_{options.case}.json"
+    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def _size(folder: Path) -> int:
