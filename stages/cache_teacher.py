@@ -16,7 +16,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import StoreError
 from kdpipe.models import Preset
-from kdpipe.pairing.moved import as_stored, remarks
+from kdpipe.pairing.join import as_stored, remarks
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
@@ -28,8 +28,8 @@ from kdpipe.store.manifest import read
 from kdpipe.store.reader import open_store
 from kdpipe.store.writer import Builder, build
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.fitness import refuse_unfit
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
 

@@ -21,7 +21,7 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
-from kdpipe.models.digests import digest_of
+from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
@@ -143,8 +143,9 @@ def fit(
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
     labels = _labels(data, test_set)
     how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
-    for task, record in zip(tasks, records, strict=True):
+    for task, record, log in zip(tasks, records, logs, strict=True):
         task.run.refuse_start(record, labels=labels, **how)
+        log.refuse_foreign(task.run)
     plain = cache(partial(_plain, device))
     students: list[Student] = []
     with ExitStack() as opened:

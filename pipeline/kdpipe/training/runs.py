@@ -187,13 +187,24 @@ class RunDirectory:
             RunError: it was made by something else.
         """
         folder = self.path / name
+        self.refuse_log(name)
         self.remove_log(name)
-        if os.path.lexists(folder):
-            raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
         with durable.writing(folder):
             folder.mkdir()
             (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
         return folder
+
+    def refuse_log(self, name: str) -> None:
+        """Refuse a folder in the place of the log ``name`` that was made by something else.
+
+        Raises:
+            RunError: there is one.
+        """
+        if os.path.lexists(self.path / name) and not self.is_log(name):
+            raise RunError(
+                f"{self.path / name} is not a log of kdpipe. Leave out --{name}, move it away, or pass --out another "
+                "directory."
+            )
 
     def remove_log(self, name: str) -> None:
         """Remove the folder of a log, unless it was made by something else."""
