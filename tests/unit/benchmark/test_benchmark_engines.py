@@ -213,14 +213,17 @@ def test_a_missing_package_names_its_extra(
     engine: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=rf"needs {package}, which is not installed: pip install 'kdpipe\[{extra}\]'"):
+    with pytest.raises(
+        ModelError,
+        match=rf"the engine {engine} cannot run: {package} is not installed: pip install 'kdpipe\[{extra}\]'",
+    ):
         Grid(engines=(engine,)).check()
 
 
 def test_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ModelError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ModelError, match=r"the engine compile cannot run: torch\.compile needs a C\+\+ compiler"):
         Grid(engines=("compile",)).check()
 
 
