@@ -25,8 +25,9 @@ NETWORKS = ("resnet8", "resnet20", "MobileNetV2")
 KEYS = ("architecture", "engine", "precision", "threads", "batch_size")
 FIGURES = (
     *("rounds", "repeats", "p50_ms", "p50_interval_95_ms", "p95_ms", "cpu_ms", "wall_over_cpu"),
-    *("largest_difference", "top1_agreement", "load_ms", "libraries_bytes", "peak_bytes"),
+    *("largest_difference", "top1_agreement"),
 )
+START = ("load_ms", "libraries_bytes", "peak_bytes")
 
 
 def main() -> None:
@@ -34,9 +35,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engines", default="eager,compile,onnx,openvino")
     parser.add_argument("--precisions", default="fp32,int8")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--threads", default="1")
     parser.add_argument("--batch-sizes", default="1,8,64")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--started", default="eager,onnx,openvino", help="engines whose load time is measured")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/engines"))
     options = parser.parse_args()
 
@@ -46,13 +48,14 @@ def main() -> None:
         if not (run / "metrics.json").exists():
             flags = ("--epochs", 1, "--input-size", 32, "--no-dvclive", "--overwrite")
             kdpipe("train-student", *data, "--student", name, *flags, "--out", run)
-    out = options.work / "report"
-    kdpipe(
-        *("benchmark", *data, *(part for run in runs.values() for part in ("--run", run)), "--out", out),
-        *("--engines", options.engines, "--precisions", options.precisions, "--threads", options.threads),
-        *("--batch-sizes", options.batch_sizes, "--rounds", options.rounds),
-    )
-    found = json.loads((out / "metrics.json").read_text())
+    measured = ("benchmark", *data, *(part for run in runs.values() for part in ("--run", run)))
+    measured += ("--precisions", options.precisions, "--batch-sizes", options.batch_sizes)
+    timed, started = options.work / "timed", options.work / "started"
+    times = ("--engines", options.engines, "--threads", options.threads, "--rounds", options.rounds)
+    kdpipe(*measured, *times, "--no-cold-starts", "--out", timed)
+    kdpipe(*measured, "--engines", options.started, "--threads", 1, "--rounds", 1, "--out", started)
+    found = json.loads((timed / "metrics.json").read_text())
+    starts = json.loads((started / "metrics.json").read_text())["timings"]
     result = {
         "command": "python benchmarks/engines.py",
         "machine": found["machine"],
@@ -60,6 +63,7 @@ def main() -> None:
         "notes": found["timing_notes"],
         "costs": [{key: each[key] for key in each if key != "structure"} for each in found["costs"]],
         "timings": [{key: _short(each[key]) for key in (*KEYS, *FIGURES)} for each in found["timings"]],
+        "starts": [{key: _short(each[key]) for key in (*KEYS, *START)} for each in starts],
         "torch_utils_benchmark_ms": {name: _independent(name) for name in NETWORKS},
     }
     durable.write_json(RESULT, result)
