@@ -1,7 +1,11 @@
 """Engines: the same logits from the same images, what each can, and what is left out with a reason."""
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -255,6 +259,42 @@ def test_a_process_that_fails_says_why() -> None:
     arguments: dict[str, Any] = {"packages": (), "threads": 1, "batch_sizes": (1,), "size": 8, "static": False}
     with pytest.raises(ModelError, match="the process that loads it failed: ONNX Runtime does not load this model"):
         measure_start("kdpipe.benchmark.runtimes:onnx_run", b"no model", **arguments)
+
+
+def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """A killed benchmark leaves nothing behind: here a network that takes a minute to load."""
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, os, time\n"
+        "def load(origin, threads, batch_size):\n"
+        "    pathlib.Path(origin['pid']).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    pid = tmp_path / "pid"
+    code = (
+        "from kdpipe.benchmark.starts import measure_start\n"
+        f"measure_start('slow:load', {{'pid': {str(pid)!r}}}, packages=(), threads=1, batch_sizes=(1,), size=8, "
+        "static=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    while not pid.exists() or not pid.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        if not _runs(int(pid.read_text())):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process still runs")
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow
