@@ -3,7 +3,7 @@
     python benchmarks/engines.py
 
 Trains each network for a moment on digits, so that the files are those of runs, and has `kdpipe benchmark` time them
-all. For comparison it has independent code: the median of torch.utils.benchmark for the same eager network and batch.
+all. For comparison it has independent code: the median CPU time by torch.utils.benchmark of the same eager networks.
 Writes benchmarks/results/engines.json, without the raw rounds.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def main() -> None:
         "costs": [{key: each[key] for key in each if key != "structure"} for each in found["costs"]],
         "timings": [{key: _short(each[key]) for key in (*KEYS, *FIGURES)} for each in found["timings"]],
         "starts": [{key: _short(each[key]) for key in (*KEYS, *START)} for each in starts],
-        "torch_utils_benchmark_ms": {name: _independent(name) for name in NETWORKS},
+        "torch_utils_benchmark_cpu_ms": {name: _independent(name) for name in NETWORKS},
     }
     durable.write_json(RESULT, result)
 
@@ -76,12 +77,12 @@ def _short(value: Any) -> Any:
 
 
 def _independent(name: str) -> float:
-    """Return the median milliseconds of one eager image on one thread, by torch's own timer."""
+    """Return the median CPU milliseconds of one eager image on one thread, by torch's own timer."""
     module, images = models.create(name, 10).eval(), torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     statement = "module((images.to(torch.float32) / 255 - 0.5) / 0.25)"
     with torch.inference_mode():
         given = {"module": module, "images": images, "torch": torch}
-        timer = benchmark.Timer(statement, globals=given, num_threads=1)
+        timer = benchmark.Timer(statement, globals=given, num_threads=1, timer=time.process_time)
         return float(f"{timer.blocked_autorange(min_run_time=2).median * 1e3:.4g}")
 
 
