@@ -7,8 +7,10 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -28,6 +30,7 @@ from kdpipe.pairing.join import join
 from kdpipe.store.reader import open_store
 from tests.conftest import Built, Outcome, refused, run_command
 from tests.networks import SMALL
+from tests.processes import Server
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -205,6 +208,25 @@ def test_strangers_and_earlier_exports_are_kept(exported: Exported, kdpipe: Kdpi
         *("README.md", "export.json", "example.png", "model.safetensors", ".gitignore")
     }
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_earlier_export_outlives_a_signal(
+    exported: Exported, commands: Server, tmp_path: Path, number: signal.Signals
+) -> None:
+    out, lock = shutil.copytree(exported.out, tmp_path / "out"), tmp_path / "out.lock"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    process = commands.start("export", exported.run, "--to", "onnx", "--out", out, "--overwrite")
+    deadline = time.monotonic() + 60
+    while not lock.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait() == (128 + number if number == signal.SIGTERM else -number)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out"} if number == signal.SIGTERM else left <= {"out", "out.lock"}
 
 
 @pytest.fixture(scope="module")
