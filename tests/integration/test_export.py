@@ -128,7 +128,7 @@ def test_same_classes_without_kdpipe_and_torch(
 def test_code_for_torch_runs_as_it_stands(exported: Exported, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     code, printed = blocks(exported)[name], io.StringIO()
     assert ("kdpipe" in code.replace("kdpipe.json", "")) == (name == "model.safetensors")
-    assert len([line for line in code.splitlines() if line and "import " not in line]) <= 10
+    assert len([line for line in code.splitlines() if line and "import " not in line]) <= 10  # to be read at a glance
     monkeypatch.chdir(exported.out)
     with redirect_stdout(printed):
         exec(code, {})
