@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kdpipe import directories
 
-FILES = ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")
+FILES = ("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt")
 
 _REPORT = directories.Kind("report", FILES)
 
