@@ -279,6 +279,8 @@ def test_recommended_run_of_a_report(student: Path, kdpipe: Kdpipe, tmp_path: Pa
     report.mkdir()
     asked = ("export", "--report", report, "--to", "safetensors", "--out", tmp_path / "out", "--trust-code")
     refused(kdpipe(*asked), f"{report / 'metrics.json'} does not exist")
+    (report / "metrics.json").write_text('{"recommended_run": null}')
+    refused(kdpipe(*asked), f"{report} recommends no run: name one with --run.")
     (report / "metrics.json").write_text(json.dumps({"recommended_run": str(student / "seed-1"), "schema": 9}))
     done = kdpipe(*asked)
     assert f"{report} recommends {student / 'seed-1'}." in done.err
