@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +98,24 @@ def _spread(student: Mapping[str, Any], key: str) -> str:
     """Return a figure in percent, with its deviation where there are several seeds."""
     mean, std = student[key], student[f"{key}_std"]
     return f"{100 * mean:.1f}" if std is None else _percent({"mean": mean, "std": std})
+
+
+def _export_formats() -> str:
+    measured = _read("export_formats")
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for each in measured["artifacts"]:
+        groups.setdefault((each["format"], each["precision"], each["calibration"] or 0), []).append(each)
+    rows = []
+    for (name, precision, images), found in groups.items():
+        top1, same = (f"{100 * fmean(each[key] for each in found):.2f}" for key in ("top1", "agreement"))
+        if len(found) > 1:
+            top1 += f" ± {100 * stdev(each['top1'] for each in found):.2f}"
+        size = f"{fmean(each['bytes'] for each in found) / 1000:,.0f}"
+        largest = f"{max(each['largest_logit_difference'] for each in found):.0e}"
+        rows.append((f"`{name}`", precision, f"{images:,}" if images else "", size, top1, same, largest))
+    rows.sort(key=lambda row: row[1])
+    heading = ("format", "precision", "calibration images", "kB", "test top-1 %", "same class %", "largest difference")
+    return _markdown(heading, rows, numbers_from=2)
 
 
 def _labels() -> str:
@@ -429,6 +447,7 @@ def _engine_costs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "export-formats": _export_formats,
     "labels": _labels,
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
