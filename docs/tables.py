@@ -411,21 +411,16 @@ def _checkpoints() -> str:
 
 
 def _engines() -> str:
-    """Return wall and CPU milliseconds of one image on one thread, by network and engine."""
-    found = _read("engines")["timings"]
+    """Return CPU milliseconds of a batch of 1 and of 64 on one thread, by engine and network."""
+    found = [each for each in _read("engines")["timings"] if each["threads"] == 1 and each["batch_size"] in (1, 64)]
     networks = list(dict.fromkeys(each["architecture"] for each in found))
     ways = dict.fromkeys((each["engine"], each["precision"]) for each in found)
-    figures = {
-        (each["architecture"], each["engine"], each["precision"]): each
-        for each in found
-        if (each["threads"], each["batch_size"]) == (1, 1)
-    }
+    figures = {(each["engine"], each["precision"], each["architecture"], each["batch_size"]): each for each in found}
     rows = []
     for way in ways:
-        cells = [figures.get((network, *way)) for network in networks]
-        texts = ["n/a" if each is None else f"{each['p50_ms']:.3g} ({each['cpu_ms']:.3g})" for each in cells]
-        rows.append((" ".join(way), *texts))
-    return _markdown(("engine", *(f"`{network}`" for network in networks)), rows)
+        cells = (figures.get((*way, network, batch)) for network in networks for batch in (1, 64))
+        rows.append((" ".join(way), *("n/a" if each is None else f"{each['cpu_ms']:.3g}" for each in cells)))
+    return _markdown(("engine", *(f"`{network}`, batch {batch}" for network in networks for batch in (1, 64))), rows)
 
 
 def _engine_costs() -> str:
@@ -434,13 +429,12 @@ def _engine_costs() -> str:
     network = measured["timings"][0]["architecture"]
     sizes = next(each["format_bytes"] for each in measured["costs"] if each["architecture"] == network)
     rows = []
-    for each in measured["timings"]:
+    for each in measured["starts"]:
         if (each["architecture"], each["threads"], each["batch_size"]) != (network, 1, 1):
             continue
         onnx = "onnx" if each["precision"] == "fp32" else f"onnx {each['precision']}"
         size = sizes["safetensors" if each["engine"] in ("eager", "compile") else onnx]
-        start = [each[key] for key in ("load_ms", "libraries_bytes", "peak_bytes")]
-        times = ["n/a"] * 3 if None in start else [f"{start[0]:,.0f}", *(f"{part / 1e6:,.0f}" for part in start[1:])]
+        times = [f"{each['load_ms']:,.0f}", *(f"{each[key] / 1e6:,.0f}" for key in ("libraries_bytes", "peak_bytes"))]
         rows.append((f"{each['engine']} {each['precision']}", f"{size / 1e3:,.0f}", *times))
     return _markdown(("engine", "file, kB", "load, ms", "libraries, MB", "peak, MB"), rows)
 

@@ -132,7 +132,7 @@ def test_mnist(tmp_path: Path, reproduce: Reproduce) -> None:
         train_teacher=small,
         cache_teacher={"min_top1": None},
         train_student={**small, "seeds": "0,1"},
-        benchmark={"latency_repeats": 5},
+        benchmark={"rounds": 5, "cold_starts": False},
     )
     raw = folder / "mnist" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_cifar10(tmp_path: Path, reproduce: Reproduce) -> None:
         train_teacher={**small, "epochs": 1},
         cache_teacher={**small, "teacher": "run:runs/teacher-resnet8", "views": 2, "min_top1": None},
         train_student={**small, "student": "resnet8", "epochs": 6, "seeds": "0", "batch_size": 30, "validation": 0.25},
-        benchmark={"latency_repeats": 5, "limit_test": 20},
+        benchmark={"rounds": 5, "cold_starts": False, "limit_test": 20},
     )
     reproduce(folder)
     assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"cosine", "plateau", "none"}
