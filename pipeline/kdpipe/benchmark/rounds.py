@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from kdpipe.benchmark.timing import Load, Timing, Workload
 from kdpipe.progress import Progress, silent
 
 VISIT_NS = 20_000_000
-"""Nanoseconds of passes that a workload makes in each round, as far as more than one pass fits."""
+"""Nanoseconds of passes that a workload makes in each round, of CPU time on a CPU; at least one pass."""
 LONGEST_VISIT_NS = 5 * VISIT_NS
 """Nanoseconds of passes after which a visit ends: on a busy machine a pass may take far longer than in the warm-up."""
 MOST_PASSES = 32
@@ -53,7 +52,7 @@ def time_rounds(
     """Time every workload once per round; the order within a round is drawn from ``seed``.
 
     A visit of a workload is one untimed pass, so that its weights are in the processor's caches, and as many timed ones
-    as take about ``VISIT_NS``, each timed by itself; a slower workload makes a single pass. Before the first round each
+    as take about ``VISIT_NS``, each timed by itself, until ``LONGEST_VISIT_NS``; a slower workload makes one pass. Before the first round each
     workload makes ``WARM_UP_PASSES``. A workload that has taken ``max_seconds`` is left out of further rounds, but not
     of the first ``LEAST_ROUNDS``. Torch's number of threads is that of the workload during its passes, and restored
     afterwards. Garbage is not collected meanwhile.
@@ -91,8 +90,10 @@ def time_rounds(
 def _warm_up(workload: Workload, run: Pass) -> int:
     """Make the first passes of a workload, and return how many it makes in each round."""
     torch.set_num_threads(workload.threads)
-    took = [_timed(run)[0] for _ in range(WARM_UP_PASSES)]
-    return max(1, min(MOST_PASSES, math.floor(VISIT_NS / max(1, min(took)))))
+    took = [_timed(run) for _ in range(WARM_UP_PASSES)]
+    # On a busy machine, wall times say little about the work of a pass.
+    shortest = min(used if workload.device == "cpu" else taken for taken, used in took)
+    return max(1, min(MOST_PASSES, VISIT_NS // max(1, shortest)))
 
 
 def _visit(workload: Workload, run: Pass, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -36,7 +36,7 @@ def test_each_round_visits_every_workload_once_in_a_seeded_order() -> None:
         calls: list[int] = []
 
         def record(number: int) -> Callable[[], None]:
-            return lambda: (calls.append(number), time.sleep(0.011))[1]  # too slow for more than one pass
+            return lambda: (calls.append(number), _spin(0.011))[1]  # too slow for more than one pass
 
         passes = {workload: record(number) for number, workload in enumerate(workloads)}
         found = time_rounds(passes, rounds=6, seed=seed)
@@ -57,7 +57,7 @@ def test_fast_workloads_make_several_passes_per_visit_after_one_that_is_not_time
     def run(workload: Workload, seconds: float) -> Callable[[], None]:
         def once() -> None:
             calls[workload] += 1
-            time.sleep(seconds)
+            _spin(seconds)
 
         return once
 
@@ -77,8 +77,7 @@ def test_a_visit_ends_where_passes_become_slow() -> None:
 
 def test_a_slow_workload_is_bounded_and_the_others_go_on() -> None:
     slow, fast = _workloads(2)
-    passes = {slow: lambda: time.sleep(0.1), fast: lambda: time.sleep(0.011)}
-    found = time_rounds(passes, rounds=12, max_seconds=0.45).timings
+    found = time_rounds({slow: lambda: _spin(0.15), fast: lambda: _spin(0.011)}, rounds=12, max_seconds=0.7).timings
     assert (found[slow].rounds, found[fast].rounds) == (LEAST_ROUNDS, 12)
 
 
@@ -98,7 +97,7 @@ def test_threads_are_those_of_the_workload_and_restored() -> None:
     seen: list[int] = []
     before = torch.get_num_threads()
     workloads = [Workload(network=NETWORK, threads=threads) for threads in (1, 2)]
-    passes = {each: lambda: (seen.append(torch.get_num_threads()), time.sleep(0.011))[1] for each in workloads}
+    passes = {each: lambda: (seen.append(torch.get_num_threads()), _spin(0.011))[1] for each in workloads}
     time_rounds(passes, rounds=3)
     assert seen[:6] == [1, 1, 1, 2, 2, 2]
     assert sorted(seen[6:]) == [1, 1, 1, 2, 2, 2]
