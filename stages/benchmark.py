@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from kdpipe import models, report
 from kdpipe.benchmark.comparison import compare
 from kdpipe.benchmark.latency import Latency, latency, machine
+from kdpipe.benchmark.quality import Quality, Samples
 from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
@@ -35,11 +37,11 @@ from kdpipe.models.digests import refuse_damaged
 from kdpipe.pairing.join import join
 from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
+from kdpipe.stages.quality import Examiner
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store.reader import LogitStore, open_store
-from kdpipe.training.evaluation import predict
 from kdpipe.training.records import FinishedRecord
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
@@ -63,9 +65,10 @@ def _run(params: Benchmark) -> None:
     attack = _attack(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test)
+    examine = Examiner(params, test, teacher, device)
     with _threads(params.measurement.threads):
         students = [
-            _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device)
+            _student(path, runs[path.name], examine, attack=attack, params=params, device=device)
             for path in params.measurement.run
         ]
     teaching = None if test is None else _teacher_result(stores, teacher, test)
@@ -82,6 +85,7 @@ def _run(params: Benchmark) -> None:
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
+        test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
@@ -108,7 +112,9 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None
     for run in runs:
         record, _ = run.record(FinishedRecord), run.metrics()
         run.history()
-        refuse_damaged(run.weights)
+        for weights in (run.weights, run.best_weights):
+            if weights == run.weights or weights.exists():
+                refuse_damaged(weights)
         if test is None:
             continue
         if tuple(record["classes"]) != test.classes:
@@ -223,9 +229,8 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
 def _student(
     path: Path,
     runs: list[RunDirectory],
-    test: Dataset | None,
+    examine: Examiner,
     *,
-    teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
@@ -233,7 +238,7 @@ def _student(
     """Measure a single run, or the runs of several seeds in the directory ``path``, of which the first is timed."""
     names = [run.path.relative_to(path.parent).as_posix() for run in runs]
     measured = [
-        _measure(name, run, test, teacher=teacher, attack=attack, params=params, device=device, timed=run is runs[0])
+        _measure(name, run, examine, attack=attack, params=params, device=device, timed=run is runs[0])
         for name, run in zip(names, runs, strict=True)
     ]
     return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
@@ -242,22 +247,19 @@ def _student(
 def _measure(
     name: str,
     directory: RunDirectory,
-    test: Dataset | None,
+    examine: Examiner,
     *,
-    teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
     timed: bool,
 ) -> StudentResult:
     record = directory.record(FinishedRecord)
-    model = _load(directory, record, trust_code=params.code.trust_code)
+    load = partial(_load, directory, record, trust_code=params.code.trust_code)
+    model = load(directory.weights)
     module = model.module.to(device)
-    if test is None:
-        figures = measure(np.empty((0, len(record["classes"])), dtype=np.float32), np.empty(0, dtype=np.int64))
-    else:
-        logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
-        figures = measure(logits, test.labels, teacher)
+    examined = examine(model, directory, load=load)
+    figures = examined.figures
     if attack is not None:
         figures["adversarial_top1"] = attack.top1(module, model.preset, device)
     parameters: dict[str, Any] = record["parameters"]
@@ -270,6 +272,7 @@ def _measure(
         seed=parameters["seed"],
         budget=_budget(record),
         figures=figures,
+        quality=examined.quality,
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
         latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},
@@ -284,7 +287,7 @@ def _latencies(name: str, model: Model, device: torch.device, *, repeats: int) -
     }
 
 
-def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) -> Model:
+def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, trust_code: bool) -> Model:
     models.refuse_code(record["model"], origin=directory.path, trust_code=trust_code)
     if models.runs_code(record["model"]):
         say(f"{directory.path} is made by {record['model']}, whose code is run (--trust-code).")
@@ -292,7 +295,7 @@ def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) 
     return models.load(
         record["model"],
         num_classes=len(record["classes"]),
-        weights=directory.weights,
+        weights=weights,
         mean=preset.mean,
         std=preset.std,
         size=preset.size,
@@ -307,7 +310,7 @@ def _teacher_result(
         return None
     names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
     name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
-    return TeacherResult(name=name, figures=measure(logits, test.labels))
+    return TeacherResult(name=name, figures=measure(logits, test.labels), quality=Quality(logits, test.labels))
 
 
 @contextmanager

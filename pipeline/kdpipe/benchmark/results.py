@@ -9,9 +9,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
+
 from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.quality import BESIDE, CorruptionIdentity, Quality, Samples
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
+from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
 
 Distill = Literal["cache", "live", "none"]
 
@@ -94,7 +98,8 @@ class StudentResult:
     seed: int | None
     """None for several seeds."""
     figures: Mapping[str, float | None]
-    """Results of ``metrics.measure()``, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
+    """Results of ``metrics.measure()``, and ``adversarial_top1``, ``gap_recovered`` and those of ``quality.BESIDE``
+    where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
@@ -107,6 +112,10 @@ class StudentResult:
     """Whether no other student is both as accurate and as fast, and better in one; filled by ``compare()``."""
     budget: Budget = field(default_factory=Budget)
     """Its training, which baselines share."""
+    quality: Quality | None = None
+    """The predictions on the test samples; of several seeds those of the first, the run to ship."""
+    corrupted: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Top-1 under each kind of corruption, at the strengths 1 to 5."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
 
@@ -137,6 +146,25 @@ class StudentResult:
         Selecting the run that is best on the test set would bias its accuracy.
         """
         return self.runs[0].path
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether each run predicts each labeled test sample right, bool ``(runs, labeled)``; None if not measured."""
+        found = [run.quality.correct for run in self.runs if run.quality is not None]
+        return np.stack(found) if len(found) == len(self.runs) and len(found[0]) else None
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        value, right = self.figures.get(figure), self.correct
+        return None if value is None or right is None else accuracy_interval(value, right.shape[1])
+
+    def minus(self, other: StudentResult | TeacherResult) -> PairedDifference | None:
+        """Return the difference of the top-1 accuracies on the same samples, with its test and its interval.
+
+        None if one of the two has no predictions or no sample has a label.
+        """
+        first, second = self.correct, other.correct
+        return None if first is None or second is None else paired(first, second)
 
     def std(self, figure: str) -> float | None:
         """Return the sample standard deviation, with ``n - 1``, of a figure over the seeds.
@@ -170,8 +198,15 @@ def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> Stu
         path=path,
         seed=first.seed if len(seed_runs) == 1 else None,
         figures={figure: mean(figure) for figure in first.figures},
+        corrupted={kind: _mean_top1([run.corrupted[kind] for run in seed_runs]) for kind in first.corrupted},
         seed_runs=tuple(seed_runs),
     )
+
+
+def _mean_top1(runs: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    """Return the mean of the runs at each strength; None where one has no accuracy."""
+    known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
+    return tuple(fmean(values) if len(values) == len(runs) else None for values in known)
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -189,6 +224,13 @@ class TeacherResult:
     name: str
     figures: Mapping[str, float | None]
     """Results of ``metrics.measure()``."""
+    quality: Quality | None = None
+    """Its logits for the test samples, from the stores."""
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether it predicts each labeled test sample right, bool ``(labeled,)``; None if not measured."""
+        return self.quality.correct if self.quality is not None and self.quality.labeled else None
 
     @property
     def top1(self) -> float | None:
@@ -237,6 +279,9 @@ class BenchmarkResult:
     stores: tuple[StoreIdentity, ...] = ()
     """The stores whose mean is the teacher; empty for students without one."""
     attack: AttackIdentity | None = None
+    test: Samples | None = None
+    """The test samples; None without a test split."""
+    corruptions: CorruptionIdentity | None = None
 
     def __post_init__(self) -> None:
         """Refuse results that cannot be told apart by name."""
@@ -252,4 +297,11 @@ class BenchmarkResult:
         """The figures of the students, in the order of their columns."""
         first, *others = (metric.figure for metric in METRICS.values())
         attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
-        return (first, *attacked, *others, GAP_RECOVERED)
+        beside = [each for each in BESIDE if any(each.name in student.figures for student in self.students)]
+        return (first, *attacked, *others, *beside, GAP_RECOVERED)
+
+    @property
+    def best(self) -> StudentResult | None:
+        """The student with the highest top-1; of equal ones the first. None if no student has one."""
+        rated = [student for student in self.students if student.top1 is not None]
+        return max(rated, key=lambda student: student.top1 or 0.0, default=None)

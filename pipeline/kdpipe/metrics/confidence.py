@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,8 @@ class Bin:
     """Fraction of its samples that are predicted right; None without any."""
 
 
-class RiskCoverage(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class RiskCoverage:
     """The error rate of the most confident fraction of the samples, for every fraction."""
 
     coverage: Numbers
