@@ -13,7 +13,10 @@ from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.training.holding import locked
 
-FILES = ("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt")
+FILES = (
+    *("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt"),
+    *("predictions.npz", "quality.json"),
+)
 
 
 @contextmanager

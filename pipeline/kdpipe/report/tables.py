@@ -18,6 +18,7 @@ from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import GAP_RECOVERED, AttackIdentity, BenchmarkResult, StudentResult
 from kdpipe.metrics import Figure
 from kdpipe.printable import cell
+from kdpipe.report.quality import absent_classes, comparison_values
 
 UNDEFINED = "n/a"
 
@@ -34,7 +35,12 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "recommended": chosen.name,
         "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
-        "students": {student.name: _student_metrics(student, result.figures) for student in result.students},
+        "students": {
+            student.name: _student_metrics(student, result.figures) | comparison_values(student, result)
+            for student in result.students
+        },
+        "best": result.best and result.best.name,
+        "classes_without_test_samples": absent_classes(result),
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
