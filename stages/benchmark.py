@@ -28,7 +28,7 @@ from kdpipe.benchmark.results import (
     average,
     mean_history,
 )
-from kdpipe.dataset import Dataset, balanced_indices
+from kdpipe.dataset import Dataset
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import accuracy, measure
@@ -37,7 +37,7 @@ from kdpipe.models.digests import refuse_damaged
 from kdpipe.pairing.join import join
 from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
-from kdpipe.stages.quality import Examiner
+from kdpipe.stages.quality import Examiner, labeled_subset
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -85,6 +85,7 @@ def _run(params: Benchmark) -> None:
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
+        corruptions=examine.corruptions,
         test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
@@ -165,13 +166,12 @@ def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
     """
     if params.measurement.adversarial is None:
         return None
-    rows = np.empty(0, dtype=np.int64) if test is None else np.flatnonzero(test.labels >= 0)
-    if test is None or not len(rows):
+    chosen = labeled_subset(test, params.measurement.adversarial_samples)
+    if chosen is None:
         raise DatasetError(
             f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
         )
-    chosen = balanced_indices(test.sample_ids[rows], test.labels[rows], limit=params.measurement.adversarial_samples)
-    return _Attack(params.measurement.adversarial, test.subset(rows[chosen]))
+    return _Attack(params.measurement.adversarial, chosen)
 
 
 def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
@@ -273,6 +273,7 @@ def _measure(
         budget=_budget(record),
         figures=figures,
         quality=examined.quality,
+        corrupted=examined.corrupted,
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
         latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},

@@ -182,7 +182,7 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks or tasks."
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -148,6 +148,12 @@ def _attacks() -> list[Row]:
     return _registered(ATTACKS)
 
 
+def _corruptions() -> list[Row]:
+    from kdpipe.views.corruptions import CORRUPTIONS
+
+    return _registered(CORRUPTIONS)
+
+
 def _tasks() -> list[Row]:
     from kdpipe.distil.rotation import AUXILIARY_TASKS
 
@@ -170,6 +176,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "metrics": _metrics,
     "curves": _curves,
     "attacks": _attacks,
+    "corruptions": _corruptions,
     "tasks": _tasks,
 }
 """Returns the rows of each list, by its name."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import dataset
+from kdpipe.benchmark.corrupted import CorruptedTop1, CorruptionIdentity, corrupted_top1
 from kdpipe.benchmark.quality import BEST_TOP1, Quality, Scaling, scaling
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
@@ -35,6 +36,8 @@ class Examined:
     figures: dict[str, float | None]
     quality: Quality | None
     """None without a test split."""
+    corrupted: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Top-1 by corruption; see ``StudentResult``."""
 
 
 @dataclass
@@ -46,7 +49,34 @@ class Examiner:
     teacher: Float32 | None
     """The teacher's logits of the test samples, ``(n, classes)``."""
     device: torch.device
+    to_corrupt: Dataset | None = field(init=False)
+    """The labeled test samples that are corrupted; None without ``--corruptions``."""
     _held_out: dict[tuple[Any, ...], Dataset | None] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        """Choose the samples to corrupt.
+
+        Raises:
+            DatasetError: no test sample has a label.
+        """
+        wanted = self.params.measurement
+        self.to_corrupt = None
+        if wanted.corruptions is not None:
+            chosen = labeled_subset(self.test, wanted.corruption_samples)
+            if chosen is None:
+                raise DatasetError(
+                    f"no test sample of {self.params.dataset.data} has a label, so a loss of accuracy cannot be "
+                    "measured: leave corruptions out."
+                )
+            self.to_corrupt = chosen
+
+    @property
+    def corruptions(self) -> CorruptionIdentity | None:
+        """The corruptions that are measured."""
+        wanted = self.params.measurement.corruptions
+        if wanted is None or self.to_corrupt is None:
+            return None
+        return CorruptionIdentity(wanted.kinds, len(self.to_corrupt))
 
     def __call__(self, model: Model, run: RunDirectory, *, load: Callable[[Path], Model]) -> Examined:
         """Measure the network of a run, which is on the device; ``load`` loads other weights of the run."""
@@ -62,7 +92,17 @@ class Examiner:
             best = load(run.best_weights)
             best.module.to(self.device)
             figures[BEST_TOP1.name] = accuracy(self._logits(best, self.test), labels).top1
-        return Examined(figures, quality)
+        found = self._corrupted(model)
+        if found is None:
+            return Examined(figures, quality)
+        return Examined({**figures, **found.figures}, quality, found.by_kind)
+
+    def _corrupted(self, model: Model) -> CorruptedTop1 | None:
+        wanted = self.params.measurement.corruptions
+        if wanted is None or self.to_corrupt is None:
+            return None
+        renderer = plain(self.to_corrupt, model, self.device)
+        return corrupted_top1(model.module, renderer, preset=model.preset, corruptions=wanted, progress=progress)
 
     def _logits(self, model: Model, samples: Dataset) -> Float32:
         return predict(model.module, plain(samples, model, self.device), preset=model.preset, progress=progress)
@@ -88,6 +128,14 @@ class Examiner:
         if found is None or found.fingerprint != (record["lineage"].get("dataset") or {}).get("validation"):
             return f"the samples that the run held out are not among those of {given}"
         return found
+
+
+def labeled_subset(test: Dataset | None, limit: int | None) -> Dataset | None:
+    """Return the labeled samples of the test split, or a class-balanced subset of them; None if there are none."""
+    rows = np.empty(0, dtype=np.int64) if test is None else np.flatnonzero(test.labels >= 0)
+    if test is None or not len(rows):
+        return None
+    return test.subset(rows[dataset.balanced_indices(test.sample_ids[rows], test.labels[rows], limit=limit)])
 
 
 def plain(samples: Dataset, model: Model, device: torch.device) -> Renderer:

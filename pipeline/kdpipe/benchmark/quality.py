@@ -47,20 +47,7 @@ CALIBRATED_ECE = Figure(
 TEMPERATURE = Figure(
     "temperature", "Temperature", "The temperature of the calibrated ECE; above 1 the logits are overconfident."
 )
-CORRUPTED_TOP1 = Figure(
-    "corrupted_top1",
-    "Corrupted top-1",
-    "Top-1 on corrupted images: the mean over all kinds of corruption and the strengths 1 to 5.",
-    "%",
-    "corrupt %",
-)
-CORRUPTION_DROP = Figure(
-    "corruption_drop",
-    "Corruption drop",
-    "Top-1 on the same images without corruption, minus the corrupted top-1.",
-    "%",
-)
-BESIDE = (BEST_TOP1, CALIBRATED_ECE, TEMPERATURE, CORRUPTED_TOP1, CORRUPTION_DROP)
+BESIDE = (BEST_TOP1, CALIBRATED_ECE, TEMPERATURE)
 """Figures that only some benchmarks have, in the order of their columns."""
 
 
@@ -153,12 +140,3 @@ def scaling(logits: Logits, labels: Labels) -> Scaling:
         return Scaling(None, "no validation sample has a label")
     fitted = fit_temperature(logits, labels)
     return Scaling(fitted, None if fitted else "the cross-entropy of the validation samples is infinite")
-
-
-@dataclass(frozen=True)
-class CorruptionIdentity:
-    """The corruptions that the students were measured under."""
-
-    kinds: tuple[str, ...]
-    samples: int
-    """Number of test samples that were corrupted."""

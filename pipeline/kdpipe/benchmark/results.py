@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from kdpipe.benchmark.corrupted import CorruptionIdentity
 from kdpipe.benchmark.latency import Latency
-from kdpipe.benchmark.quality import BESIDE, CorruptionIdentity, Quality, Samples
+from kdpipe.benchmark.quality import BESIDE, Quality, Samples
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
 from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
@@ -99,7 +100,7 @@ class StudentResult:
     """None for several seeds."""
     figures: Mapping[str, float | None]
     """Results of ``metrics.measure()``, and ``adversarial_top1``, ``gap_recovered`` and those of ``quality.BESIDE``
-    where they were computed."""
+    and of ``corrupted`` where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
@@ -298,7 +299,8 @@ class BenchmarkResult:
         first, *others = (metric.figure for metric in METRICS.values())
         attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
         beside = [each for each in BESIDE if any(each.name in student.figures for student in self.students)]
-        return (first, *attacked, *others, *beside, GAP_RECOVERED)
+        corrupted = () if self.corruptions is None else self.corruptions.figures
+        return (first, *attacked, *others, *beside, *corrupted, GAP_RECOVERED)
 
     @property
     def best(self) -> StudentResult | None:

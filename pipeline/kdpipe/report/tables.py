@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
+        **({} if result.corruptions is None else {"corruptions": asdict(result.corruptions)}),
         "stores": [{"path": store.path, "digest": store.digest, "weight": store.weight} for store in result.stores],
         "machine": dict(result.machine),
     }
