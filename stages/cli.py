@@ -37,6 +37,7 @@ EXAMPLES = {
     "--teacher-name 'our ViT-B' --out logits.zarr",
     "train-student": "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd",
     "benchmark": "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
+    "export": "kdpipe export runs/resnet8-kd --to onnx,pt2 --quantize int8 --out exported/resnet8-kd",
 }
 """An example of each stage, by the name of its command."""
 
@@ -44,6 +45,7 @@ _SETTINGS = {
     **dict.fromkeys(("train-teacher", "train-student"), "training"),
     **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
     "benchmark": "benchmark",
+    "export": "export",
 }
 """The module of each command's settings."""
 
@@ -64,7 +66,7 @@ def _run_stage(command: str, arguments: Sequence[str]) -> None:
 
     section = command.replace("-", "_")
     stage = settings_of(command)
-    given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_args(arguments))
+    given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_intermixed_args(arguments))
     file = given.pop("params", None)
     params = resolve(stage, section=section, file=file, flags=given)
     importlib.import_module(f"kdpipe.stages.{section}").run(params)
@@ -98,6 +100,12 @@ def train_student(context: typer.Context) -> None:
 def benchmark(context: typer.Context) -> None:
     """Compare trained students: accuracy, agreement with the teacher, size and latency."""
     _run_stage("benchmark", context.args)
+
+
+@app.command("export", context_settings=_AS_THEY_COME, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Write a trained student as files for other runtimes, and test them."""
+    _run_stage("export", context.args)
 
 
 @app.command("inspect")
@@ -182,7 +190,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks."
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks, "
+            "engines or formats."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -69,7 +69,7 @@ def project(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _set(folder, "train_teacher", epochs=1, model="resnet8", **limits)
     _set(folder, "cache_teacher", views=1, min_top1=None, **limits)
     _set(folder, "train_student", seeds="0", labels_per_class=2, **limits)
-    _set(folder, "benchmark", latency_repeats=5, limit_test=40)
+    _set(folder, "benchmark", rounds=5, cold_starts=False, limit_test=40)
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("epochs: 116", "epochs: 1").replace("epochs: 8", "epochs: 1"))
     assert _ran(_run(folder, "dvc", "repro")) == {"train-teacher", "cache-teacher", "benchmark"} | STUDENTS

@@ -1,0 +1,79 @@
+"""A network with its normalization inside, and the packages that write it in other formats."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdpipe.errors import ModelError
+from kdpipe.models import Preset
+from kdpipe.printable import printable
+
+
+class Wrapped(nn.Module):
+    """A copy of a network behind the normalization of its preset, in evaluation mode on the CPU."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, module: nn.Module, preset: Preset) -> None:
+        """Copy ``module``, which is left as it is."""
+        super().__init__()
+        self.module = copy.deepcopy(module).to("cpu")
+        self.size = preset.size
+        self.register_buffer("mean", torch.tensor(preset.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preset.std).view(1, 3, 1, 1))
+        self.eval()
+        self.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map uint8 images ``(n, 3, S, S)`` to float32 logits ``(n, classes)``."""
+        scaled = images.to(torch.float32) / 255
+        logits: torch.Tensor = self.module((scaled - self.mean) / self.std)
+        return logits.to(torch.float32)
+
+    def example(self) -> torch.Tensor:
+        """Return two blank images, to trace with: of a single one, the batch would be taken for a constant."""
+        return torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
+
+
+def required(module: str, *, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        ModelError: it is not installed; the message names the extra of kdpipe that has it.
+    """
+    try:
+        with quiet():
+            return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ModelError(f"this needs {package}, which is not installed: pip install 'kdpipe[{extra}]'") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep an exporter from logging and warning about its own affairs in the block."""
+    before = logging.root.manager.disable
+    try:
+        logging.disable(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an exporter's error, or of what caused it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
