@@ -66,13 +66,13 @@ def _run(params: Benchmark) -> None:
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test)
     timer = Timer(params, test, device=device)
-    network = _time_teacher(timer, params, test)
-    examine = Examiner(params, test, teacher, device)
+    model, network = _add_teacher(timer, params, test)
+    examine = Examiner(params, test, teacher, device, model)
     students = [
         _student(path, runs[path.name], examine, attack=attack, params=params, device=device, timer=timer)
         for path in params.measurement.run
     ]
-    teaching = None if test is None else _teacher_result(stores, teacher, test)
+    teaching = None if test is None else _teacher_result(stores, examine.teacher, test, params.measurement.teacher)
     measured = timer.measure()
     students = [student.with_timings(measured.timings, measured.costs) for student in students]
     if network is not None:
@@ -92,6 +92,7 @@ def _run(params: Benchmark) -> None:
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
         corruptions=examine.corruptions,
+        cams=examine.explanations,
         test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
         load=measured.load,
         timing_notes=(*measured.notes, *measured.warnings),
@@ -267,7 +268,7 @@ def _measure(
     load = partial(_load, directory, record, trust_code=params.code.trust_code)
     model = load(directory.weights)
     module = model.module.to(device)
-    examined = examine(model, directory, load=load)
+    examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
     if attack is not None:
         figures["adversarial_top1"] = attack.top1(module, model.preset, device)
@@ -289,11 +290,11 @@ def _measure(
     )
 
 
-def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Network | None:
-    """Load the teacher of ``--teacher``, have it timed, and return its network."""
+def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple[Model | None, Network | None]:
+    """Load the teacher of ``--teacher`` and have it timed; return it with its network, or two None without one."""
     asked = params.measurement
     if asked.teacher is None:
-        return None
+        return None, None
     data = test if test is not None else load_split(params.dataset, "train")
     model = load_teacher(
         asked.teacher,
@@ -303,7 +304,7 @@ def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Netw
         trust_code=params.code.trust_code,
         quiet=True,
     )
-    return timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
+    return model, timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
 
 
 def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, trust_code: bool) -> Model:
@@ -323,10 +324,12 @@ def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, tru
 
 
 def _teacher_result(
-    stores: list[tuple[LogitStore, float]], logits: npt.NDArray[np.float32] | None, test: Dataset
+    stores: list[tuple[LogitStore, float]], logits: npt.NDArray[np.float32] | None, test: Dataset, teacher: str | None
 ) -> TeacherResult | None:
+    """Return the figures of the stores' teacher, or without stores those of ``--teacher``."""
     if logits is None:
         return None
     names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
+    names = names or [(1.0, teacher or "")]
     name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
     return TeacherResult(name=name, figures=measure(logits, test.labels), quality=Quality(logits, test.labels))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import dataset
+from kdpipe.benchmark.cam import CAM_OVERLAP, Explained, Explanations, explain, in_frame, overlap
 from kdpipe.benchmark.corrupted import CorruptedTop1, CorruptionIdentity, corrupted_top1
 from kdpipe.benchmark.quality import BEST_TOP1, Quality, Scaling, scaling
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import DatasetError, MissingSplitError
+from kdpipe.errors import DatasetError, MissingSplitError, ModelError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model
-from kdpipe.stages.console import progress
+from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.training.evaluation import predict
@@ -47,28 +48,73 @@ class Examiner:
     params: Benchmark
     test: Dataset | None
     teacher: Float32 | None
-    """The teacher's logits of the test samples, ``(n, classes)``."""
+    """The teacher's logits of the test samples, ``(n, classes)``; without them those of ``network``."""
     device: torch.device
-    to_corrupt: Dataset | None = field(init=False)
+    network: Model | None = None
+    """The teacher's network, where its weights are at hand."""
+    to_corrupt: Dataset | None = field(default=None, init=False)
     """The labeled test samples that are corrupted; None without ``--corruptions``."""
+    explained: dict[str, Explained] = field(default_factory=dict, init=False)
+    """Grad-CAM of each run by its name, over the teacher's view."""
+    _to_explain: Dataset | None = field(default=None, init=False)
+    _example: Explained | None = field(default=None, init=False)
     _held_out: dict[tuple[Any, ...], Dataset | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        """Choose the samples to corrupt.
+        """Choose the samples to corrupt and to explain, and measure the teacher's network.
 
         Raises:
-            DatasetError: no test sample has a label.
+            DatasetError: no test sample has a label to lose, or there is no test image to explain.
+            ModelError: the teacher has no layer that Grad-CAM can explain.
         """
         wanted = self.params.measurement
-        self.to_corrupt = None
         if wanted.corruptions is not None:
-            chosen = labeled_subset(self.test, wanted.corruption_samples)
-            if chosen is None:
+            self.to_corrupt = labeled_subset(self.test, wanted.corruption_samples)
+            if self.to_corrupt is None:
                 raise DatasetError(
                     f"no test sample of {self.params.dataset.data} has a label, so a loss of accuracy cannot be "
                     "measured: leave corruptions out."
                 )
-            self.to_corrupt = chosen
+        if self.network is None:
+            return
+        self.network.module.to(self.device)
+        if wanted.cam is not None:
+            self._explain_teacher(self.network, wanted.cam)
+        if self.teacher is None and self.test is not None:
+            self.teacher = self._logits(self.network, self.test)
+
+    def _explain_teacher(self, network: Model, count: int) -> None:
+        if self.test is None:
+            raise DatasetError(f"{self.params.dataset.data} has no test images to explain: leave cam out.")
+        self._to_explain = self.test.subset(
+            dataset.balanced_indices(self.test.sample_ids, self.test.labels, limit=count)
+        )
+        self._example = explain(network, plain(self._to_explain, network, self.device))
+        if self._example is None:
+            raise ModelError(
+                f"{self.params.measurement.teacher} has no layer whose output has channels and positions, which "
+                "Grad-CAM needs: leave cam out."
+            )
+
+    @property
+    def explanations(self) -> Explanations | None:
+        """Grad-CAM of the teacher and of all runs; None without ``--cam``."""
+        if self._to_explain is None or self._example is None or self.network is None:
+            return None
+        images = plain(self._to_explain, self.network, self.device)(range(len(self._to_explain)), 0)
+        return Explanations(images.cpu().numpy(), self._to_explain.labels, self._example, self.explained)
+
+    def _cam_overlap(self, model: Model, name: str) -> float | None:
+        """Explain a run, and return the overlap of its maps with the teacher's."""
+        if self._to_explain is None or self._example is None or self.network is None:
+            return None
+        found = explain(model, plain(self._to_explain, model, self.device), self._example.predicted)
+        if found is None:
+            say(f"{name} has no layer whose output has channels and positions: no Grad-CAM of it.")
+            return None
+        own, frame = Geometry.of(model.preset), Geometry.of(self.network.preset)
+        self.explained[name] = replace(found, maps=in_frame(found.maps, own, frame))
+        return overlap(in_frame(found.maps, own, frame), in_frame(self._example.maps, frame, own))
 
     @property
     def corruptions(self) -> CorruptionIdentity | None:
@@ -78,7 +124,7 @@ class Examiner:
             return None
         return CorruptionIdentity(wanted.kinds, len(self.to_corrupt))
 
-    def __call__(self, model: Model, run: RunDirectory, *, load: Callable[[Path], Model]) -> Examined:
+    def __call__(self, model: Model, run: RunDirectory, *, name: str, load: Callable[[Path], Model]) -> Examined:
         """Measure the network of a run, which is on the device; ``load`` loads other weights of the run."""
         record = run.record()
         if self.test is None:
@@ -92,6 +138,8 @@ class Examiner:
             best = load(run.best_weights)
             best.module.to(self.device)
             figures[BEST_TOP1.name] = accuracy(self._logits(best, self.test), labels).top1
+        if self._example is not None:
+            figures[CAM_OVERLAP.name] = self._cam_overlap(model, name)
         found = self._corrupted(model)
         if found is None:
             return Examined(figures, quality)

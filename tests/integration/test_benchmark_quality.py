@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from kdpipe import dataset, models
+from kdpipe.benchmark.cam import explain, overlap
 from kdpipe.models import Model
 from kdpipe.views import Geometry, Renderer
 from kdpipe.views.corruptions import corrupt
@@ -24,7 +26,10 @@ from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 
 Kdpipe = Callable[..., Outcome]
 
-COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--device", "cpu", "--rounds", 5, "--batch-sizes", 1)
+COMPARE = (
+    *("benchmark", "--data", "digits", "--limit-test", 60, "--device", "cpu"),
+    *("--rounds", 2, "--batch-sizes", 1, "--no-cold-starts"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +159,37 @@ def test_held_out_samples_of_other_data_are_not_calibrated_on(runs: Path, kdpipe
     assert "best_top1" not in found
 
 
+def test_a_teacher_at_hand_is_compared_with_and_explained(
+    runs: Path, built: Built, kdpipe: Kdpipe, tmp_path: Path
+) -> None:
+    out, teacher = tmp_path / "reports", ("--teacher", "resnet8", "--weights", built.weights)
+    run = shutil.copytree(runs / "labels", tmp_path / "labels")
+    assert kdpipe(*COMPARE, "--run", run, *teacher, "--cam", 4, "--out", out).code == 0
+    metrics = _read(out / "metrics.json")
+    test = dataset.load("digits", "test", 60)
+    student, big = _model(run / "model.safetensors"), _model(built.weights)
+    predicted = [_logits(model, _images(model, test)).argmax(axis=1) for model in (student, big)]
+    found = metrics["students"]["labels"]
+    assert metrics["teacher"]["name"] == "resnet8"
+    assert found["agreement"] == pytest.approx((predicted[0] == predicted[1]).mean())
+    shown = test.subset(dataset.balanced_indices(test.sample_ids, test.labels, limit=4))
+    example = explain(big, Renderer(shown, "none", seed=0, geometry=Geometry.of(big.preset)))
+    own = explain(student, Renderer(shown, "none", seed=0, geometry=Geometry.of(student.preset)), example.predicted)
+    assert found["cam_overlap"] == pytest.approx(overlap(own.maps, example.maps))
+    assert 0 <= found["cam_overlap"] <= 1
+    with Image.open(out / "cams.png") as picture:
+        assert picture.width > 3 * 100
+        assert picture.height > 4 * 100
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--corruptions", "fog"), "unknown corruption 'fog'"),
         (("--corruptions", "blur+blur"), "blur twice"),
         (("--corruption-samples", 5), "corruption-samples needs corruptions"),
+        (("--cam", 3), "cam compares with a teacher's network: give --teacher"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from kdpipe.benchmark.budget import Budget
+from kdpipe.benchmark.cam import CAM_OVERLAP, Explanations
 from kdpipe.benchmark.corrupted import CorruptionIdentity
 from kdpipe.benchmark.quality import BESIDE, Quality, Samples
 from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload
@@ -313,6 +314,8 @@ class BenchmarkResult:
     test: Samples | None = None
     """The test samples; None without a test split."""
     corruptions: CorruptionIdentity | None = None
+    cams: Explanations | None = None
+    """Grad-CAM of the teacher and of the students; None where it was not asked for."""
     load: Load | None = None
     """The load of the machine during the timing; None if nothing was timed."""
     timing_notes: tuple[str, ...] = ()
@@ -347,7 +350,8 @@ class BenchmarkResult:
         attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
         beside = [each for each in BESIDE if any(each.name in student.figures for student in self.students)]
         corrupted = () if self.corruptions is None else self.corruptions.figures
-        return (first, *attacked, *others, *beside, *corrupted, GAP_RECOVERED)
+        explained = () if self.cams is None else (CAM_OVERLAP,)
+        return (first, *attacked, *others, *beside, *corrupted, *explained, GAP_RECOVERED)
 
     @property
     def best(self) -> StudentResult | None:

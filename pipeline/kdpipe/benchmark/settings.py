@@ -43,7 +43,7 @@ class BenchmarkSettings(Settings):
     cold_starts: bool = True
     """Also measure load time and peak memory, in a process for each network, engine and precision."""
     teacher: str | None = None
-    """Also time this teacher: a model name, run:DIR or file:PATH; kdpipe list models."""
+    """Also time this teacher, and without --store compare with its logits: a model name, run:DIR or file:PATH."""
     weights: str | None = None
     """The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."""
     mean: Channels | None = None
@@ -54,16 +54,25 @@ class BenchmarkSettings(Settings):
     """Also measure the accuracy under attack: pgd:EPSILON,STEPS, such as pgd:8/255,20."""
     adversarial_samples: Positive | None = None
     """Attack a fixed class-balanced subset of N test samples (default: all that have a label)."""
-
     corruptions: CorruptionsSetting | None = None
     """Also measure the accuracy on corrupted images: all, or kinds such as noise+jpeg; kdpipe list corruptions."""
     corruption_samples: Positive | None = None
     """Corrupt a fixed class-balanced subset of N test samples (default: all that have a label)."""
+    cam: Positive | None = None
+    """Compare Grad-CAM of each student and of --teacher on N class-balanced test images."""
 
     @model_validator(mode="after")
     def _corrupts_what_it_limits(self) -> Self:
         if self.corruption_samples is not None and self.corruptions is None:
             raise ValueError("corruption-samples needs corruptions, such as all")
+        return self
+
+    @model_validator(mode="after")
+    def _explains_beside_a_teacher(self) -> Self:
+        if self.cam is not None and self.teacher is None:
+            raise ValueError(
+                "cam compares with a teacher's network: give --teacher, and --weights unless it has its own"
+            )
         return self
 
     @model_validator(mode="after")

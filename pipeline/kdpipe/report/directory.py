@@ -10,7 +10,7 @@ from kdpipe import directories
 
 FILES = (
     *("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"),
-    *("predictions.npz", "quality.json"),
+    *("predictions.npz", "quality.json", "cams.png"),
 )
 
 _REPORT = directories.Kind("report", FILES)
