@@ -92,7 +92,7 @@ def _run(params: Benchmark) -> None:
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
         corruptions=examine.corruptions,
-        cams=examine.explanations,
+        cams=examine.explanations(students),
         test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
         load=measured.load,
         timing_notes=(*measured.notes, *measured.warnings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kdpipe import dataset
 from kdpipe.benchmark.cam import CAM_OVERLAP, Explained, Explanations, explain, in_frame, overlap
 from kdpipe.benchmark.corrupted import CorruptedTop1, CorruptionIdentity, corrupted_top1
 from kdpipe.benchmark.quality import BEST_TOP1, Quality, Scaling, scaling
+from kdpipe.benchmark.results import StudentResult
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import DatasetError, MissingSplitError, ModelError
@@ -54,8 +55,7 @@ class Examiner:
     """The teacher's network, where its weights are at hand."""
     to_corrupt: Dataset | None = field(default=None, init=False)
     """The labeled test samples that are corrupted; None without ``--corruptions``."""
-    explained: dict[str, Explained] = field(default_factory=dict, init=False)
-    """Grad-CAM of each run by its name, over the teacher's view."""
+    _explained: dict[str, Explained] = field(default_factory=dict, init=False)
     _to_explain: Dataset | None = field(default=None, init=False)
     _example: Explained | None = field(default=None, init=False)
     _held_out: dict[tuple[Any, ...], Dataset | None] = field(default_factory=dict, init=False)
@@ -96,13 +96,14 @@ class Examiner:
                 "Grad-CAM needs: leave cam out."
             )
 
-    @property
-    def explanations(self) -> Explanations | None:
-        """Grad-CAM of the teacher and of all runs; None without ``--cam``."""
+    def explanations(self, students: Sequence[StudentResult]) -> Explanations | None:
+        """Return Grad-CAM of the teacher and of the students; None without ``--cam``."""
         if self._to_explain is None or self._example is None or self.network is None:
             return None
         images = plain(self._to_explain, self.network, self.device)(range(len(self._to_explain)), 0)
-        return Explanations(images.cpu().numpy(), self._to_explain.labels, self._example, self.explained)
+        shipped = {student.name: student.runs[0].name for student in students}
+        explained = {name: self._explained[run] for name, run in shipped.items() if run in self._explained}
+        return Explanations(images.cpu().numpy(), self._to_explain.labels, self._example, explained)
 
     def _cam_overlap(self, model: Model, name: str) -> float | None:
         """Explain a run, and return the overlap of its maps with the teacher's."""
@@ -113,7 +114,7 @@ class Examiner:
             say(f"{name} has no layer whose output has channels and positions: no Grad-CAM of it.")
             return None
         own, frame = Geometry.of(model.preset), Geometry.of(self.network.preset)
-        self.explained[name] = replace(found, maps=in_frame(found.maps, own, frame))
+        self._explained[name] = replace(found, maps=in_frame(found.maps, own, frame))
         return overlap(in_frame(found.maps, own, frame), in_frame(self._example.maps, frame, own))
 
     @property

@@ -137,10 +137,9 @@ def fit_temperature(logits: Logits, labels: Labels) -> float | None:
         slope, curvature = _slope(kept, wanted, inverse)
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         stepped = inverse - slope / curvature if curvature > 0 else math.inf
-        moved = stepped if low < stepped < high else math.sqrt(low * high)
-        if abs(moved - inverse) <= 1e-12 * inverse:
+        if abs(stepped - inverse) <= 1e-9 * inverse:
             break
-        inverse = moved
+        inverse = stepped if low < stepped < high else math.sqrt(low * high)
     return 1 / inverse
 
 
