@@ -33,9 +33,8 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
-from kdpipe.models.digests import refuse_damaged
-from kdpipe.pairing.join import join
-from kdpipe.pairing.moved import remarks, with_store_ids
+from kdpipe.models.saved import refuse_damaged
+from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.quality import Examiner, labeled_subset
 from kdpipe.stages.seed_runs import seed_runs
@@ -44,6 +43,7 @@ from kdpipe.stages.sources import load_split
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.records import FinishedRecord
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
@@ -291,10 +291,13 @@ def _measure(
 
 
 def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple[Model | None, Network | None]:
-    """Load the teacher of ``--teacher`` and have it timed; return it with its network, or two None without one."""
+    """Load the teacher of ``--teacher`` and have it timed; return the model if it is trained, and its network."""
     asked = params.measurement
     if asked.teacher is None:
         return None, None
+    trained = asked.weights is not None or brings_weights(asked.teacher)
+    if not trained:
+        say(f"warning: no --weights; {asked.teacher} is randomly initialized, which its times do not depend on.")
     data = test if test is not None else load_split(params.dataset, "train")
     model = load_teacher(
         asked.teacher,
@@ -304,7 +307,8 @@ def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple
         trust_code=params.code.trust_code,
         quiet=True,
     )
-    return model, timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
+    network = timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
+    return (model if trained else None), network
 
 
 def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, trust_code: bool) -> Model:

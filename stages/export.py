@@ -19,7 +19,7 @@ from kdpipe.export import checks, formats, readme
 from kdpipe.export.checks import Figures, Tested
 from kdpipe.export.images import Pixels, calibration_images
 from kdpipe.models import Model
-from kdpipe.models.digests import digest_of
+from kdpipe.models.saved import digest_of
 from kdpipe.reading import MEGABYTE, read_bytes, read_json
 from kdpipe.stages.console import progress, say, show
 from kdpipe.stages.seed_runs import seed_runs

@@ -14,12 +14,11 @@ from kdpipe.benchmark.measuring import Grid, Measured, time_networks
 from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
+from kdpipe.export.images import calibration_images, plain_batches
 from kdpipe.models import Model, Preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
-from kdpipe.training.evaluation import plain_batches
-from kdpipe.views import Geometry, Renderer
 
 CHECKED = 128
 """Images on which engines are compared with eager."""
@@ -96,18 +95,9 @@ class Timer:
             shape = (CHECKED, 3, preset.size, preset.size)
             return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         count = min(CHECKED, len(self._test))
-        return _plain_images(self._test, np.linspace(0, len(self._test) - 1, count).astype(np.int64), preset)
+        rows = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
+        return np.concatenate(list(plain_batches(self._test.subset(rows), preset)))
 
     def _calibration(self, preset: Preset) -> npt.NDArray[np.uint8]:
         assert self._training is not None
-        count = min(self._params.measurement.calibration, len(self._training))
-        chosen = np.random.default_rng(0).choice(len(self._training), count, replace=False)
-        return _plain_images(self._training, np.sort(chosen), preset)
-
-
-def _plain_images(samples: Dataset, rows: npt.NDArray[np.int64], preset: Preset) -> npt.NDArray[np.uint8]:
-    """Return the plain view of some samples, uint8 ``(n, 3, S, S)``."""
-    renderer = Renderer(samples.subset(rows), "none", seed=0, geometry=Geometry.of(preset))
-    blocks = renderer.batches(plain_batches(renderer), view=0)
-    images: npt.NDArray[np.uint8] = torch.cat([block.cpu() for block in blocks]).numpy()
-    return images
+        return calibration_images(self._training, preset, count=self._params.measurement.calibration, seed=0)

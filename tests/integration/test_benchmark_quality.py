@@ -191,7 +191,8 @@ def test_a_teacher_at_hand_is_compared_with_and_explained(
         (("--corruptions", "fog"), "unknown corruption 'fog'"),
         (("--corruptions", "blur+blur"), "blur twice"),
         (("--corruption-samples", 5), "corruption-samples needs corruptions"),
-        (("--cam", 3), "cam compares with a teacher's network: give --teacher"),
+        (("--cam", 3), "cam compares with a trained teacher: give --teacher"),
+        (("--cam", 3, "--teacher", "resnet8"), "and --weights unless it has its own"),
     ],
 )
 def test_what_cannot_be_corrupted_is_refused(

@@ -43,7 +43,7 @@ class Grid:
             engine.check()
         kept, notes = [], []
         for name, engine in made:
-            if self.device not in engine.devices:
+            if self.device.partition(":")[0] not in engine.devices:
                 notes.append(f"{name} runs on {' and '.join(engine.devices)}, not on {self.device}, and is left out.")
                 continue
             for precision in self.precisions:

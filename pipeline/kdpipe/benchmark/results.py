@@ -338,6 +338,15 @@ class BenchmarkResult:
             found |= each.timings
         return found
 
+    def speed_ups(self, student: StudentResult) -> dict[int, float]:
+        """Return how many times as fast as the teacher a student is, by batch size: the ratio of their medians.
+
+        Empty where the teacher was not timed.
+        """
+        teacher = {} if self.teacher is None else self.teacher.latencies
+        own = student.latencies
+        return {batch: teacher[batch].p50_ms / own[batch].p50_ms for batch in own if batch in teacher}
+
     @property
     def rated(self) -> tuple[StudentResult | TeacherResult, ...]:
         """The students, and the teacher if there is one."""

@@ -69,10 +69,10 @@ class BenchmarkSettings(Settings):
 
     @model_validator(mode="after")
     def _explains_beside_a_teacher(self) -> Self:
-        if self.cam is not None and self.teacher is None:
-            raise ValueError(
-                "cam compares with a teacher's network: give --teacher, and --weights unless it has its own"
-            )
+        if self.cam is None:
+            return self
+        if self.teacher is None or (self.weights is None and not brings_weights(self.teacher)):
+            raise ValueError("cam compares with a trained teacher: give --teacher, and --weights unless it has its own")
         return self
 
     @model_validator(mode="after")

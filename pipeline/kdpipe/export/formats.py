@@ -28,6 +28,7 @@ from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.wrapped import Wrapped, quiet, reason, required
 from kdpipe.models import Model
+from kdpipe.models.archive import DESCRIPTION
 from kdpipe.registry import Registry
 
 Precision = Literal["fp32", "int8"]
@@ -129,10 +130,6 @@ def check(names: Sequence[str], *, int8: bool) -> None:
         raise ParamsError(f"int8 is written as {' or '.join(INT8)}: add one of them to --to, or leave --quantize out.")
 
 
-def _add(name: str, make: Callable[..., tuple[Artifact, ...]], *, source: str) -> None:
-    FORMATS.add(name, make, skip=1, source=source)
-
-
 def write_onnx(network: Network) -> tuple[Artifact, ...]:
     """ONNX, one file for ONNX Runtime and most other runtimes; also in int8."""
     content = {"fp32": network.onnx} | ({"int8": network.onnx_int8} if "int8" in network.precisions else {})
@@ -193,7 +190,7 @@ def write_pt2(network: Network) -> tuple[Artifact, ...]:
     """A program of torch.export, for PyTorch without the network's code, and for `--teacher file:PATH.pt2`."""
     wrapped = Wrapped(network.model.module, network.model.preset)
     content = io.BytesIO()
-    extra = {"metadata.json": json.dumps({**network.metadata, "classes": network.classes})}
+    extra = {DESCRIPTION: json.dumps({**network.metadata, "classes": json.dumps(network.classes)})}
     try:
         with quiet(), torch.no_grad():
             shapes = ({0: torch.export.Dim.DYNAMIC},)
@@ -203,9 +200,9 @@ def write_pt2(network: Network) -> tuple[Artifact, ...]:
     except Exception as error:  # the exporter documents no exceptions of its own
         raise ModelError(f"this network cannot be written by torch.export: {reason(error)}") from error
     code = (
-        'extra = {"metadata.json": ""}\n'
+        f'extra = {{"{DESCRIPTION}": ""}}\n'
         'network = torch.export.load("model.pt2", extra_files=extra).module()\n'
-        'classes = json.loads(extra["metadata.json"])["classes"]\n'
+        f'classes = json.loads(json.loads(extra["{DESCRIPTION}"])["classes"])\n'
         "logits = network(torch.from_numpy(images))"
     )
     remark = "torch.export.load runs code that a .pt2 file holds: load only files that you trust."
@@ -256,7 +253,7 @@ def with_header(content: bytes, metadata: Mapping[str, str]) -> bytes:
     return struct.pack("<Q", len(encoded)) + encoded + content[8 + length :]
 
 
-_add("onnx", write_onnx, source="https://onnx.ai")
-_add("pt2", write_pt2, source="https://docs.pytorch.org/docs/stable/export.html")
-_add("safetensors", write_safetensors, source="https://huggingface.co/docs/safetensors")
-_add("openvino", write_openvino, source="https://docs.openvino.ai")
+FORMATS.add("onnx", write_onnx, skip=1, source="https://onnx.ai")
+FORMATS.add("pt2", write_pt2, skip=1, source="https://docs.pytorch.org/docs/stable/export.html")
+FORMATS.add("safetensors", write_safetensors, skip=1, source="https://huggingface.co/docs/safetensors")
+FORMATS.add("openvino", write_openvino, skip=1, source="https://docs.openvino.ai")

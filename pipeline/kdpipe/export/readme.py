@@ -164,7 +164,9 @@ def _section(artifact: Artifact, preset: Preset) -> list[str]:
         "print(classes[int(logits[0].argmax())])",
     ]
     code = "\n".join(lines)
-    return [f"## {next(iter(artifact.files))}", f"```python\n{code}\n```", *artifact.remarks]
+    packages = [{"PIL": "pillow"}.get(each, each) for each in ("PIL", *others)]
+    install = f"```sh\npip install {' '.join(sorted(packages))}\n```"
+    return [f"## {next(iter(artifact.files))}", install, f"```python\n{code}\n```", *artifact.remarks]
 
 
 def _cut(preset: Preset) -> str:

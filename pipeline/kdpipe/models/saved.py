@@ -1,30 +1,86 @@
-"""Models that carry their own weights: ``file:PATH.pt2``, a program of torch.export; ``run:DIR``, a finished run."""
+"""Models that carry their own weights: ``file:PATH.pt2``, a program of torch.export; ``run:DIR``, a finished run.
+
+The digests of a run's weights are in its ``metrics.json``, and are compared whenever the weights are loaded.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.errors import ModelError
-from kdpipe.models.digests import refuse_damaged
-from kdpipe.models.preset import Known
+from kdpipe.models.preset import from_header
 from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
+from kdpipe.reading import MEGABYTE, hashed, read_json, why_unread
+
+
+class _Recorded(BaseModel):
+    """The part of ``metrics.json`` and ``run.json`` that holds the digests."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    weights: dict[str, Annotated[str, Field(max_length=64)]] | None = None
+
+
+def digest_of(path: Path) -> str:
+    """Return the BLAKE3 digest of a file, in hexadecimal.
+
+    Raises:
+        ModelError: it is missing, no regular file, or cannot be read.
+    """
+    try:
+        return hashed(path).hexdigest()
+    except OSError as failure:
+        raise ModelError(f"{path} cannot be read: {why_unread(failure)}.") from None
+
+
+def refuse_damaged(weights: Path) -> None:
+    """Compare a run's weights with the digest in the ``metrics.json`` beside them, where it has one.
+
+    Raises:
+        ModelError: they differ, or one of the two files is no regular file.
+    """
+    found = digest_of(weights)
+    for name in ("metrics.json", "run.json"):
+        record = weights.with_name(name)
+        if not record.exists():
+            continue
+        recorded = (read_json(record, _Recorded, limit=16 * MEGABYTE, error=ModelError).weights or {}).get(weights.name)
+        if recorded is not None and recorded != found:
+            raise ModelError(
+                f"{weights} is damaged or was replaced: its digest is {found[:8]}, {name} recorded {recorded[:8]}. "
+                "Restore it from a copy, or train again with --overwrite."
+            )
+
 
 RUN = "run:"
 
 
 def load_file(path: str, weights: str | Path | None, _num_classes: int, *, trust_code: bool = False) -> Loaded:
-    """Load a program of torch.export, with the size of its input as preset.
+    """Load a program of torch.export; its preset is the size of its input, and what ``kdpipe export`` has described.
+
+    A program of uint8 images normalizes them itself, and is given them as they are.
 
     Raises:
         ModelError: weights are given, or the file is missing, damaged or takes something else than images.
         UntrustedCodeError: it needs code that is not trusted.
     """
-    from kdpipe.models.program import load_program
+    from kdpipe.models.archive import description
+    from kdpipe.models.program import PIXELS, load_program
+    from kdpipe.models.weights import read_classes
 
     refuse_weights(f"file:{path}", weights)
     program = load_program(Path(path), trust_code=trust_code)
-    fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
-    return Loaded(program, fixed)
+    described = description(Path(path))
+    recorded = from_header(described, Path(path))
+    if program.size not in (None, recorded.size):
+        recorded = replace(recorded, size=program.size, resize=program.size, interpolation=None)
+    mean, std = PIXELS if program.takes_pixels else (recorded.mean, recorded.std)
+    preset = replace(recorded, source="program", mean=mean, std=std)
+    return Loaded(program, (preset,), read_classes(described, Path(path)))
 
 
 def resolve_run(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:

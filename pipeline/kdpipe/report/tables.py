@@ -38,7 +38,9 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
         "students": {
-            student.name: _student_metrics(student, result.figures) | comparison_values(student, result)
+            student.name: _student_metrics(student, result.figures)
+            | comparison_values(student, result)
+            | {"speed_up": {f"batch{batch}": ratio for batch, ratio in result.speed_ups(student).items()}}
             for student in result.students
         },
         "best": result.best and result.best.name,

@@ -29,7 +29,7 @@ import torch
 from kdpipe.errors import ParamsError
 from kdpipe.registry import Registry
 from kdpipe.spec import parse as parse_spec
-from kdpipe.views import photometric
+from kdpipe.views import color
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim
 
@@ -151,7 +151,7 @@ def blur(images: torch.Tensor, strength: int, draws: Draws) -> torch.Tensor:  # 
 def contrast(images: torch.Tensor, strength: int, draws: Draws) -> torch.Tensor:  # noqa: ARG001 (nothing is drawn)
     """Reduce the contrast to 75, 50, 40, 30 or 15 % around the mean gray level."""
     factor = torch.full((len(images),), _CONTRASTS[strength - 1], dtype=torch.int32, device=images.device)
-    return photometric.contrast(images, factor)
+    return color.contrast(images, factor)
 
 
 @corruption("jpeg", source="Hendrycks and Dietterich 2019, JPEG; ITU-T T.81")
