@@ -25,6 +25,7 @@ BY_CHANCE = TOP_SHARE / (2 - TOP_SHARE)
 """Overlap of two sets of that size that are independent of each other: about 0.11."""
 _SIDE = 64
 """Side of the maps that are compared, in pixels."""
+_BATCH = 64
 
 CAM_OVERLAP = Figure(
     "cam_overlap",
@@ -74,7 +75,19 @@ def explain(model: Model, renderer: Renderer, classes: NDArray[np.int64] | None 
     layer = last_positions(model.module, size)
     if layer is None:
         return None
-    pixels = renderer(range(len(renderer.dataset)), 0)
+    count = len(renderer.dataset)
+    parts = []
+    for start in range(0, count, _BATCH):
+        pixels = renderer(range(start, min(start + _BATCH, count)), 0)
+        parts.append(_explain(model, layer, pixels, None if classes is None else classes[start : start + _BATCH]))
+    maps, predicted = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Explained(maps, predicted, layer)
+
+
+def _explain(
+    model: Model, layer: str, pixels: torch.Tensor, classes: NDArray[np.int64] | None
+) -> tuple[Maps, NDArray[np.int64]]:
+    """Return maps and predicted classes of uint8 images ``(n, 3, S, S)``."""
     seen: list[torch.Tensor] = []
 
     def remember(_layer: torch.nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -94,7 +107,7 @@ def explain(model: Model, renderer: Renderer, classes: NDArray[np.int64] | None 
         hook.remove()
     # Equation 1: the mean gradient of each channel weighs it; equation 2: the positive part of their sum.
     maps = F.relu((gradient.float().mean((2, 3), keepdim=True) * seen[-1].detach().float()).sum(1))
-    return Explained(_scaled(maps), predicted.cpu().numpy(), layer)
+    return _scaled(maps), predicted.cpu().numpy()
 
 
 def last_positions(module: torch.nn.Module, size: int) -> str | None:

@@ -60,6 +60,17 @@ def test_maps_are_those_of_the_paper(classes: np.ndarray | None) -> None:
     assert found.layer == "second"
 
 
+def test_images_are_explained_in_batches_as_alone() -> None:
+    network = _model(Network())
+    many = Renderer(digits(70, "test"), "none", seed=0, geometry=Geometry.of(PRESET))
+    together = explain(network, many)
+    assert together.maps.shape == (70, 64, 64)
+    for index in (0, 63, 64, 69):
+        alone = Renderer(many.dataset.subset([index]), "none", seed=0, geometry=Geometry.of(PRESET))
+        found = explain(network, alone, together.predicted[index : index + 1])
+        assert found.maps[0] == pytest.approx(together.maps[index], abs=1e-5)
+
+
 def test_explaining_changes_nothing() -> None:
     network = Network().train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
