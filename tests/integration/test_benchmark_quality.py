@@ -123,7 +123,7 @@ def test_the_temperature_is_that_of_the_held_out_samples(runs: Path, report: Pat
     assert students["kd"]["best_top1"] == pytest.approx(np.mean([each["test"]["top1"] for each in best]))
     assert students["labels"]["best_top1"] is None
     assert students["kd"]["gap_recovered"] is None
-    assert students["kd"]["gap_note"] == "the baseline labels was trained with 200 images over 1 epochs, not 450 over 3"
+    assert students["kd"]["gap_note"] == "the baseline labels was trained with 200 images over 1 epoch, not 450 over 3"
 
 
 def test_accuracy_under_corruptions_is_that_on_corrupted_images(runs: Path, report: Path) -> None:

@@ -33,7 +33,8 @@ class Budget:
         if None not in (self.samples, other.samples, self.epochs, other.epochs):
             mine, its = (each.samples * each.epochs for each in (self, other))  # type: ignore[operator]
             if abs(mine - its) > _SLACK * max(mine, its):
-                return f"{its:,} images over {other.epochs} epochs, not {mine:,} over {self.epochs}"
+                plural = "s" * (other.epochs != 1)
+                return f"{its:,} images over {other.epochs} epoch{plural}, not {mine:,} over {self.epochs}"
         elif self.epochs != other.epochs:
             return f"epochs {other.epochs}, not {self.epochs}"
         for name in ("batch_size", "optimizer", "recipe"):

@@ -170,3 +170,11 @@ def test_kinds_are_written_and_read() -> None:
     ):
         with pytest.raises(ParamsError, match=message):
             Corruptions.parse(text)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_pixels_are_the_same_on_a_gpu(kind: str) -> None:
+    images = _images(4, 48, 40)
+    for strength in STRENGTHS:
+        assert torch.equal(_corrupt(kind, images.cuda(), strength).cpu(), _corrupt(kind, images, strength))
