@@ -149,6 +149,14 @@ def test_accuracy_under_corruptions_is_that_on_corrupted_images(runs: Path, repo
     assert kd["noise_drop"] == pytest.approx(np.mean([run["noise_drop"] for run in kd["runs"]]))
 
 
+def test_corruptions_are_listed_with_their_strengths(kdpipe: Kdpipe) -> None:
+    listed = kdpipe("list", "corruptions")
+    assert listed.code == 0
+    names = [line.split()[0] for line in listed.out.splitlines()[1:]]
+    assert names == ["noise", "blur", "contrast", "jpeg", "pixelate", "brightness"]
+    assert "4, 8, 12, 18 or 26 %" in listed.out
+
+
 def test_held_out_samples_of_other_data_are_not_calibrated_on(runs: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
     run = shutil.copytree(runs / "kd" / "seed-0", tmp_path / "run")
     record = _read(run / "run.json")

@@ -26,7 +26,7 @@ from kdpipe.metrics import (
     reliability,
     risk_coverage,
 )
-from kdpipe.metrics.confidence import calibration_error
+from kdpipe.metrics.confidence import LIMITS, calibration_error
 from kdpipe.metrics.significance import Correct, correct
 
 BEST_TOP1 = Figure(
@@ -73,7 +73,7 @@ class Quality:
     temperature: float | None = None
     """The temperature that was fitted on the run's validation samples; None without."""
     temperature_note: str | None = None
-    """Why there is no temperature."""
+    """Why there is no temperature, or why it is doubtful."""
 
     @cached_property
     def correct(self) -> Correct:
@@ -128,7 +128,7 @@ class Quality:
 
 
 class Scaling(NamedTuple):
-    """A temperature that was fitted on validation samples, or the reason why there is none."""
+    """A temperature that was fitted on validation samples, and the reason why there is none or it is doubtful."""
 
     temperature: float | None
     note: str | None = None
@@ -139,4 +139,8 @@ def scaling(logits: Logits, labels: Labels) -> Scaling:
     if not (labels >= 0).any():
         return Scaling(None, "no validation sample has a label")
     fitted = fit_temperature(logits, labels)
-    return Scaling(fitted, None if fitted else "the cross-entropy of the validation samples is infinite")
+    if fitted is None:
+        return Scaling(None, "the cross-entropy of the validation samples is infinite")
+    if fitted in LIMITS:
+        return Scaling(fitted, f"no temperature from {LIMITS[0]:g} to {LIMITS[1]:g} has the lowest cross-entropy")
+    return Scaling(fitted)

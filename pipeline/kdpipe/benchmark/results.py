@@ -135,8 +135,7 @@ class StudentResult:
 
     def interval(self, figure: str = "top1") -> Interval | None:
         """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
-        value, right = self.figures.get(figure), self.correct
-        return None if value is None or right is None else accuracy_interval(value, right.shape[1])
+        return _interval(self.figures.get(figure), self.correct)
 
     def minus(self, other: StudentResult | TeacherResult) -> PairedDifference | None:
         """Return the difference of the top-1 accuracies on the same samples, with its test and its interval.
@@ -195,6 +194,10 @@ def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> Stu
     )
 
 
+def _interval(accuracy: float | None, right: Correct | None) -> Interval | None:
+    return None if accuracy is None or right is None else accuracy_interval(accuracy, right.shape[-1])
+
+
 def _mean_top1(runs: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
     """Return the mean of the runs at each strength; None where one has no accuracy."""
     known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
@@ -245,6 +248,10 @@ class TeacherResult:
     def correct(self) -> Correct | None:
         """Whether it predicts each labeled test sample right, bool ``(labeled,)``; None if not measured."""
         return self.quality.correct if self.quality is not None and self.quality.labeled else None
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        return _interval(self.figures.get(figure), self.correct)
 
     @property
     def top1(self) -> float | None:

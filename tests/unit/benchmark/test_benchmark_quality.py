@@ -78,7 +78,10 @@ def test_a_student_is_compared_with_the_teacher() -> None:
     found = _student("student", right=0.8).minus(teacher)
     assert found.difference < 0
     assert found.significant
+    expected = binomtest(int(teacher.correct.sum()), 400).proportion_ci(method="wilson")
+    assert teacher.interval() == pytest.approx((expected.low, expected.high))
     assert _student("student", right=0.8).minus(TeacherResult("teacher", {"top1": 0.9})) is None
+    assert TeacherResult("teacher", {"top1": 0.9}).interval() is None
 
 
 def test_without_labels_nothing_is_compared() -> None:
@@ -113,3 +116,5 @@ def test_a_temperature_needs_labels() -> None:
     assert scaling(logits, np.full(400, -1)) == (None, "no validation sample has a label")
     excluded = np.where(np.arange(4) == 0, -np.inf, logits).astype(np.float32)
     assert scaling(excluded, LABELS) == (None, "the cross-entropy of the validation samples is infinite")
+    perfect = (6 * np.eye(4)[LABELS]).astype(np.float32)
+    assert scaling(perfect, LABELS) == (0.01, "no temperature from 0.01 to 100 has the lowest cross-entropy")
