@@ -9,13 +9,18 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
+
+from kdpipe.benchmark.budget import Budget
+from kdpipe.benchmark.cam import CAM_OVERLAP, Explanations
+from kdpipe.benchmark.corrupted import CorruptionIdentity
+from kdpipe.benchmark.quality import BESIDE, Quality, Samples
 from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
+from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
 
 Distill = Literal["cache", "live", "none"]
-
-_SLACK = 0.05
 
 ADVERSARIAL_TOP1 = Figure(
     "adversarial_top1",
@@ -40,45 +45,6 @@ GAP_RECOVERED = Figure(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The training of a run, as far as a baseline must share it."""
-
-    epochs: int | None = None
-    samples: int | None = None
-    """Training samples; None where the run did not record them."""
-    batch_size: int | None = None
-    optimizer: str | None = None
-    recipe: str | None = None
-    """Name and version."""
-    data: tuple[str | None, int | None] = (None, None)
-    """The dataset as the user wrote it, and the limit of its training samples."""
-    fingerprint: str | None = None
-    """That of the training samples."""
-    left_out: int = 0
-    """Samples that were left out because they had no label."""
-
-    def difference(self, other: Budget) -> str | None:
-        """Return in what ``other`` differs, as ``epochs 2, not 6``; None where the two can be compared.
-
-        The number of samples over all epochs may differ by 5 %: epochs of labeled samples only are shorter.
-        """
-        if None not in (self.samples, other.samples, self.epochs, other.epochs):
-            mine, its = (each.samples * each.epochs for each in (self, other))  # type: ignore[operator]
-            if abs(mine - its) > _SLACK * max(mine, its):
-                return f"{its:,} images over {other.epochs} epochs, not {mine:,} over {self.epochs}"
-        elif self.epochs != other.epochs:
-            return f"epochs {other.epochs}, not {self.epochs}"
-        for name in ("batch_size", "optimizer", "recipe"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                return f"{name.replace('_', ' ')} {its}, not {mine}"
-        labeled_only = self.data == other.data and bool(self.left_out) != bool(other.left_out)
-        if self.fingerprint != other.fingerprint and not labeled_only:
-            return "other training images"
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
 class StudentResult:
     """One training run, measured; or the mean of several seed runs, see ``average()``."""
 
@@ -94,7 +60,8 @@ class StudentResult:
     seed: int | None
     """None for several seeds."""
     figures: Mapping[str, float | None]
-    """Results of ``metrics.measure()``, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
+    """Results of ``metrics.measure()``, and ``adversarial_top1``, ``gap_recovered`` and those of ``quality.BESIDE``
+    and of ``corrupted`` where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
@@ -113,6 +80,10 @@ class StudentResult:
     """Whether no other student is both as accurate and as fast, and better in one; filled by ``compare()``."""
     budget: Budget = field(default_factory=Budget)
     """Its training, which baselines share."""
+    quality: Quality | None = None
+    """The predictions on the test samples; of several seeds those of the first, the run to ship."""
+    corrupted: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Top-1 under each kind of corruption, at the strengths 1 to 5."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
 
@@ -155,6 +126,24 @@ class StudentResult:
         Selecting the run that is best on the test set would bias its accuracy.
         """
         return self.runs[0].path
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether each run predicts each labeled test sample right, bool ``(runs, labeled)``; None if not measured."""
+        found = [run.quality.correct for run in self.runs if run.quality is not None]
+        return np.stack(found) if len(found) == len(self.runs) and len(found[0]) else None
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        return _interval(self.figures.get(figure), self.correct)
+
+    def minus(self, other: StudentResult | TeacherResult) -> PairedDifference | None:
+        """Return the difference of the top-1 accuracies on the same samples, with its test and its interval.
+
+        None if one of the two has no predictions or no sample has a label.
+        """
+        first, second = self.correct, other.correct
+        return None if first is None or second is None else paired(first, second)
 
     def std(self, figure: str) -> float | None:
         """Return the sample standard deviation, with ``n - 1``, of a figure over the seeds.
@@ -200,8 +189,19 @@ def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> Stu
         path=path,
         seed=first.seed if len(seed_runs) == 1 else None,
         figures={figure: mean(figure) for figure in first.figures},
+        corrupted={kind: _mean_top1([run.corrupted[kind] for run in seed_runs]) for kind in first.corrupted},
         seed_runs=tuple(seed_runs),
     )
+
+
+def _interval(accuracy: float | None, right: Correct | None) -> Interval | None:
+    return None if accuracy is None or right is None else accuracy_interval(accuracy, right.shape[-1])
+
+
+def _mean_top1(runs: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    """Return the mean of the runs at each strength; None where one has no accuracy."""
+    known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
+    return tuple(fmean(values) if len(values) == len(runs) else None for values in known)
 
 
 def shipped_timings(timings: Mapping[Workload, Timing], engine: str = "") -> dict[int, Timing]:
@@ -234,6 +234,8 @@ class TeacherResult:
     name: str
     figures: Mapping[str, float | None]
     """Results of ``metrics.measure()``."""
+    quality: Quality | None = None
+    """Its logits for the test samples, from the stores or computed by its network."""
     network: Network | None = None
     """Its network; None where its weights are not at hand."""
     timings: Mapping[Workload, Timing] = field(default_factory=dict)
@@ -241,6 +243,15 @@ class TeacherResult:
     cost: Cost | None = None
     ship_engine: str = ""
     """As that of a student."""
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether it predicts each labeled test sample right, bool ``(labeled,)``; None if not measured."""
+        return self.quality.correct if self.quality is not None and self.quality.labeled else None
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        return _interval(self.figures.get(figure), self.correct)
 
     @property
     def top1(self) -> float | None:
@@ -307,6 +318,11 @@ class BenchmarkResult:
     stores: tuple[StoreIdentity, ...] = ()
     """The stores whose mean is the teacher; empty for students without one."""
     attack: AttackIdentity | None = None
+    test: Samples | None = None
+    """The test samples; None without a test split."""
+    corruptions: CorruptionIdentity | None = None
+    cams: Explanations | None = None
+    """Grad-CAM of the teacher and of the students; None where it was not asked for."""
     load: Load | None = None
     """The load of the machine during the timing; None if nothing was timed."""
     timing_notes: tuple[str, ...] = ()
@@ -348,4 +364,13 @@ class BenchmarkResult:
         """The figures of the students, in the order of their columns."""
         first, *others = (metric.figure for metric in METRICS.values())
         attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
-        return (first, *attacked, *others, GAP_RECOVERED)
+        beside = [each for each in BESIDE if any(each.name in student.figures for student in self.students)]
+        corrupted = () if self.corruptions is None else self.corruptions.figures
+        explained = () if self.cams is None else (CAM_OVERLAP,)
+        return (first, *attacked, *others, *beside, *corrupted, *explained, GAP_RECOVERED)
+
+    @property
+    def best(self) -> StudentResult | None:
+        """The student with the highest top-1; of equal ones the first. None if no student has one."""
+        rated = [student for student in self.students if student.top1 is not None]
+        return max(rated, key=lambda student: student.top1 or 0.0, default=None)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from kdpipe.distil.settings import AttackSetting
-from kdpipe.settings import Channels, Choices, Counts, Paths, Positive, Settings
+from kdpipe.settings import Channels, Choices, Counts, Parsed, Paths, Positive, Settings
 from kdpipe.teacher.settings import brings_weights
+
+if TYPE_CHECKING:
+    from kdpipe.views.corruptions import Corruptions
+
+    CorruptionsSetting = Corruptions
+else:
+    CorruptionsSetting = Annotated[Any, Parsed("kdpipe.views.corruptions:Corruptions.parse", "KINDS")]
 
 
 class BenchmarkSettings(Settings):
@@ -36,7 +43,7 @@ class BenchmarkSettings(Settings):
     cold_starts: bool = True
     """Also measure load time and peak memory, in a process for each network, engine and precision."""
     teacher: str | None = None
-    """Also time this teacher: a model name, run:DIR or file:PATH; kdpipe list models."""
+    """Also time this teacher, and without --store compare with its logits: a model name, run:DIR or file:PATH."""
     weights: str | None = None
     """The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."""
     mean: Channels | None = None
@@ -47,6 +54,26 @@ class BenchmarkSettings(Settings):
     """Also measure the accuracy under attack: pgd:EPSILON,STEPS, such as pgd:8/255,20."""
     adversarial_samples: Positive | None = None
     """Attack a fixed class-balanced subset of N test samples (default: all that have a label)."""
+    corruptions: CorruptionsSetting | None = None
+    """Also measure the accuracy on corrupted images: all, or kinds such as noise+jpeg; kdpipe list corruptions."""
+    corruption_samples: Positive | None = None
+    """Corrupt a fixed class-balanced subset of N test samples (default: all that have a label)."""
+    cam: Positive | None = None
+    """Compare Grad-CAM of each student and of --teacher on N class-balanced test images."""
+
+    @model_validator(mode="after")
+    def _corrupts_what_it_limits(self) -> Self:
+        if self.corruption_samples is not None and self.corruptions is None:
+            raise ValueError("corruption-samples needs corruptions, such as all")
+        return self
+
+    @model_validator(mode="after")
+    def _explains_beside_a_teacher(self) -> Self:
+        if self.cam is None:
+            return self
+        if self.teacher is None or (self.weights is None and not brings_weights(self.teacher)):
+            raise ValueError("cam compares with a trained teacher: give --teacher, and --weights unless it has its own")
+        return self
 
     @model_validator(mode="after")
     def _weighs_a_teacher(self) -> Self:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.printable import printable, printable_json
-from kdpipe.report import directory, page, plots, tables, timings
+from kdpipe.report import cams, directory, page, plots, quality, tables, timings
 from kdpipe.report.directory import held
 
 __all__ = ["held", "table", "write"]
@@ -32,9 +32,10 @@ def write(
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
     ``results.csv`` (one row per student; undefined values are ``n/a``), ``timings.csv`` (one row per timed pass),
-    ``pareto.png``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``. They replace
-    an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with it the page
-    shows training curves.
+    ``pareto.png``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``; with a test
+    split also ``predictions.npz`` and ``quality.json``, see ``report.quality``; with Grad-CAM also ``cams.png``. They
+    replace an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with it
+    the page shows training curves.
 
     Raises:
         RunError: ``out`` holds something else than a report.
@@ -43,17 +44,24 @@ def write(
     shown = _printable(result)
     pareto = plots.pareto_png(result)
     curves = plots.curves_png(histories) if histories else None
-    paths = {name: out / name for name in directory.FILES}
+    predictions, by_class = quality.predictions_npz(result), quality.quality_values(result)
     content: dict[str, str | bytes] = {
         "metrics.json": printable_json(tables.metrics(result)) + "\n",
         "results.csv": tables.csv_text(result),
         "timings.csv": timings.timings_csv(result),
         "pareto.png": pareto,
         "report.html": page.html_page(shown, pareto=pareto, curves=curves),
-        "summary.txt": tables.summary(shown, report=paths["report.html"]),
+        "summary.txt": tables.summary(shown, report=out / "report.html"),
     }
+    if predictions is not None:
+        content["predictions.npz"] = predictions
+    pictures = cams.cams_png(result)
+    if pictures is not None:
+        content["cams.png"] = pictures
+    if by_class is not None:
+        content["quality.json"] = printable_json(by_class) + "\n"
     directory.publish(out, {name: each if isinstance(each, bytes) else each.encode() for name, each in content.items()})
-    return paths
+    return {name: out / name for name in content}
 
 
 def _printable(value: Any) -> Any:

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from kdpipe.benchmark.results import GAP_RECOVERED, AttackIdentity, BenchmarkRes
 from kdpipe.benchmark.timing import Timing
 from kdpipe.metrics import Figure
 from kdpipe.printable import cell
+from kdpipe.report.quality import absent_classes, comparison_values
 from kdpipe.report.timings import timing_metrics
 
 UNDEFINED = "n/a"
@@ -37,12 +39,16 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
         "students": {
             student.name: _student_metrics(student, result.figures)
+            | comparison_values(student, result)
             | {"speed_up": {f"batch{batch}": ratio for batch, ratio in result.speed_ups(student).items()}}
             for student in result.students
         },
+        "best": result.best and result.best.name,
+        "classes_without_test_samples": absent_classes(result),
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
+        **({} if result.corruptions is None else {"corruptions": asdict(result.corruptions)}),
         "stores": [{"path": store.path, "digest": store.digest, "weight": store.weight} for store in result.stores],
         "machine": dict(result.machine),
         **timing_metrics(result),

@@ -353,7 +353,7 @@ def test_every_row_of_the_page_has_the_same_cells(result: BenchmarkResult, tmp_p
     result = _attacked(result) if attacked else result
     body = write(result, tmp_path)["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
     counts = [row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]]
-    assert counts == [18 + attacked] * 5
+    assert counts == [14 + len(METRICS) + attacked] * 5
 
 
 @pytest.fixture
@@ -420,7 +420,7 @@ def test_page_and_summary_show_means_and_the_run_to_ship(seeded: BenchmarkResult
     assert page.text.count("70.00") == 1
     assert "70.00 ±" not in page.text
     body = paths["report.html"].read_text().split("<tbody>")[1].split("</tbody>")[0]
-    assert {row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]} == {18}
+    assert {row.count("<td") + row.count("<th") for row in body.split("</tr>")[:-1]} == {14 + len(METRICS)}
     text = paths["summary.txt"].read_text()
     assert "runs/kd/seed-0" in text
     assert text.count("3 seeds") == 3
