@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,13 @@ from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
-from kdpipe.metrics import accuracy, measure
+from kdpipe.metrics import measure
+from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
+from kdpipe.stages.origins import ledger_of, origin_of
 from kdpipe.stages.quality import Examiner, labeled_subset
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
@@ -78,6 +80,7 @@ def _run(params: Benchmark) -> None:
     if network is not None:
         teaching = teaching or TeacherResult(params.measurement.teacher or "", {})
         teaching = teaching.with_timings(network, measured.timings, measured.costs)
+        teaching = replace(teaching, ship_engine=params.decision.ship_engine or "")
     result = BenchmarkResult(
         dataset=params.dataset.data,
         samples=0 if test is None else len(test),
@@ -94,12 +97,16 @@ def _run(params: Benchmark) -> None:
         corruptions=examine.corruptions,
         cams=examine.explanations(students),
         test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
+        rules=params.decision,
+        ledger=ledger_of(students, [store for store, _ in stores]),
         load=measured.load,
         timing_notes=(*measured.notes, *measured.warnings),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
     show_table(report.table(result))
+    for line in report.sentences(result):
+        say(line)
     say(f"Report: {written['report.html']}")
 
 
@@ -160,11 +167,11 @@ class _Attack:
     attack: Attack
     samples: Dataset
 
-    def top1(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> float | None:
-        """Return the accuracy of a module, which is on ``device``, on the attacked samples."""
+    def withstood(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> Correct:
+        """Return whether a module, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
         renderer = _plain(self.samples, preset, device)
         logits = predict_attacked(module, renderer, preset=preset, attack=self.attack, progress=progress)
-        return accuracy(logits, self.samples.labels).top1
+        return correct(logits, self.samples.labels)
 
 
 def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
@@ -270,8 +277,9 @@ def _measure(
     module = model.module.to(device)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
-    if attack is not None:
-        figures["adversarial_top1"] = attack.top1(module, model.preset, device)
+    attacked = None if attack is None else attack.withstood(module, model.preset, device)
+    if attacked is not None:
+        figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]
     return StudentResult(
         name=name,
@@ -284,6 +292,9 @@ def _measure(
         figures=figures,
         quality=examined.quality,
         corrupted=examined.corrupted,
+        attacked=attacked,
+        origin=origin_of(directory),
+        ship_engine=params.decision.ship_engine or "",
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
         network=timer.add(model, name=record["model"], weights=directory.weights, num_classes=len(record["classes"])),

@@ -234,7 +234,7 @@ def _benchmark(run: Path, out: Path) -> tuple[object, ...]:
 def test_a_report_appears_whole_or_not_at_all(run: Path, kdpipe: Kdpipe) -> None:
     out = run.parent / "reports"
     names = {
-        *("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"),
+        *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
         *("predictions.npz", "quality.json"),
     }
     for at in range(1, 9):

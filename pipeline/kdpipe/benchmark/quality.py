@@ -27,7 +27,7 @@ from kdpipe.metrics import (
     risk_coverage,
 )
 from kdpipe.metrics.confidence import LIMITS, calibration_error
-from kdpipe.metrics.significance import Correct, correct
+from kdpipe.metrics.significance import Correct, correct, within
 
 BEST_TOP1 = Figure(
     "best_top1",
@@ -79,6 +79,11 @@ class Quality:
     def correct(self) -> Correct:
         """Whether each labeled sample is predicted right, bool ``(labeled,)``."""
         return correct(self.logits, self.labels)
+
+    @cached_property
+    def correct_in_five(self) -> Correct:
+        """Whether the label of each labeled sample is among the five largest logits, bool ``(labeled,)``."""
+        return within(self.logits, self.labels, 5)
 
     @property
     def labeled(self) -> int:

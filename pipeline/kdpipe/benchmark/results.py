@@ -14,8 +14,10 @@ import numpy as np
 from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.cam import CAM_OVERLAP, Explanations
 from kdpipe.benchmark.corrupted import CorruptionIdentity
+from kdpipe.benchmark.origin import Ledger, Origin
 from kdpipe.benchmark.quality import BESIDE, Quality, Samples
-from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload
+from kdpipe.benchmark.settings import DecisionSettings
+from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload, shipped_timings
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
 from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
@@ -84,6 +86,10 @@ class StudentResult:
     """The predictions on the test samples; of several seeds those of the first, the run to ship."""
     corrupted: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     """Top-1 under each kind of corruption, at the strengths 1 to 5."""
+    attacked: Correct | None = None
+    """Whether it still predicts each attacked sample right, bool ``(n,)``; None without an attack."""
+    origin: Origin = field(default_factory=Origin)
+    """What it was given for its training."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
 
@@ -127,15 +133,30 @@ class StudentResult:
         """
         return self.runs[0].path
 
+    def right(self, figure: str = "top1") -> Correct | None:
+        """Return whether each run is right on each sample, bool ``(runs, samples)``, for an accuracy by its name.
+
+        None for other figures, and where it was not measured.
+        """
+        found = [run._right_alone(figure) for run in self.runs]
+        known = [right for right in found if right is not None and len(right)]
+        return np.stack(known) if known and len(known) == len(self.runs) else None
+
+    def _right_alone(self, figure: str) -> Correct | None:
+        if figure == "adversarial_top1":
+            return self.attacked
+        if self.quality is None or figure not in ("top1", "top5"):
+            return None
+        return self.quality.correct if figure == "top1" else self.quality.correct_in_five
+
     @property
     def correct(self) -> Correct | None:
         """Whether each run predicts each labeled test sample right, bool ``(runs, labeled)``; None if not measured."""
-        found = [run.quality.correct for run in self.runs if run.quality is not None]
-        return np.stack(found) if len(found) == len(self.runs) and len(found[0]) else None
+        return self.right("top1")
 
     def interval(self, figure: str = "top1") -> Interval | None:
         """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
-        return _interval(self.figures.get(figure), self.correct)
+        return _interval(self.figures.get(figure), self.right(figure))
 
     def minus(self, other: StudentResult | TeacherResult) -> PairedDifference | None:
         """Return the difference of the top-1 accuracies on the same samples, with its test and its interval.
@@ -202,21 +223,6 @@ def _mean_top1(runs: Sequence[tuple[float | None, ...]]) -> tuple[float | None, 
     """Return the mean of the runs at each strength; None where one has no accuracy."""
     known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
     return tuple(fmean(values) if len(values) == len(runs) else None for values in known)
-
-
-def shipped_timings(timings: Mapping[Workload, Timing], engine: str = "") -> dict[int, Timing]:
-    """Return the timings of ``engine``, or of the first engine, by batch size.
-
-    Of several precisions, numbers of threads or devices the first is taken.
-    """
-    first = next((each for each in timings if engine in ("", each.engine)), None)
-    if first is None:
-        return {}
-    return {
-        each.batch_size: timing
-        for each, timing in timings.items()
-        if replace(first, batch_size=each.batch_size) == each
-    }
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -323,6 +329,10 @@ class BenchmarkResult:
     corruptions: CorruptionIdentity | None = None
     cams: Explanations | None = None
     """Grad-CAM of the teacher and of the students; None where it was not asked for."""
+    rules: DecisionSettings = field(default_factory=DecisionSettings)
+    """Goal and constraints of the decision."""
+    ledger: Ledger | None = None
+    """What the training of the students cost and saved; None where it is not known."""
     load: Load | None = None
     """The load of the machine during the timing; None if nothing was timed."""
     timing_notes: tuple[str, ...] = ()
@@ -336,6 +346,12 @@ class BenchmarkResult:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
+
+    @property
+    def ship_engine(self) -> str:
+        """Name of the engine whose latencies are compared; empty where nothing was timed."""
+        named = next((student.ship_engine for student in self.students if student.ship_engine), "")
+        return named or next((workload.engine for workload in self.timings), "")
 
     @property
     def timings(self) -> dict[Workload, Timing]:

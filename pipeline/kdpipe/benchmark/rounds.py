@@ -52,10 +52,10 @@ def time_rounds(
     """Time every workload once per round; the order within a round is drawn from ``seed``.
 
     A visit of a workload is one untimed pass, so that its weights are in the processor's caches, and as many timed ones
-    as take about ``VISIT_NS``, each timed by itself, until ``LONGEST_VISIT_NS``; a slower workload makes one pass. Before the first round each
-    workload makes ``WARM_UP_PASSES``. A workload that has taken ``max_seconds`` is left out of further rounds, but not
-    of the first ``LEAST_ROUNDS``. Torch's number of threads is that of the workload during its passes, and restored
-    afterwards. Garbage is not collected meanwhile.
+    as take about ``VISIT_NS``, each timed by itself, until ``LONGEST_VISIT_NS``; a slower workload makes one pass.
+    Before the first round each workload makes ``WARM_UP_PASSES``. A workload that has taken ``max_seconds`` is left out
+    of further rounds, but not of the first ``LEAST_ROUNDS``. Torch's number of threads is that of the workload during
+    its passes, and restored afterwards. Garbage is not collected meanwhile.
 
     Raises:
         ValueError: ``rounds`` is not positive.

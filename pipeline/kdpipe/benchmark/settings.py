@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from kdpipe.distil.settings import AttackSetting
-from kdpipe.settings import Channels, Choices, Counts, Parsed, Paths, Positive, Settings
+from kdpipe.settings import Channels, Choices, Counts, Fraction, Parsed, Paths, Positive, Settings
 from kdpipe.teacher.settings import brings_weights
 
 if TYPE_CHECKING:
@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     CorruptionsSetting = Corruptions
 else:
     CorruptionsSetting = Annotated[Any, Parsed("kdpipe.views.corruptions:Corruptions.parse", "KINDS")]
+
+
+Goal = Literal["top1", "top5", "adversarial_top1"]
+
+
+def _count(value: Any) -> Any:
+    """Return a number that may be written with k, M or G, such as 20M."""
+    factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
+    if isinstance(value, str) and value[-1:] in factors:
+        return float(value[:-1]) * factors[value[-1]]
+    return value
+
+
+Above = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[Above, BeforeValidator(_count)]
 
 
 class BenchmarkSettings(Settings):
@@ -88,3 +103,20 @@ class BenchmarkSettings(Settings):
         if self.adversarial_samples is not None and self.adversarial is None:
             raise ValueError("adversarial-samples needs adversarial, such as pgd:8/255,20")
         return self
+
+
+class DecisionSettings(Settings):
+    """Decision"""
+
+    ship_engine: str | None = None
+    """Engine to decide by, one of the engines (default: the first)."""
+    goal: Goal = "top1"
+    """Accuracy to decide by; adversarial_top1 needs adversarial."""
+    max_ms: Above | None = None
+    """Leave out students that take longer than X ms for one image (median, with the engine to ship)."""
+    max_mb: Above | None = None
+    """Leave out students whose file to ship is larger than X MB (1 MB is 1,000,000 bytes)."""
+    max_macs: Count | None = None
+    """Leave out students with more multiply-accumulates per image, such as 20M."""
+    min_top1: Fraction | None = None
+    """Leave out students with a lower top-1, 0 to 1."""

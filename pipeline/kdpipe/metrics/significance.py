@@ -79,6 +79,19 @@ def correct(logits: Logits, labels: Labels) -> Correct:
     return right
 
 
+def within(logits: Logits, labels: Labels, largest: int) -> Correct:
+    """Return whether the label of each labeled sample is among the ``largest`` classes, bool ``(labeled,)``.
+
+    Arguments are as for ``correct``, and the classes in the order of a stable sort by falling logit.
+    """
+    labeled = labels >= 0
+    rows, wanted = logits[labeled], labels[labeled][:, None].astype(np.int64)
+    value = np.take_along_axis(rows, wanted, axis=1)
+    ahead = (rows > value) | ((rows == value) & (np.arange(rows.shape[1]) < wanted))
+    found: Correct = ahead.sum(axis=1) < largest
+    return found
+
+
 def accuracy_interval(accuracy: float, samples: int) -> Interval:
     """Return the 95 % interval of an accuracy, 0..1, that was measured on ``samples`` test samples.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdpipe import directories
 
 FILES = (
-    *("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"),
+    *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
     *("predictions.npz", "quality.json", "cams.png"),
 )
 

@@ -15,7 +15,7 @@ import numpy as np
 from kdpipe.benchmark.quality import Quality
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult, TeacherResult
 from kdpipe.metrics import Bin, ClassScores
-from kdpipe.metrics.significance import Interval, PairedDifference
+from kdpipe.metrics.significance import PairedDifference
 
 MOST_CLASSES = 200
 """Classes up to which ``quality.json`` holds the confusion matrix."""
@@ -70,11 +70,9 @@ def quality_values(result: BenchmarkResult) -> dict[str, Any] | None:
 
 
 def comparison_values(student: StudentResult, result: BenchmarkResult) -> dict[str, Any]:
-    """Return a student's intervals, its accuracy by corruption, and its differences from the best and the teacher."""
+    """Return a student's accuracy by corruption, and its differences from the best and the teacher."""
     quality, best, teacher = student.quality, result.best, result.teacher
     return {
-        "top1_interval": _interval(student.interval("top1")),
-        "top5_interval": _interval(student.interval("top5")),
         "against_best": None if best is None else _difference(student, best),
         "against_teacher": None if teacher is None else _difference(student, teacher),
         "temperature_note": None if quality is None else quality.temperature_note,
@@ -88,10 +86,6 @@ def absent_classes(result: BenchmarkResult) -> list[str]:
         return []
     present = np.bincount(result.test.labels[result.test.labels >= 0], minlength=len(result.test.classes))
     return [name for name, count in zip(result.test.classes, present, strict=True) if not count]
-
-
-def _interval(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else interval._asdict()
 
 
 def _difference(student: StudentResult, other: StudentResult | TeacherResult) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ def test_metrics_have_intervals_and_differences(result: BenchmarkResult, tmp_pat
     labels = found["students"]["labels"]
     hits = round(labels["top1"] * 270)
     wilson = binomtest(hits, 270).proportion_ci(method="wilson")
-    assert labels["top1_interval"] == {"low": pytest.approx(wilson.low), "high": pytest.approx(wilson.high)}
+    assert (labels["top1_low"], labels["top1_high"]) == pytest.approx((wilson.low, wilson.high))
     assert found["students"]["kd"]["against_best"] is None
     against = labels["against_best"]
     assert against["name"] == "kd"
