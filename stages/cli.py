@@ -192,7 +192,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, tasks or formats."
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks, "
+            "engines or formats."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

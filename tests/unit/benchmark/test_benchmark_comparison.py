@@ -1,4 +1,4 @@
-"""Gaps, the Pareto front and the recommendation."""
+"""Gaps and the Pareto front."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front, recommend
+from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.errors import RunError
 from tests.timings import timed
@@ -126,43 +126,30 @@ def test_every_distilled_student_without_a_gap_has_a_reason() -> None:
     assert (far.gap_recovered, far.gap_note) == (pytest.approx(0.1), None)
 
 
-def test_recommends_the_fastest_within_half_a_point() -> None:
-    chosen, reason = recommend(
-        _result(
-            _student("best", top1=0.900, ms=9.0),
-            _student("edge", top1=0.895, ms=2.0),
-            _student("near", top1=0.899, ms=4.0),
-            _student("fast", top1=0.8949, ms=1.0),
-        )
-    )
-    assert chosen == "edge"
-    assert reason == (
-        "edge reaches 89.50% top-1 at 2 ms per image (batch size 1, median): the fastest within "
-        "0.5 percentage points of the best student, best (90.00% at 9 ms)."
-    )
+def test_no_latency_within_its_noise_makes_a_front() -> None:
+    """Two copies of one network are timed once; of other networks the intervals say which are faster."""
+    points = [(0.90, 1.00), (0.91, 1.05), (0.89, 0.96), (0.80, 0.50)]
+    exact = pareto_front(points)
+    noisy = pareto_front(points, spans=[(0.90, 1.10), (0.95, 1.15), (0.94, 0.98), (0.49, 0.51)])
+    assert exact == [True, True, True, True]
+    assert noisy == [False, True, False, True]
+    assert pareto_front([(0.9, 1.0), (0.9, 1.1)], spans=[(0.8, 1.2), (0.9, 1.3)]) == [True, True]
 
 
-def test_recommends_the_best_when_nothing_near_is_faster() -> None:
-    chosen, reason = recommend(_result(_student("a", top1=0.5, ms=0.1), _student("b", top1=0.9, ms=2.5)))
-    assert chosen == "b"
-    assert "b reaches 90.00% top-1 at 2.5 ms" in reason
-    assert "no faster one" in reason
+@given(st.lists(st.tuples(COORDINATES, st.integers(0, 9), st.integers(0, 3)), max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_front_with_intervals_by_brute_force(drawn: list[tuple[float, int, int]]) -> None:
+    points = [(share, float(middle)) for share, middle, _ in drawn]
+    spans = [(middle - half / 2, middle + half / 2) for _, middle, half in drawn]
 
+    def beats(i: int, j: int) -> bool:
+        apart = spans[i][0] > spans[j][1], spans[i][1] < spans[j][0]
+        slower, faster = apart
+        return (points[i][0] > points[j][0] and not slower) or (points[i][0] == points[j][0] and faster)
 
-def test_equal_speed_goes_to_accuracy_then_name() -> None:
-    students = [_student(name, top1=top1, ms=1.0) for name, top1 in [("c", 0.9), ("b", 0.9), ("a", 0.899)]]
-    assert recommend(_result(*students)).name == "b"
-
-
-def test_recommends_with_figures_missing() -> None:
-    assert recommend(_result(_student("a", top1=0.90), _student("b", top1=0.897, ms=3.0))).name == "b"
-    untimed = recommend(_result(_student("a", top1=0.899), _student("b", top1=0.9)))
-    assert untimed.name == "b"
-    assert "not measured" in untimed.reason
-    unlabeled = recommend(_result(_student("a", top1=None, ms=2.0), _student("b", top1=None, ms=1.0)))
-    assert unlabeled.name == "b"
-    assert "No student has a known top-1" in unlabeled.reason
-    assert recommend(_result(_student("b", top1=None), _student("a", top1=None))).name == "a"
+    known = [i for i, point in enumerate(points) if not math.isnan(point[0])]
+    expected = [i in known and not any(beats(j, i) for j in known) for i in range(len(points))]
+    assert pareto_front(points, spans=spans) == expected
 
 
 def test_a_benchmark_needs_students_with_names_of_their_own() -> None:
