@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +106,24 @@ def _spread(student: Mapping[str, Any], key: str) -> str:
     """Return a figure in percent, with its deviation where there are several seeds."""
     mean, std = student[key], student[f"{key}_std"]
     return f"{100 * mean:.1f}" if std is None else _percent({"mean": mean, "std": std})
+
+
+def _export_formats() -> str:
+    measured = _read("export_formats")
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for each in measured["artifacts"]:
+        groups.setdefault((each["format"], each["precision"], each["calibration"] or 0), []).append(each)
+    rows = []
+    for (name, precision, images), found in groups.items():
+        top1, same = (f"{100 * fmean(each[key] for each in found):.2f}" for key in ("top1", "agreement"))
+        if len(found) > 1:
+            top1 += f" ± {100 * stdev(each['top1'] for each in found):.2f}"
+        size = f"{fmean(each['bytes'] for each in found) / 1000:,.0f}"
+        largest = f"{max(each['largest_logit_difference'] for each in found):.0e}"
+        rows.append((f"`{name}`", precision, f"{images:,}" if images else "", size, top1, same, largest))
+    rows.sort(key=lambda row: row[1])
+    heading = ("format", "precision", "calibration images", "kB", "test top-1 %", "same class %", "largest difference")
+    return _markdown(heading, rows, numbers_from=2)
 
 
 def _labels() -> str:
@@ -401,21 +419,16 @@ def _checkpoints() -> str:
 
 
 def _engines() -> str:
-    """Return wall and CPU milliseconds of one image on one thread, by network and engine."""
-    found = _read("engines")["timings"]
+    """Return CPU milliseconds of a batch of 1 and of 64 on one thread, by engine and network."""
+    found = [each for each in _read("engines")["timings"] if each["threads"] == 1 and each["batch_size"] in (1, 64)]
     networks = list(dict.fromkeys(each["architecture"] for each in found))
     ways = dict.fromkeys((each["engine"], each["precision"]) for each in found)
-    figures = {
-        (each["architecture"], each["engine"], each["precision"]): each
-        for each in found
-        if (each["threads"], each["batch_size"]) == (1, 1)
-    }
+    figures = {(each["engine"], each["precision"], each["architecture"], each["batch_size"]): each for each in found}
     rows = []
     for way in ways:
-        cells = [figures.get((network, *way)) for network in networks]
-        texts = ["n/a" if each is None else f"{each['p50_ms']:.3g} ({each['cpu_ms']:.3g})" for each in cells]
-        rows.append((" ".join(way), *texts))
-    return _markdown(("engine", *(f"`{network}`" for network in networks)), rows)
+        cells = (figures.get((*way, network, batch)) for network in networks for batch in (1, 64))
+        rows.append((" ".join(way), *("n/a" if each is None else f"{each['cpu_ms']:.3g}" for each in cells)))
+    return _markdown(("engine", *(f"`{network}`, batch {batch}" for network in networks for batch in (1, 64))), rows)
 
 
 def _engine_costs() -> str:
@@ -424,13 +437,12 @@ def _engine_costs() -> str:
     network = measured["timings"][0]["architecture"]
     sizes = next(each["format_bytes"] for each in measured["costs"] if each["architecture"] == network)
     rows = []
-    for each in measured["timings"]:
+    for each in measured["starts"]:
         if (each["architecture"], each["threads"], each["batch_size"]) != (network, 1, 1):
             continue
         onnx = "onnx" if each["precision"] == "fp32" else f"onnx {each['precision']}"
         size = sizes["safetensors" if each["engine"] in ("eager", "compile") else onnx]
-        start = [each[key] for key in ("load_ms", "libraries_bytes", "peak_bytes")]
-        times = ["n/a"] * 3 if None in start else [f"{start[0]:,.0f}", *(f"{part / 1e6:,.0f}" for part in start[1:])]
+        times = [f"{each['load_ms']:,.0f}", *(f"{each[key] / 1e6:,.0f}" for key in ("libraries_bytes", "peak_bytes"))]
         rows.append((f"{each['engine']} {each['precision']}", f"{size / 1e3:,.0f}", *times))
     return _markdown(("engine", "file, kB", "load, ms", "libraries, MB", "peak, MB"), rows)
 
@@ -474,6 +486,7 @@ def _of_one_run(share: float, images: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "export-formats": _export_formats,
     "labels": _labels,
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
