@@ -508,6 +508,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
+    "example-mnist": partial(_example, "mnist"),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }
