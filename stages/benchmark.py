@@ -31,7 +31,7 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
-from kdpipe.models.digests import refuse_damaged
+from kdpipe.models.digests import digest_of, refuse_damaged
 from kdpipe.pairing.join import join
 from kdpipe.pairing.moved import remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
@@ -40,7 +40,7 @@ from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.evaluation import predict
-from kdpipe.training.records import FinishedRecord
+from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 
@@ -126,7 +126,7 @@ def _budget(record: dict[str, Any]) -> Budget:
     parameters, recipe = record["parameters"], record.get("recipe") or {}
     dataset: dict[str, Any] = record["lineage"].get("dataset") or {}
     return Budget(
-        epochs=parameters.get("epochs"),
+        epochs=epochs_of(record),
         samples=record.get("samples"),
         batch_size=parameters.get("batch_size"),
         optimizer=parameters.get("optimizer"),
@@ -271,6 +271,8 @@ def _measure(
         budget=_budget(record),
         figures=figures,
         parameters=model.parameters,
+        digest=digest_of(directory.weights),
+        parent=(record["lineage"].get("parent") or {}).get("digest"),
         file_bytes=directory.weights.stat().st_size,
         latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},
     )

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from kdpipe import durable
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
-from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place, locked
 from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 
-P = TypeVar("P", TrainTeacher, TrainStudent)
+P = TypeVar("P", bound=Training)
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
@@ -120,7 +120,7 @@ def _with_seed(params: P, seed: int) -> P:
     return params.but(**changed)
 
 
-def _is_done(params: TrainTeacher | TrainStudent) -> bool:
+def _is_done(params: Training) -> bool:
     """Return whether a run that ``--resume`` would continue is finished."""
     run = RunDirectory(params.run.out)
     if not params.run.resume or not run.finished:

@@ -12,6 +12,7 @@ from typing import Literal
 from kdpipe.benchmark.latency import Latency
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
+from kdpipe.models import base_of
 
 Distill = Literal["cache", "live", "none"]
 
@@ -31,7 +32,8 @@ GAP_RECOVERED = Figure(
     "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
     "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
     "the same architecture on labels only, with the same budget, recipe and data; with the same seeds, the gap is "
-    "computed by seed and averaged. n/a without a baseline, and where the difference between teacher (p) and baseline "
+    "computed by seed and averaged. For a compressed student they are those of its architecture before compression, with "
+    "as many epochs as its parent and its recovery together. n/a without a baseline, and where the difference between teacher (p) and baseline "
     "(q) is within the noise of n labeled test samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe "
     "1998, method 1).",
     "%",
@@ -109,6 +111,15 @@ class StudentResult:
     """Its training, which baselines share."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
+    digest: str | None = None
+    """Digest of its weights, ``model.safetensors``."""
+    parent: str | None = None
+    """Digest of the weights of the run that it was compressed from; None where it was not."""
+
+    @property
+    def family(self) -> str:
+        """Architecture of its baselines: that before compression where it was compressed."""
+        return self.architecture if self.parent is None else base_of(self.architecture)
 
     @property
     def top1(self) -> float | None:

@@ -78,6 +78,8 @@ class Kind:
     """Whether its names begin with the prefix of ``usage``; a kind without one takes all other names with a colon."""
     foreign: bool = False
     """Whether its networks are the user's, so that ``load`` checks their output."""
+    inner: Callable[[str], str] | None = None
+    """Returns the name of the model that a name of this kind is made from; ``None`` where there is none."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,9 @@ from kdpipe.models import registry
 def runs_code(name: str) -> bool:
     """Return whether building the model ``name`` imports a module that the name gives."""
     try:
-        kind, _ = registry.resolve(name)
+        kind, rest = registry.resolve(name)
+        while kind.inner is not None:
+            kind, rest = registry.resolve(kind.inner(rest))
     except ModelError:
         return False
     return kind.foreign and not kind.prefixed
