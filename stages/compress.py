@@ -89,6 +89,8 @@ def _smaller(params: Compress, train: Dataset) -> Model:
         low_rank=asked.low_rank,
         by=asked.prune_by,
     )
+    if model is parent:
+        return model
     before, after = (models.macs(each.module, each.preset.size) for each in (parent, model))
     say(
         f"{asked.run}: {after:,} of {before:,} multiply-accumulates ({after / before:.1%}) and {model.parameters:,} of "

@@ -60,8 +60,8 @@ def train(
     """Train students on one pass over the data, and write the run directory of each.
 
     ``load`` returns the model that a student begins with. ``changed`` returns the objective to minimize in the place of
-    the one that the settings describe. ``lineage`` is recorded beside that of the soft targets, and what is ``described``
-    in the place of what the settings are.
+    the one that the settings describe. ``lineage`` is recorded beside that of the soft targets, and ``described``
+    in the place of what the settings say.
     """
     params, mode = students[0], students[0].targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]

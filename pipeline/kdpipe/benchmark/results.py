@@ -32,10 +32,10 @@ GAP_RECOVERED = Figure(
     "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
     "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
     "the same architecture on labels only, with the same budget, recipe and data; with the same seeds, the gap is "
-    "computed by seed and averaged. For a compressed student they are those of its architecture before compression, with "
-    "as many epochs as its parent and its recovery together. n/a without a baseline, and where the difference between teacher (p) and baseline "
-    "(q) is within the noise of n labeled test samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe "
-    "1998, method 1).",
+    "computed by seed and averaged. For a compressed student they are those of its architecture before compression, "
+    "with as many epochs as its parent and its recovery together. n/a without a baseline, and where the difference "
+    "between teacher (p) and baseline (q) is within the noise of n labeled test samples: the 95 % interval "
+    "1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe 1998, method 1).",
     "%",
     "gap %",
 )

@@ -73,8 +73,8 @@ def decompose(
 
     if left(0.0) > target:
         raise ModelError(
-            f"{fraction:.0%} of the {by} of {name} cannot be removed by low rank: with rank 1 everywhere "
-            f"{left(0.0) / whole:.0%} of them are left. Ask for less."
+            f"{100 * fraction:g}% of the {by} of {name} cannot be removed by low rank: {left(0.0) / whole:.1%} of them "
+            "are left at rank 1 of all layers that can be factored. Ask for less."
         )
     low, high = 0.0, 1.0
     for _ in range(_STEPS):

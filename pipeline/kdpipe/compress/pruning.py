@@ -55,7 +55,7 @@ def prune(module: nn.Module, *, size: int, fraction: float, by: Cost = "macs", n
             low = share
     if found is None:
         raise ModelError(
-            f"{fraction:.0%} of the {by} of {name} cannot be pruned: each layer keeps a channel. Prune less."
+            f"{100 * fraction:g}% of the {by} of {name} cannot be pruned: each layer keeps a channel. Prune less."
         )
     return found
 
