@@ -156,9 +156,8 @@ def fit(
         for task, record, log in zip(tasks, records, logs, strict=True):
             task.run.start(record, **how)
             model = task.model
-            say(
-                f"Training {models.short_name(model.name)} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}."
-            )
+            name = models.short_name(model.name)
+            say(f"Training {name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
             if alone or task.run.failure() is None:
                 opened.enter_context(log.of(task.run, record))
             renderer = rendering(Geometry.of(model.preset))
