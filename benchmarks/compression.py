@@ -61,7 +61,7 @@ class Study:
     def parent(self, seed: int) -> Path:
         """Train the student that is made smaller."""
         options = self._options
-        flags = ("--student", options.student, "--epochs", options.epochs, "--lr", options.lr, "--store", self._store)
+        flags = ("--student", options.student, "--epochs", options.epochs, "--lr", options.lr, *self._taught())
         return self._run("train-student", f"parent-{seed}", seed, *flags)
 
     def smaller(self, parent: Path, shape: str, way: str, seed: int) -> Path:
@@ -70,7 +70,7 @@ class Study:
         if way == "anew":
             model = _read(self.smaller(parent, shape, "none", seed) / "run.json")["model"]
             epochs = options.epochs + options.recover_epochs
-            flags = ("--student", model, "--epochs", epochs, "--lr", options.lr, "--store", self._store)
+            flags = ("--student", model, "--epochs", epochs, "--lr", options.lr, *self._taught())
             return self._run("train-student", name, seed, *flags)
         how: tuple[object, ...] = ("--recover-epochs", 0 if way == "none" else options.recover_epochs)
         how += ("--lr", options.recover_lr)
@@ -86,6 +86,9 @@ class Study:
                 *(("--overwrite",) if (out / "run.json").exists() else ()),
             )
         return out
+
+    def _taught(self) -> tuple[object, ...]:
+        return ("--store", self._store, "--input-size", self._options.input_size)
 
     def _data(self) -> tuple[object, ...]:
         options = self._options
@@ -138,7 +141,7 @@ def _figures(run: Path) -> dict[str, Any]:
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
     names = (
-        *("teacher", "student", "samples", "test_samples", "recipe", "views", "batch_size"),
+        *("teacher", "student", "samples", "test_samples", "input_size", "recipe", "views", "batch_size"),
         *("epochs", "lr", "recover_epochs", "recover_lr"),
     )
     return {
@@ -189,14 +192,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True, help="the teacher's")
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--student", default="resnet8")
-    parser.add_argument("--samples", type=int, default=2_500, help="size of the class-balanced training subset")
+    parser.add_argument("--samples", type=int, default=1_500, help="size of the class-balanced training subset")
     parser.add_argument("--test-samples", type=int, default=2_000)
+    parser.add_argument("--input-size", type=int, default=16, help="of the students, in pixels")
     parser.add_argument("--recipe", default="crop-flip")
-    parser.add_argument("--views", type=int, default=8, help="cached views")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=16, help="of the parent")
-    parser.add_argument("--lr", type=float, default=0.1, help="of the parent, and of trainings from random weights")
-    parser.add_argument("--recover-epochs", type=int, default=4)
+    parser.add_argument("--views", type=int, default=6, help="cached views")
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=10, help="of the parent")
+    parser.add_argument("--lr", type=float, default=0.05, help="of the parent, and of trainings from random weights")
+    parser.add_argument("--recover-epochs", type=int, default=3)
     parser.add_argument("--recover-lr", type=float, default=0.02)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/compression"), help="store and runs")
