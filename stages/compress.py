@@ -40,7 +40,8 @@ def run(params: Compress) -> None:
 def _compress(params: Compress) -> None:
     parent, record = _parent(params)
     # Without a recovery, what the network has learned it has from the parent's training.
-    described = {} if params.optimization.epochs else {key: record[key] for key in ("distill", "loss") if key in record}
+    inherited = () if params.optimization.epochs else ("distill", "loss")
+    described = {key: value for key, value in record.items() if key in inherited}
     if not params.run.resume:
         RunDirectory(params.run.out).refuse_results(overwrite=params.run.overwrite)
     trained = train(

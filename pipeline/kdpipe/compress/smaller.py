@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from kdpipe.compress.low_rank import decompose
 from kdpipe.compress.pruning import Cost, prune
@@ -44,10 +45,18 @@ def smaller(
     built = create(name, num_classes)
     built.load_state_dict(module.state_dict())
     built.eval()
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with evaluating(module), torch.no_grad():
-        if not torch.equal(built(images), module(images)):
-            raise ModelError(
-                f"{base} cannot be compressed: what is built from its layers' shapes computes other logits"
-            )
+    _refuse_other_logits(module, built, size=size, base=base)
     return replace(model, name=name, module=built, digest=identify(name, built))
+
+
+def _refuse_other_logits(module: nn.Module, built: nn.Module, *, size: int, base: str) -> None:
+    """Refuse a network that computes other logits than the one that is built in its place, or none."""
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        with evaluating(module), torch.no_grad():
+            equal = torch.equal(built(images), module(images))
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ModelError(f"{base} cannot be compressed: it does not compute with fewer channels ({reason})") from error
+    if not equal:
+        raise ModelError(f"{base} cannot be compressed: a network with its layers' shapes computes other logits")

@@ -50,8 +50,8 @@ def test_at_lower_rank_the_error_is_that_of_the_dropped_singular_values(name: st
     assert np.linalg.norm(second @ first - weight) == pytest.approx(np.sqrt((dropped**2).sum()), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg8", "MobileNetV2"])
-@pytest.mark.parametrize("fraction", [0.3, 0.5])
+@pytest.mark.parametrize("name", ["resnet14", "wrn_16_2", "MobileNetV2"])
+@pytest.mark.parametrize("fraction", [0.2, 0.4])
 def test_the_target_is_reached(name: str, fraction: float) -> None:
     whole = network(name)
     left = counted(decompose(whole, size=32, fraction=fraction)) / counted(whole)
@@ -67,7 +67,7 @@ def test_parameters_as_cost() -> None:
 
 def test_all_factored_layers_have_the_same_relative_error() -> None:
     """No layer keeps a singular value that the others would have dropped."""
-    whole = network("vgg8")
+    whole = network("resnet14")
     smaller = decompose(whole, size=32, fraction=0.5)
     kept, needed = [], []
     for name, layer in whole.named_modules():
@@ -91,5 +91,7 @@ def test_depthwise_convolutions_and_what_would_grow_stay() -> None:
 
 
 def test_more_than_there_is_cannot_be_removed() -> None:
-    with pytest.raises(ModelError, match=r"99.9% of the macs of vgg8 cannot be removed by low rank: \d+\.\d% of them"):
-        decompose(network("vgg8"), size=32, fraction=0.999, name="vgg8")
+    with pytest.raises(
+        ModelError, match=r"99.9% of the macs of resnet8 cannot be removed by low rank: \d+\.\d% of them"
+    ):
+        decompose(network("resnet8"), size=32, fraction=0.999, name="resnet8")

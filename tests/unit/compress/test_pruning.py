@@ -48,8 +48,13 @@ def counted(module: nn.Module) -> int:
     return total
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "vgg8", "MobileNetV2"])
-@pytest.mark.parametrize(("fraction", "by"), [(0.3, "macs"), (0.7, "macs"), (0.5, "params")])
+@pytest.mark.parametrize(
+    ("name", "fraction", "by"),
+    [
+        *(("resnet8", fraction, by) for fraction in (0.3, 0.7) for by in ("macs", "params")),
+        *(("wrn_16_1", 0.5, "macs"), ("vgg8", 0.5, "params"), ("MobileNetV2", 0.5, "macs")),
+    ],
+)
 def test_the_target_is_reached(name: str, fraction: float, by: Cost) -> None:
     """Never missed, and by at most the cost of one channel of each layer below it."""
     whole, pruned = network(name), prune(network(name), size=32, fraction=fraction, by=by)
@@ -88,7 +93,7 @@ def test_the_network_itself_is_left_as_it_is() -> None:
     assert all(torch.equal(before[key], value) for key, value in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["resnet14", "resnet8x4", "wrn_16_2", "vgg11", "MobileNetV2", "MobileNetV1"])
+@pytest.mark.parametrize("name", ["resnet14", "wrn_16_1", "vgg8", "MobileNetV2"])
 def test_a_pruned_network_is_built_again_from_its_name(name: str) -> None:
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     pruned = prune(network(name), size=32, fraction=0.4)
