@@ -12,7 +12,7 @@ from torch import nn
 from kdpipe.compress.pruning import Cost, cost
 from kdpipe.errors import ModelError
 from kdpipe.models.compressed import factorable, factors, full_rank, replace
-from kdpipe.models.inspection import device_of, evaluating
+from kdpipe.models.inspection import device_of, evaluating, find_penultimate
 
 _STEPS = 30
 """Halvings of the interval of the energy."""
@@ -59,17 +59,20 @@ def decompose(
 
     All layers keep the same share of the energy of their weights, the sum of squared singular values, and so have the
     same relative error; the share is the largest that removes ``fraction``. Layers that would not become cheaper stay,
-    and so do convolutions with groups, and those that are not ``among`` some.
+    and so do convolutions with groups, the layer of the logits, whose rank bounds the classes that can be told apart,
+    and those that are not ``among`` some.
 
     Raises:
         ModelError: so much cannot be removed.
     """
     whole = cost(module, size, by)
     positions = _positions(module, size)
+    last = find_penultimate(module, size)
+    kept = "" if last is None else last.layer
     layers = [
         _Layer.of(key, layer, positions[key], by)
         for key, layer in factorable(module)
-        if full_rank(layer) > 1 and key in positions and (among is None or key in among)
+        if full_rank(layer) > 1 and key in positions and key != kept and (among is None or key in among)
     ]
     target = (1 - fraction) * whole
 

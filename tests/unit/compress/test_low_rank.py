@@ -86,6 +86,7 @@ def test_depthwise_convolutions_and_what_would_grow_stay() -> None:
     smaller = decompose(network("MobileNetV2"), size=32, fraction=0.3)
     depthwise = [part for part in smaller.modules() if isinstance(part, nn.Conv2d) and part.groups > 1]
     assert len(depthwise) == 17
+    assert isinstance(smaller.get_submodule("classifier.0"), nn.Linear), "the layer of the logits"
     left = counted(decompose(network("resnet8"), size=32, fraction=1e-6))
     assert left <= counted(network("resnet8"))
 
