@@ -31,9 +31,8 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model, Preset
-from kdpipe.models.digests import digest_of, refuse_damaged
-from kdpipe.pairing.join import join
-from kdpipe.pairing.moved import remarks, with_store_ids
+from kdpipe.models.saved import digest_of, refuse_damaged
+from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from kdpipe import models
@@ -15,6 +16,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import StoreError
 from kdpipe.models import Preset
+from kdpipe.pairing.join import as_stored, remarks
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
@@ -23,10 +25,11 @@ from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
+from kdpipe.store.reader import open_store
 from kdpipe.store.writer import Builder, build
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.fitness import refuse_unfit
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
 
@@ -38,7 +41,7 @@ def run(params: CacheTeacher) -> None:
     asked = get_encoding(params.encoding.encoding)
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
-    datasets = {"train": train} if test is None else {"train": train, "test": test}
+    datasets = _as_stored(params, {"train": train} if test is None else {"train": train, "test": test})
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])
     geometry = Geometry.of(forward.preset)
@@ -60,6 +63,20 @@ def run(params: CacheTeacher) -> None:
         else:
             _fill(builder, datasets, recipe, params=params, forward=forward)
     report(params)
+
+
+def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+    """Return the datasets as the store at ``--out`` knows them, where files were only moved or renamed since."""
+    found = {}
+    for split, dataset in datasets.items():
+        found[split] = dataset
+        with suppress(StoreError):
+            store = open_store(params.output.out, split=split)
+            found[split] = as_stored(store, dataset)
+            if found[split] is not dataset:
+                for line in remarks(store, found[split], np.arange(len(dataset))):
+                    say(line)
+    return found
 
 
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:

@@ -63,8 +63,10 @@ def settings_of(command: str) -> type[Settings]:
 
 def _run_stage(command: str, arguments: Sequence[str]) -> None:
     """Read a stage's flags and run it."""
+    from kdpipe.models.parts import keep_memory
     from kdpipe.stages.flags import parser_of, resolve
 
+    keep_memory()
     section = command.replace("-", "_")
     stage = settings_of(command)
     given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_args(arguments))

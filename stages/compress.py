@@ -16,8 +16,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model, Preset
-from kdpipe.models.digests import digest_of
-from kdpipe.models.saved import RUN, architecture_of, weights_of
+from kdpipe.models.saved import RUN, architecture_of, digest_of, weights_of
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed

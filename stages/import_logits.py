@@ -15,8 +15,7 @@ from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.store.writer import build
-from kdpipe.teacher.cache import plan
-from kdpipe.teacher.imported import Imported, copy_plane
+from kdpipe.teacher.cache import Imported, copy_plane, plan
 from kdpipe.teacher.settings import ImportSettings
 
 

@@ -74,6 +74,15 @@ class Logs:
             if run.in_place:  # a log would make the directory anew
                 self._each(lambda log: log.close(failed=failed))
 
+    def refuse_foreign(self, run: RunDirectory) -> None:
+        """Refuse to start where something else made the folder of a requested log; nothing is changed.
+
+        Raises:
+            RunError: it did.
+        """
+        for name in self._requested:
+            run.refuse_log(name)
+
     def epochs(self, rows: list[dict[str, float]]) -> None:
         """Log several epochs, in their order."""
         for row in rows:

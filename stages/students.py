@@ -19,8 +19,7 @@ from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, Preset
-from kdpipe.pairing.join import join_checked
-from kdpipe.pairing.moved import remarks
+from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
@@ -29,8 +28,8 @@ from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training
 from kdpipe.store.reader import LogitStore, open_store
-from kdpipe.teacher.fitness import refuse_unfit
 from kdpipe.teacher.forward import Forward
+from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.training.batches import Targets
 from kdpipe.training.objective import Objective
 from kdpipe.views import Geometry, Recipe

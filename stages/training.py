@@ -20,7 +20,7 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
-from kdpipe.models.digests import digest_of
+from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
@@ -144,17 +144,19 @@ def fit(
     views = replace(views, number=views.number if views.recipe.augments else 0)
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
+    labels = _labels(data, test_set)
     how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
-    for task, record in zip(tasks, records, strict=True):
-        task.run.refuse_start(record, **how)
+    for task, record, log in zip(tasks, records, logs, strict=True):
+        task.run.refuse_start(record, labels=labels, **how)
+        log.refuse_foreign(task.run)
     plain = cache(partial(_plain, device))
     students: list[Student] = []
     with ExitStack() as opened:
         for task, record in zip(tasks, records, strict=True):
             opened.enter_context(locked(task.run.path))
-            task.run.refuse_start(record, **how)  # another process may have written it since
+            task.run.refuse_start(record, labels=labels, **how)  # another process may have written it since
         for task, record, log in zip(tasks, records, logs, strict=True):
-            task.run.start(record, **how)
+            task.run.start(record, labels=labels, **how)
             model = task.model
             name = models.short_name(model.name)
             say(f"Training {name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
@@ -349,12 +351,21 @@ def _percent(share: float | None, without: str) -> str:
     return without if share is None else f"{share:.2%}"
 
 
+def _splits(data: TrainingData, test_set: Dataset | None) -> dict[str, Dataset]:
+    splits = {"train": data.train, "validation": data.validation, "test": test_set}
+    return {split: part for split, part in splits.items() if part is not None}
+
+
+def _labels(data: TrainingData, test_set: Dataset | None) -> dict[str, npt.NDArray[np.int32]]:
+    return {split: part.labels.astype(np.int32) for split, part in _splits(data, test_set).items()}
+
+
 def _identity(
     model: Model, data: TrainingData, test_set: Dataset | None, *, spec: str, lineage: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the model, the data and the software for ``run.json``."""
-    splits = {"train": data.train, "validation": data.validation, "test": test_set}
-    fingerprints = {split: part.fingerprint for split, part in splits.items() if part is not None}
+    splits = _splits(data, test_set)
+    fingerprints = {split: part.fingerprint for split, part in splits.items()}
     weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
     return {
         "model": model.name,
@@ -364,7 +375,7 @@ def _identity(
         "classes": list(data.train.classes),
         "samples": len(data.train),
         "left_out": data.left_out,
-        "labels": {split: label_digest(part) for split, part in splits.items() if part is not None},
+        "labels": {split: label_digest(part) for split, part in splits.items()},
         "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),

@@ -12,7 +12,7 @@ from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
-from kdpipe.pairing.moved import with_store_ids
+from kdpipe.pairing.join import with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import load_model, load_split

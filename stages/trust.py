@@ -51,6 +51,6 @@ def _runs_code(key: str, name: str) -> bool:
         kinds = all_kinds()
         named = any(kind.pattern is None and name.startswith(f"{kind.name}:") for kind in kinds)
         return not named and any(kind.pattern is not None and kind.pattern.fullmatch(name) for kind in kinds)
-    from kdpipe.models.trust import runs_code
+    from kdpipe.models.registry import runs_code
 
     return runs_code(name)

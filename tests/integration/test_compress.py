@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from kdpipe import dataset, models
-from kdpipe.models.digests import digest_of
+from kdpipe.models.saved import digest_of
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command

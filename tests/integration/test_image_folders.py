@@ -11,6 +11,7 @@ from PIL import Image
 
 from kdpipe.dataset import load
 from kdpipe.errors import DatasetError
+from kdpipe.store.reader import open_store
 from kdpipe.views import Recipe, Renderer
 from tests.conftest import refused, run_command
 
@@ -111,3 +112,35 @@ def test_an_archive_in_place_of_a_folder_is_to_be_unpacked(tmp_path: Path, capsy
     )
     refused(outcome, f"'{tmp_path}/x.tar' is a file, expected a folder of images; unpack it")
     assert "did you mean" not in outcome.err
+
+
+@pytest.mark.parametrize("recipe", ["crop-flip", "crop-flip+mixup:0.8"])
+def test_views_are_added_after_a_label_was_corrected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    """The logits are then those of a store that had all views before the file was moved; the label is the new one."""
+    data = folder(tmp_path / "data", train_ant=5, train_bee=5, test_ant=2, test_bee=2)
+    teacher = ("--teacher", "tests.integration.test_unfit_teachers:plain", "--statistics", "data")
+    command = ("cache-teacher", "--data", f"folder:{data}", *teacher, "--recipe", recipe, "--device", "cpu")
+    few, many, corrected = tmp_path / "few.zarr", tmp_path / "many.zarr", tmp_path / "corrected.zarr"
+    assert run_command(capsys, *command, "--views", 1, "--out", few).code == 0
+    assert run_command(capsys, *command, "--views", 3, "--out", many).code == 0
+    before = open_store(few).digest
+    (data / "train/ant/3.png").rename(data / "train/bee/0a.png")
+    (data / "test/bee/0.png").rename(data / "test/bee/renamed.png")
+    unchanged = run_command(capsys, *command, "--views", 1, "--out", few)
+    assert "holds exactly this: nothing to do" in unchanged.err
+    assert open_store(few).digest == before
+    outcome = run_command(capsys, *command, "--views", 3, "--out", few)
+    assert outcome.code == 0, outcome.err
+    assert "warning: 1 of 10 'train' samples have other labels" in outcome.err
+    assert "1 of 4 'test' samples have other names" in outcome.err
+    added, whole = open_store(few), open_store(many)
+    assert np.array_equal(added.sample_ids, whole.sample_ids)
+    for view in range(4):
+        assert np.array_equal(added.plane(view), whole.plane(view))
+    assert np.flatnonzero(added.labels != whole.labels).tolist() == [3]
+    assert run_command(capsys, "verify", few, "--data", f"folder:{data}", "--deep").code == 0
+    (data / "train/ant/4.png").unlink()
+    refused(run_command(capsys, *command, "--views", 3, "--out", few), "dataset", "--overwrite")
+    assert run_command(capsys, *command, "--views", 3, "--out", corrected).code == 0

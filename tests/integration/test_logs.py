@@ -332,6 +332,7 @@ def test_a_folder_of_others_is_left_alone(tmp_path: Path, kdpipe: Kdpipe) -> Non
         "Leave out --wandb",
     )
     assert theirs.read_bytes() == b"theirs"
+    assert (tmp_path / "run" / "metrics.json").is_file()  # the run made before is kept
 
 
 def test_a_repository_without_a_commit(fresh: Path, kdpipe: Kdpipe) -> None:

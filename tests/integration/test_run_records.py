@@ -168,7 +168,10 @@ def test_labels_that_changed_since_the_stop_are_refused(
     assert kdpipe(*command).code == 0
     assert kdpipe(*command, "--resume").code == 0
     (tmp_path / "changed").touch()
-    refused(kdpipe(*command, "--resume"), f"{tmp_path / 'run'} was started with other labels of the train images")
+    refused(
+        kdpipe(*command, "--resume"),
+        f"{tmp_path / 'run'} was started with other labels than these: 1 of 100 train labels have changed",
+    )
     _change(tmp_path / "run" / "run.json", labels="absent")  # as runs of before they were recorded
     assert kdpipe(*command, "--resume").code == 0
 

@@ -1,24 +1,149 @@
-"""Load a split of a dataset: list its samples, choose some, take their digests, and decode them or stream them."""
+"""Load a split of a dataset: list its samples, choose some, take their digests, and decode them or stream them.
+
+Image files that cannot be used are all named at once. The parts of a loaded split are those held out for validation,
+those with a label, and those whose labels are kept.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
-from kdpipe.dataset import identity
-from kdpipe.dataset.broken import listed, notes_on
-from kdpipe.dataset.caching import distrust
-from kdpipe.dataset.parts import limit_labels
+from kdpipe import durable
+from kdpipe.dataset import decode, identity
+from kdpipe.dataset.caching import cache_directory, distrust, prepare
+from kdpipe.dataset.identity import balanced_indices, find_ids, ranks_in_class, sample_id
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
 from kdpipe.dataset.samples import Dataset
 from kdpipe.errors import DatasetError
+from kdpipe.printable import printable
 from kdpipe.progress import Progress, silent
+
+
+def hold_out(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Part a dataset into one to train on and a class-balanced one to validate with, both in dataset order.
+
+    ``fraction``, 0 < f < 1, is the validation samples' share of the labeled samples. They are chosen by their ids
+    alone, so a smaller fraction holds out a subset of what a larger one does. The only sample of a class stays in
+    training. A recipe that mixes takes no partners from the other part.
+
+    Raises:
+        DatasetError: a class would be left without samples to train on or to validate with.
+    """
+    labeled_indices = np.flatnonzero(dataset.labels >= 0)
+    count = round(fraction * len(labeled_indices))
+    labels = dataset.labels[labeled_indices]
+    several = labeled_indices[~np.isin(labels, single_classes(dataset))]
+    held = several[balanced_indices(dataset.sample_ids[several], dataset.labels[several], limit=count)]
+    kept = np.setdiff1d(np.arange(len(dataset)), held)
+    present = np.unique(dataset.labels[several])
+    for indices, purpose in ((held, "to validate with; hold out more"), (kept, "to train on; hold out fewer")):
+        without = np.setdiff1d(present, dataset.labels[indices])
+        if without.size or not len(indices):
+            name = f"class '{dataset.classes[without[0]]}'" if without.size else dataset.spec
+            raise DatasetError(
+                f"holding {count} of {len(labels)} labeled training samples out for validation, equally many of "
+                f"each class, leaves {name} without samples {purpose}, or none."
+            )
+    train, validation = (replace(dataset.subset(indices), origin=None) for indices in (kept, held))
+    return train, validation
+
+
+def single_classes(dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Return the classes with one labeled sample, which ``hold_out`` leaves in training."""
+    counts = np.bincount(dataset.labels[dataset.labels >= 0], minlength=len(dataset.classes))
+    return np.flatnonzero(counts == 1)
+
+
+def labeled(dataset: Dataset) -> Dataset:
+    """Return the samples that have a label, in dataset order; a recipe that mixes takes partners from these alone.
+
+    Raises:
+        DatasetError: none has one.
+    """
+    indices = np.flatnonzero(dataset.labels >= 0)
+    if not len(indices):
+        raise DatasetError(f"no training sample of {dataset.spec} has a label: training without a teacher needs some.")
+    return replace(dataset.subset(indices), origin=None)
+
+
+def limit_labels(dataset: Dataset, per_class: int) -> Dataset:
+    """Keep the labels of ``per_class`` samples of each class, and set all others to -1.
+
+    The samples are chosen by their ids alone, so the choice does not depend on their order, and fewer labels are a
+    subset of more. Samples, fingerprint and pixels stay the same, as labels are not part of the fingerprint.
+
+    Raises:
+        DatasetError: ``per_class`` is below 1, or a class has fewer labeled samples.
+    """
+    if per_class < 1:
+        raise DatasetError(f"labels_per_class is {per_class}, expected at least 1")
+    is_labeled = dataset.labels >= 0
+    counts = np.bincount(dataset.labels[is_labeled], minlength=len(dataset.classes))
+    if counts.min() < per_class:
+        scarce = int(counts.argmin())
+        raise DatasetError(
+            f"labels_per_class is {per_class}, but class '{dataset.classes[scarce]}' of {dataset.spec} has "
+            f"{counts[scarce]} labeled training samples; use a smaller number, or a larger --limit-train"
+        )
+    is_kept = is_labeled & (ranks_in_class(dataset.sample_ids, dataset.labels) < per_class)
+    origin = dataset.origin
+    if origin is not None:
+        # Partners that a recipe mixes in have the labels of the origin.
+        in_origin = find_ids(origin.sample_ids, dataset.sample_ids[is_kept]) >= 0
+        origin = replace(origin, labels=np.where(in_origin, origin.labels, -1).astype(np.int32))
+    return replace(dataset, labels=np.where(is_kept, dataset.labels, -1).astype(np.int32), origin=origin)
+
+
+_NAMED = 5
+"""Files that a message names; the others are in a file."""
+
+
+def listed(reasons: Sequence[str], *, of: int, what: str) -> str:
+    """Return one line on the files of ``reasons``, out of ``of``: the first of them, and a file with all."""
+    if len(reasons) == 1:
+        return reasons[0]
+    named = "; ".join(reason.rpartition("; ")[0] or reason for reason in reasons[:_NAMED])
+    line = f"{len(reasons):,} of {of:,} images of {what} cannot be used: {named}"
+    if len(reasons) > _NAMED:
+        path = _write(reasons, what)
+        line += f"; and {len(reasons) - _NAMED:,} more" + (f", all listed in {path}" if path else "")
+    return f"{line}; replace or remove them"
+
+
+def _write(reasons: Sequence[str], what: str) -> Path | None:
+    path = cache_directory() / "broken" / f"{sample_id(what).hex()}.txt"
+    with contextlib.suppress(OSError):
+        prepare(path)
+        durable.write_text(path, "".join(f"{printable(reason)}\n" for reason in reasons))
+        return path
+    return None
+
+
+def notes_on(remarks: npt.NDArray[np.uint8], split: str) -> tuple[str, ...]:
+    """Return a line for each remark of ``kdpipe.dataset.decode.remark`` that a split's images have."""
+    turned = int(np.count_nonzero(remarks & decode.TURNED))
+    dark = int(np.count_nonzero(remarks & decode.DARK))
+    notes = []
+    if turned:
+        notes.append(
+            f"{turned:,} images of {split} carry an EXIF orientation, which is not applied: pixels are as stored."
+        )
+    if dark:
+        notes.append(
+            f"warning: {dark:,} images of {split} have 16 bits but no level above 4,095, and become nearly black. "
+            "Scale their levels to 0..65535."
+        )
+    return tuple(notes)
+
 
 Loading = Literal["auto", "memory", "stream"]
 

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import decode, identity
-from kdpipe.dataset.caching import cache_directory
+from kdpipe.dataset.caching import cache_directory, recall, remember
 from kdpipe.dataset.pixels import in_order, processors
 from kdpipe.dataset.registry import Survey
-from kdpipe.dataset.remembered import recall, remember
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress
 from kdpipe.reading import open_regular

@@ -21,9 +21,18 @@ from kdpipe.models.inspection import (
     resolve_device,
 )
 from kdpipe.models.preset import Preset
-from kdpipe.models.registry import Architecture, Kind, all_kinds, architectures, create, is_foreign, names
+from kdpipe.models.registry import (
+    Architecture,
+    Kind,
+    all_kinds,
+    architectures,
+    create,
+    is_foreign,
+    names,
+    refuse_code,
+    runs_code,
+)
 from kdpipe.models.signals import Signal, Watch, layers, parse_signals
-from kdpipe.models.trust import refuse_code, runs_code
 
 if TYPE_CHECKING:
     from kdpipe.models.loading import Model, load, probe

@@ -17,9 +17,8 @@ from kdpipe.models import registry
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
 from kdpipe.models.preset import Preset, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
-from kdpipe.models.registry import Loaded
+from kdpipe.models.registry import Loaded, refuse_code, runs_code
 from kdpipe.models.saved import RUN, resolve_run
-from kdpipe.models.trust import refuse_code, runs_code
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, refuse_broken, tensor_bytes
 
 

@@ -1,6 +1,8 @@
 """Names of models: the architectures of the zoo, and kinds of names such as ``torchvision:NAME``.
 
-Importing this does not import torch, so that names are listed quickly; building a network does.
+Importing this does not import torch, so that names are listed quickly; building a network does. A name such as
+``package.module:function`` runs code. Typed on the command line it is the user's word; read from a file it is a
+stranger's, and refused unless the user trusts it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kdpipe.errors import ModelError, did_you_mean
+from kdpipe.errors import ModelError, UntrustedCodeError, did_you_mean
 from kdpipe.models.preset import Known, for_imagenet, of_imagenet
 
 if TYPE_CHECKING:
@@ -225,3 +227,26 @@ def _zoo_published(name: str, _module: nn.Module) -> Known | None:
 
 
 _ZOO = Kind("NAME", "A network of the zoo.", _build, preset=_zoo_preset, published=_zoo_published, prefixed=False)
+
+
+def runs_code(name: str) -> bool:
+    """Return whether building the model ``name`` imports a module that the name gives."""
+    try:
+        kind, rest = resolve(name)
+        while kind.inner is not None:
+            kind, rest = resolve(kind.inner(rest))
+    except ModelError:
+        return False
+    return kind.foreign and not kind.prefixed
+
+
+def refuse_code(name: str, *, origin: object, trust_code: bool) -> None:
+    """Refuse a model that the file ``origin`` names and that runs code, unless the user trusts it.
+
+    Raises:
+        UntrustedCodeError: it runs code, and is not trusted.
+    """
+    if runs_code(name) and not trust_code:
+        raise UntrustedCodeError(
+            f"{origin} says its network is made by {name}: pass --trust-code to run that code if you trust it."
+        )

@@ -19,7 +19,7 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
-from kdpipe.store import arrays, manifest, shards
+from kdpipe.store import arrays, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import array_name
 
@@ -108,9 +108,9 @@ class _Array:
         whole = piece.source == slice(0, self.chunk_rows) if isinstance(piece.source, slice) else False
         into = out[piece.target] if whole else np.empty((self.chunk_rows, *self.row), self.dtype)
         if self.chunks_per_shard is None:
-            shards.read_file(path, into)
+            arrays.read_file(path, into)
         else:
-            shards.read_chunk(path, piece.chunk % self.chunks_per_shard, self.chunks_per_shard, into)
+            arrays.read_chunk(path, piece.chunk % self.chunks_per_shard, self.chunks_per_shard, into)
         if not whole:
             out[piece.target] = into[piece.source]
 

@@ -20,7 +20,7 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
-from kdpipe.store import arrays, manifest, shards
+from kdpipe.store import arrays, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Limits, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
@@ -324,7 +324,7 @@ class LogitStore:
             cut.chunk_rows > cut.samples
             or cut.shard_rows > _LARGEST.shard_rows
             or (shard_bytes > _LARGEST.shard_bytes and cut.shard_rows > 1)
-            or self._reader.chunk_bytes > shards.MAX_CHUNK_BYTES
+            or self._reader.chunk_bytes > arrays.MAX_CHUNK_BYTES
         ):
             raise CorruptStoreError(
                 f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "

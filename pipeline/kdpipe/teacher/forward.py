@@ -10,6 +10,7 @@ import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Model, Preset, Signal, Watch, probe
+from kdpipe.models.parts import in_parts, part_size
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.sections import Teacher
 from kdpipe.views import Geometry
@@ -71,6 +72,7 @@ class Forward:
         self.precision = precision
         self._dtype = PRECISIONS[precision]
         self._module = model.module.to(device).requires_grad_(False)
+        self._part = part_size(self._module, model.preset.size)
         self._watch = Watch(self._module, signals, size=model.preset.size, name=model.name)
         if device.type == "cuda" and precision == "fp32":
             torch.backends.cuda.matmul.allow_tf32 = False
@@ -107,7 +109,14 @@ class Forward:
     @torch.inference_mode()
     def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return logits, and the requested signals by name, float32 on the device."""
-        inputs = self.model.preset.normalize(pixels.to(self.device))
+        parts = [self._outputs(part) for part in in_parts(pixels.to(self.device), self._part)]
+        if len(parts) == 1:
+            return parts[0]
+        signals = {name: torch.cat([of_part[name] for _, of_part in parts]) for name in parts[0][1]}
+        return torch.cat([logits for logits, _ in parts]), signals
+
+    def _outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        inputs = self.model.preset.normalize(pixels)
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:

@@ -100,6 +100,11 @@ def read(path: Path, *, say: Callable[[str], None]) -> State:
     return state
 
 
+def peek(path: Path) -> State | None:
+    """Read the newest checkpoint; ``None`` where it is missing or damaged."""
+    return _load(path)[0]
+
+
 def read_earlier(path: Path) -> State | None:
     """Read the checkpoint before the newest; ``None`` where it is missing or damaged."""
     return _load(before(path))[0]

@@ -11,6 +11,7 @@ import torch
 
 from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Preset, evaluating
+from kdpipe.models.parts import in_parts, part_size
 from kdpipe.progress import Progress, silent
 from kdpipe.training.checkpoint import State
 from kdpipe.training.optimization import Learner
@@ -27,10 +28,11 @@ def predict(
 
     The module must be on the renderer's device; each of its parts is left in its mode, training or evaluation.
     """
-    blocks = []
+    blocks: list[torch.Tensor] = []
+    part = part_size(module, preset.size)
     with evaluating(module), progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
         for pixels in renderer.batches(plain_batches(renderer), view=0):
-            blocks.append(module(preset.normalize(pixels)).float().cpu())
+            blocks.extend(module(preset.normalize(each)).float().cpu() for each in in_parts(pixels, part))
             advance(len(pixels))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

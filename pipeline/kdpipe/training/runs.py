@@ -20,10 +20,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
 
 from kdpipe import durable
 from kdpipe.errors import RunError
@@ -34,6 +38,9 @@ from kdpipe.training.holding import Place
 from kdpipe.training.records import Failure, Metrics, RunRecord
 
 History = list[dict[str, float]]
+
+Labels = Mapping[str, npt.NDArray[np.int32]]
+"""The labels of each split, in the order of its samples."""
 
 _FILES = (
     *("model.safetensors", "best.safetensors", "model.int8.onnx", "checkpoint.pt", "checkpoint.previous.pt"),
@@ -56,6 +63,7 @@ class RunDirectory:
 
     path: Path
     _place: Place = field(default_factory=Place, init=False, repr=False, compare=False)
+    _labels: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def weights(self) -> Path:
@@ -94,7 +102,9 @@ class RunDirectory:
         """Whether the directory is still the one in which ``start`` began."""
         return self._place.kept(self.path)
 
-    def refuse_start(self, record: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
+    def refuse_start(
+        self, record: dict[str, Any], *, resume: bool, overwrite: bool = False, labels: Labels | None = None
+    ) -> None:
         """Check that ``start`` can begin, and change nothing.
 
         Raises:
@@ -108,7 +118,7 @@ class RunDirectory:
             if not written.is_file():
                 raise RunError(f"{self.path} holds no run to resume. Start it without --resume.")
             self.refuse_changes({key: record[key] for key in ("parameters", "lineage")})
-            self._refuse_other_labels(record)
+            self._refuse_other_labels(record, labels or {})
             if self.finished and not checkpoint.exists(self.checkpoint):
                 raise RunError(f"{self.path} is finished, and its checkpoint is gone: there is nothing to resume.")
         else:
@@ -131,17 +141,21 @@ class RunDirectory:
             "--out another directory."
         )
 
-    def start(self, record: dict[str, Any], *, resume: bool, overwrite: bool = False) -> None:
+    def start(
+        self, record: dict[str, Any], *, resume: bool, overwrite: bool = False, labels: Labels | None = None
+    ) -> None:
         """Prepare the directory for a run that ``record`` describes.
 
         A run made earlier in the same directory is continued by ``resume``, or replaced by ``overwrite``. From now on,
-        nothing is written once the directory is deleted or moved away.
+        nothing is written once the directory is deleted or moved away. Checkpoints hold the ``labels``, so that a
+        resumption with others can tell how many have changed.
 
         Raises:
             RunError: as ``refuse_start`` does.
             UnwritableError: the disk is full or fails; a run made earlier is kept.
         """
-        self.refuse_start(record, resume=resume, overwrite=overwrite)
+        self.refuse_start(record, resume=resume, overwrite=overwrite, labels=labels)
+        self._labels.update(labels or {})
         self._place.settle(self.path)
 
         def fill(temporary: Path) -> None:
@@ -179,13 +193,24 @@ class RunDirectory:
             RunError: it was made by something else.
         """
         folder = self.path / name
+        self.refuse_log(name)
         self.remove_log(name)
-        if os.path.lexists(folder):
-            raise RunError(f"{folder} is not a log of kdpipe. Move it away, or pass --out another directory.")
         with durable.writing(folder):
             folder.mkdir()
             (folder / _LOG_MARK).write_text("A log of kdpipe. The next run in this directory replaces it.\n")
         return folder
+
+    def refuse_log(self, name: str) -> None:
+        """Refuse a folder in the place of the log ``name`` that was made by something else.
+
+        Raises:
+            RunError: there is one.
+        """
+        if os.path.lexists(self.path / name) and not self.is_log(name):
+            raise RunError(
+                f"{self.path / name} is not a log of kdpipe. Leave out --{name}, move it away, or pass --out another "
+                "directory."
+            )
 
     def remove_log(self, name: str) -> None:
         """Remove the folder of a log, unless it was made by something else."""
@@ -213,15 +238,27 @@ class RunDirectory:
                 f"({next(iter(differing.values()))}). Start it without --resume and with --overwrite."
             )
 
-    def _refuse_other_labels(self, record: dict[str, Any]) -> None:
+    def _refuse_other_labels(self, record: dict[str, Any], labels: Labels) -> None:
         """Refuse to go on with other labels; runs of before they were recorded have none."""
         before, now = self.record().get("labels") or {}, record.get("labels") or {}
         changed = [split for split in before if before[split] != now.get(split)]
         if changed:
+            split = changed[0]
+            number = self._changed_labels(split, labels)
+            what = f"other labels of the {split} images than these"
+            if number:
+                what = f"other labels than these: {number:,} of {len(labels[split]):,} {split} labels have changed"
             raise RunError(
-                f"{self.path} was started with other labels of the {changed[0]} images than these. Restore the labels, "
-                "or pass --overwrite to start it again."
+                f"{self.path} was started with {what}. Restore the labels, or pass --overwrite to start it again."
             )
+
+    def _changed_labels(self, split: str, labels: Labels) -> int | None:
+        """Return how many labels differ from the checkpoint's; ``None`` where it has none of as many samples."""
+        for read in (checkpoint.peek, checkpoint.read_earlier):
+            held = ((read(self.checkpoint) or {}).get("labels") or {}).get(split)
+            if isinstance(held, torch.Tensor) and split in labels and held.shape == labels[split].shape:
+                return int((held.numpy() != labels[split]).sum())
+        return None
 
     def _refuse_strangers(self) -> None:
         """Refuse a directory that was made by something else; hidden files, such as DVC's, are ignored."""
@@ -250,7 +287,8 @@ class RunDirectory:
     def save_checkpoint(self, state: State) -> None:
         """Write ``checkpoint.pt`` atomically and keep the one before."""
         self.check_place()
-        checkpoint.write(self.checkpoint, state)
+        held = {split: torch.from_numpy(labels) for split, labels in self._labels.items()}
+        checkpoint.write(self.checkpoint, {**state, "labels": held} if held else state)
 
     def load_checkpoint(self, *, say: Callable[[str], None] = lambda _message: None) -> State | None:
         """Read the newest checkpoint that is not damaged; ``None`` where the run was stopped before the first.

@@ -16,8 +16,7 @@ from kdpipe.dataset import Dataset, hold_out, load
 from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
 from kdpipe.pairing.attach import attach
-from kdpipe.pairing.join import join, join_checked, verify_data
-from kdpipe.pairing.moved import remarks, with_store_ids
+from kdpipe.pairing.join import join, join_checked, remarks, verify_data, with_store_ids
 from kdpipe.pairing.probes import replay
 from kdpipe.stages import cli
 from kdpipe.store.reader import LogitStore, open_store

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
+from kdpipe.store import arrays
 from kdpipe.store import manifest as manifests
-from kdpipe.store import shards
 from kdpipe.store.inspect import summary
 from kdpipe.store.reader import open_store
 from kdpipe.store.verify import verify_files
@@ -67,14 +67,14 @@ def test_every_flipped_bit_of_a_chunk_is_detected_by_reading(sealed: Path) -> No
     content = path.read_bytes()
     out = np.empty((open_store(sealed, split="test").chunk_rows, stores.CLASSES), dtype=np.float16)
     for number in (0, 1):
-        shards.read_chunk(path, number, 2, out)
+        arrays.read_chunk(path, number, 2, out)
     for bit in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(ValueError):  # noqa: PT012
             for number in (0, 1):
-                shards.read_chunk(path, number, 2, out)
+                arrays.read_chunk(path, number, 2, out)
 
 
 @pytest.mark.parametrize("part", ["codes/c", "row_max/c", "labels/c", "sample_id/c", "content_digest/c", "probe_"])

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.errors import StoreError
-from kdpipe.store import shards
+from kdpipe.store import arrays
 from kdpipe.store.plan import Limits
 from kdpipe.store.reader import open_store
 from kdpipe.testing import stores
@@ -139,7 +139,7 @@ def test_a_forged_chunk_is_refused(tmp_path: Path, forged: str) -> None:
     path.write_bytes(signed(FORGED[forged]()))
     out = np.full_like(VALUES, 7)
     with pytest.raises(ValueError):
-        shards.read_file(path, out)
+        arrays.read_file(path, out)
     assert (out == 7).all(), "nothing is decoded before the header is believed"
 
 
@@ -166,14 +166,14 @@ def test_a_forged_index_is_refused(tmp_path: Path, index: str) -> None:
     path = tmp_path / "0"
     path.write_bytes(shard(*INDEXES[index], body=GOOD))
     with pytest.raises(ValueError, match=r"shard|missing"):
-        shards.read_chunk(path, 0, 2, np.empty_like(VALUES))
+        arrays.read_chunk(path, 0, 2, np.empty_like(VALUES))
 
 
 def test_a_well_made_shard_is_read(tmp_path: Path) -> None:
     path = tmp_path / "0"
     path.write_bytes(shard((0, len(GOOD)), NONE, body=GOOD))
     out = np.empty_like(VALUES)
-    shards.read_chunk(path, 0, 2, out)
+    arrays.read_chunk(path, 0, 2, out)
     assert np.array_equal(out, VALUES)
 
 
@@ -181,7 +181,7 @@ def test_a_shard_shorter_than_its_index_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "0"
     path.write_bytes(shard((0, len(GOOD)), NONE, body=GOOD))
     with pytest.raises(ValueError, match="too short"):
-        shards.read_chunk(path, 0, 2**40, np.empty_like(VALUES))
+        arrays.read_chunk(path, 0, 2**40, np.empty_like(VALUES))
 
 
 @given(content=st.binary(max_size=120), keep_header=st.booleans())
@@ -198,7 +198,7 @@ def test_garbage_with_a_right_checksum_never_crashes(
     out = np.empty((66, WIDTH), dtype=np.float16)
     out[64:] = 7
     with contextlib.suppress(ValueError, RuntimeError):
-        shards.read_file(path, out[:64])
+        arrays.read_file(path, out[:64])
     assert (out[64:] == 7).all()
 
 

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import load
-from kdpipe.views import Draws, Recipe, photometric, render
+from kdpipe.views import Draws, Recipe, color, render
 from kdpipe.views.color import Stream
 from tests.unit.views.pictures import EQUAL, picture
 
@@ -166,10 +166,10 @@ def test_every_level_of_trivial_is_seen_in_the_pixels() -> None:
 
 Kernel = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 JITTER: list[tuple[Kernel, Stream, Callable[..., torch.Tensor]]] = [
-    (photometric.brightness, Stream.BRIGHTNESS, functional.adjust_brightness),
-    (photometric.contrast, Stream.CONTRAST, functional.adjust_contrast),
-    (photometric.saturation, Stream.SATURATION, functional.adjust_saturation),
-    (photometric.hue, Stream.HUE, functional.adjust_hue),
+    (color.brightness, Stream.BRIGHTNESS, functional.adjust_brightness),
+    (color.contrast, Stream.CONTRAST, functional.adjust_contrast),
+    (color.saturation, Stream.SATURATION, functional.adjust_saturation),
+    (color.hue, Stream.HUE, functional.adjust_hue),
 ]
 
 
@@ -252,8 +252,8 @@ def test_the_order_matters() -> None:
     row = int(np.flatnonzero((np.abs(factors[:, 1] - 256) > 100) & (np.abs(factors[:, 2] - 256) > 100))[0])
     contrast, saturation = (torch.tensor([factors[row, place]], dtype=torch.int32) for place in (1, 2))
     image = images[row : row + 1]
-    one = photometric.saturation(photometric.contrast(image, contrast), saturation)
-    other = photometric.contrast(photometric.saturation(image, saturation), contrast)
+    one = color.saturation(color.contrast(image, contrast), saturation)
+    other = color.contrast(color.saturation(image, saturation), contrast)
     assert not torch.equal(one, other)
     assert torch.equal(found[row : row + 1], other if order[row] else one)
 

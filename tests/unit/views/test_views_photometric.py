@@ -14,20 +14,20 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional
 
-from kdpipe.views import photometric
+from kdpipe.views import color
 
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 OPERATIONS: dict[str, tuple[Operation, Sequence[int]]] = {
-    "brightness": (photometric.brightness, [0, 1, 77, 255, 256, 257, 400, 512]),
-    "contrast": (photometric.contrast, [0, 1, 77, 255, 256, 257, 400, 512]),
-    "saturation": (photometric.saturation, [0, 1, 77, 255, 256, 257, 400, 512]),
-    "sharpness": (photometric.sharpness, [0, 1, 77, 255, 256, 257, 400, 512]),
-    "hue": (photometric.hue, [-300, -128, -43, -1, 0, 1, 100, 128, 255]),
-    "posterize": (photometric.posterize, list(range(9))),
-    "solarize": (photometric.solarize, [0, 1, 100, 128, 255, 256]),
-    "autocontrast": (lambda images, _: photometric.autocontrast(images), [0]),
-    "equalize": (lambda images, _: photometric.equalize(images), [0]),
+    "brightness": (color.brightness, [0, 1, 77, 255, 256, 257, 400, 512]),
+    "contrast": (color.contrast, [0, 1, 77, 255, 256, 257, 400, 512]),
+    "saturation": (color.saturation, [0, 1, 77, 255, 256, 257, 400, 512]),
+    "sharpness": (color.sharpness, [0, 1, 77, 255, 256, 257, 400, 512]),
+    "hue": (color.hue, [-300, -128, -43, -1, 0, 1, 100, 128, 255]),
+    "posterize": (color.posterize, list(range(9))),
+    "solarize": (color.solarize, [0, 1, 100, 128, 255, 256]),
+    "autocontrast": (lambda images, _: color.autocontrast(images), [0]),
+    "equalize": (lambda images, _: color.equalize(images), [0]),
 }
 """Each operation and values of its parameter."""
 
@@ -108,14 +108,14 @@ def test_blends_are_floored_rationals(factor: int) -> None:
     images = noise(4, 3, 5, 7)
     values = parameters(factor, images)
     weight = Fraction(factor, 256)
-    results = {op: op(images, values) for op in (photometric.brightness, photometric.contrast, photometric.saturation)}
+    results = {op: op(images, values) for op in (color.brightness, color.contrast, color.saturation)}
     for position, image in enumerate(images):
         gray = gray_of(image)
         mean = Fraction(sum(gray), len(gray))
         degenerate = {
-            photometric.brightness: [Fraction(0)] * len(gray),
-            photometric.contrast: [mean] * len(gray),
-            photometric.saturation: [Fraction(level) for level in gray],
+            color.brightness: [Fraction(0)] * len(gray),
+            color.contrast: [mean] * len(gray),
+            color.saturation: [Fraction(level) for level in gray],
         }
         for operation, other in degenerate.items():
             expected = [
@@ -127,7 +127,7 @@ def test_blends_are_floored_rationals(factor: int) -> None:
 
 def test_no_saturation_is_the_gray_level() -> None:
     cube = colors(3)
-    gray = photometric.saturation(cube, parameters(0, cube))
+    gray = color.saturation(cube, parameters(0, cube))
     red, green, blue = cube[0, :, 0].to(torch.int64)
     expected = (2989 * red + 5870 * green + 1140 * blue) // 10000
     assert torch.equal(gray[0, :, 0].to(torch.int64), expected.expand(3, -1))
@@ -138,12 +138,12 @@ def test_no_saturation_is_the_gray_level() -> None:
 def test_factors_mean_what_torchvisions_mean(images: torch.Tensor, factor: int) -> None:
     values = parameters(factor, images)
     ratio = factor / 256
-    mine = photometric.brightness(images, values)
+    mine = color.brightness(images, values)
     assert torch.equal(mine, functional.adjust_brightness_image(images, ratio))
-    assert torch.equal(photometric.sharpness(images, values), functional.adjust_sharpness_image(images, ratio))
+    assert torch.equal(color.sharpness(images, values), functional.adjust_sharpness_image(images, ratio))
     for operation, theirs in (
-        (photometric.contrast, functional.adjust_contrast_image),
-        (photometric.saturation, functional.adjust_saturation_image),
+        (color.contrast, functional.adjust_contrast_image),
+        (color.saturation, functional.adjust_saturation_image),
     ):
         share, largest = gap(operation(images, values), theirs(images, ratio))
         assert share < 1e-3
@@ -154,20 +154,20 @@ def test_nearly_all_levels_equal_torchvisions_contrast_and_saturation() -> None:
     images = noise(200, 3, 32, 32)
     for factor in (26, 205, 333, 486):
         values = parameters(factor, images)
-        mine = photometric.contrast(images, values)
+        mine = color.contrast(images, values)
         assert gap(mine, functional.adjust_contrast_image(images, factor / 256))[0] < 1e-4
-        mine = photometric.saturation(images, values)
+        mine = color.saturation(images, values)
         assert gap(mine, functional.adjust_saturation_image(images, factor / 256))[0] < 1e-5
 
 
 def test_sharpness_rounds_the_smoothed_level_and_keeps_the_border() -> None:
     image = torch.zeros(1, 3, 5, 5, dtype=torch.uint8)
     image[:, :, 2, 2] = 100
-    smooth = photometric.sharpness(image, parameters(0, image))
+    smooth = color.sharpness(image, parameters(0, image))
     assert smooth[0, 0, 1:-1, 1:-1].tolist() == [[8, 8, 8], [8, 38, 8], [8, 8, 8]]
     noisy = noise(3, 3, 6, 9)
     for factor in (0, 512):
-        sharp = photometric.sharpness(noisy, parameters(factor, noisy))
+        sharp = color.sharpness(noisy, parameters(factor, noisy))
         border = torch.ones(6, 9, dtype=torch.bool)
         border[1:-1, 1:-1] = False
         assert torch.equal(sharp[..., border], noisy[..., border])
@@ -177,7 +177,7 @@ def test_sharpness_rounds_the_smoothed_level_and_keeps_the_border() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (9, 2), (1, 30)])
 def test_sharpness_leaves_the_smallest_images(shape: tuple[int, int]) -> None:
     images = noise(4, 3, *shape)
-    sharp = photometric.sharpness(images, parameters([0, 512], images))
+    sharp = color.sharpness(images, parameters([0, 512], images))
     assert torch.equal(sharp, images)
     assert sharp.data_ptr() != images.data_ptr()
 
@@ -203,7 +203,7 @@ def turned(pixel: list[int], turn: int) -> list[int]:
 def test_hue_is_a_rounded_rational(turn: int) -> None:
     for images in (colors(51), noise(1, 3, 1, 300), noise(1, 3, 1, 300) // 100):
         pixels = images[0, :, 0].T.tolist()
-        result = photometric.hue(images, parameters(turn, images))
+        result = color.hue(images, parameters(turn, images))
         assert result[0, :, 0].T.tolist() == [turned(pixel, turn) for pixel in pixels]
 
 
@@ -211,7 +211,7 @@ def test_hue_is_a_rounded_rational(turn: int) -> None:
 def test_hue_is_within_a_level_of_torchvision(turn: int) -> None:
     cube = colors(5)
     theirs = functional.adjust_hue_image(cube, turn / 256)
-    share, largest = gap(photometric.hue(cube, parameters(turn, cube)), theirs)
+    share, largest = gap(color.hue(cube, parameters(turn, cube)), theirs)
     assert largest <= 1
     assert share < (1e-4 if turn % 128 == 0 else 0.08)
 
@@ -219,7 +219,7 @@ def test_hue_is_within_a_level_of_torchvision(turn: int) -> None:
 @pytest.mark.parametrize("turn", [-128, -17, 1, 90])
 def test_hue_is_within_half_a_level_of_colorsys(turn: int) -> None:
     cube = colors(23)
-    result = photometric.hue(cube, parameters(turn, cube))[0, :, 0].T.numpy()
+    result = color.hue(cube, parameters(turn, cube))[0, :, 0].T.numpy()
     for pixel, levels in zip(cube[0, :, 0].T.tolist(), result, strict=True):
         angle, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in pixel))
         exact = 255 * np.array(colorsys.hsv_to_rgb((angle + turn / 256) % 1, saturation, value))
@@ -229,33 +229,33 @@ def test_hue_is_within_half_a_level_of_colorsys(turn: int) -> None:
 @every_picture
 def test_whole_turns_of_the_hue_change_nothing(images: torch.Tensor) -> None:
     for turn in (-512, -256, 0, 256, 1 << 20):
-        assert torch.equal(photometric.hue(images, parameters(turn, images)), images)
-    once = photometric.hue(images, parameters(90, images))
-    assert torch.equal(photometric.hue(images, parameters(90 - 256, images)), once)
-    assert torch.equal(photometric.hue(images, parameters(90 + 2560, images)), once)
+        assert torch.equal(color.hue(images, parameters(turn, images)), images)
+    once = color.hue(images, parameters(90, images))
+    assert torch.equal(color.hue(images, parameters(90 - 256, images)), once)
+    assert torch.equal(color.hue(images, parameters(90 + 2560, images)), once)
 
 
 def test_primaries_turn_into_each_other() -> None:
     red, yellow, cyan = [255, 0, 0], [255, 255, 0], [0, 255, 255]
     images = torch.tensor([red, yellow, red], dtype=torch.uint8)[:, :, None, None]
     turns = torch.tensor([128, 128, 64], dtype=torch.int32)
-    assert photometric.hue(images, turns)[:, :, 0, 0].tolist() == [cyan, [0, 0, 255], [128, 255, 0]]
+    assert color.hue(images, turns)[:, :, 0, 0].tolist() == [cyan, [0, 0, 255], [128, 255, 0]]
 
 
 @every_picture
 def test_posterize_solarize_and_equalize_equal_torchvisions(images: torch.Tensor) -> None:
     for bits in range(9):
-        mine = photometric.posterize(images, parameters(bits, images))
+        mine = color.posterize(images, parameters(bits, images))
         assert torch.equal(mine, functional.posterize_image(images, bits))
     for threshold in range(256):
-        mine = photometric.solarize(images, parameters(threshold, images))
+        mine = color.solarize(images, parameters(threshold, images))
         assert torch.equal(mine, functional.solarize_image(images, threshold))
-    assert torch.equal(photometric.equalize(images), functional.equalize_image(images))
+    assert torch.equal(color.equalize(images), functional.equalize_image(images))
 
 
 @every_picture
 def test_equalize_equals_pillows(images: torch.Tensor) -> None:
-    for image, mine in zip(images, photometric.equalize(images), strict=True):
+    for image, mine in zip(images, color.equalize(images), strict=True):
         theirs = ImageOps.equalize(Image.fromarray(image.permute(1, 2, 0).numpy()))
         assert np.array_equal(mine.permute(1, 2, 0).numpy(), np.asarray(theirs))
 
@@ -267,7 +267,7 @@ def test_autocontrast_is_a_floored_rational_for_every_stretch() -> None:
         levels = torch.arange(low, low + spread + 1)
         image = levels.to(torch.uint8).expand(1, 3, 1, -1)
         expected = [math.floor(Fraction(255 * level, spread)) for level in range(spread + 1)]
-        mine = photometric.autocontrast(image)
+        mine = color.autocontrast(image)
         assert mine[0, 1, 0].tolist() == expected
         theirs = functional.autocontrast_image(image)
         assert gap(mine, theirs)[1] <= 1
@@ -277,7 +277,7 @@ def test_autocontrast_is_a_floored_rational_for_every_stretch() -> None:
 
 @every_picture
 def test_autocontrast_is_never_below_torchvisions_nor_two_levels_above(images: torch.Tensor) -> None:
-    above = photometric.autocontrast(images).int() - functional.autocontrast_image(images).int()
+    above = color.autocontrast(images).int() - functional.autocontrast_image(images).int()
     assert int(above.min()) >= 0
     assert int(above.max()) <= 1
 
@@ -285,7 +285,7 @@ def test_autocontrast_is_never_below_torchvisions_nor_two_levels_above(images: t
 def test_autocontrast_stretches_each_channel_of_each_image() -> None:
     images = noise(6, 3, 8, 9) // 3 + 40
     images[0, 1] = 7
-    stretched = photometric.autocontrast(images)
+    stretched = color.autocontrast(images)
     assert torch.equal(stretched[0, 1], images[0, 1])
     stretched[0, 1, 0, :2] = torch.tensor([0, 255])
     assert (stretched.amin((-2, -1)) == 0).all()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe.dataset import walking
+from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import FileSource, suggest_path
@@ -54,7 +54,7 @@ def list_folder(request: Request, path: str) -> Listing:
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in walking.images(place))
+        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in decode.images(place))
         if not found and train is None:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
@@ -105,7 +105,7 @@ def _no_split(root: Path, split: str) -> DatasetError:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in walking.LEFT_BEHIND
+    return name.startswith(".") or name in decode.LEFT_BEHIND
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -119,7 +119,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
         if _hidden(child.name) or not child.is_dir():
             continue
         if child.is_symlink():
-            walking.refuse_upward(child)
+            decode.refuse_upward(child)
         name = _nfc(child.name)
         if name in found:
             raise DatasetError(f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one")
