@@ -152,8 +152,8 @@ def names() -> list[str]:
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Return the kinds of names besides the zoo's, the one without a prefix last."""
-    return tuple(sorted(_KINDS.values(), key=lambda kind: not kind.prefixed))
+    """Return the kinds of names besides the zoo's: those made from others, then the one without a prefix last."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: (not kind.prefixed, kind.inner is not None)))
 
 
 def create(name: str, num_classes: int) -> nn.Module:
