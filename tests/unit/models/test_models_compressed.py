@@ -122,6 +122,8 @@ def test_code_behind_a_compressed_name_is_not_run(tmp_path: Path) -> None:
     name = "compressed:tests.networks:small,ranks=2"
     assert models.runs_code(name)
     assert not models.runs_code("compressed:torchvision:resnet18,ranks=2")
+    assert models.is_foreign(name)
+    assert not models.is_foreign(NARROW)
     run = tmp_path / "run"
     run.mkdir()
     save_file({"w": torch.zeros(1)}, run / "model.safetensors", {"architecture": name})
