@@ -18,6 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 repro: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro
 	@cat reports/summary.txt
+	@echo "The student to ship, as a tested ONNX file: exported/student (README.md there has the code that runs it)"
 
 check: setup
 	$(BIN)/ruff format --check .

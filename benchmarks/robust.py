@@ -117,7 +117,7 @@ def _measured(run: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Return the accuracies of a finished run, clean and under attack."""
     out = options.work / "reports" / run.name
     kdpipe(
-        *("benchmark", *_data(options), "--run", run, "--out", out, "--latency-repeats", 5),
+        *("benchmark", *_data(options), "--run", run, "--out", out, "--rounds", 5, "--no-cold-starts"),
         *("--adversarial", options.measure, "--adversarial-samples", options.attacked),
     )
     found = json.loads((out / "metrics.json").read_text())["students"][run.name]

@@ -407,6 +407,41 @@ def _checkpoints() -> str:
     return _markdown(("model", "write, ms", "read, ms", "MB"), rows)
 
 
+def _engines() -> str:
+    """Return wall and CPU milliseconds of one image on one thread, by network and engine."""
+    found = _read("engines")["timings"]
+    networks = list(dict.fromkeys(each["architecture"] for each in found))
+    ways = dict.fromkeys((each["engine"], each["precision"]) for each in found)
+    figures = {
+        (each["architecture"], each["engine"], each["precision"]): each
+        for each in found
+        if (each["threads"], each["batch_size"]) == (1, 1)
+    }
+    rows = []
+    for way in ways:
+        cells = [figures.get((network, *way)) for network in networks]
+        texts = ["n/a" if each is None else f"{each['p50_ms']:.3g} ({each['cpu_ms']:.3g})" for each in cells]
+        rows.append((" ".join(way), *texts))
+    return _markdown(("engine", *(f"`{network}`" for network in networks)), rows)
+
+
+def _engine_costs() -> str:
+    """Return size, load time and memory of one network by engine."""
+    measured = _read("engines")
+    network = measured["timings"][0]["architecture"]
+    sizes = next(each["format_bytes"] for each in measured["costs"] if each["architecture"] == network)
+    rows = []
+    for each in measured["timings"]:
+        if (each["architecture"], each["threads"], each["batch_size"]) != (network, 1, 1):
+            continue
+        onnx = "onnx" if each["precision"] == "fp32" else f"onnx {each['precision']}"
+        size = sizes["safetensors" if each["engine"] in ("eager", "compile") else onnx]
+        start = [each[key] for key in ("load_ms", "libraries_bytes", "peak_bytes")]
+        times = ["n/a"] * 3 if None in start else [f"{start[0]:,.0f}", *(f"{part / 1e6:,.0f}" for part in start[1:])]
+        rows.append((f"{each['engine']} {each['precision']}", f"{size / 1e3:,.0f}", *times))
+    return _markdown(("engine", "file, kB", "load, ms", "libraries, MB", "peak, MB"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "labels": _labels,
@@ -430,6 +465,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": _encodings,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
+    "engines": _engines,
+    "engine-costs": _engine_costs,
 }
 """The Markdown of each table, by its name."""
 

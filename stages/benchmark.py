@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from kdpipe import models, report
 from kdpipe.benchmark.comparison import compare
-from kdpipe.benchmark.latency import Latency, latency, machine
+from kdpipe.benchmark.machine import machine
 from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
@@ -26,6 +25,7 @@ from kdpipe.benchmark.results import (
     average,
     mean_history,
 )
+from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset, balanced_indices
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
@@ -37,13 +37,14 @@ from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
+from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.evaluation import predict
 from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
-
-BATCH_SIZES = (1, 64)
 
 
 def run(params: Benchmark) -> None:
@@ -62,12 +63,18 @@ def _run(params: Benchmark) -> None:
     attack = _attack(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test)
-    with _threads(params.measurement.threads):
-        students = [
-            _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device)
-            for path in params.measurement.run
-        ]
+    timer = Timer(params, test, device=device)
+    network = _time_teacher(timer, params, test)
+    students = [
+        _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device, timer=timer)
+        for path in params.measurement.run
+    ]
     teaching = None if test is None else _teacher_result(stores, teacher, test)
+    measured = timer.measure()
+    students = [student.with_timings(measured.timings, measured.costs) for student in students]
+    if network is not None:
+        teaching = teaching or TeacherResult(params.measurement.teacher or "", {})
+        teaching = teaching.with_timings(network, measured.timings, measured.costs)
     result = BenchmarkResult(
         dataset=params.dataset.data,
         samples=0 if test is None else len(test),
@@ -81,6 +88,8 @@ def _run(params: Benchmark) -> None:
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
+        load=measured.load,
+        timing_notes=(*measured.notes, *measured.warnings),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
@@ -228,11 +237,12 @@ def _student(
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
+    timer: Timer,
 ) -> StudentResult:
-    """Measure a single run, or the runs of several seeds in the directory ``path``, of which the first is timed."""
+    """Measure a single run, or the runs of several seeds in the directory ``path``, and have their network timed."""
     names = [run.path.relative_to(path.parent).as_posix() for run in runs]
     measured = [
-        _measure(name, run, test, teacher=teacher, attack=attack, params=params, device=device, timed=run is runs[0])
+        _measure(name, run, test, teacher=teacher, attack=attack, params=params, device=device, timer=timer)
         for name, run in zip(names, runs, strict=True)
     ]
     return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
@@ -247,7 +257,7 @@ def _measure(
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
-    timed: bool,
+    timer: Timer,
 ) -> StudentResult:
     record = directory.record(FinishedRecord)
     model = _load(directory, record, trust_code=params.code.trust_code)
@@ -273,16 +283,27 @@ def _measure(
         digest=digest_of(directory.weights),
         parent=(record["lineage"].get("parent") or {}).get("digest"),
         file_bytes=directory.weights.stat().st_size,
-        latencies=_latencies(name, model, device, repeats=params.measurement.latency_repeats) if timed else {},
+        network=timer.add(model, name=record["model"], weights=directory.weights, num_classes=len(record["classes"])),
     )
 
 
-def _latencies(name: str, model: Model, device: torch.device, *, repeats: int) -> dict[int, Latency]:
-    say(f"Timing {name}.")
-    return {
-        batch: latency(model.module, size=model.preset.size, device=device, batch_size=batch, repeats=repeats)
-        for batch in BATCH_SIZES
-    }
+def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Network | None:
+    """Load the teacher of ``--teacher``, have it timed, and return its network."""
+    asked = params.measurement
+    if asked.teacher is None:
+        return None
+    if asked.weights is None and not brings_weights(asked.teacher):
+        say(f"warning: no --weights; {asked.teacher} is randomly initialized, which its times do not depend on.")
+    data = test if test is not None else load_split(params.dataset, "train")
+    model = load_teacher(
+        asked.teacher,
+        data,
+        Normalization(asked.mean, asked.std),
+        weights=asked.weights,
+        trust_code=params.code.trust_code,
+        quiet=True,
+    )
+    return timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
 
 
 def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) -> Model:
@@ -309,13 +330,3 @@ def _teacher_result(
     names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
     name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
     return TeacherResult(name=name, figures=measure(logits, test.labels))
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

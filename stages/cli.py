@@ -39,6 +39,7 @@ EXAMPLES = {
     "compress": "kdpipe compress --data digits --run runs/resnet8-kd --store logits.zarr --prune 0.5 "
     "--out runs/resnet8-p50",
     "benchmark": "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
+    "export": "kdpipe export runs/resnet8-kd --to onnx,pt2 --quantize int8 --out exported/resnet8-kd",
 }
 """An example of each stage, by the name of its command."""
 
@@ -47,6 +48,7 @@ _SETTINGS = {
     **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
     "compress": "compress",
     "benchmark": "benchmark",
+    "export": "export",
 }
 """The module of each command's settings."""
 
@@ -69,7 +71,7 @@ def _run_stage(command: str, arguments: Sequence[str]) -> None:
     keep_memory()
     section = command.replace("-", "_")
     stage = settings_of(command)
-    given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_args(arguments))
+    given = vars(parser_of(stage, command=command, example=EXAMPLES[command]).parse_intermixed_args(arguments))
     file = given.pop("params", None)
     params = resolve(stage, section=section, file=file, flags=given)
     importlib.import_module(f"kdpipe.stages.{section}").run(params)
@@ -109,6 +111,12 @@ def compress(context: typer.Context) -> None:
 def benchmark(context: typer.Context) -> None:
     """Compare trained students: accuracy, agreement with the teacher, size and latency."""
     _run_stage("benchmark", context.args)
+
+
+@app.command("export", context_settings=_AS_THEY_COME, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Write a trained student as files for other runtimes, and test them."""
+    _run_stage("export", context.args)
 
 
 @app.command("inspect")
@@ -193,7 +201,7 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks or tasks."
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, tasks or formats."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -41,6 +41,10 @@ def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.
         if setting.title not in groups:
             groups[setting.title] = parser.add_argument_group(setting.title)
         _add(groups[setting.title], setting)
+        if _is_positional(setting):
+            name = setting.key.upper()
+            parser.usage = f"kdpipe {command} {name} [flags]"
+            parser.add_argument(setting.key, nargs="?", metavar=name, help=f"the same as --{setting.key}")
     return parser
 
 
@@ -79,6 +83,12 @@ def in_words(error: ValidationError, stage: type[Settings], *, names: Mapping[st
 def flag(key: str) -> str:
     """Return the flag of a setting."""
     return "--" + key.replace("_", "-")
+
+
+def _is_positional(setting: Setting) -> bool:
+    """Return whether a setting may be given without its flag."""
+    extra = setting.field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("positional") is True
 
 
 class _Parser(argparse.ArgumentParser):

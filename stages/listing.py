@@ -148,10 +148,22 @@ def _attacks() -> list[Row]:
     return _registered(ATTACKS)
 
 
+def _engines() -> list[Row]:
+    from kdpipe.benchmark.engines import ENGINES
+
+    return _registered(ENGINES)
+
+
 def _tasks() -> list[Row]:
     from kdpipe.distil.rotation import AUXILIARY_TASKS
 
     return _registered(AUXILIARY_TASKS)
+
+
+def _formats() -> list[Row]:
+    from kdpipe.export.formats import FORMATS
+
+    return _registered(FORMATS)
 
 
 def _metrics() -> list[Row]:
@@ -171,5 +183,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "curves": _curves,
     "attacks": _attacks,
     "tasks": _tasks,
+    "engines": _engines,
+    "formats": _formats,
 }
 """Returns the rows of each list, by its name."""

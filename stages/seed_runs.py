@@ -8,10 +8,11 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 from kdpipe import durable
+from kdpipe.directories import locked
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import Training
-from kdpipe.training.holding import Place, locked
+from kdpipe.training.holding import Place
 from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 

@@ -69,6 +69,7 @@ def load_teacher(
     source = {
         "flags": "--mean and --std",
         "weights": "the header of its weights",
+        "program": "part of the program",
         "dataset": f"the statistics of {train.spec}" if recorded is None else f"those that {given.recorded_in} records",
     }.get(model.preset_source, f"the published ones of {model.preset_source}")
     if not quiet:

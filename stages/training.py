@@ -15,6 +15,7 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
+from kdpipe.directories import locked
 from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
@@ -29,7 +30,6 @@ from kdpipe.stages.training_data import TrainingData, label_digest
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
-from kdpipe.training.holding import locked
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory

@@ -89,7 +89,7 @@ def test_the_recipes_and_curves_in_the_guides_are_such() -> None:
     assert len(advised) >= 5
     assert all(Recipe.parse(recipe) for recipe in shown + advised)
     curves = re.findall(r"^\| `([a-z]+:[^`]+)`", (GUIDES / "optimization.md").read_text(), flags=re.MULTILINE)
-    assert len(curves) == 5
+    assert len(curves) == 6
     assert [str(Curve.parse(curve)) for curve in curves] == curves
 
 

@@ -11,7 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pipeline/kdpipe"
-STAGES = {"train-teacher", "cache-teacher", "train-student", "benchmark"}
+STAGES = {"train-teacher", "cache-teacher", "train-student", "benchmark", "export"}
 LONGEST = 400
 """Lines of the longest module."""
 
@@ -78,7 +78,7 @@ def dependencies(stage: str) -> list[str]:
 
 def entry(stage: str) -> tuple[str, ...]:
     """Return the modules that a stage's command begins with: its program, and those that read its flags."""
-    module = {"cache-teacher": "storing", "benchmark": "benchmark"}.get(stage, "training")
+    module = {"cache-teacher": "storing", "benchmark": "benchmark", "export": "export"}.get(stage, "training")
     return f"kdpipe.stages.{stage.replace('-', '_')}", "kdpipe.stages.flags", f"kdpipe.stages.settings.{module}"
 
 

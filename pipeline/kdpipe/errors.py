@@ -86,6 +86,10 @@ class RunLockedError(RunError):
     """Another process is writing this run directory."""
 
 
+class AccuracyLossError(KdpipeError):
+    """A network that was made from another one is less accurate than allowed."""
+
+
 class DivergedError(KdpipeError):
     """Training or caching produced a value that is not finite."""
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -131,8 +131,15 @@ def as_many(value: Any) -> Any:
 def _split(value: Any) -> Any:
     """Return one list of numbers: on the command line they are separated by commas, or the flag is repeated."""
     parts = value if isinstance(value, list | tuple) else [value]
-    split: list[Iterable[Any]] = [part.split(",") if isinstance(part, str) else [part] for part in parts]
+    split: list[Iterable[Any]] = [
+        [each.strip() for each in part.split(",")] if isinstance(part, str) else [part] for part in parts
+    ]
     return [number for part in split for number in part]
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the values in their order, each once."""
+    return tuple(dict.fromkeys(values))
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -143,6 +150,10 @@ Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_s
 """Epochs, separated by commas."""
 Channels = Annotated[tuple[float, float, float], BeforeValidator(_split)]
 """Three numbers, one each for red, green and blue, separated by commas."""
+Counts = Annotated[tuple[Positive, ...], BeforeValidator(_split), AfterValidator(_once), Field(min_length=1)]
+"""Whole numbers, separated by commas, each once."""
+Choices = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_once), Field(min_length=1)]
+"""Names, separated by commas, each once."""
 Names = Annotated[tuple[str, ...], BeforeValidator(as_many)]
 """One name or several; in YAML a lone name needs no list."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(as_many)]

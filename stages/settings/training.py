@@ -44,6 +44,14 @@ class StudentTraining(Training):
     @model_validator(mode="after")
     def _taught(self) -> Self:
         temperature = self.learning.temperature
+        if temperature is not None and temperature.follows_validation:
+            raise ValueError(f"temperature cannot be {temperature}: this curve is for kd-weight and ce-weight")
+        for name in ("kd_weight", "ce_weight"):
+            weight = getattr(self.learning, name)
+            if weight is not None and weight.follows_validation and not self.run.validation:
+                raise ValueError(
+                    f"{name.replace('_', '-')} {weight} needs validation, such as 0.1: it follows its accuracy"
+                )
         if temperature is not None and min(temperature.values(max(1, self.optimization.epochs))) <= 0:
             raise ValueError(f"temperature must stay above 0, got {temperature}")
         if self.learning.robust_loss is not None and self.targets.mode == "none":

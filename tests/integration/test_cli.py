@@ -52,12 +52,11 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
         *runs,
         "--out",
         tmp_path / "reports",
-        "--latency-repeats",
-        5,
+        *("--rounds", 5, "--no-cold-starts"),
     )
     assert compared.code == 0
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {
-        *("metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt"),
+        *("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"),
     }
     result = json.loads((tmp_path / "reports" / "metrics.json").read_text())
     assert result["students"]["kd"]["top1"] == pytest.approx(metrics["test"]["top1"])

@@ -69,10 +69,10 @@ def project(programs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     _set(folder, "train_teacher", epochs=1, model="resnet8", **limits)
     _set(folder, "cache_teacher", views=1, min_top1=None, **limits)
     _set(folder, "train_student", seeds="0", labels_per_class=2, **limits)
-    _set(folder, "benchmark", latency_repeats=5, limit_test=40)
+    _set(folder, "benchmark", rounds=5, cold_starts=False, limit_test=40)
     path = folder / "params.yaml"
     path.write_text(path.read_text().replace("epochs: 116", "epochs: 1").replace("epochs: 8", "epochs: 1"))
-    assert _ran(_run(folder, "dvc", "repro")) == {"train-teacher", "cache-teacher", "benchmark"} | STUDENTS
+    assert _ran(_run(folder, "dvc", "repro")) == {"train-teacher", "cache-teacher", "benchmark", "export"} | STUDENTS
     _commit(folder, "Reproduce")
     return folder
 
@@ -86,7 +86,7 @@ def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Pa
     loss.write_text(loss.read_text() + "\n# A remark.\n")
     before = _digest(folder)
     ran = _ran(_run(folder, "dvc", "exp", "run", "--set-param", "train_student.temperature=2"))
-    assert ran == STUDENTS | {"train-teacher", "benchmark"}  # the same weights: the cached logits stay valid
+    assert ran == STUDENTS | {"train-teacher", "benchmark", "export"}  # the same weights: the cached logits stay valid
     assert _digest(folder) == before
     assert _ran(_run(folder, "dvc", "repro")) == set()
     metrics = _run(folder, "dvc", "metrics", "diff", "HEAD")
@@ -98,6 +98,16 @@ def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Pa
     ran = _ran(_run(folder, "dvc", "repro", "cache-teacher"))
     assert ran == {"train-teacher", "cache-teacher"}
     assert _digest(folder) != before
+
+
+def test_the_pipeline_ends_with_the_tested_file_of_the_recommended_student(project: Path) -> None:
+    benchmark = json.loads((project / "reports" / "metrics.json").read_text())
+    report = json.loads((project / "exported" / "student" / "export.json").read_text())
+    run = json.loads((project / benchmark["recommended_run"] / "metrics.json").read_text())
+    assert f"runs/{report['name']}" == benchmark["recommended_run"]
+    assert report["weights_blake3"] == run["weights"]["model.safetensors"]
+    assert report["artifacts"][0]["top1"] == run["test"]["top1"]
+    assert (project / "exported" / "student" / "model.onnx").is_file()
 
 
 def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(project: Path, tmp_path: Path) -> None:

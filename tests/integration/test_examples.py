@@ -26,7 +26,7 @@ def _reproduce(name: str, tmp_path: Path) -> tuple[Path, set[str]]:
     _set(folder, "train_teacher", epochs=1, model="resnet14", **limits)
     _set(folder, "cache_teacher", views=1, **limits)
     _set(folder, "train_student", epochs=1, **limits)
-    _set(folder, "benchmark", latency_repeats=5, limit_test=40)
+    _set(folder, "benchmark", rounds=5, cold_starts=False, limit_test=40)
     ran = _ran(_run(folder, "dvc", "repro"))
     assert _ran(_run(folder, "dvc", "repro")) == set()
     assert (folder / "reports" / "report.html").is_file()

@@ -112,7 +112,7 @@ def test_runs_record_the_stores_and_the_benchmark_compares_with_their_mean(
     ]
     assert [teacher["name"] for teacher in record["lineage"]["teachers"]] == ["resnet8", "resnet14"]
 
-    compare = ("benchmark", "--data", "digits", "--limit-test", 60, "--latency-repeats", 5)
+    compare = ("benchmark", "--data", "digits", "--limit-test", 60, "--rounds", 5, "--no-cold-starts")
     test = dataset.load("digits", "test", 60)
     planes = [_expected(open_store(path, split="test"), test, 0) for path in (built.store, other)]
     named = ("--store", built.store, "--store-weight", 1, "--store", other, "--store-weight", 9)

@@ -24,7 +24,7 @@ from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 Kdpipe = Callable[..., Outcome]
 
 STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--batch-size", 25)
-COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--latency-repeats", 5, "--device", "cpu")
+COMPARE = ("benchmark", "--data", "digits", "--limit-test", 60, "--rounds", 5, "--no-cold-starts", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -227,13 +227,13 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 
 
 def _benchmark(run: Path, out: Path) -> tuple[object, ...]:
-    measured = ("--data", "digits", "--limit-test", 60, "--device", "cpu", "--latency-repeats", 5)
+    measured = ("--data", "digits", "--limit-test", 60, "--device", "cpu", "--rounds", 5, "--no-cold-starts")
     return ("benchmark", *measured, "--run", run, "--out", out)
 
 
 def test_a_report_appears_whole_or_not_at_all(run: Path, kdpipe: Kdpipe) -> None:
     out = run.parent / "reports"
-    names = {"metrics.json", "results.csv", "pareto.png", "report.html", "summary.txt"}
+    names = {"metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"}
     for at in range(1, 6):
         with pytest.MonkeyPatch.context() as patch:
             _FailingDisk(patch, at)

@@ -21,7 +21,7 @@ STUDENT = (
     *("train-student", *LIMITS, "--distill", "none", "--student", "resnet8", "--input-size", 8, "--device", "cpu"),
     *("--recipe", "none", "--batch-size", 50, "--epochs", 1),
 )
-BENCHMARK = ("benchmark", "--data", "digits", "--device", "cpu", "--latency-repeats", 5)
+BENCHMARK = ("benchmark", "--data", "digits", "--device", "cpu", "--rounds", 5, "--no-cold-starts")
 
 
 @pytest.fixture(scope="module")

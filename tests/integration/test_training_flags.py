@@ -131,6 +131,42 @@ def test_weights_and_temperature_that_follow_the_epochs(
         assert row["loss"] == pytest.approx(row["kd_weight"] * row["kd"] + 0.1 * row["ce"], rel=1e-5)
 
 
+def test_a_weight_that_follows_the_validation(built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]) -> None:
+    """A batch of all samples at a rate of almost nothing: the student never changes, and so never improves."""
+    out = tmp_path / "run"
+    flags = ("--lr", 1e-30, "--warmup-epochs", 0, "--validation", 0.2, "--batch-size", 160, "--weight-decay", 0)
+    command = (*STUDENT, "--store", built.store, "--epochs", 4, *flags, "--ema", 0.9999999, "--out", out)
+    assert kdpipe(*command, "--kd-weight", "plateau:0.8,0.5,patience=1,floor=0.3").code == 0
+    with (out / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["validation_top1"] for row in rows}) == 1
+    assert [float(row["kd_weight"]) for row in rows] == [0.8, 0.8, 0.4, 0.3]
+    record = json.loads((out / "run.json").read_text())["parameters"]
+    assert record["kd_weight"] == "plateau:0.8,0.5,patience=1,floor=0.3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        (("--kd-weight", "plateau:0.9,0.5,patience=3"), ("kd-weight plateau:0.9,0.5,patience=3 needs", "validation")),
+        (("--ce-weight", "plateau:0.9,0.5,patience=3"), ("ce-weight plateau:0.9,0.5,patience=3 needs", "validation")),
+        (
+            ("--temperature", "plateau:4,0.5,patience=3", "--validation", 0.2),
+            ("temperature cannot be plateau:4,0.5,patience=3",),
+        ),
+        (("--kd-weight", "plateau:0.9,0.5", "--validation", 0.2), ("lacks patience",)),
+    ],
+)
+def test_a_plateau_without_what_it_follows_is_refused(
+    flags: tuple[object, ...], parts: tuple[str, ...], tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    outcome = kdpipe(*STUDENT, "--store", tmp_path / "none.zarr", *flags, "--out", tmp_path / "run")
+    assert outcome.code == 1
+    assert len(outcome.err.splitlines()) == 1
+    assert all(part in outcome.err for part in parts), outcome.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_store_must_serve_the_largest_temperature(
     built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
 ) -> None:

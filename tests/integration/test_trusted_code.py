@@ -46,7 +46,19 @@ def run(marker: Path, kdpipe: Kdpipe, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_run_is_not_measured_with_code_that_it_names(run: Path, marker: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
-    flags = ("benchmark", *LIMITS[:2], "--limit-test", 60, "--run", run, "--latency-repeats", 5, "--device", "cpu")
+    flags = (
+        "benchmark",
+        *LIMITS[:2],
+        "--limit-test",
+        60,
+        "--run",
+        run,
+        "--rounds",
+        5,
+        "--no-cold-starts",
+        "--device",
+        "cpu",
+    )
     outcome = kdpipe(*flags, "--out", tmp_path / "report")
     refused(outcome, f"{run} says its network is made by strange:make", "pass --trust-code")
     assert not marker.exists()

@@ -224,7 +224,7 @@ def test_run_directory(
         shared = ("--data", "digits", "--limit-test", 32)
         report = tmp_path_factory.getbasetemp() / "report"
         small = ("--batch-size", 32, "--no-dvclive", "--limit-train", 64, "--epochs", 1)
-        measure = ("benchmark", *shared, "--run", folder, "--latency-repeats", 5, "--out", report)
+        measure = ("benchmark", *shared, "--run", folder, "--rounds", 5, "--no-cold-starts", "--out", report)
         resume = ("train-student", *shared, *small, "--distill", "none", "--student", "resnet8", "--out", folder)
         for arguments in (measure, (*resume, "--resume")):
             outcome = run_command(None, *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
-from kdpipe.benchmark.latency import Latency
+from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
 from kdpipe.models import base_of
@@ -101,8 +101,14 @@ class StudentResult:
     """Number of parameters."""
     file_bytes: int
     """Size of the weights on disk, in bytes."""
-    latencies: Mapping[int, Latency] = field(default_factory=dict)
-    """Latency by batch size."""
+    network: Network | None = None
+    """The network, which all runs of one architecture share; None if it was not timed."""
+    timings: Mapping[Workload, Timing] = field(default_factory=dict)
+    """The timings of its network: the same objects for all its runs, in the order in which they were asked for."""
+    cost: Cost | None = None
+    """Multiply-accumulates, and size by format, of its network."""
+    ship_engine: str = ""
+    """Engine of the latencies that students are compared by (default: the first that was timed)."""
     gap_note: str | None = None
     """Why a distilled student has no gap recovered; filled by ``compare()``."""
     on_front: bool = False
@@ -132,9 +138,21 @@ class StudentResult:
         return self.figures.get(GAP_RECOVERED.name)
 
     @property
+    def latencies(self) -> dict[int, Timing]:
+        """The timings that students are compared by, by batch size: of the engine to ship, with the first precision
+        and number of threads that were timed."""
+        return shipped_timings(self.timings, self.ship_engine)
+
+    @property
     def single_image_ms(self) -> float | None:
         """Median latency at batch size 1, in milliseconds; None if it was not measured."""
-        return self.latencies[1].p50_ms if 1 in self.latencies else None
+        found = self.latencies.get(1)
+        return None if found is None else found.p50_ms
+
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of one image; None if they were not counted."""
+        return None if self.cost is None else self.cost.macs
 
     @property
     def runs(self) -> tuple[StudentResult, ...]:
@@ -158,6 +176,18 @@ class StudentResult:
         values = [value for value in found if value is not None and math.isfinite(value)]
         return stdev(values) if 1 < len(values) == len(self.runs) else None
 
+    def with_timings(self, timings: Mapping[Workload, Timing], costs: Mapping[Network, Cost]) -> StudentResult:
+        """Return the same result with those timings and costs that are of its network; so for its seed runs."""
+        found = costs.get(self.network) if self.network is not None else None
+        if found is not None:
+            found = replace(found, format_bytes={"safetensors": self.file_bytes, **found.format_bytes})
+        return replace(
+            self,
+            timings={each: timing for each, timing in timings.items() if each.network == self.network},
+            cost=found,
+            seed_runs=tuple(run.with_timings(timings, costs) for run in self.seed_runs),
+        )
+
     def with_gap(self, gap: float | None, note: str | None = None) -> StudentResult:
         """Return the same result with a gap recovered, or with the reason why there is none."""
         return replace(self, figures={**self.figures, GAP_RECOVERED.name: gap}, gap_note=note)
@@ -166,7 +196,7 @@ class StudentResult:
 def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> StudentResult:
     """Return runs of one student that differ in their seed as one student, with the means of their figures.
 
-    Size and latencies are those of the first run, since all have the same architecture. A figure that one of the
+    Size and timings are those of the first run, since all have the same architecture. A figure that one of the
     runs lacks is None.
     """
 
@@ -185,6 +215,21 @@ def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> Stu
     )
 
 
+def shipped_timings(timings: Mapping[Workload, Timing], engine: str = "") -> dict[int, Timing]:
+    """Return the timings of ``engine``, or of the first engine, by batch size.
+
+    Of several precisions, numbers of threads or devices the first is taken.
+    """
+    first = next((each for each in timings if engine in ("", each.engine)), None)
+    if first is None:
+        return {}
+    return {
+        each.batch_size: timing
+        for each, timing in timings.items()
+        if replace(first, batch_size=each.batch_size) == each
+    }
+
+
 def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
     """Return the mean of training histories by epoch, for as many epochs and figures as all of them have."""
     return [
@@ -200,11 +245,36 @@ class TeacherResult:
     name: str
     figures: Mapping[str, float | None]
     """Results of ``metrics.measure()``."""
+    network: Network | None = None
+    """Its network; None where its weights are not at hand."""
+    timings: Mapping[Workload, Timing] = field(default_factory=dict)
+    """The timings of its network, as those of a student."""
+    cost: Cost | None = None
+    ship_engine: str = ""
+    """As that of a student."""
 
     @property
     def top1(self) -> float | None:
         """Test accuracy, 0..1; None without labels."""
         return self.figures.get("top1")
+
+    @property
+    def latencies(self) -> dict[int, Timing]:
+        """The timings that students are compared with, by batch size."""
+        return shipped_timings(self.timings, self.ship_engine)
+
+    @property
+    def single_image_ms(self) -> float | None:
+        """Median latency at batch size 1, in milliseconds; None if it was not measured."""
+        found = self.latencies.get(1)
+        return None if found is None else found.p50_ms
+
+    def with_timings(
+        self, network: Network, timings: Mapping[Workload, Timing], costs: Mapping[Network, Cost]
+    ) -> TeacherResult:
+        """Return the same result with those timings and costs that are of ``network``."""
+        own = {each: timing for each, timing in timings.items() if each.network == network}
+        return replace(self, network=network, timings=own, cost=costs.get(network))
 
 
 @dataclass(frozen=True)
@@ -248,6 +318,10 @@ class BenchmarkResult:
     stores: tuple[StoreIdentity, ...] = ()
     """The stores whose mean is the teacher; empty for students without one."""
     attack: AttackIdentity | None = None
+    load: Load | None = None
+    """The load of the machine during the timing; None if nothing was timed."""
+    timing_notes: tuple[str, ...] = ()
+    """Sentences on what was left out of the timing and why, and on reasons to doubt it."""
 
     def __post_init__(self) -> None:
         """Refuse results that cannot be told apart by name."""
@@ -257,6 +331,28 @@ class BenchmarkResult:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
+
+    @property
+    def timings(self) -> dict[Workload, Timing]:
+        """Every timing, each once: those of the students' networks and of the teacher's."""
+        found: dict[Workload, Timing] = {}
+        for each in self.rated:
+            found |= each.timings
+        return found
+
+    def speed_ups(self, student: StudentResult) -> dict[int, float]:
+        """Return how many times as fast as the teacher a student is, by batch size: the ratio of their medians.
+
+        Empty where the teacher was not timed.
+        """
+        teacher = {} if self.teacher is None else self.teacher.latencies
+        own = student.latencies
+        return {batch: teacher[batch].p50_ms / own[batch].p50_ms for batch in own if batch in teacher}
+
+    @property
+    def rated(self) -> tuple[StudentResult | TeacherResult, ...]:
+        """The students, and the teacher if there is one."""
+        return self.students if self.teacher is None else (*self.students, self.teacher)
 
     @property
     def figures(self) -> tuple[Figure, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -33,9 +33,9 @@ class TowardParent:
         """The epoch's weights and temperature that differ between epochs."""
         return self._objective.moving
 
-    def begin(self, epoch: int, epochs: int) -> None:
-        """Prepare for ``epoch``, from 0, of ``epochs``."""
-        self._objective.begin(epoch, epochs)
+    def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
+        """Prepare for ``epoch``, from 0, of ``epochs``; ``validated`` are the validation accuracies before it."""
+        self._objective.begin(epoch, epochs, validated=validated)
 
     def __call__(
         self, forward: Forward, batch: Batch, pixels: torch.Tensor

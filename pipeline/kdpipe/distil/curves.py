@@ -8,15 +8,17 @@ A plain number is a constant; a curve is written in the grammar of ``kdpipe.spec
     cosine:8,2,over=100         at its end after 100 epochs, and constant from then on
     step:0.9,0.5,every=30       multiplied by 0.5 every 30 epochs
     constant:8,warmup=20        1/20 in the first epoch, 2/20 in the second, and so on to the whole
+    plateau:0.9,0.5,patience=3  multiplied by 0.5 after every 3 epochs in a row without a new best validation accuracy
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdpipe.errors import ParamsError
-from kdpipe.registry import Count, NotNegative, Registry
+from kdpipe.registry import Count, NotNegative, Registry, Share
 from kdpipe.spec import number, shortest
 
 CURVES: Registry[Curve] = Registry("curve")
@@ -27,11 +29,11 @@ class Curve:
     """A number for each epoch."""
 
     shape: str
-    """constant, linear, cosine or step."""
+    """constant, linear, cosine, step or plateau."""
     first: float
     """The value in the first epoch, without warm-up."""
     second: float = 1.0
-    """The value at the end of linear and cosine, the factor of step."""
+    """The value at the end of linear and cosine, the factor of step and plateau."""
     every: int | None = None
     """Epochs between two changes."""
     over: int | None = None
@@ -42,6 +44,10 @@ class Curve:
     Zhao et al., "Decoupled Knowledge Distillation" (2022), as in its authors' code: ``min(epoch / 20, 1)``, the first
     epoch being 1.
     """
+    patience: int | None = None
+    """Epochs in a row without a new best validation accuracy before plateau multiplies its value."""
+    floor: float = 0.0
+    """The lowest value of plateau."""
 
     @classmethod
     def parse(cls, text: str) -> Curve:
@@ -68,8 +74,19 @@ class Curve:
         """Whether every epoch has the same value."""
         return self.shape == "constant" and not self.warmup
 
-    def at(self, epoch: int, epochs: int) -> float:
-        """Return the value in ``epoch``, from 0, of a training of ``epochs``."""
+    @property
+    def follows_validation(self) -> bool:
+        """Whether the value depends on the validation accuracies of the epochs before."""
+        return self.shape == "plateau"
+
+    def at(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> float:
+        """Return the value in ``epoch``, from 0, of a training of ``epochs``.
+
+        ``validated`` are the validation accuracies of the epochs before, for a curve that follows them.
+
+        Raises:
+            ParamsError: the curve follows them, and they are not there.
+        """
         if self.is_constant:
             return self.first
         changes = epoch // (self.every or 1)
@@ -79,11 +96,19 @@ class Curve:
             "linear": self.first + (self.second - self.first) * part,
             "cosine": self.second + (self.first - self.second) * (1 + math.cos(math.pi * part)) / 2,
             "step": self.first * self.second**changes,
+            "plateau": max(self.floor, self.first * self.second ** self._stalls(epoch, validated)),
         }[self.shape]
         return value * min(1.0, (epoch + 1) / self.warmup) if self.warmup else value
 
+    def _stalls(self, epoch: int, validated: Sequence[float]) -> int:
+        if self.patience is None:
+            return 0
+        if len(validated) != epoch:
+            raise ParamsError(f"{self} needs the validation accuracy of each epoch: hold samples out with --validation")
+        return stalls(validated, patience=self.patience)
+
     def values(self, epochs: int) -> list[float]:
-        """Return the value in each epoch of a training."""
+        """Return the value in each epoch of a training, for a curve that does not follow the validation."""
         return [self.at(epoch, epochs) for epoch in range(epochs)]
 
     def __str__(self) -> str:
@@ -91,8 +116,23 @@ class Curve:
         if self.is_constant:
             return shortest(self.first)
         numbers = [self.first] if self.shape == "constant" else [self.first, self.second]
-        options = [f"{name}={value}" for name in ("every", "over", "warmup") if (value := getattr(self, name))]
+        options = [
+            f"{name}={value}" for name in ("every", "over", "warmup", "patience") if (value := getattr(self, name))
+        ]
+        if self.floor:
+            options.append(f"floor={shortest(self.floor)}")
         return f"{self.shape}:{','.join([*map(shortest, numbers), *options])}"
+
+
+def stalls(figures: Sequence[float], *, patience: int) -> int:
+    """Return how often ``patience`` figures in a row were no new best; each time, counting starts anew."""
+    best, waited, count = -math.inf, 0, 0
+    for figure in figures:
+        waited = 0 if figure > best else waited + 1
+        best = max(best, figure)
+        if waited == patience:
+            waited, count = 0, count + 1
+    return count
 
 
 @CURVES.register("constant")
@@ -131,3 +171,13 @@ def _cosine(
 def _step(start: NotNegative, factor: NotNegative, *, every: Count, warmup: Count | None = None) -> Curve:
     """START, multiplied by FACTOR every EVERY epochs."""
     return Curve("step", start, factor, every, warmup=warmup or 0)
+
+
+@CURVES.register("plateau")
+def _plateau(
+    start: NotNegative, factor: Share, *, patience: Count, floor: NotNegative = 0.0, warmup: Count | None = None
+) -> Curve:
+    """START, multiplied by FACTOR after PATIENCE epochs in a row without a new best validation accuracy."""
+    if floor > start:
+        raise ParamsError(f"the curve plateau starts at {shortest(start)}, below its floor of {shortest(floor)}")
+    return Curve("plateau", start, factor, warmup=warmup or 0, patience=patience, floor=floor)

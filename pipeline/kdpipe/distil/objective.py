@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -53,9 +54,16 @@ class Distillation:
         if self.temperature is not None:
             self._at(self.temperature.at(0, 1))
 
-    def terms(self, epoch: int, epochs: int) -> Terms:
-        """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``."""
-        loss = self._at(None if self.temperature is None else self.temperature.at(epoch, epochs))
+    def terms(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> Terms:
+        """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``.
+
+        ``validated`` are the validation accuracies of the epochs before.
+
+        Raises:
+            ParamsError: a weight follows them, and they are not there.
+        """
+        temperature = None if self.temperature is None else self.temperature.at(epoch, epochs, validated=validated)
+        loss = self._at(temperature)
         kd_weight, ce_weight = self.kd_weight, self.ce_weight
         if kd_weight is None:
             kd_weight = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
@@ -65,7 +73,7 @@ class Distillation:
         }
         if self.temperature is not None:
             curves["temperature"] = self.temperature
-        values = {name: curve.at(epoch, epochs) for name, curve in curves.items()}
+        values = {name: curve.at(epoch, epochs, validated=validated) for name, curve in curves.items()}
         moving = {name: values[name] for name, curve in curves.items() if not curve.is_constant}
         return Terms(loss, values["kd_weight"], values["ce_weight"], moving)
 
@@ -110,9 +118,14 @@ class DistillationObjective:
         if rotation is not None:
             self.beside["rotation"] = rotation.head
 
-    def begin(self, epoch: int, epochs: int) -> None:
-        """Take the weights of ``epoch``, from 0, of ``epochs``."""
-        self._terms = None if self._distillation is None else self._distillation.terms(epoch, epochs)
+    def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
+        """Take the weights of ``epoch``, from 0, of ``epochs``; ``validated`` are the accuracies of those before.
+
+        Raises:
+            ParamsError: a weight follows the validation, and there is none.
+        """
+        if self._distillation is not None:
+            self._terms = self._distillation.terms(epoch, epochs, validated=validated)
 
     @property
     def moving(self) -> dict[str, float]:

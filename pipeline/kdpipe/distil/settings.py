@@ -109,7 +109,8 @@ class LossSettings(Settings):
     temperature: CurveSetting | None = None
     """Temperature of all losses that do not give their own: a number or a curve (default: each loss's own)."""
     kd_weight: CurveSetting | None = None
-    """Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5 (default: as published)."""
+    """Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5 or, with --validation,
+    plateau:0.9,0.5,patience=3 (default: as published)."""
     ce_weight: CurveSetting | None = None
     """Weight of the cross-entropy to the labels in distillation: a number or a curve (default: as published)."""
     robust_loss: Literal["ard", "rslad"] | None = None

@@ -10,6 +10,7 @@ the extra ``deploy``.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,8 @@ import torch
 from torch import nn
 
 from kdpipe.errors import ModelError
-from kdpipe.export.wrapped import Wrapped, quiet, required
+from kdpipe.export.wrapped import Wrapped, quiet, reason, required
 from kdpipe.models import Preset
-from kdpipe.printable import printable, printable_json
 
 OPSET = 18
 """Version of ONNX's operators, that of ONNX 1.13 (2022)."""
@@ -63,9 +63,9 @@ def onnx_bytes(
             assert program is not None
             model = program.model_proto
     except Exception as error:  # the exporter documents no exceptions of its own
-        raise ModelError(f"this network cannot be written as ONNX: {_reason(error)}") from error
+        raise ModelError(f"this network cannot be written as ONNX: {reason(error)}") from error
     _name_batch(model)
-    written = {**(metadata or {}), **({"classes": printable_json(list(names))} if names else {})}
+    written = {**(metadata or {}), **({"classes": json.dumps(list(names))} if names else {})}
     onnx.helper.set_model_props(model, written)
     return _serialized(model)
 
@@ -102,7 +102,7 @@ def quantized(model: bytes, calibration: npt.NDArray[np.uint8]) -> bytes:
             )
             result = onnx.load(target)
     except Exception as error:  # ONNX Runtime raises what its protobufs and its own sessions do
-        raise ModelError(f"this network cannot be quantized to int8: {_reason(error)}") from error
+        raise ModelError(f"this network cannot be quantized to int8: {reason(error)}") from error
     onnx.helper.set_model_props(result, {prop.key: prop.value for prop in onnx.load_from_string(model).metadata_props})
     return _serialized(result)
 
@@ -123,7 +123,7 @@ class Session:
         try:
             self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions derive from Exception alone
-            raise ModelError(f"ONNX Runtime does not load this model: {_reason(error)}") from error
+            raise ModelError(f"ONNX Runtime does not load this model: {reason(error)}") from error
         self._input = self._session.get_inputs()[0].name
 
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -177,10 +177,3 @@ def _serialized(model: Any) -> bytes:
         )
     written: bytes = model.SerializeToString(deterministic=True)
     return written
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of an exporter's error, or of what caused it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

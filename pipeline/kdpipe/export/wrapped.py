@@ -15,6 +15,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
+from kdpipe.printable import printable
 
 
 class Wrapped(nn.Module):
@@ -69,3 +70,10 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of an exporter's error, or of what caused it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

@@ -30,6 +30,8 @@ _TENSORS = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,7}")
 _PLAIN = ("archive_format", "archive_version", "byteorder", "version", ".data/version", ".data/serialization_id")
 _EXTRA = re.compile(r"(data/)?extra/")
 """Texts that a caller of ``torch.export.save`` adds; they are left out."""
+DESCRIPTION = "kdpipe.json"
+"""The extra text in which ``kdpipe export`` describes the network: a JSON object of texts."""
 _MAX_JSON = 64 * MEGABYTE
 _MAX_ENTRIES = 100_000
 
@@ -161,6 +163,30 @@ def sanitized(path: Path) -> io.BytesIO:
             archive.writestr(f"model/{name}", content)
     copy.seek(0)
     return copy
+
+
+def description(path: Path) -> dict[str, str]:
+    """Return the texts with which ``kdpipe export`` described the program at ``path``; none if others wrote it.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    try:
+        with open_regular(path, follow=True) as file, zipfile.ZipFile(file) as archive:
+            names = {name.partition("/")[2]: name for name in archive.namelist()}
+            name = names.get(f"extra/{DESCRIPTION}")
+            if name is None:
+                return {}
+            if archive.getinfo(name).file_size > _MAX_JSON:
+                raise ModelError(f"{path}: its entry {DESCRIPTION} is larger than {_MAX_JSON:,} bytes: not loaded")
+            content = _parsed(archive.read(name), path)
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{path}: its entry {DESCRIPTION} cannot be read: {printable(error)[:200]}") from None
+    if not all(isinstance(value, str) for value in content.values()):
+        raise ModelError(f"{path}: its entry {DESCRIPTION} is damaged: expected texts")
+    return content
 
 
 def _entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:

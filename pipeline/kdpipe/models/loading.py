@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ class Model:
     preset: Preset
     """The preset of its evaluation view."""
     preset_source: str
-    """Source of the normalization: ``flags``, ``weights``, ``torchvision <enum>``, ``timm``, ``ImageNet`` or
-    ``dataset``."""
+    """Source of the normalization: ``flags``, ``weights``, ``program``, ``torchvision <enum>``, ``timm``, ``ImageNet``
+    or ``dataset``."""
     classes: tuple[str, ...] | None
     """Class names in the order of the logits, where recorded with the weights."""
     digest: str
@@ -96,6 +96,9 @@ def load(
     loaded.module.eval()
     refuse_broken(loaded.module, origin=weights or name)
     remarks += converted(name, loaded.module)
+    if isinstance(loaded.module, ExportedModel) and loaded.module.takes_pixels and flags.mean is not None:
+        flags = replace(flags, mean=None, std=None)
+        remarks.append(f"{name} takes uint8 images and normalizes them itself: mean and std are not used.")
     sources = (flags, *loaded.presets)
     preset, source = choose(
         sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size, name=weights_name(name, weights)
@@ -119,7 +122,7 @@ def converted(name: str, module: nn.Module) -> list[str]:
     A program keeps its types, and converts its images.
     """
     if isinstance(module, ExportedModel):
-        found = {module.dtype} - {torch.float32}
+        found = {module.dtype} - {torch.float32, torch.uint8}
         doing = "its images are converted, its logits are stored as float32"
     else:
         tensors = (*module.parameters(), *module.buffers())

@@ -17,6 +17,9 @@ from kdpipe.errors import ModelError
 from kdpipe.models.archive import sanitized
 from kdpipe.printable import printable
 
+PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+"""Mean and standard deviation of the normalization that leaves pixels as they are."""
+
 
 class ExportedModel(nn.Module):
     """A loaded program as a module in evaluation mode; ``train()`` and ``eval()`` change nothing."""
@@ -30,13 +33,22 @@ class ExportedModel(nn.Module):
         self.source_digest = source_digest
         self.training = False
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether its images are uint8, so that it normalizes them itself."""
+        return self.dtype == torch.uint8
+
     def train(self, mode: bool = True) -> ExportedModel:  # noqa: ARG002
         """Change nothing."""
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``, in the program's own type."""
-        logits: torch.Tensor = self.program(x.to(self.dtype))
+        """Map images ``(n, 3, S, S)`` to logits ``(n, classes)``, in the program's own type.
+
+        A program of uint8 images is given those of ``PIXELS``, which are numbers from 0 to 255 up to rounding.
+        """
+        images = x.round().clamp(0, 255) if self.takes_pixels else x
+        logits: torch.Tensor = self.program(images.to(self.dtype))
         return logits
 
 

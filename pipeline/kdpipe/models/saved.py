@@ -5,13 +5,14 @@ The digests of a run's weights are in its ``metrics.json``, and are compared whe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.errors import ModelError
-from kdpipe.models.preset import Known
+from kdpipe.models.preset import from_header
 from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
 from kdpipe.reading import MEGABYTE, hashed, read_json, why_unread
 
@@ -59,18 +60,27 @@ RUN = "run:"
 
 
 def load_file(path: str, weights: str | Path | None, _num_classes: int, *, trust_code: bool = False) -> Loaded:
-    """Load a program of torch.export, with the size of its input as preset.
+    """Load a program of torch.export; its preset is the size of its input, and what ``kdpipe export`` has described.
+
+    A program of uint8 images normalizes them itself, and is given them as they are.
 
     Raises:
         ModelError: weights are given, or the file is missing, damaged or takes something else than images.
         UntrustedCodeError: it needs code that is not trusted.
     """
-    from kdpipe.models.program import load_program
+    from kdpipe.models.archive import description
+    from kdpipe.models.program import PIXELS, load_program
+    from kdpipe.models.weights import read_classes
 
     refuse_weights(f"file:{path}", weights)
     program = load_program(Path(path), trust_code=trust_code)
-    fixed = () if program.size is None else (Known("program", size=program.size, resize=program.size),)
-    return Loaded(program, fixed)
+    described = description(Path(path))
+    recorded = from_header(described, Path(path))
+    if program.size not in (None, recorded.size):
+        recorded = replace(recorded, size=program.size, resize=program.size, interpolation=None)
+    mean, std = PIXELS if program.takes_pixels else (recorded.mean, recorded.std)
+    preset = replace(recorded, source="program", mean=mean, std=std)
+    return Loaded(program, (preset,), read_classes(described, Path(path)))
 
 
 def resolve_run(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:

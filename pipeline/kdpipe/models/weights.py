@@ -99,7 +99,7 @@ def read_classes(metadata: Mapping[str, str], path: Path) -> tuple[str, ...] | N
     try:
         classes = tuple(map(str, parse_list(metadata["classes"], of=path)))
     except ModelError as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from None
+        raise ModelError(f"{path}: its header records unusable classes: {error}") from None
     if len(set(classes)) < len(classes) or max(map(len, classes), default=0) > _MAX_CLASS_NAME:
         raise ModelError(f"{path}: its header records unusable classes: expected different names, found {len(classes)}")
     return classes

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.printable import printable, printable_json
-from kdpipe.report import directory, page, plots, tables
+from kdpipe.report import directory, page, plots, tables, timings
 from kdpipe.report.directory import held
 
 __all__ = ["held", "table", "write"]
@@ -31,9 +31,10 @@ def write(
     """Write the report of a benchmark into the directory ``out`` and return the path of each file by name.
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
-    ``results.csv`` (one row per student; undefined values are ``n/a``), ``pareto.png``, ``report.html`` (one
-    page that needs no other file and no network) and ``summary.txt``. They replace an earlier report all together.
-    ``histories`` holds each student's figures by epoch, oldest first; with it the page shows training curves.
+    ``results.csv`` (one row per student; undefined values are ``n/a``), ``timings.csv`` (one row per timed pass),
+    ``pareto.png``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``. They replace
+    an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with it the page
+    shows training curves.
 
     Raises:
         RunError: ``out`` holds something else than a report.
@@ -46,6 +47,7 @@ def write(
     content: dict[str, str | bytes] = {
         "metrics.json": printable_json(tables.metrics(result)) + "\n",
         "results.csv": tables.csv_text(result),
+        "timings.csv": timings.timings_csv(result),
         "pareto.png": pareto,
         "report.html": page.html_page(shown, pareto=pareto, curves=curves),
         "summary.txt": tables.summary(shown, report=paths["report.html"]),

@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from kdpipe.benchmark.comparison import recommend
-from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import GAP_RECOVERED, AttackIdentity, BenchmarkResult, StudentResult
+from kdpipe.benchmark.timing import Timing
 from kdpipe.metrics import Figure
 from kdpipe.printable import cell
+from kdpipe.report.timings import timing_metrics
 
 UNDEFINED = "n/a"
 
@@ -34,12 +35,17 @@ def metrics(result: BenchmarkResult) -> dict[str, Any]:
         "recommended": chosen.name,
         "recommended_run": chosen.shipped.as_posix(),
         "teacher": teacher and {"name": teacher.name, **_all_finite(teacher.figures)},
-        "students": {student.name: _student_metrics(student, result.figures) for student in result.students},
+        "students": {
+            student.name: _student_metrics(student, result.figures)
+            | {"speed_up": {f"batch{batch}": ratio for batch, ratio in result.speed_ups(student).items()}}
+            for student in result.students
+        },
         "dataset": result.dataset,
         "samples": result.samples,
         **({} if attack is None else {"adversarial": {"attack": attack.written, "samples": attack.samples}}),
         "stores": [{"path": store.path, "digest": store.digest, "weight": store.weight} for store in result.stores],
         "machine": dict(result.machine),
+        **timing_metrics(result),
     }
 
 
@@ -89,9 +95,10 @@ def table(result: BenchmarkResult) -> Table:
     teacher = result.teacher
     if teacher is not None:
         cells = [written(figure, teacher.figures) if figure.name in teacher.figures else "" for figure in figures]
-        blank = [""] * (3 + len(_timing_headings(sizes)))
+        params = "" if teacher.cost is None else millions(teacher.cost.parameters)
+        timings = _timing_cells(teacher.latencies, sizes) if teacher.timings else [""] * len(_timing_headings(sizes))
         drawn.add_section()
-        drawn.add_row(Text(teacher.name), "teacher", *cells, *blank, style="dim")
+        drawn.add_row(Text(teacher.name), "teacher", *cells, params, "", *timings, "", style="dim")
     return drawn
 
 
@@ -179,6 +186,7 @@ def _student_metrics(student: StudentResult, figures: Sequence[Figure]) -> dict[
         **_all_finite(_spreads(student, figures)),
         "gap_note": student.gap_note,
         "parameters": student.parameters,
+        "macs": student.macs,
         "file_bytes": student.file_bytes,
         "latency_ms": {f"batch{batch}": _percentiles(latency) for batch, latency in timed},
         "images_per_second": {f"batch{batch}": _finite(latency.images_per_second) for batch, latency in timed},
@@ -201,7 +209,7 @@ def _spreads(student: StudentResult, figures: Sequence[Figure]) -> dict[str, flo
     return found
 
 
-def _percentiles(latency: Latency) -> dict[str, float | None]:
+def _percentiles(latency: Timing) -> dict[str, float | None]:
     return {"p50": _finite(latency.p50_ms), "p95": _finite(latency.p95_ms), "p99": _finite(latency.p99_ms)}
 
 
@@ -219,6 +227,7 @@ def _csv_row(
         **_spreads(student, figures),
         "gap_note": student.gap_note,
         "parameters": student.parameters,
+        "macs": student.macs,
         "file_bytes": student.file_bytes,
         "on_front": student.on_front,
         "recommended": recommended,
@@ -238,18 +247,21 @@ def _timing_headings(sizes: list[int]) -> list[str]:
 
 
 def _console_cells(student: StudentResult, figures: Sequence[Figure], sizes: list[int]) -> list[str]:
-    timings = []
-    if sizes:
-        first, last = student.latencies.get(sizes[0]), student.latencies.get(sizes[-1])
-        timings = [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
     return [
         student.distill,
         *(spread(student, figure).replace(" ±", "\n±") for figure in figures),
         millions(student.parameters),
         size(student.file_bytes),
-        *timings,
+        *_timing_cells(student.latencies, sizes),
         "yes" if student.on_front else "",
     ]
+
+
+def _timing_cells(latencies: Mapping[int, Timing], sizes: list[int]) -> list[str]:
+    if not sizes:
+        return []
+    first, last = latencies.get(sizes[0]), latencies.get(sizes[-1])
+    return [number(first.p50_ms if first else None), number(last.images_per_second if last else None)]
 
 
 def _infinite(value: object) -> bool:

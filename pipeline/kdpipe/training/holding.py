@@ -1,34 +1,11 @@
-"""Run directories that one process holds: the lock beside each, and the check that it is still the same directory."""
+"""The check that a run directory is still the one in which the run began."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from kdpipe import durable
-from kdpipe.errors import RunError, RunLockedError
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the directory ``path``, the file ``NAME.lock`` beside it, for the block.
-
-    Raises:
-        RunLockedError: another process holds it; the message has its process id.
-        UnwritableError: the lock cannot be made.
-    """
-
-    def refuse(holder: str) -> RunLockedError:
-        return RunLockedError(
-            f"{path} is being written by process {holder}. Wait for it to end, or pass --out another directory."
-        )
-
-    place = path.resolve()
-    if not place.name:
-        raise RunError(f"{path} cannot be written: pass --out a directory below it.")
-    with durable.locked(place.with_name(f"{place.name}.lock"), refuse):
-        yield
+from kdpipe.errors import RunError
 
 
 class Place:

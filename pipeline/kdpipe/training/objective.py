@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -32,8 +32,12 @@ class Objective(Protocol):
     def of_labeled(self) -> frozenset[str]:
         """Names of the terms that are means over the labeled samples of a batch."""
 
-    def begin(self, epoch: int, epochs: int) -> None:
-        """Prepare for ``epoch``, from 0, of ``epochs``."""
+    def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
+        """Prepare for ``epoch``, from 0, of ``epochs``.
+
+        ``validated`` are the validation accuracies of the epochs before; empty without a validation. What depends on
+        them is a function of them, so that it is the same in a run that was resumed.
+        """
 
     def __call__(
         self, forward: Forward, batch: Batch, pixels: torch.Tensor
@@ -58,7 +62,7 @@ class CrossEntropy:
         self._preset, self._smoothing = preset, label_smoothing
         self.beside = torch.nn.ModuleDict()
 
-    def begin(self, epoch: int, epochs: int) -> None:
+    def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
         """Do nothing: every epoch is the same."""
 
     def __call__(

@@ -139,7 +139,9 @@ class Trainee:
 
     def begin(self, seen: int) -> None:
         """Begin an epoch, or continue it after ``seen`` samples."""
-        self._objective.begin(self.position.epoch, self.student.settings.epochs)
+        position = self.position
+        validated = [row["validation_top1"] for row in position.history if "validation_top1" in row]
+        self._objective.begin(position.epoch, self.student.settings.epochs, validated=validated)
         self.seen = seen
 
     def learn(self, batch: Batch) -> KdpipeError | None:

@@ -10,18 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front, recommend
-from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import BenchmarkResult, Budget, StudentResult
 from kdpipe.errors import RunError
+from tests.timings import timed
 
 COORDINATES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, math.nan])
 
 
 def _student(name: str, *, top1: float | None, ms: float | None = None, **other: Any) -> StudentResult:
-    timed = {} if ms is None else {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")}
     values: dict[str, Any] = {
         "path": Path(name), "architecture": "resnet8", "distill": "cache", "loss": "kd", "seed": 0,
-        "parameters": 10, "file_bytes": 40, "latencies": timed,
+        "parameters": 10, "file_bytes": 40, "timings": {} if ms is None else timed({1: ms}),
     }  # fmt: skip
     return StudentResult(name=name, figures={"top1": top1}, **values | other)
 

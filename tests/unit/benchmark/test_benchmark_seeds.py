@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdpipe.benchmark.comparison import compare, recommend
-from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult, average, mean_history
+from tests.timings import timed
 
 SHARES = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 10_000), min_size=2, max_size=7)
 
@@ -25,7 +25,7 @@ def _run(name: str, *, top1: float | None, seed: int = 0, ms: float = 1.0, **oth
     figures = {"top1": top1} | {figure: other.pop(figure, None) for figure in FIGURES}
     values: dict[str, Any] = {
         "path": Path("runs") / name, "architecture": "resnet8", "distill": "cache", "loss": "kd",
-        "parameters": 10, "file_bytes": 40, "latencies": {1: Latency(ms, ms, ms, 1e3 / ms, 1, 50, "cpu")},
+        "parameters": 10, "file_bytes": 40, "timings": timed({1: ms}),
     }  # fmt: skip
     return StudentResult(name=name, figures=figures, seed=seed, **values | other)
 
@@ -54,7 +54,7 @@ def test_mean_and_deviation_are_those_of_numpy(values: list[float]) -> None:
 
 def test_every_figure_of_several_seeds_is_a_mean_and_the_rest_is_the_first_run_s() -> None:
     first = _run("a/seed-4", top1=0.5, seed=4, ms=2.0, top5=0.9, cross_entropy=1.0, agreement=0.25, file_bytes=41)
-    second = _run("a/seed-1", top1=0.75, seed=1, ms=9.0, top5=0.8, cross_entropy=2.0, agreement=0.75, latencies={})
+    second = _run("a/seed-1", top1=0.75, seed=1, ms=9.0, top5=0.8, cross_entropy=2.0, agreement=0.75, timings={})
     student = average([first, second], name="a", path=Path("runs/a"))
     assert student.figures == pytest.approx({"top1": 0.625, "top5": 0.85, "cross_entropy": 1.5, "agreement": 0.5})
     assert (student.std("top5"), student.std("cross_entropy")) == pytest.approx((0.1 / 2**0.5, 0.5**0.5))
@@ -150,7 +150,7 @@ def test_one_seed_or_no_labels_name_a_run_as_well() -> None:
     assert name == "one"
     assert reason.startswith("one reaches 50.00% top-1 at 1 ms")
     assert reason.endswith("The run to ship is runs/one/seed-2.")
-    name, reason = _recommended(_seeds("dark", [None, None]), replace(_run("slow", top1=None), latencies={}))
+    name, reason = _recommended(_seeds("dark", [None, None]), replace(_run("slow", top1=None), timings={}))
     assert name == "dark"
     assert "runs/dark/seed-0" in reason
 

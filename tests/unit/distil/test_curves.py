@@ -36,6 +36,48 @@ def test_dkd_s_warm_up() -> None:
     assert _values("constant:8,warmup=20", 240) == pytest.approx(expected)
 
 
+STALLING = [0.5, 0.6, 0.6, 0.55, 0.59, 0.61, 0.61, 0.61, 0.61, 0.2, 0.3, 0.4, 0.62]
+"""Validation accuracies. The best of 0.6 and then that of 0.61 are not exceeded for 3 and for 6 epochs."""
+
+
+def _plateau(written: str, validated: list[float]) -> list[float]:
+    """Return the value in each epoch, the one after the last accuracy included."""
+    epochs = len(validated) + 1
+    return [Curve.parse(written).at(epoch, epochs, validated=validated[:epoch]) for epoch in range(epochs)]
+
+
+def test_a_weight_that_falls_when_validation_stalls() -> None:
+    assert _plateau("plateau:0.8,0.5,patience=3", STALLING) == [0.8] * 5 + [0.4] * 4 + [0.2] * 3 + [0.1] * 2
+    assert _plateau("plateau:0.8,0.5,patience=3,floor=0.3", STALLING) == [0.8] * 5 + [0.4] * 4 + [0.3] * 5
+    assert _plateau("plateau:0.8,0,patience=3", STALLING) == [0.8] * 5 + [0.0] * 9
+    assert _plateau("plateau:0.8,0.5,patience=7", STALLING) == [0.8] * 14
+    warmed = _plateau("plateau:0.8,0.5,patience=3,warmup=2", STALLING)
+    assert warmed == [0.4] + [0.8] * 4 + [0.4] * 4 + [0.2] * 3 + [0.1] * 2
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 5])
+def test_it_falls_when_torch_s_schedule_does(patience: int) -> None:
+    generator = torch.Generator().manual_seed(patience)
+    validated = (torch.randint(0, 30, (100,), generator=generator).double() + torch.arange(100) / 4).tolist()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=patience - 1, threshold=0, eps=0
+    )
+    expected = [1.0]
+    for accuracy in validated:
+        schedule.step(accuracy)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert len(set(expected)) > 3
+    assert _plateau(f"plateau:1,0.5,patience={patience}", validated) == expected
+
+
+def test_it_needs_the_accuracy_of_every_epoch() -> None:
+    distillation = Distillation(parse("kd"), kd_weight=Curve.parse("plateau:0.9,0.5,patience=3"))
+    assert distillation.terms(0, 3).moving == {"kd_weight": 0.9}
+    with pytest.raises(ParamsError, match="needs the validation accuracy of each epoch"):
+        distillation.terms(1, 3)
+
+
 @pytest.mark.parametrize(
     ("written", "canonical"),
     [
@@ -47,6 +89,8 @@ def test_dkd_s_warm_up() -> None:
         ("constant:8,warmup=20", "constant:8,warmup=20"),
         ("step:1,0.5,every=30", "step:1,0.5,every=30"),
         ("cosine:start=0.9,end=0.1", "cosine:0.9,0.1"),
+        ("plateau:0.9,.5,patience=3,floor=0", "plateau:0.9,0.5,patience=3"),
+        ("plateau:0.9,1/2,floor=0.1,patience=3,warmup=2", "plateau:0.9,0.5,warmup=2,patience=3,floor=0.1"),
     ],
 )
 def test_a_curve_is_written_in_one_way(written: str, canonical: str) -> None:
@@ -71,6 +115,9 @@ def test_a_curve_is_written_in_one_way(written: str, canonical: str) -> None:
         ("constant:1,every=5", "the curve constant has no parameter 'every'"),
         ("linear:1,0,every=0", "cannot take every=0, expected a whole number, 1 or more"),
         ("linear:1,0,over=1.5", "cannot take over=1.5, expected a whole number"),
+        ("plateau:1,0.5", "the curve plateau lacks patience: write plateau:START,FACTOR,patience=PATIENCE"),
+        ("plateau:1,2,patience=3", "cannot take factor=2, expected a number, 0 to 1"),
+        ("plateau:1,0.5,patience=3,floor=2", "starts at 1, below its floor of 2"),
         ("cosine:1,0+linear:1,0", "is 2 terms, expected one curve"),
     ],
 )

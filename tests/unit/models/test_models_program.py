@@ -1,5 +1,6 @@
 """Programs of torch.export are teachers without code."""
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,45 @@ def test_missing_and_damaged_files_are_one_line(tmp_path: Path, content: bytes |
         load(f"file:{path}")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "expected a JSON object"),
+        ('{"mean": 1}', "its entry kdpipe.json is damaged: expected texts"),
+        ('{"classes": "[1"}', "its header records unusable classes"),
+        ('{"input_size": "99999999999"}', "its header records an unusable preset"),
+        ("{" * 200, "it is nested deeper than 64 levels"),
+        ('{"classes": "a,b"}', "the weights have 2 classes, the dataset has 4"),
+    ],
+)
+def test_a_description_is_read_with_care(name: str, tmp_path: Path, text: str, said: str) -> None:
+    """Of the texts that ``kdpipe export`` adds; others are passed over."""
+    copy = tmp_path / "m.pt2"
+    copy.write_bytes(Path(name.removeprefix("file:")).read_bytes())
+    with zipfile.ZipFile(copy, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/extra/kdpipe.json", text)
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/extra/other.json", "{")
+    with pytest.raises(ModelError) as refused:
+        load(f"file:{copy}")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_program_of_pixels_normalizes_them_itself(tmp_path: Path, network: nn.Module) -> None:
+    class OfPixels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.network(images.float() / 255 - 0.5)
+
+    image = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    model = load(export(tmp_path / "m.pt2", OfPixels(), image, **FREE_BATCH))
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(48).view(4, 3, 32, 32)
+    with torch.no_grad():
+        found = model.module(model.preset.normalize(pixels))
+        torch.testing.assert_close(found, network(pixels.float() / 255 - 0.5), rtol=0, atol=0)
+    assert (model.preset_source, model.remarks) == ("program", ())

@@ -153,7 +153,9 @@ def test_the_stages_say_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     fit = ["--student", "resnet8", "--input-size", 16, "--epochs", 1, "--batch-size", 4, "--device", "cpu"]
     trained = command(capsys, "train-student", *small, "--store", store, *fit, "--out", run)
     checked = command(capsys, "verify", store, *small)
-    measured = command(capsys, "benchmark", *small, "--run", run, "--out", run.parent / "r", "--latency-repeats", 5)
+    measured = command(
+        capsys, "benchmark", *small, "--run", run, "--out", run.parent / "r", "--rounds", 5, "--no-cold-starts"
+    )
     for said, split in ((trained, "train"), (checked, "train"), (checked, "test"), (measured, "test")):
         assert f"1 of 12 '{split}' samples have other names" in said
         assert f"warning: 1 of 12 '{split}' samples have other labels than when" in said

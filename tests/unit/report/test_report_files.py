@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 
 from kdpipe.benchmark.comparison import compare, recommend
-from kdpipe.benchmark.latency import Latency
 from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
@@ -28,13 +27,10 @@ from kdpipe.benchmark.results import (
 from kdpipe.metrics import METRICS, Logits, measure, metric
 from kdpipe.printable import printable
 from kdpipe.report import table, write
+from tests.timings import timed
 
 EVIL = '<script>alert("1")</script>&$x^[bold]_\n你'
 VOID = {"meta", "img", "link", "br", "hr", "input"}
-
-
-def _timed(batch: int, ms: float) -> Latency:
-    return Latency(ms, 1.5 * ms, 2 * ms, batch / ms * 1e3, batch, 50, "cpu")
 
 
 def _student(name: str, *, top1: float | None, ms: float, **other: Any) -> StudentResult:
@@ -50,7 +46,7 @@ def _student(name: str, *, top1: float | None, ms: float, **other: Any) -> Stude
         figures=figures,
         parameters=78_000,
         file_bytes=320_000,
-        latencies={1: _timed(1, ms), 64: _timed(64, 30 * ms)},
+        timings=timed({1: ms, 64: 30 * ms}),
     )
     return replace(plain, **other)
 
@@ -61,7 +57,7 @@ def result() -> BenchmarkResult:
         _student("distilled", top1=0.85, ms=1.0),
         _student("labels", top1=0.80, ms=1.1, distill="none", agreement=None),
         _student("far", top1=0.89, ms=40.0, architecture="resnet110", distill="live", cross_entropy=math.inf),
-        _student("unlabeled", top1=None, ms=2.0, top5=None, cross_entropy=math.nan, latencies={}),
+        _student("unlabeled", top1=None, ms=2.0, top5=None, cross_entropy=math.nan, timings={}),
     ]
     return BenchmarkResult(
         dataset="cifar10",
@@ -77,7 +73,7 @@ def result() -> BenchmarkResult:
 @pytest.fixture
 def bare() -> BenchmarkResult:
     """A benchmark in which every text is hostile and nothing that may be missing is there."""
-    student = _student(EVIL, top1=None, ms=1.0, architecture=EVIL, loss=EVIL, latencies={}, agreement=None)
+    student = _student(EVIL, top1=None, ms=1.0, architecture=EVIL, loss=EVIL, timings={}, agreement=None)
     return BenchmarkResult(
         dataset=EVIL,
         samples=1,
@@ -135,7 +131,7 @@ def test_metrics_are_strict_json(result: BenchmarkResult, tmp_path: Path) -> Non
     ]
     distilled = read["students"]["distilled"]
     assert distilled["gap_recovered"] == pytest.approx(0.5)
-    assert distilled["latency_ms"]["batch1"] == {"p50": 1.0, "p95": 1.5, "p99": 2.0}
+    assert distilled["latency_ms"]["batch1"] == {"p50": 1.0, "p95": 1.0, "p99": 1.0}
     assert distilled["images_per_second"]["batch64"] == pytest.approx(64 / 0.03)
     assert read["students"]["labels"]["gap_recovered"] is None
     assert read["students"]["far"]["cross_entropy"] is None

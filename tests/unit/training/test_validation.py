@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class Unlearning(CrossEntropy):
 
     sign = 0.0
 
-    def begin(self, epoch: int, epochs: int) -> None:
+    def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
         self.sign = (0.0, 0.0, 1.0, 1.0, -1.0, -1.0)[epoch]
 
     def of(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
