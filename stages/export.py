@@ -121,9 +121,9 @@ def _images(
     try:
         test = load_split(settings, "test")
     except MissingSplitError as missing:
-        say(f"warning: {missing}. The files are compared with the run on {wanted} training images instead.")
         train = load_split(settings, "train")
         test = train.subset(np.random.default_rng(seed).permutation(len(train))[:wanted])
+        say(f"warning: {missing}. The files are compared with the run on {len(test)} training images instead.")
     if tuple(record["classes"]) != test.classes:
         raise RunError(f"{directory.path} was trained for other classes than those of {settings.data}.")
     if params.quantization.quantize is None:

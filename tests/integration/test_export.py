@@ -7,8 +7,10 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -28,6 +30,7 @@ from kdpipe.pairing.join import join
 from kdpipe.store.reader import open_store
 from tests.conftest import Built, Outcome, refused, run_command
 from tests.networks import SMALL
+from tests.processes import Server
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -207,6 +210,25 @@ def test_strangers_and_earlier_exports_are_kept(exported: Exported, kdpipe: Kdpi
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_earlier_export_outlives_a_signal(
+    exported: Exported, commands: Server, tmp_path: Path, number: signal.Signals
+) -> None:
+    out, lock = shutil.copytree(exported.out, tmp_path / "out"), tmp_path / "out.lock"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    process = commands.start("export", exported.run, "--to", "onnx", "--out", out, "--overwrite")
+    deadline = time.monotonic() + 60
+    while not lock.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.wait() == (128 + number if number == signal.SIGTERM else -number)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out"} if number == signal.SIGTERM else left <= {"out", "out.lock"}
+
+
 @pytest.fixture(scope="module")
 def student(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of a small network of the user's, from a store of the exported pt2 with a license."""
@@ -263,13 +285,36 @@ def test_recommended_run_of_a_report(student: Path, kdpipe: Kdpipe, tmp_path: Pa
     assert json.loads((tmp_path / "out" / "export.json").read_text())["name"] == "small/seed-1"
 
 
-def test_data_that_run_code_are_not_trusted(student: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
-    run = shutil.copytree(student / "seed-0", tmp_path / "run")
+def test_data_made_by_code_are_not_trusted(exported: Exported, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    run = shutil.copytree(exported.run, tmp_path / "run")
     record = json.loads((run / "run.json").read_text())
     record["parameters"]["data"] = "tests.strange:images"
     (run / "run.json").write_text(json.dumps(record))
     asked = ("export", run, "--to", "safetensors", "--out", tmp_path / "out")
-    refused(kdpipe(*asked), "tests.networks:small", "--trust-code")
+    refused(kdpipe(*asked), "run.json", "its dataset is made by tests.strange:images: pass --trust-code", "--data")
+    refused(kdpipe(*asked, "--trust-code"), "tests.strange")
+    assert kdpipe(*asked, "--data", "digits", "--limit-test", 20).code == 0
+
+
+def test_without_a_test_split_training_images_are_compared(exported: Exported, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    for digit in range(10):
+        path = tmp_path / "data" / "train" / str(digit) / "0.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32), (digit, 20 * digit, 200)).save(path)
+    asked = ("--data", f"folder:{tmp_path / 'data'}", "--to", "safetensors", "--out", tmp_path / "out")
+    done = kdpipe("export", exported.run, *asked)
+    assert "warning: " in done.err
+    assert "The files are compared with the run on 10 training images instead." in done.err
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["test"]["split"] == "train"
+    assert "Measured on 10 train images" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_other_classes_are_refused(exported: Exported, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "data" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "data" / split / "cat" / "0.png")
+    done = kdpipe("export", exported.run, "--data", f"folder:{tmp_path / 'data'}", "--out", tmp_path / "out")
+    refused(done, "was trained for other classes than those of folder:")
 
 
 def test_another_accuracy_than_recorded_is_refused(exported: Exported, kdpipe: Kdpipe, tmp_path: Path) -> None:
