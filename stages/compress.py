@@ -7,15 +7,18 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kdpipe import models
 from kdpipe.compress.pull import TowardParent
 from kdpipe.compress.smaller import smaller
 from kdpipe.dataset import Dataset
-from kdpipe.errors import RunError
+from kdpipe.directories import locked
+from kdpipe.errors import AccuracyLossError, RunError
+from kdpipe.export.images import calibration_images, plain_batches
+from kdpipe.export.onnx import Session, onnx_bytes, quantized
+from kdpipe.export.wrapped import required
 from kdpipe.metrics import accuracy
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model
 from kdpipe.models.saved import RUN, architecture_of, digest_of, weights_of
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import refuse_ranks
@@ -23,17 +26,23 @@ from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.compress import Compress
 from kdpipe.stages.sources import load_model
 from kdpipe.stages.students import Trained, train
-from kdpipe.training.evaluation import plain_batches
 from kdpipe.training.objective import Objective
 from kdpipe.training.records import epochs_of
 from kdpipe.training.runs import RunDirectory
-from kdpipe.views import Geometry, Renderer
 
 
 def run(params: Compress) -> None:
     """Compress the parent into the run directory ``--out``, or into one for each seed below it."""
     refuse_ranks("compress")
-    for_each_seed(params, _compress)
+    if params.compression.quantize is not None:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            required(package, extra="deploy")  # before hours of training
+    for_each_seed(params, _compress, complete=_is_complete)
+
+
+def _is_complete(params: Compress) -> bool:
+    """Return whether a finished run lacks no int8 model that is asked for."""
+    return params.compression.quantize is None or RunDirectory(params.run.out).int8.is_file()
 
 
 def _compress(params: Compress) -> None:
@@ -51,10 +60,10 @@ def _compress(params: Compress) -> None:
         described=described,
         changed=partial(_pulled, params),
     )
-    if params.compression.quantize is None:
+    with locked(params.run.out):
         RunDirectory(params.run.out).int8.unlink(missing_ok=True)
-    else:
-        _quantize(params, trained)
+        if params.compression.quantize is not None:
+            _quantize(params, trained)
 
 
 def _parent(params: Compress) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,13 +117,10 @@ def _quantize(params: Compress, trained: Trained) -> None:
     """Write the run's network in int8, with its accuracy in the metrics.
 
     Raises:
-        RunError: it loses more than ``--max-drop``; the run is finished without it.
+        AccuracyLossError: it loses more than ``--max-drop``; the run is finished without it.
         ModelError: a package is missing, or the network cannot be quantized.
     """
-    from kdpipe.export.onnx import Session, onnx_bytes, quantized
-
     directory, train_split = RunDirectory(params.run.out), trained.data.train
-    directory.int8.unlink(missing_ok=True)
     model = models.load(
         f"{RUN}{directory.path}",
         num_classes=len(train_split.classes),
@@ -122,30 +128,24 @@ def _quantize(params: Compress, trained: Trained) -> None:
         trust_code=params.code.trust_code,
     )
     say(f"{directory.path}: quantizing to int8 with {params.compression.calibration:,} training images.")
-    chosen = np.random.default_rng(params.run.seed).permutation(len(train_split))[: params.compression.calibration]
-    images = np.concatenate(_images(train_split.subset(np.sort(chosen)), model.preset))
+    images = calibration_images(
+        train_split, model.preset, count=params.compression.calibration, seed=params.run.data_seed
+    )
     written = quantized(onnx_bytes(model.module, model.preset, names=train_split.classes), images)
     metrics = directory.metrics()
     scores = dict.fromkeys(("top1", "top5", "loss"))
     if trained.test is not None:
         session = Session(written, threads=1)
-        logits = [session(batch) for batch in _images(trained.test, model.preset)]
+        logits = []
+        with progress("testing int8", total=len(trained.test)) as advance:
+            for batch in plain_batches(trained.test, model.preset):
+                logits.append(session(batch))
+                advance(len(batch))
         scores = asdict(accuracy(np.concatenate(logits), trained.test.labels))
     _refuse_drop(params, before=metrics["test"]["top1"], after=scores["top1"])
     directory.write_int8(written)
     digests = {**metrics.get("weights", {}), directory.int8.name: digest_of(directory.int8)}
     directory.write_metrics({**metrics, "int8": scores, "weights": digests})
-
-
-def _images(samples: Dataset, preset: Preset) -> list[npt.NDArray[np.uint8]]:
-    """Return the plain view of all samples in batches, uint8 ``(n, 3, S, S)``."""
-    renderer = Renderer(samples, "none", seed=0, geometry=Geometry.of(preset), device=models.resolve_device("cpu"))
-    with progress("int8", total=len(samples)) as advance:
-        batches = []
-        for pixels in renderer.batches(plain_batches(renderer), view=0):
-            batches.append(pixels.numpy())
-            advance(len(pixels))
-    return batches
 
 
 def _refuse_drop(params: Compress, *, before: float | None, after: float | None) -> None:
@@ -157,7 +157,7 @@ def _refuse_drop(params: Compress, *, before: float | None, after: float | None)
     said = f"int8 reaches {after:.2%} test top-1, fp32 {before:.2%}"
     if drop > most + 1e-9:
         again = "--resume" if params.optimization.epochs else "--overwrite"
-        raise RunError(
+        raise AccuracyLossError(
             f"{out}: {said}, a loss of {drop:.2f} points and more than --max-drop {most:g}: model.int8.onnx is not "
             f"written, the run is finished without it. Pass {again} with more --calibration images or a higher "
             "--max-drop."

@@ -98,10 +98,12 @@ def test_it_is_a_parent_a_teacher_and_an_architecture(
     assert trained.code == 0, trained.err
     assert RunDirectory(tmp_path / "anew").record()["num_parameters"] == record["num_parameters"]
     report = kdpipe(
-        *("benchmark", *LIMITS, "--device", "cpu", "--out", tmp_path / "reports", "--latency-repeats", 5),
+        *("benchmark", *LIMITS, "--device", "cpu", "--out", tmp_path / "reports", "--rounds", 5, "--no-cold-starts"),
         *("--run", parent, "--run", halved, "--run", tmp_path / "again"),
     )
     assert report.code == 0, report.err
+    exported = kdpipe("export", halved, "--to", "safetensors", "--out", tmp_path / "exported")
+    assert exported.code == 0, exported.err
 
 
 def test_without_recovery_the_weights_are_those_of_the_parent(parent: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
@@ -189,6 +191,17 @@ def test_a_recovery_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
     assert commands.start(*command, "--out", out, "--resume").wait() == 0
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert _json(out / "metrics.json")["test"] == _json(whole / "metrics.json")["test"]
+
+
+def test_a_seed_without_its_int8_model_is_completed(parent: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    out = tmp_path / "seeds"
+    flags = ("--run", parent, "--prune", 0.5, "--recover-epochs", 1, "--seeds", "3", "--out", out)
+    assert kdpipe(*COMPRESS, *flags).code == 0
+    assert not (out / "seed-3" / "model.int8.onnx").exists()
+    made = kdpipe(*COMPRESS, *flags, "--resume", "--quantize", "int8", "--max-drop", 100, "--calibration", 8)
+    assert made.code == 0, made.err
+    assert (out / "seed-3" / "model.int8.onnx").exists()
+    assert kdpipe(*COMPRESS, *flags, "--resume").code == 0
 
 
 def test_each_seed_has_its_run(built: Built, parent: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
