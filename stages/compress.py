@@ -10,6 +10,7 @@ import numpy as np
 
 from kdpipe import models
 from kdpipe.compress.pull import TowardParent
+from kdpipe.compress.rounding import Rounded
 from kdpipe.compress.smaller import smaller
 from kdpipe.dataset import Dataset
 from kdpipe.directories import locked
@@ -58,7 +59,7 @@ def _compress(params: Compress) -> None:
         load=_smaller,
         lineage={"parent": parent},
         described=described,
-        changed=partial(_pulled, params),
+        changed=partial(_changed, params),
     )
     with locked(params.run.out):
         RunDirectory(params.run.out).int8.unlink(missing_ok=True)
@@ -108,9 +109,14 @@ def _smaller(params: Compress, train: Dataset) -> Model:
     return model
 
 
-def _pulled(params: Compress, objective: Objective, model: Model) -> Objective:
-    weight = params.compression.toward_parent
-    return objective if weight is None else TowardParent(objective, model.module, weight)
+def _changed(params: Compress, objective: Objective, model: Model) -> Objective:
+    """Return the objective with the pull towards the parent and the rounding of int8, where they are asked for."""
+    asked = params.compression
+    if asked.toward_parent is not None:
+        objective = TowardParent(objective, model.module, asked.toward_parent)
+    if asked.qat:
+        objective = Rounded(objective, model.module, device=models.resolve_device(params.run.device))
+    return objective
 
 
 def _quantize(params: Compress, trained: Trained) -> None:

@@ -36,7 +36,8 @@ class Compress(StudentTraining):
         given = values.get("compression", {})
         asked = given.get("recover_epochs")
         if asked is None:
-            asked = 0 if given.get("prune") is None and given.get("low_rank") is None else 5
+            trained = any(given.get(key) not in (None, False) for key in ("prune", "low_rank", "qat"))
+            asked = 5 if trained else 0
         try:
             epochs = max(0, int(asked))
         except (TypeError, ValueError):

@@ -225,6 +225,8 @@ def test_each_seed_has_its_run(built: Built, parent: Path, kdpipe: Kdpipe, tmp_p
         (("--prune", 0.5, "--recover-epochs", 0, "--toward-parent", 1), ("toward-parent is for the recovery",)),
         (("--prune", 0.5, "--recover-epochs", 0, "--distill", "cache", "--store", "x"), ("recover-epochs 0 learns",)),
         (("--prune", 0.5, "--epochs", 3), ("--epochs",)),
+        (("--prune", 0.5, "--qat"), ("qat is for the recovery of what is quantized",)),
+        (("--quantize", "int8", "--qat", "--recover-epochs", 0), ("qat is for the recovery of what is quantized",)),
         (("--quantize", "int4"), ("--quantize", "int8")),
         (("--prune", 0.5, "--store", "nowhere.zarr"), ("nowhere.zarr",)),
     ],

@@ -23,11 +23,13 @@ class CompressionSettings(Settings):
     prune_by: Literal["macs", "params"] = "macs"
     """The cost: multiply-accumulates of one image, or parameters."""
     recover_epochs: int | None = Field(None, ge=0)
-    """Epochs of training of the smaller network, 0 for none (default: 5, or 0 where quantize is all there is to do)."""
+    """Epochs of training of the smaller network, 0 for none (default: 5, or 0 for quantize alone, without qat)."""
     toward_parent: float | None = Field(None, gt=0)
     """Weight of an L2 penalty on the distance of the weights from the parent's, such as 0.01."""
     quantize: Literal["int8"] | None = None
     """Also write the network as model.int8.onnx, quantized statically after the recovery."""
+    qat: bool = False
+    """Compute with int8's rounding during the recovery (quantization-aware training), where int8 loses too much."""
     calibration: Positive = 256
     """Training images that the ranges of int8 are measured on."""
     max_drop: float = Field(0.5, ge=0, le=100)
@@ -39,6 +41,8 @@ class CompressionSettings(Settings):
             raise ValueError("nothing to do: give prune, low-rank or quantize")
         if self.toward_parent is not None and self.recover_epochs == 0:
             raise ValueError("toward-parent is for the recovery: give recover-epochs, or leave it out")
+        if self.qat and (self.quantize is None or self.recover_epochs == 0):
+            raise ValueError("qat is for the recovery of what is quantized: give quantize and recover-epochs with it")
         return self
 
 
