@@ -114,7 +114,7 @@ def test_a_name_out_of_bounds_is_one_line(name: str, reason: str) -> None:
 def test_widths_that_do_not_fit_together_are_refused_when_loaded(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(models.create(NARROW, 10).state_dict(), path, {"architecture": NARROW})
-    with pytest.raises(ModelError, match="does not take images of 3x32x32"):
+    with pytest.raises(ModelError, match=r"'resnet8 compressed [0-9a-f]{6}' does not take images of 3x32x32"):
         models.load(NARROW, num_classes=10, weights=path, fallback_statistics=lambda: (HALF, HALF))
 
 
