@@ -3,7 +3,7 @@
     python benchmarks/engines.py
 
 Trains each network for a moment on digits, so that the files are those of runs, and has `kdpipe benchmark` time them
-all. For comparison it has independent code: the median of torch.utils.benchmark for the same eager network and batch.
+all. For comparison it has independent code: the median CPU time by torch.utils.benchmark of the same eager networks.
 Writes benchmarks/results/engines.json, without the raw rounds.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ NETWORKS = ("resnet8", "resnet20", "MobileNetV2")
 KEYS = ("architecture", "engine", "precision", "threads", "batch_size")
 FIGURES = (
     *("rounds", "repeats", "p50_ms", "p50_interval_95_ms", "p95_ms", "cpu_ms", "wall_over_cpu"),
-    *("largest_difference", "top1_agreement", "load_ms", "libraries_bytes", "peak_bytes"),
+    *("largest_difference", "top1_agreement"),
 )
+START = ("load_ms", "libraries_bytes", "peak_bytes")
 
 
 def main() -> None:
@@ -34,24 +36,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engines", default="eager,compile,onnx,openvino")
     parser.add_argument("--precisions", default="fp32,int8")
-    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--threads", default="1")
     parser.add_argument("--batch-sizes", default="1,8,64")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--started", default="eager,onnx,openvino", help="engines whose load time is measured")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/engines"))
     options = parser.parse_args()
 
     data = ("--data", "digits", "--device", "cpu")
     runs = {name: options.work / "runs" / name for name in NETWORKS}
     for name, run in runs.items():
-        if not run.exists():
-            kdpipe("train-student", *data, "--student", name, "--epochs", 2, "--input-size", 32, "--out", run)
-    out = options.work / "report"
-    kdpipe(
-        *("benchmark", *data, *(part for run in runs.values() for part in ("--run", run)), "--out", out),
-        *("--engines", options.engines, "--precisions", options.precisions, "--threads", options.threads),
-        *("--batch-sizes", options.batch_sizes, "--rounds", options.rounds),
-    )
-    found = json.loads((out / "metrics.json").read_text())
+        if not (run / "metrics.json").exists():
+            flags = ("--epochs", 1, "--input-size", 32, "--no-dvclive", "--overwrite")
+            kdpipe("train-student", *data, "--student", name, *flags, "--out", run)
+    measured = ("benchmark", *data, *(part for run in runs.values() for part in ("--run", run)))
+    measured += ("--precisions", options.precisions, "--batch-sizes", options.batch_sizes)
+    timed, started = options.work / "timed", options.work / "started"
+    times = ("--engines", options.engines, "--threads", options.threads, "--rounds", options.rounds)
+    kdpipe(*measured, *times, "--no-cold-starts", "--out", timed)
+    kdpipe(*measured, "--engines", options.started, "--threads", 1, "--rounds", 1, "--out", started)
+    found = json.loads((timed / "metrics.json").read_text())
+    starts = json.loads((started / "metrics.json").read_text())["timings"]
     result = {
         "command": "python benchmarks/engines.py",
         "machine": found["machine"],
@@ -59,7 +64,8 @@ def main() -> None:
         "notes": found["timing_notes"],
         "costs": [{key: each[key] for key in each if key != "structure"} for each in found["costs"]],
         "timings": [{key: _short(each[key]) for key in (*KEYS, *FIGURES)} for each in found["timings"]],
-        "torch_utils_benchmark_ms": {name: _independent(name) for name in NETWORKS},
+        "starts": [{key: _short(each[key]) for key in (*KEYS, *START)} for each in starts],
+        "torch_utils_benchmark_cpu_ms": {name: _independent(name) for name in NETWORKS},
     }
     durable.write_json(RESULT, result)
 
@@ -71,12 +77,12 @@ def _short(value: Any) -> Any:
 
 
 def _independent(name: str) -> float:
-    """Return the median milliseconds of one eager image on one thread, by torch's own timer."""
+    """Return the median CPU milliseconds of one eager image on one thread, by torch's own timer."""
     module, images = models.create(name, 10).eval(), torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
     statement = "module((images.to(torch.float32) / 255 - 0.5) / 0.25)"
     with torch.inference_mode():
         given = {"module": module, "images": images, "torch": torch}
-        timer = benchmark.Timer(statement, globals=given, num_threads=1)
+        timer = benchmark.Timer(statement, globals=given, num_threads=1, timer=time.process_time)
         return float(f"{timer.blocked_autorange(min_run_time=2).median * 1e3:.4g}")
 
 

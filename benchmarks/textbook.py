@@ -24,6 +24,7 @@ import torch
 import yaml
 
 from kdpipe import models, open_store
+from kdpipe.benchmark.machine import machine
 from kdpipe.models import Preset
 from kdpipe.stages.provenance import versions
 
@@ -55,6 +56,7 @@ def main() -> None:
         "store": {"samples": store.num_samples, "views": store.num_views, "bytes": _size(options.folder)},
         "students": {Path(path).name: _student(options.folder / path) for path in options.student},
         "versions": dict(versions()),
+        "machine": machine(),
     }
     sizes = {teacher.name: int(teacher.preset["size"])}
     sizes |= {student["model"]: student["size"] for student in found["students"].values()}
@@ -69,8 +71,8 @@ def _size(folder: Path) -> int:
 
 
 def _student(path: Path) -> dict[str, Any]:
-    """Return the accuracies of a run, or of its seed runs."""
-    seeds = sorted(path.glob("seed-*")) or [path]
+    """Return the accuracies of a run, or of its seed runs that are finished."""
+    seeds = sorted(seed.parent for seed in path.glob("seed-*/metrics.json")) or [path]
     records = [json.loads((seed / "run.json").read_text()) for seed in seeds]
     metrics = [json.loads((seed / "metrics.json").read_text()) for seed in seeds]
     top1 = [each["test"]["top1"] for each in metrics]

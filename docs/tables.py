@@ -9,11 +9,13 @@ A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end -->
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +27,13 @@ Rows = Iterable[Sequence[str]]
 
 def documents() -> list[Path]:
     """Return the Markdown files that may hold tables."""
-    return [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+    examples = sorted((ROOT / "examples").glob("*/README.md"))
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        ROOT / "benchmarks" / "README.md",
+        *examples,
+    ]
 
 
 def fill(text: str) -> str:
@@ -98,6 +106,24 @@ def _spread(student: Mapping[str, Any], key: str) -> str:
     """Return a figure in percent, with its deviation where there are several seeds."""
     mean, std = student[key], student[f"{key}_std"]
     return f"{100 * mean:.1f}" if std is None else _percent({"mean": mean, "std": std})
+
+
+def _export_formats() -> str:
+    measured = _read("export_formats")
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for each in measured["artifacts"]:
+        groups.setdefault((each["format"], each["precision"], each["calibration"] or 0), []).append(each)
+    rows = []
+    for (name, precision, images), found in groups.items():
+        top1, same = (f"{100 * fmean(each[key] for each in found):.2f}" for key in ("top1", "agreement"))
+        if len(found) > 1:
+            top1 += f" ± {100 * stdev(each['top1'] for each in found):.2f}"
+        size = f"{fmean(each['bytes'] for each in found) / 1000:,.0f}"
+        largest = f"{max(each['largest_logit_difference'] for each in found):.0e}"
+        rows.append((f"`{name}`", precision, f"{images:,}" if images else "", size, top1, same, largest))
+    rows.sort(key=lambda row: row[1])
+    heading = ("format", "precision", "calibration images", "kB", "test top-1 %", "same class %", "largest difference")
+    return _markdown(heading, rows, numbers_from=2)
 
 
 def _labels() -> str:
@@ -408,21 +434,16 @@ def _checkpoints() -> str:
 
 
 def _engines() -> str:
-    """Return wall and CPU milliseconds of one image on one thread, by network and engine."""
-    found = _read("engines")["timings"]
+    """Return CPU milliseconds of a batch of 1 and of 64 on one thread, by engine and network."""
+    found = [each for each in _read("engines")["timings"] if each["threads"] == 1 and each["batch_size"] in (1, 64)]
     networks = list(dict.fromkeys(each["architecture"] for each in found))
     ways = dict.fromkeys((each["engine"], each["precision"]) for each in found)
-    figures = {
-        (each["architecture"], each["engine"], each["precision"]): each
-        for each in found
-        if (each["threads"], each["batch_size"]) == (1, 1)
-    }
+    figures = {(each["engine"], each["precision"], each["architecture"], each["batch_size"]): each for each in found}
     rows = []
     for way in ways:
-        cells = [figures.get((network, *way)) for network in networks]
-        texts = ["n/a" if each is None else f"{each['p50_ms']:.3g} ({each['cpu_ms']:.3g})" for each in cells]
-        rows.append((" ".join(way), *texts))
-    return _markdown(("engine", *(f"`{network}`" for network in networks)), rows)
+        cells = (figures.get((*way, network, batch)) for network in networks for batch in (1, 64))
+        rows.append((" ".join(way), *("n/a" if each is None else f"{each['cpu_ms']:.3g}" for each in cells)))
+    return _markdown(("engine", *(f"`{network}`, batch {batch}" for network in networks for batch in (1, 64))), rows)
 
 
 def _engine_costs() -> str:
@@ -431,19 +452,56 @@ def _engine_costs() -> str:
     network = measured["timings"][0]["architecture"]
     sizes = next(each["format_bytes"] for each in measured["costs"] if each["architecture"] == network)
     rows = []
-    for each in measured["timings"]:
+    for each in measured["starts"]:
         if (each["architecture"], each["threads"], each["batch_size"]) != (network, 1, 1):
             continue
         onnx = "onnx" if each["precision"] == "fp32" else f"onnx {each['precision']}"
         size = sizes["safetensors" if each["engine"] in ("eager", "compile") else onnx]
-        start = [each[key] for key in ("load_ms", "libraries_bytes", "peak_bytes")]
-        times = ["n/a"] * 3 if None in start else [f"{start[0]:,.0f}", *(f"{part / 1e6:,.0f}" for part in start[1:])]
+        times = [f"{each['load_ms']:,.0f}", *(f"{each[key] / 1e6:,.0f}" for key in ("libraries_bytes", "peak_bytes"))]
         rows.append((f"{each['engine']} {each['precision']}", f"{size / 1e3:,.0f}", *times))
     return _markdown(("engine", "file, kB", "load, ms", "libraries, MB", "peak, MB"), rows)
 
 
+def _example(name: str) -> str:
+    """Return the networks of an example with their costs, and the test accuracy of each that was trained."""
+    found = _read(f"textbook_{name}")
+    teacher, networks = found["teacher"], found["networks"]
+    images = found["test_samples"]
+
+    def row(network: str, role: str, top1: str) -> list[str]:
+        cost = networks[network]
+        times = (f"{cost['cpu_ms'][engine]:.2f}" for engine in ("eager", "onnx"))
+        return [
+            f"`{network.rpartition(':')[2]}`, {role}",
+            str(cost["size"]),
+            f"{cost['parameters']:,}",
+            f"{cost['macs'] / 1e6:,.1f}",
+            *times,
+            top1,
+        ]
+
+    rows = [row(teacher["model"], "teacher", _of_one_run(teacher["top1"], images))]
+    for way, student in found["students"].items():
+        top1, seeds = student["top1"], len(student["seeds"])
+        figures = f"{_percent(top1)} ({seeds} seeds)" if seeds > 1 else _of_one_run(top1["mean"], images)
+        rows.append(row(student["model"], f"student, {way}", figures))
+    trained = {teacher["model"], *(student["model"] for student in found["students"].values())}
+    rows += [row(network, "only timed", "") for network in networks if network not in trained]
+    heading = ["network", "pixels", "parameters", "MMACs", "CPU ms, PyTorch", "CPU ms, ONNX Runtime", "test top-1, %"]
+    return _markdown(heading, rows)
+
+
+def _of_one_run(share: float, images: int) -> str:
+    """Return an accuracy in percent with its 95 % interval (Wilson, 1927), which is that of the test images alone."""
+    z = 1.959964
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    return f"{100 * share:.1f} [{100 * (middle - half):.1f}, {100 * (middle + half):.1f}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "export-formats": _export_formats,
     "labels": _labels,
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
@@ -465,6 +523,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": _encodings,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
+    "example-cifar10": partial(_example, "cifar10"),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

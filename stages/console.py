@@ -162,6 +162,7 @@ class _Plain:
             self._printed = now
             rate = self._done / (now - self._began)
             remaining = (self._total - self._done) / rate
-            line = f"{self._what}: {self._done}/{self._total} {self._unit}, {rate:,.0f}/s, {remaining:.0f} s left"
+            speed = f"{rate:,.0f}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
+            line = f"{self._what}: {self._done}/{self._total} {self._unit}, {speed}, {remaining:.0f} s left"
             more = "" if self._status is None else self._status()
             print(printable(f"{line}, {more}" if more else line), file=sys.stderr, flush=True)

@@ -41,7 +41,7 @@ class _Report(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    recommended_run: Annotated[str, Field(max_length=4096)]
+    recommended_run: Annotated[str, Field(max_length=4096)] | None
 
 
 def run(params: Export) -> None:
@@ -94,7 +94,10 @@ def _directory(params: Export) -> RunDirectory:
     if path is None:
         assert params.artifact.report is not None
         report = params.artifact.report / "metrics.json"
-        path = Path(read_json(report, _Report, limit=_LARGEST_REPORT, error=RunError).recommended_run)
+        recommended = read_json(report, _Report, limit=_LARGEST_REPORT, error=RunError).recommended_run
+        if recommended is None:
+            raise RunError(f"{params.artifact.report} recommends no run: name one with --run.")
+        path = Path(recommended)
         say(f"{params.artifact.report} recommends {path}.")
     runs = seed_runs(path)
     if len(runs) > 1:

@@ -142,7 +142,7 @@ def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "R,G,B"
+        return _metavar(get_args(kind)[0]) if get_args(kind)[-1] is Ellipsis else "R,G,B"
     inner = [each for each in get_args(kind) if each is not type(None)]
     if inner:
         return _metavar(inner[0])

@@ -13,10 +13,9 @@ import numpy.typing as npt
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.distil.objective import Distillation
-from kdpipe.distil.savings import savings
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
-from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, soft_targets
+from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join_checked, remarks

@@ -17,7 +17,7 @@ from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.store.reader import LogitStore
-from kdpipe.training.sampling import Sampling, read_sample_weights
+from kdpipe.training.schedule import Sampling, read_sample_weights
 from kdpipe.training.settings import SamplingSettings
 
 

@@ -200,13 +200,13 @@ def test_the_loss_in_contributing_works_as_shown(tmp_path: Path) -> None:
         for path, hunk in re.findall(r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diff, flags=re.DOTALL | re.MULTILINE)
     }
     loss, test = added
-    assert loss == "pipeline/kdpipe/distil/losses/probabilities.py"
+    assert loss == "pipeline/kdpipe/distil/losses/logits.py"
     script = tmp_path / "apply.py"
     script.write_text(f"""
 import tests.unit.distil.test_losses as tests
-from kdpipe.distil.losses import LOSSES, parse, probabilities
+from kdpipe.distil.losses import LOSSES, logits, parse
 
-exec({added[loss]!r}, vars(probabilities))
+exec({added[loss]!r}, vars(logits))
 exec({added[test]!r}, vars(tests))
 tests.test_reverse_kd_is_its_closed_form()
 parse("reverse-kd:temperature=2+dist")

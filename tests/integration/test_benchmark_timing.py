@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four candidates: a network, a copy of it, and two larger ones."""
     folder = tmp_path_factory.mktemp("runs")
     common = ("train-student", *LIMITS, "--epochs", 1, "--input-size", 16, "--device", "cpu")
-    for name, student in (("small", "resnet8"), ("middle", "resnet20"), ("large", "resnet56")):
+    for name, student in (("small", "resnet8"), ("middle", "resnet14"), ("large", "resnet32")):
         assert run_command(None, *common, "--student", student, "--out", folder / name).code == 0
     shutil.copytree(folder / "small", folder / "copy")
     return folder
@@ -58,7 +58,7 @@ def test_copies_of_a_network_cost_the_same_on_a_loaded_machine(runs: Path, kdpip
     found = _report(tmp_path / "r")
     students = found["students"]
     assert students["small"]["latency_ms"] == students["copy"]["latency_ms"]
-    assert [each["architecture"] for each in found["timings"]] == ["resnet8", "resnet20", "resnet56"]
+    assert [each["architecture"] for each in found["timings"]] == ["resnet8", "resnet14", "resnet32"]
     assert {each["rounds"] for each in found["timings"]} == {20}
     # The recommendation is the network with the fewest operations of those within half a point of the best.
     best = max(student["top1"] for student in students.values())
@@ -85,7 +85,7 @@ def test_raw_rounds_teacher_threads_and_load(runs: Path, kdpipe: Kdpipe, tmp_pat
     made = (("eager", "fp32"), ("onnx", "fp32"), ("onnx", "int8"))
     expected = [
         (network, *way, threads, batch)
-        for network in ("resnet8", "resnet20")
+        for network in ("resnet8", "resnet14")
         for way in made
         for threads in (1, 2)
         for batch in (1, 2)
@@ -103,7 +103,7 @@ def test_raw_rounds_teacher_threads_and_load(runs: Path, kdpipe: Kdpipe, tmp_pat
         assert every[key]["p50_ms"] == pytest.approx(median(map(median, rounds.values())) / 1e6)
         assert every[key]["repeats"] == sum(map(len, rounds.values()))
 
-    (first, second) = (every[network, "eager", "fp32", 1, 1]["p50_ms"] for network in ("resnet20", "resnet8"))
+    (first, second) = (every[network, "eager", "fp32", 1, 1]["p50_ms"] for network in ("resnet14", "resnet8"))
     assert found["students"]["small"]["speed_up"]["batch1"] == pytest.approx(first / second)
     assert found["students"]["small"]["latency_ms"]["batch1"]["p50"] == second
     assert found["teacher"]["name"] == f"run:{runs / 'middle'}"
@@ -117,7 +117,7 @@ def test_parameters_and_macs_are_those_of_independent_code(runs: Path, kdpipe: K
     """Counted from the shapes that hooks see: outputs times the multiplications for each."""
     assert kdpipe(*BENCHMARK, "--run", runs / "middle", "--rounds", 1, "--out", tmp_path / "r").code == 0
     (cost,) = _report(tmp_path / "r")["costs"]
-    network, counted = models.create("resnet20", 10).eval(), []
+    network, counted = models.create("resnet14", 10).eval(), []
 
     def count(layer: Any, inputs: Any, output: Any) -> None:
         window = layer.weight[0].numel()  # channels per group times kernel, or features

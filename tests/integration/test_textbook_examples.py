@@ -40,6 +40,9 @@ PLANS = {
 }
 """Every plan, and the stages of it that train a teacher."""
 
+QUICK = {"rounds": 2, "batch_sizes": "1", "engines": "eager", "cold_starts": False}
+"""A benchmark that takes little time."""
+
 
 def _copy(name: str, tmp_path: Path, params: str = "params.yaml", **changes: Any) -> Path:
     """Copy an example, and change its plan: sections are updated, other values replaced."""
@@ -132,7 +135,7 @@ def test_mnist(tmp_path: Path, reproduce: Reproduce) -> None:
         train_teacher=small,
         cache_teacher={"min_top1": None},
         train_student={**small, "seeds": "0,1"},
-        benchmark={"latency_repeats": 5},
+        benchmark=QUICK,
     )
     raw = folder / "mnist" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -171,7 +174,7 @@ def test_cifar10(tmp_path: Path, reproduce: Reproduce) -> None:
         train_teacher={**small, "epochs": 1},
         cache_teacher={**small, "teacher": "run:runs/teacher-resnet8", "views": 2, "min_top1": None},
         train_student={**small, "student": "resnet8", "epochs": 6, "seeds": "0", "batch_size": 30, "validation": 0.25},
-        benchmark={"latency_repeats": 5, "limit_test": 20},
+        benchmark={**QUICK, "limit_test": 20, "teacher": "run:runs/teacher-resnet8"},
     )
     reproduce(folder)
     assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"cosine", "plateau", "none"}

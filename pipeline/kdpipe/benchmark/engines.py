@@ -228,4 +228,4 @@ def _packages(*modules: str) -> Callable[[], object]:
 
 def _compiler() -> None:
     if shutil.which(os.environ.get("CXX", "")) is None and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise ModelError("the engine compile needs a C++ compiler, such as g++, and found none: install one")
+        raise ModelError("torch.compile needs a C++ compiler, and there is none: install g++")

@@ -39,8 +39,11 @@ class Grid:
             ModelError: a package is not installed.
         """
         made = [(name, ENGINES.make(name)) for name in self.engines]
-        for _, engine in made:
-            engine.check()
+        for name, engine in made:
+            try:
+                engine.check()
+            except ModelError as error:
+                raise ModelError(f"the engine {name} cannot run: {error}") from error
         kept, notes = [], []
         for name, engine in made:
             if self.device.partition(":")[0] not in engine.devices:
@@ -98,6 +101,8 @@ def time_networks(
                 if cold_starts:
                     notes += way.start(grid, ready)
             advance(1)
+    if cold_starts and grid.device != "cpu":
+        notes.append("Load time and peak memory are measured on the CPU only.")
     timed = time_rounds({each: found.once for each, found in prepared.items()}, rounds=rounds, progress=progress)
     timings = {
         each: replace(timing, difference=found.difference, agreement=found.agreement, start=found.start)

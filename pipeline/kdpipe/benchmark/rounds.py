@@ -20,6 +20,8 @@ from kdpipe.progress import Progress, silent
 
 VISIT_NS = 20_000_000
 """Nanoseconds of passes that a workload makes in each round, as far as more than one pass fits."""
+LONGEST_VISIT_NS = 5 * VISIT_NS
+"""Nanoseconds of passes after which a visit ends: on a busy machine a pass may take far longer than in the warm-up."""
 MOST_PASSES = 32
 LEAST_ROUNDS = 5
 """Rounds of each workload, however slow it is."""
@@ -94,11 +96,14 @@ def _warm_up(workload: Workload, run: Pass) -> int:
 
 
 def _visit(workload: Workload, run: Pass, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return wall and CPU nanoseconds of ``count`` passes."""
+    """Return wall and CPU nanoseconds of ``count`` passes, or of fewer where they take long."""
     torch.set_num_threads(workload.threads)
     if count > 1:
         run()
-    taken, used = zip(*(_timed(run) for _ in range(count)), strict=True)
+    passes = [_timed(run)]
+    while len(passes) < count and sum(taken for taken, _ in passes) < LONGEST_VISIT_NS:
+        passes.append(_timed(run))
+    taken, used = zip(*passes, strict=True)
     if workload.threads > 1:
         time.sleep(SETTLE_SECONDS)
     return taken, used

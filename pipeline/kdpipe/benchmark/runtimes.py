@@ -82,7 +82,7 @@ def package(name: str, *, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ModelError(f"this needs {name}, which is not installed: pip install 'kdpipe[{extra}]'") from error
+        raise ModelError(f"{name} is not installed: pip install 'kdpipe[{extra}]'") from error
 
 
 def first_line(error: Exception) -> str:

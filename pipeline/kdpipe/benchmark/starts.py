@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -170,8 +171,16 @@ def _highest() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, which a signal may have killed."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """Read a request, measure, and print the result; on an error print its line and exit with 1."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         measured = run(Request.model_validate_json(sys.stdin.read()))
     except KdpipeError as error:

@@ -17,12 +17,11 @@ import numpy.typing as npt
 
 import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe import durable
-from kdpipe.dataset import decode, identity
+from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory, distrust, prepare
-from kdpipe.dataset.identity import balanced_indices, find_ids, ranks_in_class, sample_id
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
-from kdpipe.dataset.samples import Dataset
+from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, ranks_in_class, sample_id
 from kdpipe.errors import DatasetError
 from kdpipe.printable import printable
 from kdpipe.progress import Progress, silent
@@ -183,8 +182,8 @@ def load(
         raise DatasetError(f"labels_per_class is for the train split, found split '{split}'; leave it out")
     kind, values = resolve(spec)
     listing = kind.list_samples(Request(split, download, progress), *values)
-    ids = identity.sample_ids(listing.keys)
-    indices = identity.balanced_indices(ids, listing.labels, limit=limit)
+    ids = samples.sample_ids(listing.keys)
+    indices = samples.balanced_indices(ids, listing.labels, limit=limit)
     survey = listing.source.survey(indices, what=f"checking {split}", progress=progress)
     asked, reasons = len(indices), list(survey.broken.values())
     if survey.broken:
@@ -259,7 +258,7 @@ def _streaming(
         labels=listing.labels[indices],
         sample_ids=ids,
         content_digests=survey.digests,
-        fingerprint=identity.fingerprint(ids, survey.digests, classes=listing.classes),
+        fingerprint=samples.fingerprint(ids, survey.digests, classes=listing.classes),
         sizes=survey.sizes,
         source=listing.source,
         source_indices=indices,

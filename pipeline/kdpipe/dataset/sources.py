@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import decode, identity
+from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory, recall, remember
 from kdpipe.dataset.pixels import in_order, processors
 from kdpipe.dataset.registry import Survey
@@ -26,7 +26,7 @@ from kdpipe.reading import open_regular
 
 _STATE = struct.Struct("<QqqQ")
 _FOUND = struct.Struct("<16sIIB")
-_ENTRY_BYTES = identity.ID_BYTES + _STATE.size + _FOUND.size
+_ENTRY_BYTES = samples.ID_BYTES + _STATE.size + _FOUND.size
 _SETTLED_NS = 2_000_000_000
 _LARGEST_FILE = 1024**3
 """Bytes of the largest image file that is read."""
@@ -49,7 +49,7 @@ class FileSource:
     def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
         """Return digests and header sizes; read only files that are new or have changed."""
         path = self._table("digests", "files 2")
-        cut = identity.ID_BYTES
+        cut = samples.ID_BYTES
         known = {entry[:cut]: entry[cut:] for entry in recall(path, entry_bytes=_ENTRY_BYTES)}
         now = time.time_ns()
         found: list[bytes] = []
@@ -78,11 +78,11 @@ class FileSource:
         return _as_survey(found, broken)
 
     def _table(self, folder: str, kind: str) -> Path:
-        return cache_directory() / folder / f"{identity.sample_id(f'{kind} {self.memory}').hex()}.bin"
+        return cache_directory() / folder / f"{samples.sample_id(f'{kind} {self.memory}').hex()}.bin"
 
     def _look(self, index: int, known: Memory) -> tuple[bytes, bytes, bool]:
         path = self.paths[index]
-        name = identity.bytes_digest(os.fsencode(path))
+        name = samples.bytes_digest(os.fsencode(path))
         try:
             info = Path(path).stat()
         except OSError as error:
@@ -93,14 +93,14 @@ class FileSource:
             return name, entry, True
         content = content_of(path)
         size = decode.measure(content, path)
-        return name, state + _FOUND.pack(identity.bytes_digest(content), *size, decode.remark(content)), False
+        return name, state + _FOUND.pack(samples.bytes_digest(content), *size, decode.remark(content)), False
 
     def broken(
         self, indices: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, what: str, progress: Progress
     ) -> dict[int, str]:
         """Decode the files whose content was not decoded before; return why some cannot be, by their place."""
         path = self._table("decoded", decode.decoder_name())
-        known = set(recall(path, entry_bytes=identity.ID_BYTES))
+        known = set(recall(path, entry_bytes=samples.ID_BYTES))
         new = [place for place, digest in enumerate(digests) if digest.tobytes() not in known]
 
         def fault(number: int) -> str | None:
@@ -132,7 +132,7 @@ class FileSource:
 
     def _surveyed(self, path: str, digest: bytes) -> bytes:
         content = content_of(path)
-        if identity.bytes_digest(content) != digest:
+        if samples.bytes_digest(content) != digest:
             raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
         return content
 
@@ -222,7 +222,7 @@ class ItemSource:
         with progress(what, total=count) as report:
             for index in range(count):
                 pixels, labels[index] = self.item(index)
-                self.looked[index] = identity.array_digest(pixels), pixels.shape[1:]
+                self.looked[index] = samples.array_digest(pixels), pixels.shape[1:]
                 report(1)
         return as_labels(labels)
 
@@ -233,11 +233,11 @@ class ItemSource:
             for index in map(int, indices):
                 if index not in self.looked:
                     pixels, _ = self.item(index)
-                    self.looked[index] = identity.array_digest(pixels), pixels.shape[1:]
+                    self.looked[index] = samples.array_digest(pixels), pixels.shape[1:]
                 found.append(self.looked[index])
                 report(1)
         self.looked.clear()
-        digests = identity.as_digests(b"".join(digest for digest, _ in found))
+        digests = samples.as_digests(b"".join(digest for digest, _ in found))
         return Survey(digests, np.asarray([size for _, size in found], dtype=np.int64))
 
     def broken(self, *_: object, **__: object) -> dict[int, str]:
@@ -251,7 +251,7 @@ class ItemSource:
             DatasetError: The item cannot be used, or is not the one that was surveyed.
         """
         pixels, _ = self.item(index)
-        if identity.array_digest(pixels) != digest:
+        if samples.array_digest(pixels) != digest:
             raise DatasetError(
                 f"{self.where}[{index}] gave other pixels than before; "
                 "items must always be the same, leave augmentation to the recipe"

@@ -223,10 +223,9 @@ def write_safetensors(network: Network) -> tuple[Artifact, ...]:
         logits: torch.Tensor = loaded.module(loaded.preset.normalize(images))
         return logits
 
+    given = f'{json.dumps(name)}, num_classes={classes}, weights="model.safetensors", fallback_statistics=None'
     code = (
-        f"model = models.load(\n"
-        f'    {json.dumps(name)}, num_classes={classes}, weights="model.safetensors", fallback_statistics=None\n'
-        ")\n"
+        f"model = models.load({given})\n"
         "with torch.inference_mode():\n"
         "    logits = model.module(model.preset.normalize(torch.from_numpy(images)))\n"
         "classes = model.classes"

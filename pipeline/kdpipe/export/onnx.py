@@ -14,7 +14,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -70,14 +70,14 @@ def onnx_bytes(
     return _serialized(model)
 
 
-def quantized(model: bytes, calibration: npt.NDArray[np.uint8]) -> bytes:
+def quantized(model: bytes, calibration: npt.NDArray[np.uint8], *, weight_bits: Literal[7, 8] = 7) -> bytes:
     """Return an ONNX model in int8, quantized statically with the ranges of activations on ``calibration``.
 
     ``calibration`` has uint8 images ``(n, 3, S, S)``. Weights are symmetric, with a scale per output channel;
     activations are uint8 with one scale per tensor: Jacob et al., "Quantization and Training of Neural Networks for
     Efficient Integer-Arithmetic-Only Inference" (2018). Pairs of QuantizeLinear and DequantizeLinear surround each
-    operator, so that any runtime of ONNX computes the same. Weights have 7 bits: products of two 8-bit numbers
-    saturate on x86 processors without VNNI.
+    operator, so that any runtime of ONNX computes the same. Weights of 7 bits are right on every processor: sums of
+    two products of 8-bit numbers saturate on x86 processors without VNNI.
 
     Raises:
         ModelError: a package is not installed, there are no images, or the model cannot be quantized.
@@ -96,7 +96,7 @@ def quantized(model: bytes, calibration: npt.NDArray[np.uint8]) -> bytes:
                 _reader(quantization.CalibrationDataReader, calibration),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=True,
+                reduce_range=weight_bits == 7,
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
             )

@@ -155,11 +155,9 @@ def _section(artifact: Artifact, preset: Preset) -> list[str]:
         *([""] if standard else []),
         *("import numpy as np" if each == "numpy" else f"import {each}" for each in others),
         *own,
-        "from PIL import Image, ImageOps",
+        "from PIL import Image",
         "",
-        f'image = Image.open("{EXAMPLE}").convert("RGB")',
-        f"image = {_cut(preset)}",
-        f"images = np.array(image).transpose(2, 0, 1)[None]  # uint8 (1, 3, {preset.size}, {preset.size})",
+        *preparation(preset),
         artifact.code,
         "print(classes[int(logits[0].argmax())])",
     ]
@@ -169,14 +167,19 @@ def _section(artifact: Artifact, preset: Preset) -> list[str]:
     return [f"## {next(iter(artifact.files))}", install, f"```python\n{code}\n```", *artifact.remarks]
 
 
-def _cut(preset: Preset) -> str:
-    """Return Python that resizes and cuts ``image`` with Pillow."""
-    kernel = f"Image.Resampling.{preset.interpolation.upper()}"
-    fitted = f"ImageOps.fit(image, ({preset.resize}, {preset.resize}), {kernel})"
-    if preset.resize == preset.size:
-        return fitted
-    low = (preset.resize - preset.size) // 2
-    return f"{fitted}.crop(({low}, {low}, {low + preset.size}, {low + preset.size}))"
+def preparation(preset: Preset, file: str = EXAMPLE) -> list[str]:
+    """Return Python that reads an image as ``images``, uint8 ``(1, 3, S, S)``, with Pillow and numpy.
+
+    The pixels are those of kdpipe's plain view, up to 1 in 255 where Pillow rounds otherwise.
+    """
+    size, kernel = preset.size, f"Image.Resampling.{preset.interpolation.upper()}"
+    return [
+        f'image = Image.open("{file}").convert("RGB")',
+        f"image = image.resize([{preset.resize} * side // min(image.size) for side in image.size], {kernel})",
+        f"left, top = (round((side - {size}) / 2) for side in image.size)",
+        f"image = image.crop((left, top, left + {size}, top + {size}))",
+        f"images = np.array(image).transpose(2, 0, 1)[None]  # uint8 (1, 3, {size}, {size})",
+    ]
 
 
 def _code(text: object) -> str:

@@ -21,8 +21,7 @@ from blake3 import blake3
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
 from kdpipe.pairing.join import check_classes, join_checked, locate, matched, with_store_ids
-from kdpipe.pairing.order import refuse_another_order
-from kdpipe.pairing.probes import replay
+from kdpipe.pairing.probes import refuse_another_order, replay
 from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.reading import open_regular
 from kdpipe.store.reader import LogitStore

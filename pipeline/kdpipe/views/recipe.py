@@ -48,7 +48,7 @@ Thresholds = Mapping[str, Sequence[int]]
 OPERATIONS: Registry[Any] = Registry(
     "operation",
     error=RecipeError,
-    modules=[f"kdpipe.views.{file}" for file in ("geometry", "affine", "color", "erase", "mixing")],
+    modules=[f"kdpipe.views.{file}" for file in ("geometry", "resample", "color", "erase", "mixing")],
 )
 """All operations, in the order in which an image is made; a file of new ones has its name here."""
 

@@ -1,7 +1,11 @@
 """Engines: the same logits from the same images, what each can, and what is left out with a reason."""
 
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +135,54 @@ def test_int8_without_training_images_is_left_out(shared: Subject) -> None:
     )
 
 
+CALLS: list[tuple[torch.Size, torch.dtype, bool, bool]] = []
+
+
+class Recording(nn.Module):
+    """Records what it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        CALLS.append(
+            (images.shape, images.dtype, self.training or self.norm.training, torch.is_inference_mode_enabled())
+        )
+        return self.norm(images).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize(("whole", "norm"), [(True, True), (True, False), (False, False)])
+def test_eager_passes_are_in_evaluation_and_inference_mode_and_the_module_keeps_its_own(
+    whole: bool, norm: bool
+) -> None:
+    module = Recording().train(whole)
+    module.norm.train(norm)
+    network = Network.of(module, architecture="recording", size=8)
+    CALLS.clear()
+    measured = time_networks([Subject(network, module, PRESET, IMAGES)], Grid(batch_sizes=(6,)), rounds=5)
+    (timing,) = measured.timings.values()
+    of_six = [call for call in CALLS if call == (torch.Size([6, 3, 8, 8]), torch.float32, False, True)]
+    assert len(of_six) >= timing.repeats
+    assert {call[2] for call in CALLS} == {False}
+    assert (module.training, module.norm.training) == (whole, norm)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_is_waited_for() -> None:
+    module = nn.Sequential(
+        *[nn.Conv2d(3, 3, 3, padding=1) for _ in range(20)], nn.Flatten(), nn.Linear(3 * 256 * 256, 2)
+    )
+    preset = Preset(256, 256, "bilinear", PRESET.mean, PRESET.std)
+    images = np.zeros((64, 3, 256, 256), dtype=np.uint8)
+    network = Network.of(module, architecture="deep", size=256)
+    subject = Subject(network, module.eval(), preset, images)
+    small, large = time_networks([subject], Grid(device="cuda"), rounds=5).timings.values()
+    assert large.p50_ms > 2 * small.p50_ms
+    assert (large.device, large.wall_over_cpu) == ("cuda", None)
+
+
 class Branching(nn.Module):
     """Takes another way for dark images, which no exporter can follow."""
 
@@ -165,14 +217,17 @@ def test_a_missing_package_names_its_extra(
     engine: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=rf"needs {package}, which is not installed: pip install 'kdpipe\[{extra}\]'"):
+    with pytest.raises(
+        ModelError,
+        match=rf"the engine {engine} cannot run: {package} is not installed: pip install 'kdpipe\[{extra}\]'",
+    ):
         Grid(engines=(engine,)).check()
 
 
 def test_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ModelError, match="needs a C\\+\\+ compiler"):
+    with pytest.raises(ModelError, match=r"the engine compile cannot run: torch\.compile needs a C\+\+ compiler"):
         Grid(engines=("compile",)).check()
 
 
@@ -204,6 +259,42 @@ def test_a_process_that_fails_says_why() -> None:
     arguments: dict[str, Any] = {"packages": (), "threads": 1, "batch_sizes": (1,), "size": 8, "static": False}
     with pytest.raises(ModelError, match="the process that loads it failed: ONNX Runtime does not load this model"):
         measure_start("kdpipe.benchmark.runtimes:onnx_run", b"no model", **arguments)
+
+
+def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    """A killed benchmark leaves nothing behind: here a network that takes a minute to load."""
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, os, time\n"
+        "def load(origin, threads, batch_size):\n"
+        "    pathlib.Path(origin['pid']).write_text(str(os.getpid()))\n"
+        "    time.sleep(60)\n"
+    )
+    pid = tmp_path / "pid"
+    code = (
+        "from kdpipe.benchmark.starts import measure_start\n"
+        f"measure_start('slow:load', {{'pid': {str(pid)!r}}}, packages=(), threads=1, batch_sizes=(1,), size=8, "
+        "static=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    while not pid.exists() or not pid.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        if not _runs(int(pid.read_text())):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the process still runs")
+
+
+def _runs(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.slow

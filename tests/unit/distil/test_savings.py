@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from kdpipe.distil.savings import savings
+from kdpipe.distil.targets import savings
 from kdpipe.store.reader import LogitStore
 
 

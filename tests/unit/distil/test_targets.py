@@ -17,7 +17,7 @@ from kdpipe.errors import StaleStoreError, StoreError
 from kdpipe.pairing.join import join_checked
 from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore
-from kdpipe.training.sampling import Sampling
+from kdpipe.training.schedule import Sampling
 from kdpipe.views import Geometry
 from tests.conftest import TIGHT, Built
 

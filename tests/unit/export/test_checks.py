@@ -19,6 +19,7 @@ from kdpipe.errors import AccuracyLossError
 from kdpipe.export.checks import Figures, measure, refuse_losses
 from kdpipe.export.formats import Artifact, Precision, with_header
 from kdpipe.export.images import calibration_images, example, plain_batches
+from kdpipe.export.readme import preparation
 from kdpipe.models import Model, Preset
 
 PRESET = Preset(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -116,6 +117,20 @@ def test_calibration_images_are_a_seeded_choice_of_the_plain_view(tmp_path: Path
     known = {image.transpose(2, 0, 1).tobytes() for image in images}
     assert len({image.tobytes() for image in first} & known) == 5
     assert len(calibration_images(train, PRESET, count=50, seed=0)) == 12
+
+
+@pytest.mark.parametrize("preset", [PRESET, Preset(24, 32, "bicubic", PRESET.mean, PRESET.std)])
+@pytest.mark.parametrize("shape", [(37, 50), (61, 40), (8, 8), (32, 47)])
+def test_preparation_in_the_readme_is_the_plain_view(preset: Preset, shape: tuple[int, int], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / split / "a" / "0.png")
+    names = {"Image": Image, "np": np}
+    exec("\n".join(preparation(preset, f"{tmp_path}/test/a/0.png")), names)
+    (expected,) = plain_batches(dataset.load(f"folder:{tmp_path}", "test"), preset)
+    assert names["images"].dtype == np.uint8
+    np.testing.assert_allclose(names["images"].astype(int), expected.astype(int), atol=1)
 
 
 def test_example_is_its_formula() -> None:

@@ -296,7 +296,7 @@ def test_resnet_computes_what_its_definition_says() -> None:
 
 
 def test_shuffling_interleaves_the_groups() -> None:
-    from kdpipe.models.zoo.shufflenet import shuffle
+    from kdpipe.models.zoo.mobile import shuffle
 
     channels = torch.arange(6).view(1, 6, 1, 1)
     assert shuffle(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
@@ -304,7 +304,7 @@ def test_shuffling_interleaves_the_groups() -> None:
 
 
 def test_a_split_block_passes_half_of_its_channels_on() -> None:
-    from kdpipe.models.zoo.shufflenet import SplitBlock
+    from kdpipe.models.zoo.mobile import SplitBlock
 
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(SplitBlock(8).eval()(x)[:, ::2], x[:, :4])

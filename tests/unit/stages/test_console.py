@@ -51,6 +51,14 @@ def test_elsewhere_a_line_every_ten_seconds(clock: Clock, capsys: pytest.Capture
     ]
 
 
+def test_units_of_several_seconds_are_told_by_their_time(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("timing", 30, "rounds") as advance:
+        for _ in range(3):
+            clock.now += 4
+            advance(1)
+    assert capsys.readouterr().err == "timing: 3/30 rounds, 4 s each, 108 s left\n"
+
+
 def test_short_work_says_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     status, calls = _counted([])
     with console.progress("epoch 2/3", 1000, status=status) as advance:

@@ -21,7 +21,7 @@ from kdpipe.training.batches import Signals, Targets
 from kdpipe.training.evaluation import Validation
 from kdpipe.training.loop import train
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.sampling import Sampling
+from kdpipe.training.schedule import Sampling
 from tests.conftest import TIGHT
 from tests.students import ORDER, PRESET, SETTINGS, STEPS, digits, renderer, student, taught
 

@@ -11,7 +11,7 @@ import pytest
 from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
-from kdpipe.training.sampling import read_sample_weights
+from kdpipe.training.schedule import read_sample_weights
 
 
 @pytest.fixture(scope="module")

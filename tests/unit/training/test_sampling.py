@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.training import sampling
-from kdpipe.training.sampling import Sampling, apportion
-from kdpipe.training.schedule import epoch_batches, epoch_samples, shuffled
+from kdpipe.training import schedule
+from kdpipe.training.schedule import Sampling, apportion, epoch_batches, epoch_samples, shuffled
 from kdpipe.views import permutation
 
 DRAW = 2**32
@@ -111,7 +110,7 @@ def test_samples_of_a_class_are_drawn_in_all_combinations() -> None:
 
 @pytest.mark.parametrize("start", [0, 1, DRAW - 1])
 def test_wherever_the_ruler_begins_there_are_as_many_draws(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_start", lambda data_seed, epoch: start)
+    monkeypatch.setattr(schedule, "_start", lambda data_seed, epoch: start)
     for weights in ([1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 2.0], [1.0, 1e-9, 1.0]):
         drawn = Sampling.of(np.array(weights), np.zeros(3, np.int32)).draw(data_seed=0, epoch=0)
         assert len(drawn) == 3

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset.identity import sample_id
 from kdpipe.dataset.registry import Listing, Request, register
+from kdpipe.dataset.samples import sample_id
 from kdpipe.dataset.sources import ItemSource
 
 SCALE = 4

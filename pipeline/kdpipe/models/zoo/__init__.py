@@ -73,7 +73,7 @@ def vgg(num_classes: int, *, depth: int) -> nn.Module:
 )
 def mobilenet_v2(num_classes: int) -> nn.Module:
     """MobileNetV2 at half width, for small images."""
-    from kdpipe.models.zoo.mobilenet import MobileNetV2
+    from kdpipe.models.zoo.mobile import MobileNetV2
 
     return MobileNetV2(num_classes)
 
@@ -81,7 +81,7 @@ def mobilenet_v2(num_classes: int) -> nn.Module:
 @family({"ShuffleV1": {}}, source="Zhang et al., 2018, ShuffleNet, https://arxiv.org/abs/1707.01083")
 def shufflenet_v1(num_classes: int) -> nn.Module:
     """ShuffleNet V1 with three groups, for small images."""
-    from kdpipe.models.zoo.shufflenet import ShuffleNetV1
+    from kdpipe.models.zoo.mobile import ShuffleNetV1
 
     return ShuffleNetV1(num_classes)
 
@@ -89,7 +89,7 @@ def shufflenet_v1(num_classes: int) -> nn.Module:
 @family({"ShuffleV2": {}}, source="Ma et al., 2018, ShuffleNet V2, https://arxiv.org/abs/1807.11164")
 def shufflenet_v2(num_classes: int) -> nn.Module:
     """ShuffleNet V2 at width 1, for small images."""
-    from kdpipe.models.zoo.shufflenet import ShuffleNetV2
+    from kdpipe.models.zoo.mobile import ShuffleNetV2
 
     return ShuffleNetV2(num_classes)
 
@@ -102,6 +102,6 @@ def shufflenet_v2(num_classes: int) -> nn.Module:
 )
 def mobilenet_v1(num_classes: int) -> nn.Module:
     """MobileNet V1 at width 1, for ImageNet."""
-    from kdpipe.models.zoo.mobilenet import MobileNetV1
+    from kdpipe.models.zoo.mobile import MobileNetV1
 
     return MobileNetV1(num_classes)
