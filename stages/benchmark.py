@@ -46,7 +46,7 @@ from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.settings import brings_weights
-from kdpipe.training.records import FinishedRecord
+from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 
@@ -149,7 +149,7 @@ def _budget(record: dict[str, Any]) -> Budget:
     parameters, recipe = record["parameters"], record.get("recipe") or {}
     dataset: dict[str, Any] = record["lineage"].get("dataset") or {}
     return Budget(
-        epochs=parameters.get("epochs"),
+        epochs=epochs_of(record),
         samples=record.get("samples"),
         batch_size=parameters.get("batch_size"),
         optimizer=parameters.get("optimizer"),

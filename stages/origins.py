@@ -11,11 +11,16 @@ from kdpipe.benchmark.results import StudentResult
 from kdpipe.distil.targets import savings
 from kdpipe.settings import Settings
 from kdpipe.stages.flags import flag
+from kdpipe.stages.settings.compress import Compress
 from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.runs import RunDirectory
 
-_STAGES: Mapping[str, type[Settings]] = {"train-teacher": TrainTeacher, "train-student": TrainStudent}
+_STAGES: Mapping[str, type[Settings]] = {
+    "train-teacher": TrainTeacher,
+    "train-student": TrainStudent,
+    "compress": Compress,
+}
 _NOT_SETTINGS = ("resume", "overwrite", "checkpoint_every")
 """Parameters of a command that change nothing about the run."""
 
@@ -43,7 +48,7 @@ def origin_of(run: RunDirectory) -> Origin:
         stores=tuple((each["path"], each["digest"]) for each in lineage.get("stores") or ()),
         teachers=tuple((each["name"], each["digest"]) for each in lineage.get("teachers") or ()),
         initial=None if initial is None else (initial["name"], initial["digest"]),
-        parent=parent.get("path") or parent.get("name"),
+        parent=parent.get("name"),
         parent_digest=parent.get("digest"),
         weights=(record.get("weights") or {}).get("model.safetensors"),
         git_revision=record.get("git_revision"),

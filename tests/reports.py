@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 
 from kdpipe.benchmark.cam import Explained, Explanations
 from kdpipe.benchmark.comparison import compare
@@ -115,6 +116,10 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 ENGINES = (("eager", "fp32"), ("onnx", "fp32"), ("onnx", "int8"))
 
 
+def weights_of(name: str, seed: int) -> str:
+    return blake3(f"{name}/{seed}".encode()).hexdigest(length=16)
+
+
 def full(*names: str) -> BenchmarkResult:
     """Return a benchmark with all that a report can show: engines, seeds, compression, constraints, origins, costs.
 
@@ -142,8 +147,9 @@ def full(*names: str) -> BenchmarkResult:
                 seeds=(("seed", seed), ("data_seed", seed)),
                 stores=(("data/logits.zarr", "b3f0" * 8),) if distill == "cache" else (),
                 teachers=() if distill == "none" else (("resnet56", "77aa" * 8),),
-                parent="runs/resnet20-dkd" if "pruned" in name else None, parent_digest="ab12" * 8,
-                weights=f"{seed}9e3" * 8, git_revision="4f80a72c" * 5, seconds=1804.3, device="cpu",
+                parent="runs/resnet20-dkd" if "pruned" in name else None,
+                parent_digest=weights_of("resnet20-dkd", 0) if "pruned" in name else None,
+                weights=weights_of(name, seed), git_revision="4f80a72c" * 5, seconds=1804.3, device="cpu",
                 command=f"kdpipe train-student --data folder:cifar10 --student {architecture} --loss {loss} "
                 f"--epochs 60 --recipe crop-flip --seed {seed} --out runs/{path}",
             )  # fmt: skip

@@ -110,7 +110,8 @@ def compare(
     """Return the students in the same order, with ``gap_recovered``, ``gap_note`` and ``on_front`` filled in.
 
     ``samples`` is the number of labeled test samples. The baselines of a distilled student are the runs of the same
-    architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves. If both have the same
+    architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves; of a compressed one
+    those of its architecture before compression. If both have the same
     seeds, each run is compared with the mean top-1 of the baselines of its own seed, and the student has the mean of
     these gaps. Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
 
@@ -142,7 +143,11 @@ def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> dic
 
 
 def _without_teacher(student: StudentResult, students: Sequence[StudentResult]) -> list[StudentResult]:
-    return [each for each in students if each.distill == "none" and each.architecture == student.architecture]
+    return [
+        each
+        for each in students
+        if each.distill == "none" and each.origin.parent_digest is None and each.architecture == student.family
+    ]
 
 
 def _with_gap(

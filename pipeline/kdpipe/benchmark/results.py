@@ -21,6 +21,7 @@ from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload, shipp
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
 from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
+from kdpipe.models import base_of
 
 Distill = Literal["cache", "live", "none"]
 
@@ -38,9 +39,10 @@ GAP_RECOVERED = Figure(
     "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
     "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
     "the same architecture on labels only, with the same budget, recipe and data; with the same seeds, the gap is "
-    "computed by seed and averaged. n/a without a baseline, and where the difference between teacher (p) and baseline "
-    "(q) is within the noise of n labeled test samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe "
-    "1998, method 1).",
+    "computed by seed and averaged. For a compressed student they are those of its architecture before compression, "
+    "with as many epochs as its parent and its recovery together. n/a without a baseline, and where the difference "
+    "between teacher (p) and baseline (q) is within the noise of n labeled test samples: the 95 % interval "
+    "1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe 1998, method 1).",
     "%",
     "gap %",
 )
@@ -92,6 +94,11 @@ class StudentResult:
     """What it was given for its training."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
+
+    @property
+    def family(self) -> str:
+        """Architecture of its baselines: that before compression where it was compressed."""
+        return self.architecture if self.origin.parent_digest is None else base_of(self.architecture)
 
     @property
     def top1(self) -> float | None:

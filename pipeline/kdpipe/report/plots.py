@@ -82,10 +82,11 @@ def pareto(result: BenchmarkResult, engine: Engine | None, *, chosen: str | None
         steps += [(point.ms, steps[-1][1]), (point.ms, point.top1)] if steps else [(point.ms, point.top1)]
     if front:
         chart.line([*steps, (x.high, front[-1].top1)], "front")
-    by_path = {run.path.as_posix(): point for point in points for run in (point.student, *point.student.runs)}
+    by_weights = {run.origin.weights: point for point in points for run in point.student.runs}
     for point in points:
         _whiskers(chart, point)
-        parent = by_path.get(point.student.origin.parent or "")
+        compressed_from = point.student.origin.parent_digest
+        parent = None if compressed_from is None else by_weights.get(compressed_from)
         if parent is not None and parent is not point:
             _arrow(chart, parent, point)
     for point in points:

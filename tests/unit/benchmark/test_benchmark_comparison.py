@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front
+from kdpipe.benchmark.origin import Origin
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.errors import RunError
 from tests.timings import timed
@@ -157,3 +159,22 @@ def test_a_benchmark_needs_students_with_names_of_their_own() -> None:
         _result()
     with pytest.raises(RunError, match="called 'a'"):
         _result(_student("a", top1=0.5), _student("a", top1=0.6))
+
+
+def test_the_baseline_of_a_compressed_student_is_its_parents_family_with_the_epochs_of_both() -> None:
+    """Networks of the same smaller shape are none, and neither are those of fewer epochs."""
+    small = "compressed:resnet8,widths=-8"
+    budgets = {epochs: Budget(epochs=epochs, samples=100) for epochs in (10, 13)}
+    of_family = Origin(parent_digest="ab")
+    compressed = _student("small", top1=0.6, architecture=small, origin=of_family, budget=budgets[13])
+    family = _student("family", top1=0.5, distill="none", budget=budgets[13])
+    shorter = _student("shorter", top1=0.4, distill="none", budget=budgets[10])
+    alike = _student("alike", top1=0.1, architecture=small, distill="none", origin=of_family, budget=budgets[13])
+    anew = _student("anew", top1=0.2, architecture=small, distill="none", budget=budgets[13])
+    found = compare([compressed, family, alike, anew], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_recovered == pytest.approx(0.5)
+    found = compare([compressed, shorter, alike, anew], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_note == "the baseline shorter was trained with 1,000 images over 10 epochs, not 1,300 over 13"
+    taught_anew = _student("taught", top1=0.45, architecture=small, budget=budgets[13])
+    found = compare([taught_anew, anew, family], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_recovered == pytest.approx(0.5)
