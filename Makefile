@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+AXE := build/node/.installed
 export DVC_NO_ANALYTICS := 1
 export PYTHONHASHSEED := 0
 
@@ -26,8 +27,14 @@ check: setup
 	$(BIN)/mypy
 	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=pipeline $(BIN)/lint-imports
 
-test: check
+test: check $(AXE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2
+
+# The test of accessibility is skipped where npm is missing or finds no registry.
+$(AXE): tests/browser/package-lock.json
+	@mkdir -p $(@D) && cp tests/browser/package.json tests/browser/package-lock.json $(@D)
+	@command -v npm > /dev/null && cd $(@D) && npm ci --silent --ignore-scripts --no-audit --no-fund --fetch-retries=1 \
+		&& touch $(CURDIR)/$@ || echo "axe-core is not installed: npm is missing, or did not find it."
 
 quick: setup
 	$(BIN)/ruff format --check .

@@ -234,6 +234,21 @@ def _chains() -> str:
     return _markdown(heading, rows)
 
 
+def _compression() -> str:
+    result = _read("compression")
+    ways = ("none", "labels", "cache", "anew")
+    parent = ("the parent", "100", "100", "", "", _percent(result["parent"]["top1"]), "", "")
+    rows = [parent]
+    for shape, each in result["shapes"].items():
+        left = (f"{100 * each[cost]['mean']:.0f}" for cost in ("macs", "parameters"))
+        rows.append((shape, *left, *(_percent(each[way]) for way in ways), _percent(each["cache_minus_labels"], "+")))
+    heading = (
+        *("network", "MACs %", "parameters %", "not recovered", "recovered, labels", "recovered, store"),
+        *("trained anew, store", "store − labels"),
+    )
+    return _markdown(heading, rows)
+
+
 _ROBUST = {
     "none": "labels, clean images",
     "adversarial": "labels, attacked images",
@@ -496,6 +511,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "signal-sizes": _signal_sizes,
     "signal-losses": _signal_losses,
     "chains": _chains,
+    "compression": _compression,
     "robust": _robust,
     "auxiliary": _auxiliary,
     "fleet": _fleet,
@@ -508,6 +524,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
+    "example-mnist": partial(_example, "mnist"),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

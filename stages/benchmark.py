@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import models, report
+from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import compare
 from kdpipe.benchmark.machine import machine
+from kdpipe.benchmark.quality import Quality, Samples
 from kdpipe.benchmark.results import (
     AttackIdentity,
     BenchmarkResult,
-    Budget,
     StoreIdentity,
     StudentResult,
     TeacherResult,
@@ -26,14 +28,17 @@ from kdpipe.benchmark.results import (
     mean_history,
 )
 from kdpipe.benchmark.timing import Network
-from kdpipe.dataset import Dataset, balanced_indices
+from kdpipe.dataset import Dataset
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
-from kdpipe.metrics import accuracy, measure
+from kdpipe.metrics import measure
+from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
+from kdpipe.stages.origins import ledger_of, origin_of
+from kdpipe.stages.quality import Examiner, labeled_subset
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -41,8 +46,7 @@ from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.settings import brings_weights
-from kdpipe.training.evaluation import predict
-from kdpipe.training.records import FinishedRecord
+from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
 from kdpipe.views import Geometry, Renderer
 
@@ -64,17 +68,19 @@ def _run(params: Benchmark) -> None:
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test)
     timer = Timer(params, test, device=device)
-    network = _time_teacher(timer, params, test)
+    model, network = _add_teacher(timer, params, test)
+    examine = Examiner(params, test, teacher, device, model)
     students = [
-        _student(path, runs[path.name], test, teacher=teacher, attack=attack, params=params, device=device, timer=timer)
+        _student(path, runs[path.name], examine, attack=attack, params=params, device=device, timer=timer)
         for path in params.measurement.run
     ]
-    teaching = None if test is None else _teacher_result(stores, teacher, test)
+    teaching = None if test is None else _teacher_result(stores, examine.teacher, test, params.measurement.teacher)
     measured = timer.measure()
     students = [student.with_timings(measured.timings, measured.costs) for student in students]
     if network is not None:
         teaching = teaching or TeacherResult(params.measurement.teacher or "", {})
         teaching = teaching.with_timings(network, measured.timings, measured.costs)
+        teaching = replace(teaching, ship_engine=params.decision.ship_engine or "")
     result = BenchmarkResult(
         dataset=params.dataset.data,
         samples=0 if test is None else len(test),
@@ -88,12 +94,19 @@ def _run(params: Benchmark) -> None:
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
+        corruptions=examine.corruptions,
+        cams=examine.explanations(students),
+        test=None if test is None else Samples(test.sample_ids, test.labels, test.classes),
+        rules=params.decision,
+        ledger=ledger_of(students, [store for store, _ in stores]),
         load=measured.load,
         timing_notes=(*measured.notes, *measured.warnings),
     )
     histories = {name: mean_history([run.history() for run in of_a_student]) for name, of_a_student in runs.items()}
     written = report.write(result, params.measurement.out, histories=histories)
     show_table(report.table(result))
+    for line in report.sentences(result):
+        say(line)
     say(f"Report: {written['report.html']}")
 
 
@@ -116,7 +129,9 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None
     for run in runs:
         record, _ = run.record(FinishedRecord), run.metrics()
         run.history()
-        refuse_damaged(run.weights)
+        for weights in (run.weights, run.best_weights):
+            if weights == run.weights or weights.exists():
+                refuse_damaged(weights)
         if test is None:
             continue
         if tuple(record["classes"]) != test.classes:
@@ -134,7 +149,7 @@ def _budget(record: dict[str, Any]) -> Budget:
     parameters, recipe = record["parameters"], record.get("recipe") or {}
     dataset: dict[str, Any] = record["lineage"].get("dataset") or {}
     return Budget(
-        epochs=parameters.get("epochs"),
+        epochs=epochs_of(record),
         samples=record.get("samples"),
         batch_size=parameters.get("batch_size"),
         optimizer=parameters.get("optimizer"),
@@ -152,11 +167,11 @@ class _Attack:
     attack: Attack
     samples: Dataset
 
-    def top1(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> float | None:
-        """Return the accuracy of a module, which is on ``device``, on the attacked samples."""
+    def withstood(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> Correct:
+        """Return whether a module, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
         renderer = _plain(self.samples, preset, device)
         logits = predict_attacked(module, renderer, preset=preset, attack=self.attack, progress=progress)
-        return accuracy(logits, self.samples.labels).top1
+        return correct(logits, self.samples.labels)
 
 
 def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
@@ -167,13 +182,12 @@ def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
     """
     if params.measurement.adversarial is None:
         return None
-    rows = np.empty(0, dtype=np.int64) if test is None else np.flatnonzero(test.labels >= 0)
-    if test is None or not len(rows):
+    chosen = labeled_subset(test, params.measurement.adversarial_samples)
+    if chosen is None:
         raise DatasetError(
             f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
         )
-    chosen = balanced_indices(test.sample_ids[rows], test.labels[rows], limit=params.measurement.adversarial_samples)
-    return _Attack(params.measurement.adversarial, test.subset(rows[chosen]))
+    return _Attack(params.measurement.adversarial, chosen)
 
 
 def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
@@ -231,9 +245,8 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
 def _student(
     path: Path,
     runs: list[RunDirectory],
-    test: Dataset | None,
+    examine: Examiner,
     *,
-    teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
@@ -242,7 +255,7 @@ def _student(
     """Measure a single run, or the runs of several seeds in the directory ``path``, and have their network timed."""
     names = [run.path.relative_to(path.parent).as_posix() for run in runs]
     measured = [
-        _measure(name, run, test, teacher=teacher, attack=attack, params=params, device=device, timer=timer)
+        _measure(name, run, examine, attack=attack, params=params, device=device, timer=timer)
         for name, run in zip(names, runs, strict=True)
     ]
     return measured[0] if runs[0].path == path else average(measured, name=path.name, path=path)
@@ -251,24 +264,22 @@ def _student(
 def _measure(
     name: str,
     directory: RunDirectory,
-    test: Dataset | None,
+    examine: Examiner,
     *,
-    teacher: npt.NDArray[np.float32] | None,
     attack: _Attack | None,
     params: Benchmark,
     device: torch.device,
     timer: Timer,
 ) -> StudentResult:
     record = directory.record(FinishedRecord)
-    model = _load(directory, record, trust_code=params.code.trust_code)
+    load = partial(_load, directory, record, trust_code=params.code.trust_code)
+    model = load(directory.weights)
     module = model.module.to(device)
-    if test is None:
-        figures = measure(np.empty((0, len(record["classes"])), dtype=np.float32), np.empty(0, dtype=np.int64))
-    else:
-        logits = predict(module, _plain(test, model.preset, device), preset=model.preset, progress=progress)
-        figures = measure(logits, test.labels, teacher)
-    if attack is not None:
-        figures["adversarial_top1"] = attack.top1(module, model.preset, device)
+    examined = examine(model, directory, name=name, load=load)
+    figures = examined.figures
+    attacked = None if attack is None else attack.withstood(module, model.preset, device)
+    if attacked is not None:
+        figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]
     return StudentResult(
         name=name,
@@ -279,18 +290,24 @@ def _measure(
         seed=parameters["seed"],
         budget=_budget(record),
         figures=figures,
+        quality=examined.quality,
+        corrupted=examined.corrupted,
+        attacked=attacked,
+        origin=origin_of(directory),
+        ship_engine=params.decision.ship_engine or "",
         parameters=model.parameters,
         file_bytes=directory.weights.stat().st_size,
         network=timer.add(model, name=record["model"], weights=directory.weights, num_classes=len(record["classes"])),
     )
 
 
-def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Network | None:
-    """Load the teacher of ``--teacher``, have it timed, and return its network."""
+def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple[Model | None, Network | None]:
+    """Load the teacher of ``--teacher`` and have it timed; return the model if it is trained, and its network."""
     asked = params.measurement
     if asked.teacher is None:
-        return None
-    if asked.weights is None and not brings_weights(asked.teacher):
+        return None, None
+    trained = asked.weights is not None or brings_weights(asked.teacher)
+    if not trained:
         say(f"warning: no --weights; {asked.teacher} is randomly initialized, which its times do not depend on.")
     data = test if test is not None else load_split(params.dataset, "train")
     model = load_teacher(
@@ -301,10 +318,11 @@ def _time_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> Netw
         trust_code=params.code.trust_code,
         quiet=True,
     )
-    return timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
+    network = timer.add(model, name=asked.teacher, weights=asked.weights, num_classes=len(data.classes))
+    return (model if trained else None), network
 
 
-def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) -> Model:
+def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, trust_code: bool) -> Model:
     models.refuse_code(record["model"], origin=directory.path, trust_code=trust_code)
     if models.runs_code(record["model"]):
         say(f"{directory.path} is made by {record['model']}, whose code is run (--trust-code).")
@@ -312,7 +330,7 @@ def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) 
     return models.load(
         record["model"],
         num_classes=len(record["classes"]),
-        weights=directory.weights,
+        weights=weights,
         mean=preset.mean,
         std=preset.std,
         size=preset.size,
@@ -321,10 +339,12 @@ def _load(directory: RunDirectory, record: dict[str, Any], *, trust_code: bool) 
 
 
 def _teacher_result(
-    stores: list[tuple[LogitStore, float]], logits: npt.NDArray[np.float32] | None, test: Dataset
+    stores: list[tuple[LogitStore, float]], logits: npt.NDArray[np.float32] | None, test: Dataset, teacher: str | None
 ) -> TeacherResult | None:
+    """Return the figures of the stores' teacher, or without stores those of ``--teacher``."""
     if logits is None:
         return None
     names = [(share, store.manifest.fingerprint.teacher.name) for store, share in stores]
+    names = names or [(1.0, teacher or "")]
     name = names[0][1] if len(names) == 1 else " + ".join(f"{share:.3g} {name}" for share, name in names)
-    return TeacherResult(name=name, figures=measure(logits, test.labels))
+    return TeacherResult(name=name, figures=measure(logits, test.labels), quality=Quality(logits, test.labels))

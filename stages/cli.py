@@ -36,6 +36,8 @@ EXAMPLES = {
     "import-logits": "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy "
     "--teacher-name 'our ViT-B' --out logits.zarr",
     "train-student": "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd",
+    "compress": "kdpipe compress --data digits --run runs/resnet8-kd --store logits.zarr --prune 0.5 "
+    "--out runs/resnet8-p50",
     "benchmark": "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
     "export": "kdpipe export runs/resnet8-kd --to onnx,pt2 --quantize int8 --out exported/resnet8-kd",
 }
@@ -44,6 +46,7 @@ EXAMPLES = {
 _SETTINGS = {
     **dict.fromkeys(("train-teacher", "train-student"), "training"),
     **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
+    "compress": "compress",
     "benchmark": "benchmark",
     "export": "export",
 }
@@ -96,6 +99,12 @@ def import_logits(context: typer.Context) -> None:
 def train_student(context: typer.Context) -> None:
     """Train students, with soft targets from a store, from a live teacher, or without any."""
     _run_stage("train-student", context.args)
+
+
+@app.command("compress", context_settings=_AS_THEY_COME, add_help_option=False)
+def compress(context: typer.Context) -> None:
+    """Make a smaller network of a trained one: prune, factor, train on, quantize."""
+    _run_stage("compress", context.args)
 
 
 @app.command("benchmark", context_settings=_AS_THEY_COME, add_help_option=False)
@@ -192,7 +201,8 @@ def list_command(
     kind: Annotated[
         str,
         typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, tasks or formats."
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks, "
+            "engines or formats."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

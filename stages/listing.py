@@ -148,6 +148,12 @@ def _attacks() -> list[Row]:
     return _registered(ATTACKS)
 
 
+def _corruptions() -> list[Row]:
+    from kdpipe.views.corruptions import CORRUPTIONS
+
+    return _registered(CORRUPTIONS)
+
+
 def _engines() -> list[Row]:
     from kdpipe.benchmark.engines import ENGINES
 
@@ -182,6 +188,7 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "metrics": _metrics,
     "curves": _curves,
     "attacks": _attacks,
+    "corruptions": _corruptions,
     "tasks": _tasks,
     "engines": _engines,
     "formats": _formats,

@@ -11,21 +11,23 @@ from kdpipe import durable
 from kdpipe.directories import locked
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
-from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place
 from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 
-P = TypeVar("P", TrainTeacher, TrainStudent)
+P = TypeVar("P", bound=Training)
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
 
 
-def for_each_seed(params: P, train: Callable[[P], None]) -> None:
+def for_each_seed(
+    params: P, train: Callable[[P], None], *, complete: Callable[[P], bool] = lambda _params: True
+) -> None:
     """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.run.out``, and summarize these.
 
-    With ``--resume``, finished runs are left as they are.
+    With ``--resume``, finished runs that are ``complete`` are left as they are.
 
     Raises:
         RunError: ``params.run.out`` is something else, or a run in it was started with other parameters.
@@ -36,7 +38,7 @@ def for_each_seed(params: P, train: Callable[[P], None]) -> None:
     _refuse_other_files(params.run.out)
     with locked(params.run.out):
         runs = [_with_seed(params, seed) for seed in params.run.seeds]
-        waiting = [run for run in runs if not _is_done(run)]
+        waiting = [run for run in runs if not (_is_done(run) and complete(run))]
         for run in waiting:
             if not run.run.resume:
                 RunDirectory(run.run.out).refuse_results(overwrite=run.run.overwrite)
@@ -121,7 +123,7 @@ def _with_seed(params: P, seed: int) -> P:
     return params.but(**changed)
 
 
-def _is_done(params: TrainTeacher | TrainStudent) -> bool:
+def _is_done(params: Training) -> bool:
     """Return whether a run that ``--resume`` would continue is finished."""
     run = RunDirectory(params.run.out)
     if not params.run.resume or not run.finished:

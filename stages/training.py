@@ -25,12 +25,13 @@ from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.provenance import git_revision, versions
-from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
+from kdpipe.stages.settings.training import StudentTraining, TrainTeacher
 from kdpipe.stages.training_data import TrainingData, label_digest
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
 from kdpipe.training.loop import Cost, train_together
+from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
@@ -67,11 +68,13 @@ class Task:
     """A model to train, and its objective."""
 
     model: Model
-    params: TrainTeacher | TrainStudent
-    objective: DistillationObjective
+    params: TrainTeacher | StudentTraining
+    objective: Objective
     taught: bool = False
     """Whether it learns from a teacher."""
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """Sections of ``run.json`` in the place of those that the settings describe."""
     classes: tuple[str, ...] = ()
     """The names of the classes, which ``fit`` takes from the data."""
 
@@ -82,7 +85,7 @@ class Task:
 
 
 def objective_of(
-    params: TrainTeacher | TrainStudent, model: Model, distillation: Distillation | None = None
+    params: TrainTeacher | StudentTraining, model: Model, distillation: Distillation | None = None
 ) -> DistillationObjective:
     """Return the objective that the settings describe, hooked onto the model where it needs its layers.
 
@@ -108,11 +111,11 @@ def objective_of(
     )
 
 
-def robust_of(params: TrainTeacher | TrainStudent) -> Robust | None:
+def robust_of(params: TrainTeacher | StudentTraining) -> Robust | None:
     """Return the settings of adversarial training; ``None`` where images are not attacked."""
     if params.extra.adversarial is None:
         return None
-    loss = params.learning.robust_loss if isinstance(params, TrainStudent) else None
+    loss = params.learning.robust_loss if isinstance(params, StudentTraining) else None
     return Robust(params.extra.adversarial, loss or "rslad")
 
 
@@ -155,7 +158,8 @@ def fit(
         for task, record, log in zip(tasks, records, logs, strict=True):
             task.run.start(record, labels=labels, **how)
             model = task.model
-            say(f"Training {model.name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
+            name = models.short_name(model.name)
+            say(f"Training {name} ({model.parameters:,} parameters) on {len(data.train):,} samples, {device}.")
             if alone or task.run.failure() is None:
                 opened.enter_context(log.of(task.run, record))
             renderer = rendering(Geometry.of(model.preset))
@@ -220,12 +224,13 @@ def _record(
         "parameters": params.dump(),
         "device": str(device),
         **_identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
+        **task.described,
     }
 
 
-def _loss_name(params: TrainTeacher | TrainStudent, *, taught: bool) -> str:
+def _loss_name(params: TrainTeacher | StudentTraining, *, taught: bool) -> str:
     """Return the name of the loss in ``run.json`` and reports."""
-    name = str(params.learning.loss) if taught and isinstance(params, TrainStudent) else "ce"
+    name = str(params.learning.loss) if taught and isinstance(params, StudentTraining) else "ce"
     robust = robust_of(params)
     return name if robust is None else f"{name}, {robust.loss if taught else 'adversarial'}"
 
@@ -238,7 +243,7 @@ def _origin(task: Task) -> dict[str, Any]:
     """
     params, out = task.params, task.params.run.out
     weights = params.run.init_weights
-    taught = (params.targets.teacher, params.targets.weights) if isinstance(params, TrainStudent) else ()
+    taught = (params.targets.teacher, params.targets.weights) if isinstance(params, StudentTraining) else ()
     for name, what in ((weights, "initial weights"), *((each, "teacher") for each in taught)):
         source = None if name is None else Path(str(name).removeprefix("run:"))
         if source is not None and source.exists() and source.resolve().is_relative_to(out.resolve()):

@@ -1,4 +1,4 @@
-"""Parameters of the stages that train: `train-teacher` and `train-student`."""
+"""Parameters of the stages that train: `train-teacher`, `train-student` and `compress`."""
 
 from __future__ import annotations
 
@@ -35,16 +35,41 @@ class TrainTeacher(Training):
     """Model name; kdpipe list models."""
 
 
-class TrainStudent(Training):
+class StudentTraining(Training):
+    """The settings that all trainings of students share."""
+
+    targets: TargetSettings
+    learning: LossSettings
+
+    @model_validator(mode="after")
+    def _taught(self) -> Self:
+        temperature = self.learning.temperature
+        if temperature is not None and temperature.follows_validation:
+            raise ValueError(f"temperature cannot be {temperature}: this curve is for kd-weight and ce-weight")
+        for name in ("kd_weight", "ce_weight"):
+            weight = getattr(self.learning, name)
+            if weight is not None and weight.follows_validation and not self.run.validation:
+                raise ValueError(
+                    f"{name.replace('_', '-')} {weight} needs validation, such as 0.1: it follows its accuracy"
+                )
+        if temperature is not None and min(temperature.values(max(1, self.optimization.epochs))) <= 0:
+            raise ValueError(f"temperature must stay above 0, got {temperature}")
+        if self.learning.robust_loss is not None and self.targets.mode == "none":
+            raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
+        return self
+
+    def _refuse_no_attack(self) -> None:
+        if self.learning.robust_loss is not None and self.extra.adversarial is None:
+            raise ValueError("robust-loss needs adversarial, such as pgd:8/255,10")
+
+
+class TrainStudent(StudentTraining):
     """Train students, with soft targets from a store, from a live teacher, or without any."""
 
     student: Names = ()
     """Model name, kdpipe list models; repeat to train several together, each in a run directory of its name in OUT."""
     fleet: Path | None = None
     """YAML list of students to train together, each with its own settings."""
-    dataset: DatasetSettings
-    targets: TargetSettings
-    learning: LossSettings
 
     @property
     def architecture(self) -> str:
@@ -59,19 +84,6 @@ class TrainStudent(Training):
             raise ValueError(
                 "several students cannot be trained together with seeds: list the students of each seed in --fleet"
             )
-        temperature = self.learning.temperature
-        if temperature is not None and temperature.follows_validation:
-            raise ValueError(f"temperature cannot be {temperature}: this curve is for kd-weight and ce-weight")
-        for name in ("kd_weight", "ce_weight"):
-            weight = getattr(self.learning, name)
-            if weight is not None and weight.follows_validation and not self.run.validation:
-                raise ValueError(
-                    f"{name.replace('_', '-')} {weight} needs validation, such as 0.1: it follows its accuracy"
-                )
-        if temperature is not None and min(temperature.values(self.optimization.epochs)) <= 0:
-            raise ValueError(f"temperature must stay above 0, got {temperature}")
-        if self.learning.robust_loss is not None and self.extra.adversarial is None and self.fleet is None:
-            raise ValueError("robust-loss needs adversarial, such as pgd:8/255,10")
-        if self.learning.robust_loss is not None and self.targets.mode == "none":
-            raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
+        if self.fleet is None:
+            self._refuse_no_attack()
         return self

@@ -56,7 +56,8 @@ def test_students_are_trained_and_compared(built: Built, kdpipe: Kdpipe, tmp_pat
     )
     assert compared.code == 0
     assert {path.name for path in (tmp_path / "reports").iterdir()} == {
-        *("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"),
+        *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
+        *("predictions.npz", "quality.json"),
     }
     result = json.loads((tmp_path / "reports" / "metrics.json").read_text())
     assert result["students"]["kd"]["top1"] == pytest.approx(metrics["test"]["top1"])

@@ -14,6 +14,8 @@ import pytest
 
 from tests.conftest import ROOT, Built
 
+TEMPLATES = "kdpipe/report/templates/"
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,6 +64,12 @@ def test_one_package_is_installed(wheel: Path) -> None:
     assert "kdpipe = kdpipe.stages.cli:main" in entry_points
     sources = {path.relative_to(ROOT / "stages").as_posix() for path in (ROOT / "stages").rglob("*.py")}
     assert {name.removeprefix("kdpipe/stages/") for name in names if name.startswith("kdpipe/stages/")} == sources
+
+
+def test_it_holds_the_templates_of_the_page(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.removeprefix(TEMPLATES) for name in archive.namelist() if name.startswith(TEMPLATES)}
+    assert held == {path.name for path in (ROOT / "pipeline" / TEMPLATES).iterdir()} >= {"page.html", "page.css"}
 
 
 def test_it_runs_beside_packages_of_the_same_names(python: Path, crowded: Path, built: Built) -> None:

@@ -233,8 +233,11 @@ def _benchmark(run: Path, out: Path) -> tuple[object, ...]:
 
 def test_a_report_appears_whole_or_not_at_all(run: Path, kdpipe: Kdpipe) -> None:
     out = run.parent / "reports"
-    names = {"metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt"}
-    for at in range(1, 6):
+    names = {
+        *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
+        *("predictions.npz", "quality.json"),
+    }
+    for at in range(1, 9):
         with pytest.MonkeyPatch.context() as patch:
             _FailingDisk(patch, at)
             outcome = kdpipe(*_benchmark(run, out))

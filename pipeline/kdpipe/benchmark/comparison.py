@@ -1,17 +1,16 @@
-"""Comparison of students: gap recovered, the Pareto front, and which student to ship."""
+"""Comparison of students: gap recovered and the Pareto front."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
-from kdpipe.benchmark.results import BenchmarkResult, StudentResult
+from kdpipe.benchmark.results import StudentResult
+from kdpipe.benchmark.timing import Timing
 
-TOLERANCE = 0.005
-"""Largest top-1 difference between the recommended and the best student: half a percentage point."""
 Z95 = 1.96
 """Two-sided 95 % quantile of the normal distribution."""
 
@@ -23,11 +22,25 @@ class Gap(NamedTuple):
     note: str | None = None
 
 
-class Recommendation(NamedTuple):
-    """The student to ship, and the reason in one sentence with its figures."""
+class Range(NamedTuple):
+    """A measured value with the 95 % interval around it."""
 
-    name: str
-    reason: str
+    value: float
+    low: float
+    high: float
+
+    def overlaps(self, other: Range) -> bool:
+        """Whether both intervals have a value in common."""
+        return self.low <= other.high and other.low <= self.high
+
+
+def latency_range(timing: Timing) -> Range:
+    """Return the median of a timing and its interval, in milliseconds; of few rounds, their whole extent."""
+    interval = timing.interval_ms
+    if interval is not None:
+        return Range(timing.p50_ms, *interval)
+    rounds = [median(passes) / 1e6 for passes in timing.wall_ns]
+    return Range(timing.p50_ms, min(rounds), max(rounds))
 
 
 def accuracy_noise(first: float, second: float, samples: int) -> float:
@@ -69,20 +82,26 @@ def gap_recovered(student: float | None, *, baseline: float | None, teacher: flo
     return Gap((student - baseline) / difference)
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+def pareto_front(
+    points: Sequence[tuple[float, float]], *, spans: Sequence[tuple[float, float]] | None = None
+) -> list[bool]:
     """Return for each ``(accuracy, latency)`` whether it is on the Pareto front.
 
-    A point is on the front unless another is at least as accurate and at least as fast, and better in one
-    of the two. Equal points are both on it or both not; a point with a NaN is not, and does not count for others.
+    A point is on the front unless another is more accurate and not slower, or as accurate and faster. ``spans`` are
+    the intervals of the latencies (default: no noise), and only a latency whose interval is apart counts as another: a
+    front is not made by noise. Equal points are both on it or both not; a point with a NaN is not, and does not count
+    for others.
     """
-    front = [False] * len(points)
-    known = [i for i, point in enumerate(points) if not any(map(math.isnan, point))]
-    best: tuple[float, float] | None = None
-    for i in sorted(known, key=lambda i: (points[i][1], -points[i][0])):
-        if best is None or points[i][0] > best[0]:
-            best = points[i]
-        front[i] = points[i] == best
-    return front
+    known = [not any(map(math.isnan, point)) for point in points]
+    bounds = [(latency, latency) for _, latency in points] if spans is None else spans
+
+    def beats(first: int, second: int) -> bool:
+        (better, _), (worse, _) = points[first], points[second]
+        (low, high), (other_low, other_high) = bounds[first], bounds[second]
+        return (better > worse and low <= other_high) or (better == worse and high < other_low)
+
+    rated = [index for index, is_known in enumerate(known) if is_known]
+    return [is_known and not any(beats(other, index) for other in rated) for index, is_known in enumerate(known)]
 
 
 def compare(
@@ -91,27 +110,24 @@ def compare(
     """Return the students in the same order, with ``gap_recovered``, ``gap_note`` and ``on_front`` filled in.
 
     ``samples`` is the number of labeled test samples. The baselines of a distilled student are the runs of the same
-    architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves. If both have the same
+    architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves; of a compressed one
+    those of its architecture before compression. If both have the same
     seeds, each run is compared with the mean top-1 of the baselines of its own seed, and the student has the mean of
     these gaps. Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
 
-    The front is of top-1 against the median latency at batch size 1; a student that lacks one of the two is not
-    on it.
+    The front is of top-1 against the median latency at batch size 1, with its interval; a student that lacks one of
+    the two is not on it.
     """
     nan = math.nan
-    points = [
-        (
-            nan if student.top1 is None else student.top1,
-            nan if student.single_image_ms is None else student.single_image_ms,
-        )
-        for student in students
-    ]
+    latencies = [latency_range(each.latencies[1]) if 1 in each.latencies else Range(nan, nan, nan) for each in students]
+    top1 = [nan if student.top1 is None else student.top1 for student in students]
+    front = pareto_front(
+        [(share, latency.value) for share, latency in zip(top1, latencies, strict=True)],
+        spans=[(latency.low, latency.high) for latency in latencies],
+    )
     return tuple(
-        replace(
-            _with_gap(student, students, teacher_top1=teacher_top1, samples=samples),
-            on_front=on_front,
-        )
-        for student, on_front in zip(students, pareto_front(points), strict=True)
+        replace(_with_gap(student, students, teacher_top1=teacher_top1, samples=samples), on_front=on_front)
+        for student, on_front in zip(students, front, strict=True)
     )
 
 
@@ -127,7 +143,11 @@ def _baselines(student: StudentResult, students: Sequence[StudentResult]) -> dic
 
 
 def _without_teacher(student: StudentResult, students: Sequence[StudentResult]) -> list[StudentResult]:
-    return [each for each in students if each.distill == "none" and each.architecture == student.architecture]
+    return [
+        each
+        for each in students
+        if each.distill == "none" and each.origin.parent_digest is None and each.architecture == student.family
+    ]
 
 
 def _with_gap(
@@ -153,67 +173,3 @@ def _with_gap(
     every = [top1 for of_a_seed in baselines.values() for top1 in of_a_seed]
     baseline = fmean(every) if every else None
     return student.with_gap(*gap_recovered(student.top1, baseline=baseline, teacher=teacher_top1, samples=samples))
-
-
-def recommend(result: BenchmarkResult) -> Recommendation:
-    """Return the student to ship: the fastest whose top-1 lies within ``TOLERANCE`` of the best student's.
-
-    The top-1 of several seeds is their mean. Speed is the median latency at batch size 1; ties go to the more
-    accurate student, then to the first name. Students without a top-1 are considered only if no student has one,
-    and students without a latency only if no other is left.
-    """
-    rated = [student for student in result.students if student.top1 is not None]
-    if not rated:
-        chosen = min(result.students, key=_by_speed)
-        reason = f"No student has a known top-1 accuracy; {chosen.name} is {_pace(chosen)}."
-        return Recommendation(chosen.name, reason + _which_run(chosen))
-    best = min(rated, key=lambda student: (-_top1(student), *_by_speed(student)))
-    # A student that is exactly half a point behind is included: binary fractions can miss it by 1e-17.
-    close = [student for student in rated if _top1(best) - _top1(student) <= TOLERANCE + 1e-9]
-    chosen = min(close, key=_by_speed)
-    return Recommendation(chosen.name, _reason(chosen, best=best) + _which_run(chosen))
-
-
-def _reason(chosen: StudentResult, *, best: StudentResult) -> str:
-    figures = f"{chosen.name} reaches {_shown_top1(chosen)} top-1"
-    if len(chosen.seed_runs) > 1:
-        figures += f" in the mean of {len(chosen.seed_runs)} seeds"
-    points = f"{TOLERANCE * 100:g} percentage points"
-    if chosen.single_image_ms is None:
-        return f"{figures}, the best of all students; latency at batch size 1 was not measured."
-    figures += f" at {chosen.single_image_ms:.3g} ms per image (batch size 1, median)"
-    if chosen is best:
-        return f"{figures}: the best of all students, and no faster one lies within {points} of it."
-    lead = f"{best.name} ({_shown_top1(best)}"
-    lead += ")" if best.single_image_ms is None else f" at {best.single_image_ms:.3g} ms)"
-    return f"{figures}: the fastest within {points} of the best student, {lead}."
-
-
-def _shown_top1(student: StudentResult) -> str:
-    std = student.std("top1")
-    return f"{_top1(student):.2%}" if std is None else f"{_top1(student) * 100:.2f} ± {std * 100:.2f}%"
-
-
-def _which_run(chosen: StudentResult) -> str:
-    """Return a sentence with the seed run to ship, and why it is not the best of them."""
-    if not chosen.seed_runs:
-        return ""
-    run = f" The run to ship is {chosen.shipped.as_posix()}"
-    if len(chosen.seed_runs) == 1:
-        return f"{run}."
-    return f"{run}, the first seed: selecting a run by its test accuracy would bias that accuracy."
-
-
-def _pace(student: StudentResult) -> str:
-    if student.single_image_ms is None:
-        return "the first by name; latency at batch size 1 was not measured either"
-    return f"the fastest at {student.single_image_ms:.3g} ms per image (batch size 1, median)"
-
-
-def _top1(student: StudentResult) -> float:
-    return -math.inf if student.top1 is None else student.top1
-
-
-def _by_speed(student: StudentResult) -> tuple[float, float, str]:
-    speed = math.inf if student.single_image_ms is None else student.single_image_ms
-    return speed, -_top1(student), student.name

@@ -9,13 +9,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
-from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload
+import numpy as np
+
+from kdpipe.benchmark.budget import Budget
+from kdpipe.benchmark.cam import CAM_OVERLAP, Explanations
+from kdpipe.benchmark.corrupted import CorruptionIdentity
+from kdpipe.benchmark.origin import Ledger, Origin
+from kdpipe.benchmark.quality import BESIDE, Quality, Samples
+from kdpipe.benchmark.settings import DecisionSettings
+from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload, shipped_timings
 from kdpipe.errors import RunError
 from kdpipe.metrics import METRICS, Figure
+from kdpipe.metrics.significance import Correct, Interval, PairedDifference, accuracy_interval, paired
+from kdpipe.models import base_of
 
 Distill = Literal["cache", "live", "none"]
-
-_SLACK = 0.05
 
 ADVERSARIAL_TOP1 = Figure(
     "adversarial_top1",
@@ -31,51 +39,13 @@ GAP_RECOVERED = Figure(
     "The fraction of the teacher-baseline accuracy difference that distillation closes: (student − baseline) / "
     "(teacher − baseline), all top-1. 0 is no gain, 100 % matches the teacher. The baseline is the mean of the runs of "
     "the same architecture on labels only, with the same budget, recipe and data; with the same seeds, the gap is "
-    "computed by seed and averaged. n/a without a baseline, and where the difference between teacher (p) and baseline "
-    "(q) is within the noise of n labeled test samples: the 95 % interval 1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe "
-    "1998, method 1).",
+    "computed by seed and averaged. For a compressed student they are those of its architecture before compression, "
+    "with as many epochs as its parent and its recovery together. n/a without a baseline, and where the difference "
+    "between teacher (p) and baseline (q) is within the noise of n labeled test samples: the 95 % interval "
+    "1.96 √(p(1 − p)/n + q(1 − q)/n) (Newcombe 1998, method 1).",
     "%",
     "gap %",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """The training of a run, as far as a baseline must share it."""
-
-    epochs: int | None = None
-    samples: int | None = None
-    """Training samples; None where the run did not record them."""
-    batch_size: int | None = None
-    optimizer: str | None = None
-    recipe: str | None = None
-    """Name and version."""
-    data: tuple[str | None, int | None] = (None, None)
-    """The dataset as the user wrote it, and the limit of its training samples."""
-    fingerprint: str | None = None
-    """That of the training samples."""
-    left_out: int = 0
-    """Samples that were left out because they had no label."""
-
-    def difference(self, other: Budget) -> str | None:
-        """Return in what ``other`` differs, as ``epochs 2, not 6``; None where the two can be compared.
-
-        The number of samples over all epochs may differ by 5 %: epochs of labeled samples only are shorter.
-        """
-        if None not in (self.samples, other.samples, self.epochs, other.epochs):
-            mine, its = (each.samples * each.epochs for each in (self, other))  # type: ignore[operator]
-            if abs(mine - its) > _SLACK * max(mine, its):
-                return f"{its:,} images over {other.epochs} epochs, not {mine:,} over {self.epochs}"
-        elif self.epochs != other.epochs:
-            return f"epochs {other.epochs}, not {self.epochs}"
-        for name in ("batch_size", "optimizer", "recipe"):
-            mine, its = getattr(self, name), getattr(other, name)
-            if mine != its:
-                return f"{name.replace('_', ' ')} {its}, not {mine}"
-        labeled_only = self.data == other.data and bool(self.left_out) != bool(other.left_out)
-        if self.fingerprint != other.fingerprint and not labeled_only:
-            return "other training images"
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +64,8 @@ class StudentResult:
     seed: int | None
     """None for several seeds."""
     figures: Mapping[str, float | None]
-    """Results of ``metrics.measure()``, and ``adversarial_top1`` and ``gap_recovered`` where they were computed."""
+    """Results of ``metrics.measure()``, and ``adversarial_top1``, ``gap_recovered`` and those of ``quality.BESIDE``
+    and of ``corrupted`` where they were computed."""
     parameters: int
     """Number of parameters."""
     file_bytes: int
@@ -113,8 +84,21 @@ class StudentResult:
     """Whether no other student is both as accurate and as fast, and better in one; filled by ``compare()``."""
     budget: Budget = field(default_factory=Budget)
     """Its training, which baselines share."""
+    quality: Quality | None = None
+    """The predictions on the test samples; of several seeds those of the first, the run to ship."""
+    corrupted: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """Top-1 under each kind of corruption, at the strengths 1 to 5."""
+    attacked: Correct | None = None
+    """Whether it still predicts each attacked sample right, bool ``(n,)``; None without an attack."""
+    origin: Origin = field(default_factory=Origin)
+    """What it was given for its training."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
+
+    @property
+    def family(self) -> str:
+        """Architecture of its baselines: that before compression where it was compressed."""
+        return self.architecture if self.origin.parent_digest is None else base_of(self.architecture)
 
     @property
     def top1(self) -> float | None:
@@ -155,6 +139,39 @@ class StudentResult:
         Selecting the run that is best on the test set would bias its accuracy.
         """
         return self.runs[0].path
+
+    def right(self, figure: str = "top1") -> Correct | None:
+        """Return whether each run is right on each sample, bool ``(runs, samples)``, for an accuracy by its name.
+
+        None for other figures, and where it was not measured.
+        """
+        found = [run._right_alone(figure) for run in self.runs]
+        known = [right for right in found if right is not None and len(right)]
+        return np.stack(known) if known and len(known) == len(self.runs) else None
+
+    def _right_alone(self, figure: str) -> Correct | None:
+        if figure == "adversarial_top1":
+            return self.attacked
+        if self.quality is None or figure not in ("top1", "top5"):
+            return None
+        return self.quality.correct if figure == "top1" else self.quality.correct_in_five
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether each run predicts each labeled test sample right, bool ``(runs, labeled)``; None if not measured."""
+        return self.right("top1")
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        return _interval(self.figures.get(figure), self.right(figure))
+
+    def minus(self, other: StudentResult | TeacherResult) -> PairedDifference | None:
+        """Return the difference of the top-1 accuracies on the same samples, with its test and its interval.
+
+        None if one of the two has no predictions or no sample has a label.
+        """
+        first, second = self.correct, other.correct
+        return None if first is None or second is None else paired(first, second)
 
     def std(self, figure: str) -> float | None:
         """Return the sample standard deviation, with ``n - 1``, of a figure over the seeds.
@@ -200,23 +217,19 @@ def average(seed_runs: Sequence[StudentResult], *, name: str, path: Path) -> Stu
         path=path,
         seed=first.seed if len(seed_runs) == 1 else None,
         figures={figure: mean(figure) for figure in first.figures},
+        corrupted={kind: _mean_top1([run.corrupted[kind] for run in seed_runs]) for kind in first.corrupted},
         seed_runs=tuple(seed_runs),
     )
 
 
-def shipped_timings(timings: Mapping[Workload, Timing], engine: str = "") -> dict[int, Timing]:
-    """Return the timings of ``engine``, or of the first engine, by batch size.
+def _interval(accuracy: float | None, right: Correct | None) -> Interval | None:
+    return None if accuracy is None or right is None else accuracy_interval(accuracy, right.shape[-1])
 
-    Of several precisions, numbers of threads or devices the first is taken.
-    """
-    first = next((each for each in timings if engine in ("", each.engine)), None)
-    if first is None:
-        return {}
-    return {
-        each.batch_size: timing
-        for each, timing in timings.items()
-        if replace(first, batch_size=each.batch_size) == each
-    }
+
+def _mean_top1(runs: Sequence[tuple[float | None, ...]]) -> tuple[float | None, ...]:
+    """Return the mean of the runs at each strength; None where one has no accuracy."""
+    known = [[value for value in values if value is not None] for values in zip(*runs, strict=True)]
+    return tuple(fmean(values) if len(values) == len(runs) else None for values in known)
 
 
 def mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -234,6 +247,8 @@ class TeacherResult:
     name: str
     figures: Mapping[str, float | None]
     """Results of ``metrics.measure()``."""
+    quality: Quality | None = None
+    """Its logits for the test samples, from the stores or computed by its network."""
     network: Network | None = None
     """Its network; None where its weights are not at hand."""
     timings: Mapping[Workload, Timing] = field(default_factory=dict)
@@ -241,6 +256,15 @@ class TeacherResult:
     cost: Cost | None = None
     ship_engine: str = ""
     """As that of a student."""
+
+    @property
+    def correct(self) -> Correct | None:
+        """Whether it predicts each labeled test sample right, bool ``(labeled,)``; None if not measured."""
+        return self.quality.correct if self.quality is not None and self.quality.labeled else None
+
+    def interval(self, figure: str = "top1") -> Interval | None:
+        """Return the 95 % interval of an accuracy for the noise of the test samples; None where it is undefined."""
+        return _interval(self.figures.get(figure), self.correct)
 
     @property
     def top1(self) -> float | None:
@@ -307,6 +331,15 @@ class BenchmarkResult:
     stores: tuple[StoreIdentity, ...] = ()
     """The stores whose mean is the teacher; empty for students without one."""
     attack: AttackIdentity | None = None
+    test: Samples | None = None
+    """The test samples; None without a test split."""
+    corruptions: CorruptionIdentity | None = None
+    cams: Explanations | None = None
+    """Grad-CAM of the teacher and of the students; None where it was not asked for."""
+    rules: DecisionSettings = field(default_factory=DecisionSettings)
+    """Goal and constraints of the decision."""
+    ledger: Ledger | None = None
+    """What the training of the students cost and saved; None where it is not known."""
     load: Load | None = None
     """The load of the machine during the timing; None if nothing was timed."""
     timing_notes: tuple[str, ...] = ()
@@ -320,6 +353,12 @@ class BenchmarkResult:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RunError(f"two student runs are called '{twice[0]}'. Rename one of them, or benchmark only one.")
+
+    @property
+    def ship_engine(self) -> str:
+        """Name of the engine whose latencies are compared; empty where nothing was timed."""
+        named = next((student.ship_engine for student in self.students if student.ship_engine), "")
+        return named or next((workload.engine for workload in self.timings), "")
 
     @property
     def timings(self) -> dict[Workload, Timing]:
@@ -348,4 +387,13 @@ class BenchmarkResult:
         """The figures of the students, in the order of their columns."""
         first, *others = (metric.figure for metric in METRICS.values())
         attacked = () if self.attack is None else (ADVERSARIAL_TOP1,)
-        return (first, *attacked, *others, GAP_RECOVERED)
+        beside = [each for each in BESIDE if any(each.name in student.figures for student in self.students)]
+        corrupted = () if self.corruptions is None else self.corruptions.figures
+        explained = () if self.cams is None else (CAM_OVERLAP,)
+        return (first, *attacked, *others, *beside, *corrupted, *explained, GAP_RECOVERED)
+
+    @property
+    def best(self) -> StudentResult | None:
+        """The student with the highest top-1; of equal ones the first. None if no student has one."""
+        rated = [student for student in self.students if student.top1 is not None]
+        return max(rated, key=lambda student: student.top1 or 0.0, default=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
@@ -199,6 +199,21 @@ class Load:
         if self.others is not None:
             return self.others > 0.1 * self.cores
         return self.before is not None and self.before > 0.5 * self.cores
+
+
+def shipped_timings(timings: Mapping[Workload, Timing], engine: str = "") -> dict[int, Timing]:
+    """Return the timings of ``engine``, or of the first engine, by batch size.
+
+    Of several precisions, numbers of threads or devices the first is taken.
+    """
+    first = next((each for each in timings if engine in ("", each.engine)), None)
+    if first is None:
+        return {}
+    return {
+        each.batch_size: timing
+        for each, timing in timings.items()
+        if replace(first, batch_size=each.batch_size) == each
+    }
 
 
 def waiting(timings: Mapping[Workload, Timing]) -> list[Workload]:

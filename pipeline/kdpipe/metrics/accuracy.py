@@ -1,4 +1,4 @@
-"""Accuracy and cross-entropy against the labels, and agreement with a teacher.
+"""Accuracy and cross-entropy against the labels; agreement with a teacher, and divergence from it.
 
 Of equal logits the lower class index wins, as with ``argmax``. Everything is computed in float64.
 """
@@ -53,6 +53,22 @@ def agreement(logits: Logits, teacher_logits: Logits) -> float:
     return float((logits.argmax(axis=1) == teacher_logits.argmax(axis=1)).mean())
 
 
+@metric(title="KL", unit="nats")
+def kl(logits: Logits, teacher_logits: Logits) -> float:
+    """Mean Kullback-Leibler divergence of the student's probabilities from the teacher's, KL(teacher || student).
+
+    In nats, at temperature 1. Infinite where the student excludes a class that the teacher does not.
+    """
+    total = 0.0
+    for start, rows in blocks(logits):
+        ours = _log_softmax(rows)
+        theirs = _log_softmax(teacher_logits[start : start + len(rows)].astype(np.float64))
+        chances = np.exp(theirs)
+        possible = chances > 0
+        total += float((chances[possible] * (theirs[possible] - ours[possible])).sum())
+    return max(total / len(logits), 0.0)  # rounding
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Accuracy over the labeled samples; every figure is None if no sample has a label."""
@@ -96,3 +112,8 @@ def _within(logits: Logits, labels: Labels, largest: int) -> float:
 def _column(labels: Labels, start: int, rows: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return the labels of a block's rows, ``(rows, 1)``."""
     return labels[start : start + len(rows), None].astype(np.int64)
+
+
+def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = rows - rows.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

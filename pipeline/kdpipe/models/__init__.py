@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kdpipe.models import packages, saved, zoo  # noqa: F401 (they register their names)
+from kdpipe.models import compressed, packages, saved, zoo  # noqa: F401 (they register their names)
+from kdpipe.models.compressed import base_of, short_name
 from kdpipe.models.inspection import (
     Penultimate,
     count_parameters,
@@ -47,6 +48,7 @@ __all__ = [
     "Watch",
     "all_kinds",
     "architectures",
+    "base_of",
     "count_parameters",
     "create",
     "evaluating",
@@ -62,6 +64,7 @@ __all__ = [
     "resolve_device",
     "runs_code",
     "save_weights",
+    "short_name",
 ]
 
 

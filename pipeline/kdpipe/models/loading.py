@@ -14,6 +14,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models import registry
+from kdpipe.models.compressed import short_name
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
 from kdpipe.models.preset import Preset, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
@@ -104,7 +105,7 @@ def load(
         sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size, name=weights_name(name, weights)
     )
     if registry.resolve(name)[0].foreign:
-        check_output(name, loaded.module, size=preset.size, num_classes=num_classes)
+        check_output(short_name(name), loaded.module, size=preset.size, num_classes=num_classes)
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
     digest = identify(name, loaded.module)

@@ -80,6 +80,8 @@ class Kind:
     """Whether its names begin with the prefix of ``usage``; a kind without one takes all other names with a colon."""
     foreign: bool = False
     """Whether its networks are the user's, so that ``load`` checks their output."""
+    inner: Callable[[str], str] | None = None
+    """Returns the name of the model that a name of this kind is made from; ``None`` where there is none."""
 
     @property
     def name(self) -> str:
@@ -150,8 +152,8 @@ def names() -> list[str]:
 
 
 def all_kinds() -> tuple[Kind, ...]:
-    """Return the kinds of names besides the zoo's, the one without a prefix last."""
-    return tuple(sorted(_KINDS.values(), key=lambda kind: not kind.prefixed))
+    """Return the kinds of names besides the zoo's: those made from others, then the one without a prefix last."""
+    return tuple(sorted(_KINDS.values(), key=lambda kind: (not kind.prefixed, kind.inner is not None)))
 
 
 def create(name: str, num_classes: int) -> nn.Module:
@@ -188,7 +190,7 @@ def resolve(name: str) -> tuple[Kind, str]:
 def is_foreign(name: str) -> bool:
     """Return whether a name stands for a network of the user's; False where it is unknown."""
     try:
-        return resolve(name)[0].foreign
+        return _kind_of_base(name).foreign
     except ModelError:
         return False
 
@@ -212,6 +214,14 @@ def refuse_weights(name: str, weights: str | Path | None) -> None:
         raise ModelError(f"'{name}' carries its own weights; leave out {weights}")
 
 
+def _kind_of_base(name: str) -> Kind:
+    """Return the kind of the model that a name's model is made from, or of the name itself."""
+    kind, rest = resolve(name)
+    while kind.inner is not None:
+        kind, rest = resolve(kind.inner(rest))
+    return kind
+
+
 def _build(name: str, num_classes: int) -> nn.Module:
     return _ARCHITECTURES[name].build(num_classes)
 
@@ -230,7 +240,7 @@ _ZOO = Kind("NAME", "A network of the zoo.", _build, preset=_zoo_preset, publish
 def runs_code(name: str) -> bool:
     """Return whether building the model ``name`` imports a module that the name gives."""
     try:
-        kind, _ = resolve(name)
+        kind = _kind_of_base(name)
     except ModelError:
         return False
     return kind.foreign and not kind.prefixed

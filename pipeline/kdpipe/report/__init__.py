@@ -1,4 +1,4 @@
-"""The report of a benchmark as files: JSON, CSV, PNG, text and one HTML page."""
+"""The report of a benchmark as files: JSON, CSV, SVG, text and one HTML page."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from typing import Any
 
 from rich.table import Table
 
+from kdpipe.benchmark import deciding
 from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.printable import printable, printable_json
-from kdpipe.report import directory, page, plots, tables, timings
+from kdpipe.report import cams, directory, page, plots, quality, tables, timings
 from kdpipe.report.directory import held
 
-__all__ = ["held", "table", "write"]
+__all__ = ["held", "sentences", "table", "write"]
 
 
 def table(result: BenchmarkResult) -> Table:
     """Return the students as a table for the console; see ``tables.table``."""
-    return tables.table(_printable(result))
+    return tables.table(_printable(result), deciding.verdict(_printable(result)))
+
+
+def sentences(result: BenchmarkResult) -> list[str]:
+    """Return the verdict on the students, line by line."""
+    return deciding.verdict(result).sentences
 
 
 def write(
@@ -31,29 +37,36 @@ def write(
     """Write the report of a benchmark into the directory ``out`` and return the path of each file by name.
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
-    ``results.csv`` (one row per student; undefined values are ``n/a``), ``timings.csv`` (one row per timed pass),
-    ``pareto.png``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``. They replace
-    an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with it the page
-    shows training curves.
+    ``results.csv`` (one row per student and engine; undefined values are ``n/a``), ``timings.csv`` (one row per timed
+    pass), ``pareto.svg``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``; with
+    a test split also ``predictions.npz`` and ``quality.json``, see ``report.quality``; with Grad-CAM also ``cams.png``.
+    They replace an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with
+    it the page shows training curves.
 
     Raises:
         RunError: ``out`` holds something else than a report.
         UnwritableError: the disk is full or fails; an earlier report is kept.
     """
     shown = _printable(result)
-    pareto = plots.pareto_png(result)
-    curves = plots.curves_png(histories) if histories else None
-    paths = {name: out / name for name in directory.FILES}
+    verdict, shown_verdict = deciding.verdict(result), deciding.verdict(shown)
+    pictures = cams.cams_png(result)
+    predictions, by_class = quality.predictions_npz(result), quality.quality_values(result)
     content: dict[str, str | bytes] = {
-        "metrics.json": printable_json(tables.metrics(result)) + "\n",
-        "results.csv": tables.csv_text(result),
+        "metrics.json": printable_json(tables.metrics(result, verdict)) + "\n",
+        "results.csv": tables.csv_text(result, verdict),
         "timings.csv": timings.timings_csv(result),
-        "pareto.png": pareto,
-        "report.html": page.html_page(shown, pareto=pareto, curves=curves),
-        "summary.txt": tables.summary(shown, report=paths["report.html"]),
+        "pareto.svg": plots.pareto_file(shown, shown_verdict),
+        "report.html": page.html_page(shown, shown_verdict, histories=_printable(histories), cams=pictures),
+        "summary.txt": tables.summary(shown, shown_verdict, report=out / "report.html"),
     }
+    if predictions is not None:
+        content["predictions.npz"] = predictions
+    if pictures is not None:
+        content["cams.png"] = pictures
+    if by_class is not None:
+        content["quality.json"] = printable_json(by_class) + "\n"
     directory.publish(out, {name: each if isinstance(each, bytes) else each.encode() for name, each in content.items()})
-    return paths
+    return {name: out / name for name in content}
 
 
 def _printable(value: Any) -> Any:
@@ -65,6 +78,8 @@ def _printable(value: Any) -> Any:
         changed = replace(value, **{field.name: _printable(getattr(value, field.name)) for field in fields(value)})
     elif isinstance(value, Mapping):
         changed = {_printable(key): _printable(each) for key, each in value.items()}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        changed = type(value)(*map(_printable, value))
     elif isinstance(value, tuple | list):
         changed = type(value)(map(_printable, value))
     return changed

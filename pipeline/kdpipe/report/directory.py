@@ -8,7 +8,10 @@ from pathlib import Path
 
 from kdpipe import directories
 
-FILES = ("metrics.json", "results.csv", "timings.csv", "pareto.png", "report.html", "summary.txt")
+FILES = (
+    *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
+    *("predictions.npz", "quality.json", "cams.png"),
+)
 
 _REPORT = directories.Kind("report", FILES)
 

@@ -1,198 +1,111 @@
-"""The report as one HTML page: pictures and style are embedded, and it loads and runs nothing."""
+"""The report as one HTML page: charts, style and the script that sorts tables are in it, and it loads nothing.
+
+The page is complete without scripts. All text is escaped by the templates.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
-from html import escape
+import hashlib
+from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 import kdpipe
-from kdpipe.benchmark.comparison import Recommendation, recommend
-from kdpipe.benchmark.results import ADVERSARIAL_TOP1, GAP_RECOVERED, BenchmarkResult, StudentResult
-from kdpipe.metrics import METRICS, Figure
-from kdpipe.report.plots import MOST_CURVES
-from kdpipe.report.tables import (
+from kdpipe.benchmark.deciding import Verdict
+from kdpipe.benchmark.results import BenchmarkResult, StudentResult
+from kdpipe.report import content, plots, predictions
+from kdpipe.report.cams import cams_text
+from kdpipe.report.figures import (
+    TIMING,
     UNDEFINED,
-    batch_sizes,
-    gap_notes,
-    millions,
+    columns,
+    definitions,
+    engines,
     number,
-    recommended,
+    rows,
     size,
-    spread,
-    written,
 )
-
-DISTILLED = {"cache": "store", "live": "live teacher", "none": "labels only"}
-
-DEFINITIONS = (
-    (
-        "Latency",
-        "Time of one forward pass in evaluation mode, from a batch on the device to its logits, after a warm-up and "
-        "with the device synchronized. p50 is the median and p95 the 95th percentile of the timed passes.",
-    ),
-    (
-        "Images per second",
-        "Batch size divided by the median latency.",
-    ),
-    (
-        "Pareto front",
-        "The students for which no other student is both as accurate and as fast (batch size 1), and better in one of "
-        "the two.",
-    ),
-    (
-        "Recommendation",
-        "The fastest student (median, batch size 1) whose top-1, the mean of its seeds, lies within half a percentage "
-        "point of the best student's. Of several seeds the first is to ship: selecting the best on the test samples "
-        "would bias its accuracy.",
-    ),
-)
-
-CURVES_TEXT = (
-    f"Figures by epoch, one line per student, the mean of its seeds; at most {MOST_CURVES} students are drawn."
-)
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from kdpipe.report.tables import gap_notes
 
 
-def html_page(result: BenchmarkResult, *, pareto: bytes, curves: bytes | None = None) -> str:
-    """Return the page; ``pareto`` and ``curves`` are the PNGs of the plots."""
-    teacher = result.teacher
-    title = f"Benchmark on {result.dataset}"
-    sections = [
-        _recommendation(recommend(result), result),
-        f"<section><h2>Students</h2>{_table(result)}{_table_note(result)}</section>",
-        _figure("Accuracy against latency", pareto, _pareto_text(result)),
-        _figure("Training curves", curves, CURVES_TEXT) if curves else "",
-        f"<section><h2>Definitions</h2>{_terms(_definitions(result))}</section>",
-        f"<section><h2>Machine</h2>{_terms(_machine(result))}</section>",
-        f"<section><h2>Lineage</h2>{_terms(_lineage(result))}</section>",
-    ]
-    versus = f" against teacher {teacher.name}" if teacher is not None else ""
-    lead = f"{_count(len(result.students), 'student')}{versus}, {_count(result.samples, 'test sample')}"
-    body = "\n".join(filter(None, sections))
-    style = resources.files("kdpipe.report").joinpath("page.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header><h1>{escape(title)}</h1><p>{escape(lead)} · {escape(result.created)}</p></header>
-{body}
-<footer>kdpipe {escape(kdpipe.__version__)}</footer>
-</main>
-</body>
-</html>
-"""
+def html_page(
+    result: BenchmarkResult,
+    verdict: Verdict,
+    *,
+    histories: Mapping[str, plots.History] | None = None,
+    cams: bytes | None = None,
+) -> str:
+    """Return the page; ``histories`` holds each student's figures by epoch, and ``cams`` is the PNG of Grad-CAM."""
+    script, style = (_source(name).strip() for name in ("sort.js", "page.css"))
+    style = f"{_source('chart.css').strip()}\n{style}"
+    found = columns(result)
+    context = {
+        "title": f"Benchmark on {result.dataset}",
+        "lead": _lead(result),
+        "script": script,
+        "style": style,
+        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        "version": kdpipe.__version__,
+        "result": result,
+        "verdict": verdict,
+        "tiles": _tiles(result, verdict),
+        "students": content.students_table(result, verdict, found),
+        "notes": _notes(result),
+        "figures": content.figures_table(result, verdict, found),
+        "speed": content.speed_table(result),
+        "pareto": [(engine, plots.pareto(result, engine, chosen=verdict.chosen)) for engine in engines(result)],
+        "differences": predictions.differences(result, verdict),
+        "corruptions": predictions.corruptions(result),
+        "examined": predictions.examined(result),
+        "coverage": predictions.risk_coverage(result),
+        "cams": cams and base64.b64encode(cams).decode("ascii"),
+        "cams_text": result.cams and cams_text(result.cams),
+        "curves": plots.curves(histories or {}, {each.name: _loss(each) for each in result.students}),
+        "most_curves": plots.MOST_CURVES,
+        "definitions": [*definitions([*found, *TIMING]), *content.DEFINITIONS],
+        "machine": _machine(result),
+        "lineage": content.lineage(result),
+        "given": content.given(result),
+        "ledger": content.ledger(result),
+    }
+    return _environment().get_template("page.html").render(context)
 
 
-def _recommendation(chosen: Recommendation, result: BenchmarkResult) -> str:
-    student = recommended(result)
-    figures = [
-        ("top-1", _unit(spread(student, METRICS["top1"].figure), "%")),
-        ("top-1 under attack", _unit(spread(student, ADVERSARIAL_TOP1), "%")),
-        ("gap recovered", _unit(spread(student, GAP_RECOVERED), "%")),
-        ("latency, batch 1", _unit(number(student.single_image_ms), "ms")),
-        ("parameters", millions(student.parameters)),
-        ("on disk", size(student.file_bytes)),
-    ]
-    tiles = "".join(
-        f"<li><b>{escape(value)}</b><span>{escape(label)}</span></li>" for label, value in figures if value != UNDEFINED
-    )
-    return (
-        f'<section class="ship"><h2>Ship <code>{escape(chosen.name)}</code></h2>'
-        f"<p>{escape(chosen.reason)}</p><ul>{tiles}</ul></section>"
-    )
+def _lead(result: BenchmarkResult) -> str:
+    versus = f" against teacher {result.teacher.name}" if result.teacher is not None else ""
+    return f"{_count(len(result.students), 'student')}{versus}, {_count(result.samples, 'test sample')}"
 
 
-def _table(result: BenchmarkResult) -> str:
-    sizes = batch_sizes(result)
-    chosen = recommended(result)
-    left = ["Student", "Architecture", "Soft targets", "Loss"]
-    right = ["Seed", *(_heading(figure) for figure in result.figures), "Parameters", "File"]
-    fixed = "".join(f'<th scope="col" rowspan="2">{escape(heading)}</th>' for heading in left)
-    fixed += "".join(f'<th scope="col" rowspan="2" class="n">{escape(heading)}</th>' for heading in right)
-    batches = "".join(f'<th scope="colgroup" colspan="3" class="b">Batch {batch}</th>' for batch in sizes)
-    timings = '<th scope="col" class="n">p50 ms</th><th scope="col" class="n">p95 ms</th>'
-    timings += '<th scope="col" class="n">images/s</th>'
-    rows = "".join(_row(student, sizes, result.figures, chosen=student is chosen) for student in result.students)
-    teacher = result.teacher
-    if teacher is not None:
-        texts = [written(each, teacher.figures) if each.name in teacher.figures else "" for each in result.figures]
-        cells = "".join(f'<td class="n">{escape(text)}</td>' for text in texts)
-        before, after = "<td></td>" * 2, "<td></td>" * (2 + 3 * len(sizes))
-        rows += f'<tr class="teacher"><th scope="row">{escape(teacher.name)}</th><td></td><td>teacher</td>'
-        rows += f"{before}{cells}{after}</tr>"
-    return (
-        f'<div class="scroll"><table><thead><tr>{fixed}{batches}</tr><tr>{timings * len(sizes)}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
+def _tiles(result: BenchmarkResult, verdict: Verdict) -> list[tuple[str, str, str]]:
+    """Return the main figures of the student to ship: value, name, interval."""
+    chosen = next((row for row in rows(result, verdict) if row.chosen), None)
+    if chosen is None:
+        return []
+    wanted = ("top1", "adversarial_top1", "gap_recovered", "batch1_p50_ms", "parameters", "macs", "file_bytes")
+    names = {"batch1_p50_ms": "Latency, batch 1", "adversarial_top1": "Top-1 under attack", "file_bytes": "On disk"}
+    found = {column.key: column for column in columns(result)}
+    tiles = []
+    for column in (found[key] for key in wanted if key in found):
+        value = column.written(chosen)
+        if value and value != UNDEFINED:
+            unit = f" {column.unit}" if column.unit else ""
+            tiles.append((value + unit, names.get(column.key, column.title), column.interval(chosen)))
+    return tiles
 
 
-def _heading(figure: Figure) -> str:
-    return figure.heading.replace("-", "\u2011")  # a column is not broken at the hyphen
-
-
-def _row(student: StudentResult, sizes: list[int], figures: Iterable[Figure], *, chosen: bool) -> str:
-    texts = [student.architecture, DISTILLED[student.distill], student.loss]
-    numbers = [
-        str(student.seed) if student.seed is not None else _count(len(student.runs), "seed"),
-        *(spread(student, figure) for figure in figures),
-        millions(student.parameters),
-        size(student.file_bytes),
-    ]
-    for batch in sizes:
-        timed = student.latencies.get(batch)
-        times = (timed.p50_ms, timed.p95_ms, timed.images_per_second) if timed else (None, None, None)
-        numbers += map(number, times)
-    front = ' <span title="on the Pareto front">◆</span>' if student.on_front else ""
-    cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
-    cells += "".join(f'<td class="n">{escape(text)}</td>' for text in numbers)
-    opening = '<tr class="chosen">' if chosen else "<tr>"
-    return f'{opening}<th scope="row">{escape(student.name)}{front}</th>{cells}</tr>'
-
-
-def _table_note(result: BenchmarkResult) -> str:
-    notes = ["◆ on the Pareto front. The recommended student is shaded."]
-    devices = {timed.device for student in result.students for timed in student.latencies.values()}
+def _notes(result: BenchmarkResult) -> list[str]:
+    notes = ["◆ on the Pareto front. The student to ship is shaded. Small print: 95 % interval."]
+    devices = sorted({workload.device for workload in result.timings})
     if devices:
-        notes[0] += f" Latencies were measured on {', '.join(sorted(devices))}."
+        notes[0] += f" Latencies were measured on {', '.join(devices)}."
     if any(student.seed_runs for student in result.students):
         notes[0] += (
             " Figures of several seeds are their mean ± sample standard deviation; size and latencies are of the first."
         )
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in (*notes, *gap_notes(result)))
-
-
-def _pareto_text(result: BenchmarkResult) -> str:
-    front = [student.name for student in result.students if student.on_front]
-    bars = any(student.std("top1") is not None for student in result.students)
-    meaning = " Bars are ± one sample standard deviation over the seeds." if bars else ""
-    return f"Up and left is better. On the Pareto front: {', '.join(front) or 'none'}.{meaning}"
-
-
-def _figure(heading: str, png: bytes, text: str) -> str:
-    encoded = base64.b64encode(png).decode("ascii")
-    return (
-        f'<section><h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
-        f'src="data:image/png;base64,{encoded}"><figcaption>{escape(text)}</figcaption></figure></section>'
-    )
-
-
-def _definitions(result: BenchmarkResult) -> list[tuple[str, str]]:
-    return [*((figure.title, figure.help) for figure in result.figures), *DEFINITIONS]
-
-
-def _terms(pairs: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in pairs) + "</dl>"
+    return [*notes, *gap_notes(result), *result.timing_notes]
 
 
 def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:
@@ -202,26 +115,42 @@ def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:
             pairs.append(("memory", size(value)))
         else:
             pairs.append((key.replace("_", " "), "unknown" if value is None else str(value)))
+    load = result.load
+    if load is not None:
+        averages = [number(each) for each in (load.before, load.after) if each is not None]
+        if averages:
+            pairs.append(("load average before and after the timing", " and ".join(averages)))
+        if load.others is not None:
+            pairs.append(("other processes during the timing", f"{number(load.others)} of {load.cores} cores"))
     return pairs
 
 
-def _lineage(result: BenchmarkResult) -> list[tuple[str, str]]:
-    pairs = [("dataset", f"{result.dataset}, {_count(result.samples, 'test sample')}")]
-    if result.attack is not None:
-        pairs.append(("attack", f"{result.attack.written} on {_count(result.attack.samples, 'test sample')}"))
-    if result.teacher is not None:
-        pairs.append(("teacher", result.teacher.name))
-    for store in result.stores:
-        weight = "" if len(result.stores) == 1 else f", weight {store.weight:.3g} in the mean"
-        pairs += [("store", store.path + weight), ("store digest", store.digest)]
-    runs = [run for student in result.students for run in student.runs]
-    pairs += [(f"run {run.name}", run.path.as_posix()) for run in runs]
-    return [*pairs, ("benchmarked", result.created)]
-
-
-def _unit(value: str, unit: str) -> str:
-    return value if value == UNDEFINED else f"{value} {unit}"
+def _loss(student: StudentResult) -> str:
+    return student.loss
 
 
 def _count(number_of: int, noun: str) -> str:
     return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("kdpipe.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # A column is not broken at a hyphen.
+    environment.filters["unbroken"] = lambda text: text.replace("-", "\u2011")
+    return environment
+
+
+def _source(name: str) -> str:
+    return resources.files("kdpipe.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    """Return the hash by which the page's policy admits an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

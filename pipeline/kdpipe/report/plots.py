@@ -1,265 +1,261 @@
-"""The report's plots, drawn without matplotlib's global state."""
+"""The report's charts: accuracy against latency, training curves, reliability, risk against coverage."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from matplotlib import font_manager
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
-
+from kdpipe.benchmark.comparison import latency_range, pareto_front
+from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, Distill, StudentResult
+from kdpipe.report.figures import Engine, Row, engines, number
+from kdpipe.report.svg import HEIGHT, SERIES, WIDTH, Chart, Point, canvas, horizontal, vertical
 
 History = Sequence[Mapping[str, float]]
 
-# Okabe and Ito's palette, distinguishable with common color blindness; the marker shapes repeat the distinction.
 STYLES: dict[Distill, tuple[str, str, str]] = {
-    "cache": ("#0072B2", "o", "distilled from a store"),
-    "live": ("#D55E00", "s", "distilled live"),
-    "none": ("#7A7A7A", "^", "labels only"),
+    "cache": ("circle", "s0", "distilled from a store"),
+    "live": ("square", "s1", "distilled live"),
+    "none": ("triangle", "s7", "labels only"),
 }
-CURVE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7A7A7A")
-CURVE_DASHES = ("-", "--", ":", "-.")
-INK = "#333333"
-DPI = 160
-LONGEST_LABEL = 30
+"""Shape, color and name of the marks; the shape repeats the distinction for those who see no colors."""
 MOST_CURVES = 24
-LABEL_PLACES = [(8, 0), (-8, 0), (0, 9), (0, -9), (9, 11), (-9, 11), (9, -11), (-9, -11), (0, 20), (0, -20)]
-PREFERRED = ("loss", "top1", "accuracy", "agreement")
+CURVES = ("loss", "top1", "accuracy", "agreement")
+"""Parts of the names of the figures that are drawn by epoch."""
 
 
-def pareto_png(result: BenchmarkResult) -> bytes:
-    """Draw top-1 against the median latency at batch size 1, and return the PNG.
+@dataclass(frozen=True)
+class Placed:
+    """A student in the plot of accuracy against latency."""
 
-    The front is a step line: the best accuracy within a given latency. The teacher's accuracy, if known, is a
-    dashed line. Students of several seeds have bars of ± one standard deviation. Labels that would overlap something
-    are left out, except those of the front.
+    student: StudentResult
+    ms: float
+    """Median latency at batch size 1, in milliseconds."""
+    low: float
+    high: float
+    top1: float
+    """In percent."""
+    on_front: bool
+
+
+def placed(result: BenchmarkResult, engine: Engine) -> list[Placed]:
+    """Return the students that have both a top-1 and a latency at batch size 1 with an engine."""
+    known = []
+    for student in result.students:
+        timing = Row(student, engine).timing(1)
+        if student.top1 is not None and timing is not None and math.isfinite(timing.p50_ms):
+            known.append((student, student.top1, latency_range(timing)))
+    front = pareto_front([(top1, each.value) for _, top1, each in known], spans=[each[1:] for *_, each in known])
+    return [
+        Placed(student, each.value, each.low, each.high, top1 * 100, on_front)
+        for (student, top1, each), on_front in zip(known, front, strict=True)
+    ]
+
+
+def pareto(result: BenchmarkResult, engine: Engine | None, *, chosen: str | None) -> Chart | None:
+    """Draw top-1 against the median latency at batch size 1; None where no student has both.
+
+    The front is a step line: the best accuracy within a given latency. The teacher's accuracy, if known, is a dashed
+    line. Whiskers are 95 % intervals of both, a thick bar is ± one standard deviation over several seeds, and an arrow
+    leads from the parent to a compressed student. Names that would overlap something are left out, except those of the
+    front.
     """
-    figure, axes = _canvas(8.0, 5.0)
-    placed = [(student, point) for student in result.students if (point := _point(student)) is not None]
-    if not placed:
-        return _empty(figure, axes, "No student has both a top-1 accuracy and a latency at batch size 1.")
-    for distill, (color, marker, label) in STYLES.items():
-        points = [point for student, point in placed if student.distill == distill]
-        if points:
-            latencies, accuracies = zip(*points, strict=True)
-            axes.scatter(
-                latencies,
-                accuracies,
-                s=56,
-                c=color,
-                marker=marker,
-                edgecolors="white",
-                linewidths=0.8,
-                label=label,
-                zorder=3,
-            )
-    for student, (latency, accuracy) in placed:
-        if bar := _bar(student):
-            axes.errorbar(latency, accuracy, bar, color=STYLES[student.distill][0], capsize=3, linewidth=1.1, zorder=2)
-    _scale(axes, [point for _, point in placed])
-    teacher = result.teacher
-    if teacher is not None and teacher.top1 is not None:
-        label = f"teacher, {drawable(teacher.name)}"
-        axes.axhline(teacher.top1 * 100, color=INK, linestyle="--", linewidth=1.1, label=label, zorder=1)
-    _front_line(axes, [point for student, point in placed if student.on_front])
-    axes.set_xlabel("median latency at batch size 1 (ms)")
-    axes.set_ylabel("top-1 accuracy (%)")
-    _legend(figure, axes, columns=3)
-    _label_points(figure, axes, placed)
-    return _png(figure)
+    points = [] if engine is None else placed(result, engine)
+    if engine is None or not points:
+        return None
+    times = [value for point in points for value in (point.ms, point.low, point.high) if value > 0]
+    x = horizontal(times, log=max(times) > 8 * min(times), room=0.15)
+    teacher = None if result.teacher is None else result.teacher.top1
+    heights = [bound for point in points for bound in _span(point)] + ([] if teacher is None else [teacher * 100])
+    y = vertical(heights, room=0.08)
+    front = sorted((point for point in points if point.on_front), key=lambda point: point.ms)
+    chart = canvas(
+        x, y, title=f"Accuracy against latency with {engine.title}", text=_pareto_text(points, teacher, engine)
+    )
+    chart.axes(f"median latency of one image, {engine.name} {engine.precision} (ms)", "top-1 accuracy (%)")
+    if teacher is not None:
+        chart.line([(x.low, teacher * 100), (x.high, teacher * 100)], "teacher")
+        chart.text_at(x.end - 4, y(teacher * 100) - 6, "teacher", anchor="end", style="label")
+    steps: list[Point] = []
+    for point in front:
+        steps += [(point.ms, steps[-1][1]), (point.ms, point.top1)] if steps else [(point.ms, point.top1)]
+    if front:
+        chart.line([*steps, (x.high, front[-1].top1)], "front")
+    by_weights = {run.origin.weights: point for point in points for run in point.student.runs}
+    for point in points:
+        _whiskers(chart, point)
+        compressed_from = point.student.origin.parent_digest
+        parent = None if compressed_from is None else by_weights.get(compressed_from)
+        if parent is not None and parent is not point:
+            _arrow(chart, parent, point)
+    for point in points:
+        shape, style, _ = STYLES[point.student.distill]
+        ship = " ship" if point.student.name == chosen else ""
+        chart.mark(x(point.ms), y(point.top1), shape=shape, style=style + ship, title=_words(point))
+    for point in sorted(points, key=lambda each: (each.student.name != chosen, not each.on_front, -each.top1)):
+        needed = point.on_front or point.student.name == chosen
+        chart.label(x(point.ms), y(point.top1), point.student.name, needed=needed)
+    kinds = [kind for kind in STYLES if any(point.student.distill == kind for point in points)]
+    chart.legend([*(STYLES[kind] for kind in kinds), ("line", "front", "Pareto front")])
+    return chart
 
 
-def curves_png(histories: Mapping[str, History]) -> bytes:
-    """Draw each student's figures by epoch, one panel per figure, and return the PNG.
+def pareto_file(result: BenchmarkResult, verdict: Verdict) -> str:
+    """Return the plot with the engine to ship as an SVG file; where nothing can be drawn, one that says so."""
+    chart = pareto(result, next(iter(engines(result)), None), chosen=verdict.chosen)
+    if chart is None:
+        text = "No student has both a top-1 accuracy and a latency at batch size 1."
+        chart = canvas(horizontal([0, 1]), vertical([0, 1]), title="Accuracy against latency", text=text)
+        chart.text_at(WIDTH / 2, HEIGHT / 2, text, anchor="middle")
+    return chart.standalone()
 
-    Losses and accuracies are drawn if there are any, otherwise every figure. The x axis is the record's
-    ``epoch`` if it has one, otherwise its position from 0. Values that are not finite leave a gap. Students
-    after the first ``MOST_CURVES`` are left out.
+
+def curves(histories: Mapping[str, History], losses: Mapping[str, str]) -> list[Chart]:
+    """Draw the figures by epoch, one chart for each figure, at most ``MOST_CURVES`` students in each.
+
+    Losses of students that were trained with different losses are not comparable, so that each loss has a chart of its
+    own; ``losses`` has the name of each student's. Losses and accuracies are drawn if there are any, otherwise every
+    figure. The x axis is the record's ``epoch`` if it has one, otherwise its position from 0.
     """
     histories = dict(list(histories.items())[:MOST_CURVES])
-    keys = _curve_keys(histories)
-    if not keys:
-        return _empty(*_canvas(8.0, 3.0), "The training histories hold no figures.")
-    columns = min(2, len(keys))
-    rows = math.ceil(len(keys) / columns)
-    figure = Figure(figsize=(8.0, 2.9 * rows + 0.6), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, key in zip(panels, keys, strict=False):
-        _plain(axes)
-        axes.set_title(drawable(key), fontsize=10, loc="left", parse_math=False)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for index, (name, history) in enumerate(histories.items()):
-            epochs, values = _curve(history, key)
-            style = CURVE_DASHES[index // len(CURVE_COLORS) % len(CURVE_DASHES)]
-            color = CURVE_COLORS[index % len(CURVE_COLORS)]
-            marker = "." if len(values) == 1 else None
-            axes.plot(epochs, values, style, color=color, marker=marker, linewidth=1.4, label=drawable(name))
-    for axes in panels[len(keys) :]:
-        axes.set_axis_off()
-    _legend(figure, panels[0], columns=2)
-    return _png(figure)
+    style = {name: index for index, name in enumerate(histories)}
+    drawn = []
+    for key in _curve_keys(histories):
+        groups: dict[str, dict[str, list[Point]]] = {}
+        for name, history in histories.items():
+            if points := _curve(history, key):
+                groups.setdefault(losses.get(name, "") if "loss" in key or key in ("kd", "ce") else "", {})[name] = (
+                    points
+                )
+        for loss, lines in groups.items():
+            drawn.append(_curve_chart(key if not loss else f"{key}, trained with {loss}", lines, style))
+    return drawn
 
 
-def drawable(name: str) -> str:
-    """Return a name with characters of the built-in font only, shortened in the middle to ``LONGEST_LABEL``."""
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    name = "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in name)
-    if len(name) > LONGEST_LABEL:
-        half = (LONGEST_LABEL - 1) // 2
-        name = f"{name[:half]}…{name[-half:]}"
-    # matplotlib keeps labels that start with an underscore out of legends.
-    return f" {name}" if name.startswith("_") else name
+def reliability(
+    bins: Sequence[tuple[float, float, int]], *, name: str, after: Sequence[tuple[float, float, int]] = ()
+) -> Chart:
+    """Draw accuracy against confidence of bins ``(confidence, accuracy, samples)``, before and after a temperature."""
+    x, y = horizontal([0, 1], room=0.0), vertical([0, 1], height=300, room=0.0)
+    said = ", ".join(f"{count} samples at {mean:.2f}: {share:.2f}" for mean, share, count in bins if count)
+    text = f"Accuracy by confidence. {said}."
+    chart = canvas(x, y, title=f"Reliability of {name}", text=text, height=300)
+    chart.axes("confidence", "accuracy")
+    chart.line([(0, 0), (1, 1)], "teacher")
+    most = max((count for *_, count in bins), default=1)
+    for mean, share, count in bins:
+        if count:
+            chart.add(
+                '<circle class="mark s0 soft" cx="{:.1f}" cy="{:.1f}" r="{:.1f}"><title>{}</title></circle>',
+                *(x(mean), y(share), 3 + 9 * math.sqrt(count / most)),
+                f"{count} samples: confidence {mean:.3f}, accuracy {share:.3f}",
+            )
+    chart.line([(mean, share) for mean, share, count in bins if count], "s0")
+    if after:
+        chart.line([(mean, share) for mean, share, count in after if count], "s1 dash1")
+    chart.legend(
+        [("line", "s0", "as it is"), *([("line", "s1 dash1", "after the temperature")] if after else []),
+         ("line", "teacher", "perfectly calibrated")]
+    )  # fmt: skip
+    return chart
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    _plain(axes)
-    return figure, axes
+def risk_coverage(curves: Mapping[str, Sequence[Point]]) -> Chart:
+    """Draw the error of the most confident part of the predictions against the size of that part, for each student."""
+    curves = dict(list(curves.items())[:MOST_CURVES])
+    points = [(share * 100, risk * 100) for curve in curves.values() for share, risk in curve]
+    x, y = horizontal([0, 100], room=0.0), vertical([0, *(risk for _, risk in points)], height=300, room=0.04)
+    ends = ", ".join(f"{name} {curve[-1][1]:.2%}" for name, curve in curves.items() if curve)
+    chart = canvas(x, y, title="Risk against coverage", text=f"Error at full coverage: {ends}.", height=300)
+    chart.axes("coverage: most confident predictions (%)", "error (%)")
+    for index, curve in enumerate(curves.values()):
+        chart.line([(share * 100, risk * 100) for share, risk in curve], _series(index))
+    chart.legend([("line", _series(index), name) for index, name in enumerate(curves)])
+    return chart
 
 
-def _plain(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#999999")
-    axes.tick_params(colors=INK, labelsize=9)
-    axes.grid(visible=True, color="#E6E6E6", linewidth=0.7)
-    axes.set_axisbelow(True)
+def _span(point: Placed) -> tuple[float, float]:
+    """Return the vertical extent of a point's whiskers and bar, in percent."""
+    interval, std = point.student.interval("top1"), 100 * (point.student.std("top1") or 0.0)
+    low, high = (point.top1, point.top1) if interval is None else (interval.low * 100, interval.high * 100)
+    return min(low, point.top1 - std), max(high, point.top1 + std)
 
 
-def _empty(figure: Figure, axes: Axes, text: str) -> bytes:
-    axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", color=INK, transform=axes.transAxes)
-    return _png(figure)
+def _whiskers(chart: Chart, point: Placed) -> None:
+    """Draw the intervals of a point as thin lines with ends, and the deviation over seeds as a thick one."""
+    x, y, style = chart.x(point.ms), chart.y(point.top1), STYLES[point.student.distill][1]
+    interval, std = point.student.interval("top1"), 100 * (point.student.std("top1") or 0.0)
+    if interval is not None:
+        top, bottom = chart.y(interval.high * 100), chart.y(interval.low * 100)
+        path = f"M{x - 4:.1f} {top:.1f}h8m-4 0V{bottom:.1f}m-4 0h8"
+        chart.add('<path class="whisker {}" d="{}"/>', style, path)
+        chart.taken.append((x - 3, top, x + 3, bottom))
+    if point.low < point.high:
+        left, right = chart.x(point.low), chart.x(point.high)
+        chart.add('<path class="whisker {}" d="{}"/>', style, f"M{left:.1f} {y - 4:.1f}v8m0-4H{right:.1f}m0-4v8")
+        chart.taken.append((left, y - 3, right, y + 3))
+    if std:
+        top, bottom = chart.y(point.top1 + std), chart.y(point.top1 - std)
+        chart.add('<path class="deviation {}" d="M{:.2f} {:.2f}V{:.2f}"/>', style, x, top, bottom)
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # matplotlib writes its version into the file unless Software is None.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _legend(figure: Figure, axes: Axes, *, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _point(student: StudentResult) -> tuple[float, float] | None:
-    """Return ``(latency in ms, top-1 in percent)``, or None if one of them is unknown."""
-    if student.top1 is None or student.single_image_ms is None:
-        return None
-    point = (student.single_image_ms, student.top1 * 100)
-    return point if all(map(math.isfinite, point)) else None
-
-
-def _bar(student: StudentResult) -> float:
-    """Return the standard deviation of top-1 over the seeds in percentage points, 0 without one."""
-    return 100 * (student.std("top1") or 0.0)
-
-
-def _scale(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Leave room for labels around the points, and use a log axis for latencies that differ tenfold."""
-    fastest, slowest = min(x for x, _ in points), max(x for x, _ in points)
-    if fastest > 0 and slowest / fastest > 10:
-        axes.set_xscale("log")
-        room = (slowest / fastest) ** 0.12
-        axes.set_xlim(fastest / room, slowest * room)
-        steps = [step * 10.0**power for power in range(-6, 9) for step in (1, 2, 5)]
-        axes.set_xticks([step for step in steps if fastest / room <= step <= slowest * room])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        room = 0.15 * (slowest - fastest) or 0.2 * slowest or 1.0
-        axes.set_xlim(max(0.0, fastest - room), slowest + room)
-    axes.margins(y=0.12)
-
-
-def _front_line(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    if not points:
+def _arrow(chart: Chart, start: Placed, end: Placed) -> None:
+    x0, y0, x1, y1 = chart.x(start.ms), chart.y(start.top1), chart.x(end.ms), chart.y(end.top1)
+    length = math.dist((x0, y0), (x1, y1))
+    if length < 20:
         return
-    ordered = sorted(points)
-    stairs = [ordered[0]]
-    for x, y in ordered[1:]:
-        stairs += [(x, stairs[-1][1]), (x, y)]
-    stairs.append((axes.get_xlim()[1], stairs[-1][1]))
-    latencies, accuracies = zip(*stairs, strict=True)
-    axes.plot(latencies, accuracies, color=INK, linewidth=1.2, alpha=0.7, label="Pareto front", zorder=2)
+    along = ((x1 - x0) / length, (y1 - y0) / length)
+    tip = (x1 - 8 * along[0], y1 - 8 * along[1])
+    wings = [
+        (tip[0] - 7 * along[0] + side * 4 * along[1], tip[1] - 7 * along[1] - side * 4 * along[0]) for side in (1, -1)
+    ]
+    chart.add(
+        '<path class="arrow" d="M{:.1f} {:.1f}L{:.1f} {:.1f}M{:.1f} {:.1f}L{:.1f} {:.1f}L{:.1f} {:.1f}"/>',
+        *(x0, y0, *tip, *wings[0], *tip, *wings[1]),
+    )
 
 
-def _label_points(figure: Figure, axes: Axes, placed: Sequence[tuple[StudentResult, tuple[float, float]]]) -> None:
-    """Write each student's name in the first free place around its point, the front's names first."""
-    figure.draw_without_rendering()  # settles the layout, so that pixel positions are final
-    inside = axes.get_window_extent()
-    taken = [_around(axes.transData.transform(point)) for _, point in placed]
-    for student, (x, y) in placed:
-        ends = axes.transData.transform([(x, y - _bar(student)), (x, y + _bar(student))])
-        taken.append(Bbox(ends).padded(2))
-    for line in axes.lines:
-        corners = line.get_transform().transform(line.get_xydata())
-        taken += [Bbox([start, end]).padded(2) for start, end in itertools.pairwise(corners)]
-    for student, point in sorted(placed, key=lambda pair: (not pair[0].on_front, -pair[1][1])):
-        text = axes.annotate(
-            drawable(student.name),
-            point,
-            xytext=LABEL_PLACES[0],
-            textcoords="offset points",
-            fontsize=8.5,
-            color=INK,
-            parse_math=False,
-            zorder=4,
-        )
-        if not _fit(text, inside=inside, taken=taken) and not student.on_front:
-            text.remove()
-        else:
-            taken.append(text.get_window_extent())
+def _words(point: Placed) -> str:
+    return f"{point.student.name}: {point.top1:.2f} % at {number(point.ms)} ms"
 
 
-def _fit(text: Annotation, *, inside: Bbox, taken: Sequence[Bbox]) -> bool:
-    """Move a label to its first free place, or to the first place of all if none is free."""
-    for place in LABEL_PLACES:
-        _move(text, place)
-        box = text.get_window_extent()
-        within = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        if within and not any(box.overlaps(other) for other in taken):
-            return True
-    _move(text, LABEL_PLACES[0])
-    return False
+def _pareto_text(points: Sequence[Placed], teacher: float | None, engine: Engine) -> str:
+    front = [point.student.name for point in points if point.on_front]
+    said = "; ".join(map(_words, sorted(points, key=lambda point: point.ms)))
+    taught = "" if teacher is None else f" The teacher has {teacher:.2%}."
+    return f"{said}.{taught} On the Pareto front with {engine.name} {engine.precision}: {', '.join(front)}."
 
 
-def _move(text: Annotation, place: tuple[int, int]) -> None:
-    """Put a label ``place`` points right of and above its point, growing away from it."""
-    right, up = place
-    text.set_position(place)
-    text.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
-    text.set_verticalalignment("bottom" if up > 0 else "top" if up < 0 else "center")
+def _curve_chart(title: str, lines: Mapping[str, list[Point]], style: Mapping[str, int]) -> Chart:
+    every = [point for points in lines.values() for point in points]
+    x = horizontal([epoch for epoch, _ in every], room=0.02)
+    y = vertical([value for _, value in every], height=260, room=0.06)
+    ends = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in lines.items())
+    chart = canvas(x, y, title=title, text=f"After the last epoch: {ends}.", height=260)
+    ticks = [tick for tick in x.ticks if float(tick).is_integer()]
+    chart.axes("epoch", title.partition(", trained")[0], x_ticks=ticks)
+    for name, points in lines.items():
+        chart.line(points, _series(style[name]))
+    chart.legend([("line", _series(style[name]), name) for name in lines])
+    return chart
 
 
-def _around(pixel: Iterable[float]) -> Bbox:
-    x, y = pixel
-    half = 4 * DPI / 72
-    return Bbox.from_extents(x - half, y - half, x + half, y + half)
+def _series(index: int) -> str:
+    """Return the classes of the color and the dashes of a series."""
+    return f"s{index % SERIES} dash{index // SERIES % 4}"
 
 
 def _curve_keys(histories: Mapping[str, History]) -> list[str]:
     """Return the figures to draw, in the order of their first appearance."""
     seen = dict.fromkeys(key for history in histories.values() for record in history for key in record)
-    keys = [key for key in seen if key != "epoch" and any(_curve(h, key)[1] for h in histories.values())]
-    return [key for key in keys if any(word in key for word in PREFERRED)] or keys
+    keys = [key for key in seen if key != "epoch" and any(_curve(each, key) for each in histories.values())]
+    return [key for key in keys if any(word in key for word in CURVES)] or keys
 
 
-def _curve(history: History, key: str) -> tuple[list[float], list[float]]:
-    kept = [(index, record) for index, record in enumerate(history) if key in record]
-    pairs = [(float(record.get("epoch", index)), float(record[key])) for index, record in kept]
-    if not any(math.isfinite(value) for _, value in pairs):
-        return [], []
-    return [x for x, _ in pairs], [y if math.isfinite(y) else math.nan for _, y in pairs]
+def _curve(history: History, key: str) -> list[Point]:
+    """Return the values of a figure by epoch; empty where none is finite."""
+    pairs = [
+        (float(record.get("epoch", index)), float(record[key])) for index, record in enumerate(history) if key in record
+    ]
+    return pairs if any(math.isfinite(value) for _, value in pairs) else []

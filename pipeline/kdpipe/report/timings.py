@@ -10,6 +10,7 @@ from typing import Any
 from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.benchmark.timing import Timing, Workload
 from kdpipe.printable import cell
+from kdpipe.report.figures import TIMING
 
 
 def timing_metrics(result: BenchmarkResult) -> dict[str, Any]:
@@ -44,19 +45,7 @@ def _identity(workload: Workload) -> dict[str, str | int]:
 
 def _figures(timing: Timing) -> dict[str, Any]:
     return {
-        "rounds": timing.rounds,
-        "repeats": timing.repeats,
-        "p50_ms": timing.p50_ms,
-        "p50_interval_95_ms": timing.interval_ms,
-        "p90_ms": timing.p90_ms,
-        "p95_ms": timing.p95_ms,
-        "p99_ms": timing.p99_ms,
-        "cpu_ms": timing.cpu_ms,
-        "wall_over_cpu": timing.wall_over_cpu,
-        "images_per_second": timing.images_per_second,
-        "largest_difference": timing.difference,
-        "top1_agreement": timing.agreement,
-        "load_ms": None if timing.start is None else timing.start.load_ms,
-        "libraries_bytes": None if timing.start is None else timing.start.libraries_bytes,
-        "peak_bytes": None if timing.start is None else timing.start.peak_bytes,
+        f"{column.key}{suffix and '_'}{suffix}": get(timing)
+        for column in TIMING
+        for suffix, get in {"": column.get, **column.parts}.items()
     }

@@ -101,5 +101,7 @@ def train_together(
 def _cost(trainee: Trainee) -> Cost:
     trainee.finish()
     history = trainee.position.history
+    if not history:
+        return Cost(0.0, 0.0)
     seconds = sum(row["seconds"] for row in history)
     return Cost(seconds, sum(row["seconds"] * row["images_per_second"] for row in history) / seconds)

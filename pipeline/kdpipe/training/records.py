@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,7 @@ class Parameters(BaseModel):
     data: Text | None = None
     limit_train: Count | None = None
     labels_per_class: Count | None = None
-    epochs: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    epochs: Annotated[int, Field(ge=0, le=10**9)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=10**9)] | None = None
     optimizer: Text | None = None
 
@@ -91,6 +92,14 @@ class Named(_Strict):
     digest: Text
 
 
+class Parent(Named):
+    """The run that a compressed one was made from; its digest is that of ``model.safetensors``."""
+
+    model: Text
+    epochs: Count | None = None
+    """Epochs that it was trained for, with those of its own parents."""
+
+
 class Lineage(_Strict):
     """Everything that a run was made from."""
 
@@ -99,6 +108,7 @@ class Lineage(_Strict):
     stores: Annotated[list[StoreRecord], Field(max_length=10_000)] | None = None
     teachers: Annotated[list[Named], Field(max_length=10_000)] | None = None
     init_weights: Named | None = None
+    parent: Parent | None = None
 
 
 class RunRecord(_Strict):
@@ -107,7 +117,7 @@ class RunRecord(_Strict):
     parameters: Parameters
     lineage: Lineage
     format: Literal[1] = 1
-    stage: Literal["train-teacher", "train-student"] | None = None
+    stage: Literal["train-teacher", "train-student", "compress"] | None = None
     distill: Literal["cache", "live", "none"] | None = None
     loss: Text | None = None
     recipe: RecipeRecord | None = None
@@ -166,6 +176,7 @@ class Metrics(_Strict):
     test: Scores
     last: Chosen | None = None
     best_on_validation: Chosen | None = None
+    int8: Scores | None = None
     epochs: Count | None = None
     seconds: Finite | None = None
     images_per_second: Finite | None = None
@@ -202,6 +213,15 @@ def read(path: Path, model: type[BaseModel], *, limit: int = MEGABYTE) -> dict[s
 def read_run(path: Path, model: type[RunRecord] = RunRecord) -> dict[str, Any]:
     """Return the content of ``run.json``; raises ``RunError`` as ``read`` does."""
     return read(path, model, limit=_RUN_BYTES)
+
+
+def epochs_of(record: Mapping[str, Any]) -> int | None:
+    """Return the epochs of a run and of all that it was compressed from; ``None`` where those of one are unknown."""
+    own: int | None = record.get("parameters", {}).get("epochs")
+    parent = record.get("lineage", {}).get("parent")
+    if parent is None or own is None:
+        return own
+    return None if parent.get("epochs") is None else own + int(parent["epochs"])
 
 
 def counted_seeds(path: Path) -> list[int]:

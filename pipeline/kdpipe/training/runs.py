@@ -2,6 +2,7 @@
 
 model.safetensors   the weights of the last epoch, with preset and class names
 best.safetensors    with --validation, those of the epoch that was best on it
+model.int8.onnx     of a compression with --quantize int8, the model in int8
 checkpoint.pt       the state for --resume; until the run is finished, checkpoint.previous.pt is the one before it
 run.json            all parameters, seeds and lineage
 history.csv         one row per epoch
@@ -42,7 +43,7 @@ Labels = Mapping[str, npt.NDArray[np.int32]]
 """The labels of each split, in the order of its samples."""
 
 _FILES = (
-    *("model.safetensors", "best.safetensors", "checkpoint.pt", "checkpoint.previous.pt"),
+    *("model.safetensors", "best.safetensors", "model.int8.onnx", "checkpoint.pt", "checkpoint.previous.pt"),
     *("run.json", "history.csv", "metrics.json", "failure.json"),
 )
 
@@ -50,7 +51,7 @@ _LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
 """File in a log's folder that kdpipe made and may replace with the run."""
 
-_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", *_LOGS)
+_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "quantize", "calibration", "max_drop", *_LOGS)
 
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
@@ -73,6 +74,11 @@ class RunDirectory:
     def best_weights(self) -> Path:
         """``best.safetensors``"""
         return self.path / "best.safetensors"
+
+    @property
+    def int8(self) -> Path:
+        """``model.int8.onnx``"""
+        return self.path / "model.int8.onnx"
 
     @property
     def checkpoint(self) -> Path:
@@ -326,6 +332,11 @@ class RunDirectory:
         """
         path = self.path / "history.csv"
         return records.read_history(path) if path.exists() else []
+
+    def write_int8(self, model: bytes) -> None:
+        """Write ``model.int8.onnx`` atomically."""
+        self.check_place()
+        durable.write_bytes(self.int8, model)
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write ``metrics.json``, and its digests of weights also to ``run.json``; the run is finished then."""

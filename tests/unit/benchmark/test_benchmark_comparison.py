@@ -1,4 +1,4 @@
-"""Gaps, the Pareto front and the recommendation."""
+"""Gaps and the Pareto front."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front, recommend
+from kdpipe.benchmark.budget import Budget
+from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front
+from kdpipe.benchmark.origin import Origin
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.errors import RunError
 from tests.timings import timed
@@ -126,43 +128,30 @@ def test_every_distilled_student_without_a_gap_has_a_reason() -> None:
     assert (far.gap_recovered, far.gap_note) == (pytest.approx(0.1), None)
 
 
-def test_recommends_the_fastest_within_half_a_point() -> None:
-    chosen, reason = recommend(
-        _result(
-            _student("best", top1=0.900, ms=9.0),
-            _student("edge", top1=0.895, ms=2.0),
-            _student("near", top1=0.899, ms=4.0),
-            _student("fast", top1=0.8949, ms=1.0),
-        )
-    )
-    assert chosen == "edge"
-    assert reason == (
-        "edge reaches 89.50% top-1 at 2 ms per image (batch size 1, median): the fastest within "
-        "0.5 percentage points of the best student, best (90.00% at 9 ms)."
-    )
+def test_no_latency_within_its_noise_makes_a_front() -> None:
+    """Two copies of one network are timed once; of other networks the intervals say which are faster."""
+    points = [(0.90, 1.00), (0.91, 1.05), (0.89, 0.96), (0.80, 0.50)]
+    exact = pareto_front(points)
+    noisy = pareto_front(points, spans=[(0.90, 1.10), (0.95, 1.15), (0.94, 0.98), (0.49, 0.51)])
+    assert exact == [True, True, True, True]
+    assert noisy == [False, True, False, True]
+    assert pareto_front([(0.9, 1.0), (0.9, 1.1)], spans=[(0.8, 1.2), (0.9, 1.3)]) == [True, True]
 
 
-def test_recommends_the_best_when_nothing_near_is_faster() -> None:
-    chosen, reason = recommend(_result(_student("a", top1=0.5, ms=0.1), _student("b", top1=0.9, ms=2.5)))
-    assert chosen == "b"
-    assert "b reaches 90.00% top-1 at 2.5 ms" in reason
-    assert "no faster one" in reason
+@given(st.lists(st.tuples(COORDINATES, st.integers(0, 9), st.integers(0, 3)), max_size=9))
+@settings(max_examples=200, deadline=None)
+def test_front_with_intervals_by_brute_force(drawn: list[tuple[float, int, int]]) -> None:
+    points = [(share, float(middle)) for share, middle, _ in drawn]
+    spans = [(middle - half / 2, middle + half / 2) for _, middle, half in drawn]
 
+    def beats(i: int, j: int) -> bool:
+        apart = spans[i][0] > spans[j][1], spans[i][1] < spans[j][0]
+        slower, faster = apart
+        return (points[i][0] > points[j][0] and not slower) or (points[i][0] == points[j][0] and faster)
 
-def test_equal_speed_goes_to_accuracy_then_name() -> None:
-    students = [_student(name, top1=top1, ms=1.0) for name, top1 in [("c", 0.9), ("b", 0.9), ("a", 0.899)]]
-    assert recommend(_result(*students)).name == "b"
-
-
-def test_recommends_with_figures_missing() -> None:
-    assert recommend(_result(_student("a", top1=0.90), _student("b", top1=0.897, ms=3.0))).name == "b"
-    untimed = recommend(_result(_student("a", top1=0.899), _student("b", top1=0.9)))
-    assert untimed.name == "b"
-    assert "not measured" in untimed.reason
-    unlabeled = recommend(_result(_student("a", top1=None, ms=2.0), _student("b", top1=None, ms=1.0)))
-    assert unlabeled.name == "b"
-    assert "No student has a known top-1" in unlabeled.reason
-    assert recommend(_result(_student("b", top1=None), _student("a", top1=None))).name == "a"
+    known = [i for i, point in enumerate(points) if not math.isnan(point[0])]
+    expected = [i in known and not any(beats(j, i) for j in known) for i in range(len(points))]
+    assert pareto_front(points, spans=spans) == expected
 
 
 def test_a_benchmark_needs_students_with_names_of_their_own() -> None:
@@ -170,3 +159,22 @@ def test_a_benchmark_needs_students_with_names_of_their_own() -> None:
         _result()
     with pytest.raises(RunError, match="called 'a'"):
         _result(_student("a", top1=0.5), _student("a", top1=0.6))
+
+
+def test_the_baseline_of_a_compressed_student_is_its_parents_family_with_the_epochs_of_both() -> None:
+    """Networks of the same smaller shape are none, and neither are those of fewer epochs."""
+    small = "compressed:resnet8,widths=-8"
+    budgets = {epochs: Budget(epochs=epochs, samples=100) for epochs in (10, 13)}
+    of_family = Origin(parent_digest="ab")
+    compressed = _student("small", top1=0.6, architecture=small, origin=of_family, budget=budgets[13])
+    family = _student("family", top1=0.5, distill="none", budget=budgets[13])
+    shorter = _student("shorter", top1=0.4, distill="none", budget=budgets[10])
+    alike = _student("alike", top1=0.1, architecture=small, distill="none", origin=of_family, budget=budgets[13])
+    anew = _student("anew", top1=0.2, architecture=small, distill="none", budget=budgets[13])
+    found = compare([compressed, family, alike, anew], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_recovered == pytest.approx(0.5)
+    found = compare([compressed, shorter, alike, anew], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_note == "the baseline shorter was trained with 1,000 images over 10 epochs, not 1,300 over 13"
+    taught_anew = _student("taught", top1=0.45, architecture=small, budget=budgets[13])
+    found = compare([taught_anew, anew, family], teacher_top1=0.7, samples=10_000)
+    assert found[0].gap_recovered == pytest.approx(0.5)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark.comparison import compare, recommend
-from kdpipe.benchmark.results import BenchmarkResult, StudentResult, average, mean_history
+from kdpipe.benchmark.comparison import compare
+from kdpipe.benchmark.results import StudentResult, average, mean_history
 from tests.timings import timed
 
 SHARES = st.lists(st.integers(0, 10_000).map(lambda hits: hits / 10_000), min_size=2, max_size=7)
@@ -38,10 +37,6 @@ def _seeds(
         _run(f"{name}/seed-{seed}", top1=value, seed=seed, **other) for seed, value in zip(numbers, top1, strict=True)
     ]
     return average(members, name=name, path=Path("runs") / name)
-
-
-def _recommended(*students: StudentResult) -> tuple[str, str]:
-    return recommend(BenchmarkResult(dataset="d", samples=1, students=students, machine={}, created="2025-01-01"))
 
 
 @given(SHARES)
@@ -131,28 +126,6 @@ def test_a_gap_by_seed_that_is_within_the_noise_leaves_that_of_the_means() -> No
     assert every.gap_recovered is None
     assert every.gap_note is not None
     assert "baseline (72.50%) is within the noise of 30 test samples" in every.gap_note
-
-
-def test_the_recommendation_compares_means_and_names_the_first_seed() -> None:
-    lucky = _seeds("lucky", [0.80, 0.99, 0.82], seeds=[3, 4, 5], ms=1.0)
-    name, reason = _recommended(lucky, _run("steady", top1=0.9, ms=2.0))
-    assert name == "steady"
-    assert "seed" not in reason
-    name, reason = _recommended(lucky, _run("slow", top1=0.872, ms=2.0))
-    assert name == "lucky"
-    assert "87.00 ± 10.44% top-1 in the mean of 3 seeds" in reason
-    assert "runs/lucky/seed-3, the first seed" in reason
-    assert "(87.00 ± 10.44% at 1 ms)" in _recommended(lucky, _run("fast", top1=0.869, ms=0.5))[1]
-
-
-def test_one_seed_or_no_labels_name_a_run_as_well() -> None:
-    name, reason = _recommended(_seeds("one", [0.5], seeds=[2]))
-    assert name == "one"
-    assert reason.startswith("one reaches 50.00% top-1 at 1 ms")
-    assert reason.endswith("The run to ship is runs/one/seed-2.")
-    name, reason = _recommended(_seeds("dark", [None, None]), replace(_run("slow", top1=None), timings={}))
-    assert name == "dark"
-    assert "runs/dark/seed-0" in reason
 
 
 def test_histories_are_averaged_by_epoch() -> None:

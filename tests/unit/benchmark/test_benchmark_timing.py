@@ -14,8 +14,7 @@ from torch import nn
 
 from kdpipe import models
 from kdpipe.benchmark.machine import machine
-from kdpipe.benchmark.results import shipped_timings
-from kdpipe.benchmark.timing import Load, Network, Timing, Workload, median_interval, waiting, warnings
+from kdpipe.benchmark.timing import Load, Network, Timing, Workload, median_interval, shipped_timings, waiting, warnings
 from tests.timings import timed
 
 PASSES = st.lists(st.lists(st.integers(1, 10**9), min_size=1, max_size=5), min_size=1, max_size=40)

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import scipy.special
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
 from kdpipe.errors import DatasetError, DivergedError
-from kdpipe.metrics import METRICS, Accuracy, Labels, Logits, Metric, accuracy, agreement, measure, metric
+from kdpipe.metrics import METRICS, Accuracy, Labels, Logits, Metric, accuracy, agreement, kl, measure, metric
 
 FAR_ROWS = 5000  # more than one block of rows
 
@@ -118,17 +119,31 @@ def test_agreement_is_the_share_of_equal_argmax() -> None:
     assert agreement(student, 2 * student + 1) == 1.0
 
 
+def test_the_divergence_from_the_teacher_is_scipys() -> None:
+    student, teacher = _random(FAR_ROWS, 7)[0], _random(FAR_ROWS + 1, 7)[0][:-1]
+    chances = [scipy.special.softmax(each.astype(np.float64), axis=1) for each in (teacher, student)]
+    assert kl(student, teacher) == pytest.approx(scipy.special.rel_entr(*chances).sum(axis=1).mean(), rel=1e-9)
+    assert kl(teacher, teacher) == 0
+    assert kl(teacher, teacher + 3) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_class_that_the_student_excludes_diverges_unless_the_teacher_excludes_it_too() -> None:
+    open_minded, narrow = np.zeros((2, 3), np.float32), np.array([[0, 0, -np.inf]] * 2, np.float32)
+    assert kl(narrow, open_minded) == math.inf
+    assert kl(open_minded, narrow) == pytest.approx(math.log(3 / 2))
+    assert kl(narrow, narrow) == 0
+
+
 def test_all_metrics_are_measured_at_once() -> None:
     logits, labels = _random(300, 10)
     teacher = _random(301, 10)[0][:-1]
     expected = accuracy(logits, labels)
-    assert measure(logits, labels, teacher) == {
-        "top1": expected.top1,
-        "top5": expected.top5,
-        "cross_entropy": expected.loss,
-        "agreement": agreement(logits, teacher),
-    }
-    assert list(measure(logits, labels)) == ["top1", "top5", "cross_entropy"]
+    found = measure(logits, labels, teacher)
+    assert list(found) == list(METRICS)
+    assert list(found)[:3] == ["top1", "top5", "cross_entropy"]
+    assert (found["top1"], found["top5"], found["cross_entropy"]) == (expected.top1, expected.top5, expected.loss)
+    assert (found["agreement"], found["kl"]) == (agreement(logits, teacher), kl(logits, teacher))
+    assert set(found) - set(measure(logits, labels)) == {"agreement", "kl"}
 
 
 def test_metrics_of_labels_leave_out_unlabeled_samples_and_agreement_does_not() -> None:
@@ -137,9 +152,10 @@ def test_metrics_of_labels_leave_out_unlabeled_samples_and_agreement_does_not() 
     hidden = np.where(np.arange(300) % 3, labels, -1).astype(np.int32)
     kept = hidden >= 0
     found = measure(logits, hidden, teacher)
-    assert found == measure(logits[kept], labels[kept]) | {"agreement": agreement(logits, teacher)}
+    of_teacher = {"agreement": agreement(logits, teacher), "kl": kl(logits, teacher)}
+    assert found == measure(logits[kept], labels[kept]) | of_teacher
     nothing = measure(logits, np.full(300, -1, np.int32), teacher)
-    assert nothing == {"top1": None, "top5": None, "cross_entropy": None, "agreement": found["agreement"]}
+    assert nothing == dict.fromkeys(found, None) | of_teacher
 
 
 def test_measuring_refuses_what_accuracy_refuses() -> None:

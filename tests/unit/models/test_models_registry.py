@@ -94,6 +94,7 @@ def test_every_kind_has_a_form_and_a_line_of_help() -> None:
         "timm:NAME",
         "run:DIR",
         "file:PATH.pt2",
+        "compressed:MODEL,widths=...,ranks=...",
         "package.module:function",
     ]
     for kind in models.all_kinds():

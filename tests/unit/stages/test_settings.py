@@ -235,3 +235,34 @@ def test_a_mapping_is_refused_by_the_name_of_its_setting(tmp_path: Path) -> None
         resolve(TrainStudent, section="train_student", file=file, flags={})
     for part in ("train_student.loss: write LOSS as text", "train_student.recipe: write RECIPE as text"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"ship_engine": "onnx"}, "ship-engine onnx is not timed: expected one of engines, eager"),
+        ({"goal": "adversarial_top1"}, "goal adversarial_top1 needs adversarial, such as pgd:8/255,20"),
+        ({"goal": "speed"}, "--goal"),
+        ({"max_macs": "many"}, "--max-macs"),
+        ({"max_ms": "0"}, "--max-ms"),
+        ({"min_top1": "90"}, "--min-top1"),
+    ],
+)
+def test_rules_that_decide_nothing_are_refused(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(ParamsError) as caught:
+        resolve(Benchmark, section="x", file=None, flags={"data": "digits", "run": ["a"], "out": "b", **flags})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bound_may_be_written_with_a_unit() -> None:
+    given = {
+        "data": "digits",
+        "run": ["a"],
+        "out": "b",
+        "max_macs": "20M",
+        "engines": "eager,onnx",
+        "ship_engine": "onnx",
+    }
+    decision = resolve(Benchmark, section="x", file=None, flags=given).decision
+    assert (decision.max_macs, decision.ship_engine, decision.goal) == (20e6, "onnx", "top1")

@@ -1,0 +1,308 @@
+"""Trainings of students, against a store, a live teacher, or hard labels alone: from settings to run directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe import models
+from kdpipe.dataset import Dataset
+from kdpipe.distil.objective import Distillation
+from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
+from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
+from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
+from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
+from kdpipe.models import Model, Preset
+from kdpipe.pairing.join import join_checked, remarks
+from kdpipe.pairing.probes import lacking, stored_recipe
+from kdpipe.stages.console import say
+from kdpipe.stages.settings.training import StudentTraining
+from kdpipe.stages.sources import load_test
+from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
+from kdpipe.stages.training_data import TrainingData, load_training
+from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.teacher.forward import Forward
+from kdpipe.teacher.recompute import refuse_unfit
+from kdpipe.training.batches import Targets
+from kdpipe.training.objective import Objective
+from kdpipe.views import Geometry, Recipe
+
+S = TypeVar("S", bound=StudentTraining)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The students that were trained together, and the data that they learned from."""
+
+    failed: list[str]
+    """Names of those that could not be trained to their end."""
+    data: TrainingData
+    test: Dataset | None
+
+
+def train(
+    students: Sequence[S],
+    *,
+    stage: str,
+    load: Callable[[S, Dataset], Model],
+    lineage: Mapping[str, Any] | None = None,
+    described: Mapping[str, Any] | None = None,
+    changed: Callable[[Objective, Model], Objective] = lambda objective, _model: objective,
+) -> Trained:
+    """Train students on one pass over the data, and write the run directory of each.
+
+    ``load`` returns the model that a student begins with. ``changed`` returns the objective to minimize in the place of
+    the one that the settings describe. ``lineage`` is recorded beside that of the soft targets, and ``described``
+    in the place of what the settings say.
+    """
+    params, mode = students[0], students[0].targets.mode
+    stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
+    views = _views(params, stores)
+    data = _training_data(students, stores)
+    test = load_test(params.dataset, data.whole)
+    loaded = [load(student, data.train) for student in students]
+    terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
+    stores = [_with_signals(store, list(chain(*terms))) for store in stores]
+    teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
+    rendering = views.rendering(data.train, models.resolve_device(params.run.device))
+    targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
+    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
+    tasks = []
+    for student, model, own in zip(students, loaded, terms, strict=True):
+        distillation = None
+        if targets is not None:
+            distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
+        objective = changed(objective_of(student, model, distillation), model)
+        tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
+    failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets)
+    if mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
+        saved = savings(
+            stores[0],
+            samples=len(data.train),
+            epochs=params.optimization.epochs,
+            students=len(tasks) - len(failed),
+        )
+        if saved is not None:
+            say(str(saved))
+    return Trained(failed, data, test)
+
+
+def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitStore]) -> TrainingData:
+    """Load the samples that all students learn from.
+
+    Raises:
+        DatasetError: alone, some of them would learn from samples without a label, and others would not.
+    """
+    taught = {student.targets.mode != "none" or student.extra.aux is not None for student in students}
+    data = load_training(students[0], taught=any(taught), stores=stores)
+    if len(taught) > 1 and (data.whole.labels < 0).any():
+        raise DatasetError(
+            f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
+            "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
+        )
+    return data
+
+
+def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
+    """Return recipe, seed and number of views of the stores where there are any, else of the settings.
+
+    Raises:
+        StaleStoreError: a flag contradicts a store, or two stores contradict each other.
+    """
+    asked, distilled = params.view, params.targets.mode != "none"
+    if not stores:
+        return Views(asked.recipe or Recipe.parse("crop-flip"), asked.recipe_seed or 0, asked.views)
+    refuse_mixture(stores)
+    store = min(stores, key=lambda store: store.num_views)
+    stored = store.manifest.fingerprint.recipe
+    compared: dict[str, tuple[Any, Any]] = {
+        "recipe": (asked.recipe and str(asked.recipe), stored.name),
+        "recipe-seed": (asked.recipe_seed, stored.seed),
+    }
+    for flag, (wanted, kept) in compared.items():
+        if wanted is not None and wanted != kept:
+            raise StaleStoreError(
+                f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
+                f"than the teacher did. Leave --{flag} out, or make a store with it."
+            )
+    if distilled and asked.views is not None and asked.views > store.num_views:
+        raise StaleStoreError(
+            f"{store.path} holds {store.num_views} augmented views, asked for {asked.views}. "
+            f"Use --views {store.num_views} or fewer, or make a store with more."
+        )
+    # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
+    default = store.num_views if distilled else None
+    return Views(
+        recipe=stored_recipe(store),
+        seed=stored.seed,
+        number=default if asked.views is None else asked.views,
+        # Without soft targets a part of the data may be mixed within itself.
+        population=store.sample_ids if distilled else None,
+    )
+
+
+def _targets(
+    students: Sequence[StudentTraining],
+    stores: Sequence[LogitStore],
+    teacher: Model | None,
+    data: TrainingData,
+    recipe: Recipe,
+    rendering: Rendering,
+) -> Targets:
+    """Return the soft targets that all students share."""
+    params = students[0]
+    for store in stores:
+        _refuse_held_out(store, data)
+    if teacher is None:
+        return _cached_targets(students, stores, data.train, recipe)
+    for store in stores:
+        _refuse_another_teacher(store, teacher)
+        _joined(store, data.train, allow_drift=params.targets.allow_drift)
+    device = models.resolve_device(params.run.device)
+    forward = Forward(teacher, device=device, precision=params.targets.precision)
+    renderer = rendering(Geometry.of(teacher.preset))
+    refuse_unfit(forward, renderer, name=teacher.name)
+    return LiveTargets(forward, renderer)
+
+
+def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
+    """Return the store's row of each sample, after saying what has changed since the teacher's pass."""
+    rows = join_checked(store, train, allow_drift=allow_drift)
+    for line in remarks(store, train, rows):
+        say(line)
+    return rows
+
+
+def _cached_targets(
+    students: Sequence[StudentTraining], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
+) -> Targets:
+    """Check every store against the losses and the data, and return its soft targets, or their mean."""
+    settings, parts = students[0].targets, []
+    for store in stores:
+        for student in students:
+            refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
+        if settings.store_mix == "confidence":
+            refuse_coarse(store)
+        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+    if len(parts) == 1:
+        return parts[0]
+    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+
+
+def _hottest(student: StudentTraining) -> float | None:
+    """Return the highest temperature of a training; ``None`` where it is the loss's own."""
+    temperature = student.learning.temperature
+    return None if temperature is None else max(temperature.values(max(1, student.optimization.epochs)))
+
+
+def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
+    """Refuse to hold samples out that a store's recipe mixes into the others."""
+    if data.validation is not None and lacking(store, data.train) and not lacking(store, data.whole):
+        recipe = store.manifest.fingerprint.recipe.name
+        raise DatasetError(
+            f"{store.path} has images of the recipe {recipe}, which mixes samples and so needs all of them: "
+            f"{len(data.validation)} held out for validation would show up in the others. Pass --validation 0, a store "
+            "of the other samples alone or of a recipe that does not mix, or a live --teacher and no --store."
+        )
+
+
+def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Model:
+    """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
+    settings = params.targets
+    assert settings.teacher is not None
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    if stores:
+        recorded = stores[0].manifest.fingerprint.teacher.preset
+        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path)
+    return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
+
+
+def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
+    writer = store.manifest.fingerprint.teacher
+    if writer.digest != teacher.digest:
+        raise StaleStoreError(
+            f"{store.path} was written by {writer.name}@{writer.digest[:8]}, the live teacher is "
+            f"{teacher.name}@{teacher.digest[:8]}. Pass the same --teacher and --weights, or leave --store out."
+        )
+
+
+def _distillation(
+    student: StudentTraining, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+) -> Distillation:
+    settings = student.learning
+    refuse_unlabeled(settings.loss, train, recipe)
+    return Distillation(
+        settings.loss,
+        temperature=settings.temperature,
+        kd_weight=settings.kd_weight,
+        ce_weight=settings.ce_weight,
+        signals=signals,
+    )
+
+
+def _signal_terms(student: StudentTraining, stores: Sequence[LogitStore], model: Model) -> tuple[SignalTerm, ...]:
+    """Return the pairs of layers that the losses on layers compare; empty where the loss reads logits alone.
+
+    Raises:
+        UnsupportedLossError: there is not one store, it does not keep what is needed, or layers have to be named.
+    """
+    wanted, mode = student.learning.loss.layers, student.targets.mode
+    if not wanted or mode == "none":
+        return ()
+    if mode == "live" or len(stores) != 1:
+        raise UnsupportedLossError(
+            f"the loss {wanted[0].name} learns from the signals of one store, found "
+            f"{'a live teacher' if mode == 'live' else f'{len(stores)} stores'}. Give one --store, made with "
+            "kdpipe cache-teacher --signals."
+        )
+    (store,) = stores
+    return settle(
+        wanted,
+        store.signals,
+        model.module,
+        size=model.preset.size,
+        name=model.name,
+        source=str(store.path),
+    )
+
+
+def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
+    """Return the store with planes that hold the signals of ``terms`` beside the logits."""
+    names = sorted({str(theirs) for term in terms for _, theirs in term.pairs})
+    return open_store(store.path, store.split, memory_limit=store.memory_limit, beside=names) if names else store
+
+
+def _watch(
+    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+) -> SignalTerms | None:
+    """Hook the terms onto the model; its projections are drawn by the run's seed."""
+    if not terms:
+        return None
+    return SignalTerms(
+        terms,
+        model.module,
+        shapes=stores[0].manifest.kept,
+        size=model.preset.size,
+        name=model.name,
+        seed=student.run.seed,
+        device=models.resolve_device(student.run.device),
+    )
+
+
+def _lineage(stores: Sequence[LogitStore], shares: Sequence[float], teacher: Model | None) -> dict[str, Any]:
+    """Return the stores with their weights in the mean, and the teachers: a live one, or those of the stores."""
+    cached = [store.manifest.fingerprint.teacher for store in stores]
+    return {
+        "stores": [
+            {"path": str(store.path), "digest": store.digest, "weight": share}
+            for store, share in zip(stores, shares, strict=True)
+        ],
+        "teachers": [{"name": each.name, "digest": each.digest} for each in (cached if teacher is None else [teacher])],
+    }
