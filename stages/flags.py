@@ -44,7 +44,7 @@ def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.
         if _is_positional(setting):
             name = setting.key.upper()
             parser.usage = f"kdpipe {command} {name} [flags]"
-            parser.add_argument(setting.key, nargs="?", metavar=name, help=f"the same as --{setting.key}")
+            parser.add_argument(setting.key, nargs="?", metavar=name, help=f"The same as --{setting.key}.")
     return parser
 
 

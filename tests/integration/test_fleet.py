@@ -269,8 +269,8 @@ def test_a_student_that_fails_is_left_out(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
-def test_memory_really_runs_out_in_one_validation(tmp_path: Path, commands: Server) -> None:
-    """The 256 held-out images at a time need more than 1,000 MiB at 160 x 160 pixels, and the 8 of a step do not."""
+def test_a_validation_fits_where_a_whole_batch_would_not(tmp_path: Path, commands: Server) -> None:
+    """256 images of 160 x 160 pixels at a time need more than 1,000 MiB; they are passed in parts of 20."""
     students = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
     ran = commands.start(
         *("train-student", "--data", "digits", "--limit-train", 300, "--limit-test", 60, "--validation", 0.9),
@@ -278,9 +278,24 @@ def test_memory_really_runs_out_in_one_validation(tmp_path: Path, commands: Serv
         *("--out", tmp_path / "runs"),
         memory=1000 * 2**20,
     )
+    outcome = Outcome(ran.wait(), *ran.communicate())
+    assert outcome.code == 0, outcome.err
+    for name in ("large", "resnet8"):
+        assert _json(tmp_path / "runs" / name / "metrics.json")["best_on_validation"]["epoch"] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
+def test_memory_really_runs_out_in_one_step(tmp_path: Path, commands: Server) -> None:
+    """A step of 128 images of 160 x 160 pixels needs more than 1,000 MiB, and one of 8 x 8 pixels does not."""
+    students = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
+    ran = commands.start(
+        *("train-student", "--data", "digits", "--limit-train", 128, "--limit-test", 20, "--batch-size", 128),
+        *("--fleet", _fleet(tmp_path, students), "--device", "cpu", "--epochs", 1, "--out", tmp_path / "runs"),
+        memory=1000 * 2**20,
+    )
     _failed(Outcome(ran.wait(), *ran.communicate()), "large")
     reason = _json(tmp_path / "runs" / "large" / "failure.json")["message"]
-    assert reason.startswith("cpu ran out of memory in the validation of epoch 1. ")
+    assert reason.startswith("cpu ran out of memory at a batch size of 128")
     assert (tmp_path / "runs" / "resnet8" / "metrics.json").exists()
 
 

@@ -34,7 +34,7 @@ Outcomes = dict[str, Cost | KdpipeError]
 WRAPPERS: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
     "dropping": Dropping,
     "starving": lambda body: Starving(body, 5),
-    "blind": lambda body: Starving(body, 1, training=False),
+    "blind": lambda body: Starving(body, 2, training=False),  # a validation first measures a layer,
 }
 """The memory of the last two does not suffice for the sixth step, or for the second validation."""
 
