@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdpipe.benchmark.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
 from kdpipe.benchmark.timing import Network
 from kdpipe.errors import ModelError
 from kdpipe.export.onnx import onnx_bytes, quantized
+from kdpipe.export.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
 from kdpipe.export.wrapped import Wrapped, quiet
 from kdpipe.models import Preset
 from kdpipe.registry import Registry
@@ -84,7 +84,7 @@ def compiled() -> Engine:
 def onnx() -> Engine:
     """ONNX Runtime on the CPU, with any batch size; needs kdpipe[deploy]."""
     check = _packages("onnxscript", "onnx", "onnxruntime")
-    start = "kdpipe.benchmark.runtimes:onnx_run"
+    start = "kdpipe.export.runtimes:onnx_run"
     return Engine(_onnx, "onnx", PRECISIONS, ("cpu",), static=False, check=check, package="onnxruntime", start=start)
 
 
@@ -92,7 +92,7 @@ def onnx() -> Engine:
 def openvino() -> Engine:
     """OpenVINO on the CPU, for one batch size, from the same ONNX model; needs kdpipe[openvino] and kdpipe[deploy]."""
     check = _packages("onnxscript", "onnx", "openvino")
-    start = "kdpipe.benchmark.runtimes:openvino_run"
+    start = "kdpipe.export.runtimes:openvino_run"
     return Engine(_openvino, "onnx", PRECISIONS, ("cpu",), check=check, package="openvino", start=start)
 
 

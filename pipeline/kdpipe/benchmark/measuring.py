@@ -10,10 +10,10 @@ import torch
 
 from kdpipe.benchmark.engines import ENGINES, Engine, Subject
 from kdpipe.benchmark.rounds import time_rounds, torch_threads
-from kdpipe.benchmark.runtimes import Images, Logits, Run
 from kdpipe.benchmark.starts import measure_start
 from kdpipe.benchmark.timing import Cost, Load, Network, Start, Timing, Workload, warnings
 from kdpipe.errors import ModelError, ParamsError
+from kdpipe.export.runtimes import Images, Logits, Run
 from kdpipe.models import count_parameters, macs
 from kdpipe.progress import Progress, silent
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from kdpipe import models
 from kdpipe.errors import ModelError, ParamsError
 from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
+from kdpipe.export.runtimes import openvino_core
 from kdpipe.export.wrapped import Wrapped, quiet, reason, required
 from kdpipe.models import Model
 from kdpipe.models.archive import DESCRIPTION
@@ -169,13 +170,13 @@ def write_openvino(network: Network) -> tuple[Artifact, ...]:
             'classes = json.loads(model.get_rt_info(["kdpipe", "classes"]).value)\n'
             'logits = core.compile_model(model, "CPU")(images)[0]'
         )
-        predict = _openvino(openvino, *files.values(), threads=network.threads)
+        predict = _openvino(*files.values(), threads=network.threads)
         found.append(Artifact("openvino", precision, files, predict, code, ("json", "openvino")))
     return tuple(found)
 
 
-def _openvino(openvino: Any, graph: bytes, weights: bytes, *, threads: int) -> Predict:
-    core = openvino.Core()
+def _openvino(graph: bytes, weights: bytes, *, threads: int) -> Predict:
+    core = openvino_core()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(model=graph, weights=weights), "CPU", settings)
 

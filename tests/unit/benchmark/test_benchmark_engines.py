@@ -239,7 +239,7 @@ def test_list_engines(kdpipe: Callable[..., Outcome]) -> None:
 
 def test_memory_and_load_time_are_those_of_a_process_without_torch(shared: Subject) -> None:
     found = measure_start(
-        "kdpipe.benchmark.runtimes:onnx_run",
+        "kdpipe.export.runtimes:onnx_run",
         shared.source("onnx"),
         packages=("onnxruntime",),
         threads=1,
@@ -258,7 +258,26 @@ def test_memory_and_load_time_are_those_of_a_process_without_torch(shared: Subje
 def test_a_process_that_fails_says_why() -> None:
     arguments: dict[str, Any] = {"packages": (), "threads": 1, "batch_sizes": (1,), "size": 8, "static": False}
     with pytest.raises(ModelError, match="the process that loads it failed: ONNX Runtime does not load this model"):
-        measure_start("kdpipe.benchmark.runtimes:onnx_run", b"no model", **arguments)
+        measure_start("kdpipe.export.runtimes:onnx_run", b"no model", **arguments)
+
+
+def test_a_signal_is_handled_after_networks_in_openvino_are_gone(shared: Subject, tmp_path: Path) -> None:
+    """Each core of OpenVINO that is freed takes the stack for signals with it, so there is one only."""
+    (tmp_path / "tiny.onnx").write_bytes(shared.source("onnx"))
+    code = (
+        "import gc, pathlib, signal, sys\n"
+        "from kdpipe.export.runtimes import openvino_run\n"
+        "for _ in range(4):\n"
+        "    run = openvino_run(pathlib.Path(sys.argv[1]).read_bytes(), threads=1, batch_size=1)\n"
+        "del run\n"
+        "gc.collect()\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('handled'))\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "tiny.onnx"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n")
 
 
 def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:

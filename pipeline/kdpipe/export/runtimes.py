@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def openvino_run(model: bytes, *, threads: int, batch_size: int) -> Run:
     Raises:
         ModelError: the package is missing, or does not take the model.
     """
-    runtime = package("openvino", extra="openvino")
+    core = openvino_core()
     # On processors with bfloat16, OpenVINO would compute in it and call that fp32.
     settings = {
         "INFERENCE_NUM_THREADS": threads,
@@ -59,7 +60,6 @@ def openvino_run(model: bytes, *, threads: int, batch_size: int) -> Run:
         "NUM_STREAMS": 1,
     }
     try:
-        core = runtime.Core()
         read = core.read_model(io.BytesIO(model))
         read.reshape([batch_size, *(each.get_length() for each in list(read.inputs[0].partial_shape)[1:])])
         request = core.compile_model(read, "CPU", settings).create_infer_request()
@@ -71,6 +71,19 @@ def openvino_run(model: bytes, *, threads: int, batch_size: int) -> Run:
         return logits
 
     return run
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the one core of OpenVINO in this process.
+
+    A core gives the thread that makes it another stack for signals and frees that stack with itself. After the second
+    core is gone, a signal such as that of Ctrl-C would be a segmentation fault.
+
+    Raises:
+        ModelError: the package is missing.
+    """
+    return package("openvino", extra="openvino").Core()
 
 
 def package(name: str, *, extra: str) -> Any:
