@@ -15,7 +15,7 @@ from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.export.images import calibration_images, plain_batches
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, Preset, short_name
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -63,7 +63,7 @@ class Timer:
 
     def measure(self) -> Measured:
         """Time all networks in rounds; report what was left out, and reasons to doubt the times."""
-        names = ", ".join(f"{each.architecture} at {each.size} px" for each in self._subjects)
+        names = ", ".join(f"{short_name(each.architecture)} at {each.size} px" for each in self._subjects)
         say(f"Timing {len(self._subjects)} network{'s' * (len(self._subjects) > 1)}: {names}.")
         asked = self._params.measurement
         measured = time_networks(

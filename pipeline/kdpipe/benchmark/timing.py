@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from blake3 import blake3
 
+from kdpipe.models import short_name
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -57,7 +59,7 @@ class Workload:
     def title(self) -> str:
         """Its parts, for people."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        network = f"{self.network.architecture} at {self.network.size} px"
+        network = f"{short_name(self.network.architecture)} at {self.network.size} px"
         return f"{network}, {self.engine} {self.precision}, {threads}, batch {self.batch_size}, {self.device}"
 
 

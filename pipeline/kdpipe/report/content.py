@@ -10,6 +10,7 @@ from kdpipe.benchmark.deciding import MATTERS, Verdict
 from kdpipe.benchmark.origin import Ledger
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.benchmark.timing import Timing, Workload
+from kdpipe.models import short_name
 from kdpipe.report.figures import TIMING, Column, Row, finite, number, rows
 from kdpipe.report.grids import Cell, Table, headings
 
@@ -69,7 +70,7 @@ def speed_table(result: BenchmarkResult) -> Table | None:
             sharing.setdefault(workload, []).append(subject.name)
     lines = []
     for workload, timing in result.timings.items():
-        network = f"{workload.network.architecture}, {workload.network.size} px"
+        network = f"{short_name(workload.network.architecture)}, {workload.network.size} px"
         parts = (workload.engine, workload.precision, workload.threads, workload.batch_size, workload.device)
         named = (Cell(str(part), part, numeric=not isinstance(part, str)) for part in parts)
         measured = (_figure_cell(column, timing) for column in TIMING)

@@ -11,6 +11,7 @@ from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult, TeacherResult
 from kdpipe.benchmark.timing import Timing, Workload
 from kdpipe.metrics import Figure
+from kdpipe.models import short_name
 
 UNDEFINED = "n/a"
 DISTILLED = {"cache": "store", "live": "live teacher", "none": "labels only"}
@@ -115,6 +116,11 @@ def text(value: object) -> str:
 
 _WRITE: Mapping[str, Write] = {"%": percent, "nats": nats}
 """The format of a figure by its unit; others are numbers of three significant digits."""
+
+
+def _network(value: Value) -> str:
+    """Write the name of a network, of a compressed one without its widths and ranks."""
+    return short_name(text(value))
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,8 @@ def _start(name: str) -> Get:
 _IDENTITY = (
     Column("name", "Student", lambda row: row.subject.name, numeric=False, main=True, of_teacher=True),
     Column("path", "Directory", _student(lambda student: student.path.as_posix()), numeric=False),
-    Column("architecture", "Architecture", _student(lambda student: student.architecture), numeric=False, main=True),
+    Column("architecture", "Architecture", _student(lambda student: student.architecture), _network,
+           numeric=False, main=True),
     Column("distill", "Soft targets", _student(lambda student: student.distill),
            lambda value: DISTILLED.get(value, text(value)), numeric=False, main=True, short="distill"),
     Column("loss", "Loss", _student(lambda student: student.loss), numeric=False, main=True),
