@@ -82,7 +82,7 @@ def test_pipeline_runs_what_changed_and_nothing_else(project: Path, tmp_path: Pa
     assert _ran(_run(folder, "dvc", "repro")) == set()
     assert "cache-teacher" in _run(folder, "dvc", "dag")
 
-    loss = folder / "pipeline" / "kdpipe" / "distil" / "losses" / "probabilities.py"
+    loss = folder / "pipeline" / "kdpipe" / "distil" / "losses" / "logits.py"
     loss.write_text(loss.read_text() + "\n# A remark.\n")
     before = _digest(folder)
     ran = _ran(_run(folder, "dvc", "exp", "run", "--set-param", "train_student.temperature=2"))
