@@ -286,12 +286,12 @@ def test_a_validation_fits_where_a_whole_batch_would_not(tmp_path: Path, command
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's size from /proc")
 def test_memory_really_runs_out_in_one_step(tmp_path: Path, commands: Server) -> None:
-    """A step of 128 images of 160 x 160 pixels needs more than 1,000 MiB, and one of 8 x 8 pixels does not."""
+    """A step of 128 images of 160 x 160 pixels needs more than 2,000 MiB, and one of 8 x 8 pixels does not."""
     students = [{"name": "large", "student": "resnet8", "input_size": 160}, {"student": "resnet8"}]
     ran = commands.start(
         *("train-student", "--data", "digits", "--limit-train", 128, "--limit-test", 20, "--batch-size", 128),
         *("--fleet", _fleet(tmp_path, students), "--device", "cpu", "--epochs", 1, "--out", tmp_path / "runs"),
-        memory=1000 * 2**20,
+        memory=2000 * 2**20,
     )
     _failed(Outcome(ran.wait(), *ran.communicate()), "large")
     reason = _json(tmp_path / "runs" / "large" / "failure.json")["message"]

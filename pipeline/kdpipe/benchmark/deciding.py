@@ -97,7 +97,7 @@ class Verdict:
     margin_text: str = ""
     """The margin in accuracy and time, in words; empty without a runner-up."""
     undecided: str = ""
-    """What noise leaves open, and how many more test images would settle it; empty where the decision stands."""
+    """The question that noise leaves open, and the test images that it needs; empty where the decision stands."""
     more_images: int | None = None
     """Number of further labeled test images that would settle it; None where the decision stands or none would."""
     checks: tuple[Check, ...] = ()

@@ -25,8 +25,9 @@ from kdpipe.benchmark.timing import Network
 from kdpipe.errors import ModelError
 from kdpipe.export.onnx import onnx_bytes, quantized
 from kdpipe.export.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
-from kdpipe.export.wrapped import Wrapped, quiet
+from kdpipe.export.wrapped import Wrapped
 from kdpipe.models import Preset
+from kdpipe.models.program import quiet
 from kdpipe.registry import Registry
 
 Form = Literal["module", "onnx"]
@@ -51,7 +52,7 @@ class Engine:
 
     load: Load
     form: Form = "module"
-    """What ``load`` takes: a module, or an ONNX model."""
+    """Form of the network that ``load`` takes: a module, or an ONNX model."""
     precisions: tuple[str, ...] = ("fp32",)
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
     static: bool = True
@@ -117,7 +118,7 @@ class Subject:
     images: Images
     """uint8 ``(n, 3, S, S)``, at least one: those on which engines are compared, and which are timed."""
     origin: Origin | None = None
-    """Where the network comes from; None where no other process can load it."""
+    """Files and name to load the network from; None where no other process can load it."""
     calibration: Callable[[], Images] | None = None
     """Returns the images that int8 is calibrated with; None where there are none."""
     forms: dict[tuple[Form, str], Any] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a run was given; None and empty for what it did not record."""
+    """Data, settings and lineage of a run; None and empty for what it did not record."""
 
     data: str | None = None
     """The dataset as the user wrote it."""

@@ -92,7 +92,7 @@ class Quality:
 
     @cached_property
     def confusion(self) -> NDArray[np.int64]:
-        """How often each class (row) is predicted as each class (column), ``(classes, classes)``."""
+        """Counts of samples by class (row) and predicted class (column), ``(classes, classes)``."""
         return confusion(self.logits, self.labels)
 
     @cached_property

@@ -91,7 +91,7 @@ class StudentResult:
     attacked: Correct | None = None
     """Whether it still predicts each attacked sample right, bool ``(n,)``; None without an attack."""
     origin: Origin = field(default_factory=Origin)
-    """What it was given for its training."""
+    """Data, settings and lineage of its training."""
     seed_runs: tuple[StudentResult, ...] = ()
     """The runs, in the order of their seeds, that the figures are means of; empty for a single run."""
 
@@ -339,7 +339,7 @@ class BenchmarkResult:
     rules: DecisionSettings = field(default_factory=DecisionSettings)
     """Goal and constraints of the decision."""
     ledger: Ledger | None = None
-    """What the training of the students cost and saved; None where it is not known."""
+    """Costs and savings of the students' training; None where they are not known."""
     load: Load | None = None
     """The load of the machine during the timing; None if nothing was timed."""
     timing_notes: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ STATUS = Path("/proc/self/status")
 
 
 class Request(BaseModel):
-    """What to load and how; the interface between the two processes."""
+    """The network to load and its settings; the interface between the two processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

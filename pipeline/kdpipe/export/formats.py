@@ -27,9 +27,10 @@ from kdpipe.errors import ModelError, ParamsError
 from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.runtimes import openvino_core
-from kdpipe.export.wrapped import Wrapped, quiet, reason, required
+from kdpipe.export.wrapped import Wrapped, reason, required
 from kdpipe.models import Model
 from kdpipe.models.archive import DESCRIPTION
+from kdpipe.models.program import quiet
 from kdpipe.registry import Registry
 
 Precision = Literal["fp32", "int8"]

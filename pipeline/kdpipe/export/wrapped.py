@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +11,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
+from kdpipe.models.program import quiet
 from kdpipe.printable import printable
 
 
@@ -57,19 +54,6 @@ def required(module: str, *, extra: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise ModelError(f"this needs {package}, which is not installed: pip install 'kdpipe[{extra}]'") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep an exporter from logging and warning about its own affairs in the block."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def reason(error: BaseException) -> str:

@@ -36,6 +36,13 @@ def keep_memory() -> None:
         mallopt(_TRIM, 1024**3)
 
 
+def release_memory() -> None:
+    """Let the C library give back the freed blocks that it keeps; only glibc can be told."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def part_size(module: nn.Module, size: int) -> int | None:
     """Return how many ``(3, size, size)`` images of a batch to pass at once; ``None`` for all, as on a GPU.
 

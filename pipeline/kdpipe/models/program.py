@@ -63,7 +63,7 @@ def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
         raise ModelError(f"{path}: there is no such file")
     source = io.BytesIO(path.read_bytes()) if trust_code else sanitized(path)
     try:
-        with _silent():
+        with quiet():
             program = torch.export.load(source)
             module = program.module()
     except Exception as error:  # torch.export documents no exceptions for a damaged file
@@ -75,8 +75,8 @@ def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
-    """Keep torch from logging a traceback for each damaged file."""
+def quiet() -> Iterator[None]:
+    """Keep a loader or an exporter from logging and warning in the block, such as a traceback for a damaged file."""
     before = logging.root.manager.disable
     try:
         logging.disable(logging.CRITICAL)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError
+from kdpipe.models.parts import release_memory
 
 _MESSAGES = ("can't allocate memory", "could not create a primitive", "could not create a memory object", "bad_alloc")
 """Messages of torch, oneDNN and the C++ library when the CPU's memory does not suffice."""
@@ -28,6 +29,7 @@ def largest_that_fits(step: Callable[[int], object], *, below: int) -> int | Non
     """
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    release_memory()
     fitting, size = None, 2
     while size < below and _fits(step, size):
         fitting, size = size, 2 * size
@@ -61,6 +63,7 @@ def attempt(act: Callable[[], T], too_little: Callable[[str], DeviceError]) -> T
         if not ran_out_of_memory(error):
             raise
         whose = "cuda" if isinstance(error, torch.OutOfMemoryError) else "cpu"
+    release_memory()  # the other students may need what this one has left
     return too_little(whose)
 
 
