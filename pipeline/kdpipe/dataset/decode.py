@@ -207,7 +207,7 @@ def images(folder: Path) -> Iterator[tuple[str, str]]:
     Raises:
         DatasetError: an image is no regular file, or links lead in a circle; the message names it.
     """
-    linked = 0
+    linked, known = 0, image_extensions()
     pending = [(folder.absolute(), "", frozenset[tuple[int, int]](), False)]
     while pending:
         place, inner, above, by_link = pending.pop()
@@ -222,17 +222,18 @@ def images(folder: Path) -> Iterator[tuple[str, str]]:
             )
         with os.scandir(place) as entries:
             for entry in entries:
-                if _left_out(entry.name):
-                    continue
+                name = entry.name
                 if entry.is_dir():
+                    if _left_out(name):
+                        continue
                     if entry.is_symlink():
                         refuse_upward(Path(entry.path))
                     behind = by_link or entry.is_symlink()
-                    pending.append((Path(entry.path), f"{inner}{entry.name}/", above | {here}, behind))
-                elif Path(entry.name).suffix.lower() in image_extensions():
+                    pending.append((Path(entry.path), f"{inner}{name}/", above | {here}, behind))
+                elif name[name.rfind(".") :].lower() in known and not name.startswith("."):
                     if not entry.is_file():
                         raise _no_file(entry)
-                    yield inner + entry.name, entry.path
+                    yield inner + name, entry.path
 
 
 def refuse_upward(link: Path) -> None:

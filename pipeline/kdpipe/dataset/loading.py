@@ -19,6 +19,7 @@ import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe import durable
 from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory, distrust, prepare
+from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
 from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, ranks_in_class, sample_id
@@ -182,6 +183,7 @@ def load(
         raise DatasetError(f"labels_per_class is for the train split, found split '{split}'; leave it out")
     kind, values = resolve(spec)
     listing = kind.list_samples(Request(split, download, progress), *values)
+    listing = replace(listing, keys=Names.of(listing.keys))
     ids = samples.sample_ids(listing.keys)
     indices = samples.balanced_indices(ids, listing.labels, limit=limit)
     survey = listing.source.survey(indices, what=f"checking {split}", progress=progress)
@@ -254,7 +256,7 @@ def _streaming(
         name=listing.name,
         split=split,
         classes=listing.classes,
-        keys=tuple(listing.keys[index] for index in indices),
+        keys=Names.of(listing.keys).take(indices),
         labels=listing.labels[indices],
         sample_ids=ids,
         content_digests=survey.digests,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -76,7 +76,7 @@ class Listing:
 
     name: str
     classes: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     """The stable name of each sample."""
     labels: npt.NDArray[np.int32]
     """Class index of each sample, ``(n,)``; -1 for none."""

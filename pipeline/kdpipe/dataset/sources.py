@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +39,7 @@ Memory = dict[bytes, bytes]
 class FileSource:
     """Image files, decoded with Pillow."""
 
-    paths: tuple[str, ...]
+    paths: Sequence[str]
     """Absolute path of each sample."""
     memory: str
     """Name of the cache file of digests: the dataset's root and its split."""

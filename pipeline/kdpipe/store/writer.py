@@ -6,7 +6,7 @@ shard. Batches never straddle a shard, so the result has the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -59,7 +59,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
 class Builder:
     """Writes the teacher's logits shard by shard, and seals the complete store."""
 
-    def __init__(self, path: Path, found: Manifest, *, keys: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, path: Path, found: Manifest, *, keys: Mapping[str, Sequence[str]]) -> None:
         """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples."""
         self.path = path
         self._keys = keys

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import decode
+from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
 from kdpipe.dataset.sources import (
     FileSource,
@@ -71,7 +72,7 @@ def list_torchvision(request: Request, name: str, path: str) -> Listing:
     paths = _listed_files(opened, items)
     source: Source = items
     if paths is not None:
-        source = FileSource(paths, memory=f"torchvision {name} {root} {split}")
+        source = FileSource(Names.of(paths), memory=f"torchvision {name} {root} {split}")
     keys = tuple(f"{name.lower()}/{split}/{index}" for index in range(count))
     return Listing(name.lower(), classes, keys, labels, source)
 
