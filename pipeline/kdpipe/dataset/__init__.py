@@ -13,6 +13,7 @@ from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
 from kdpipe.dataset.registry import Kind, Listing, Request, Source, Survey, all_kinds, register
 from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, sample_id
+from kdpipe.dataset.workers import Shared, worker_context
 
 __all__ = [
     "Dataset",
@@ -21,6 +22,7 @@ __all__ = [
     "Loading",
     "Names",
     "Request",
+    "Shared",
     "Source",
     "Survey",
     "all_kinds",
@@ -36,4 +38,5 @@ __all__ = [
     "register",
     "sample_id",
     "single_classes",
+    "worker_context",
 ]

@@ -157,6 +157,7 @@ def load(
     download: bool = False,
     loading: Loading = "auto",
     memory_limit: int = 4 * 1024**3,
+    workers: int | None = None,
     skip_broken: bool = False,
     progress: Progress = silent,
 ) -> Dataset:
@@ -165,7 +166,8 @@ def load(
     ``limit`` takes a fixed, class-balanced subset. ``labels_per_class``, for ``train`` only, then keeps the labels of
     a fixed choice of this many samples of each class and sets the others to -1. Images are decoded once and
     memory-mapped from a cache when they need at most ``memory_limit`` bytes; ``loading`` forces ``memory`` or
-    ``stream``. EXIF orientation is not applied.
+    ``stream``. Streamed images are decoded by ``workers`` processes (default: one for each processor) where a
+    ``kdpipe.views.Renderer`` renders batches. EXIF orientation is not applied.
 
     Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
@@ -179,6 +181,8 @@ def load(
         raise DatasetError(f"limit is {limit}, expected at least 1 sample, or no limit")
     if loading not in get_args(Loading):
         raise DatasetError(f"loading is '{loading}', expected one of {', '.join(get_args(Loading))}")
+    if workers is not None and workers < 1:
+        raise DatasetError(f"workers is {workers}, expected at least 1 process, or none for one for each processor")
     if labels_per_class is not None and split != "train":
         raise DatasetError(f"labels_per_class is for the train split, found split '{split}'; leave it out")
     kind, values = resolve(spec)
@@ -208,7 +212,7 @@ def load(
         notes = (*notes, f"warning: {reason}.")
     if labels_per_class is not None:
         dataset = limit_labels(dataset, labels_per_class)
-    return replace(dataset, notes=notes)
+    return replace(dataset, notes=notes, workers=workers)
 
 
 def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dataset, list[str]]:

@@ -171,6 +171,8 @@ class Dataset:
     """Mean and standard deviation of each channel, where the dataset's kind has published ones."""
     notes: tuple[str, ...] = ()
     """Lines for the user on the images that were loaded."""
+    workers: int | None = None
+    """Worker processes that read and decode streamed images; None for one for each processor."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -294,6 +296,7 @@ def _take(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
         buffer_indices=dataset.buffer_indices[indices],
         origin=dataset.whole,
         published_statistics=dataset.published_statistics,
+        workers=dataset.workers,
     )
 
 

@@ -51,7 +51,7 @@ _LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
 """File in a log's folder that kdpipe made and may replace with the run."""
 
-_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "quantize", "calibration", "max_drop", *_LOGS)
+_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize", "calibration", "max_drop", *_LOGS)
 
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
