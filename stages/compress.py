@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdpipe import models
-from kdpipe.compress.pull import TowardParent
-from kdpipe.compress.rounding import Rounded
+from kdpipe.compress.recovery import Rounded, TowardParent
 from kdpipe.compress.smaller import smaller
 from kdpipe.dataset import Dataset
 from kdpipe.directories import locked
@@ -23,7 +23,7 @@ from kdpipe.models import Model
 from kdpipe.models.saved import RUN, architecture_of, digest_of, weights_of
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import refuse_ranks
-from kdpipe.stages.seed_runs import for_each_seed
+from kdpipe.stages.seed_runs import for_each_seed, run_of_seed
 from kdpipe.stages.settings.compress import Compress
 from kdpipe.stages.sources import load_model
 from kdpipe.stages.students import Trained, train
@@ -72,9 +72,9 @@ def _parent(params: Compress) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         ModelError: it is not a finished run, or is damaged.
-        RunError: the compressed run would replace it.
+        RunError: the compressed run would replace it, or it has no run of this seed.
     """
-    path, out = params.compression.run, params.run.out
+    path, out = _parent_run(params), params.run.out
     weights = weights_of(f"{RUN}{path}")
     if path.resolve().is_relative_to(out.resolve()):
         raise RunError(f"{out} holds {path}, the run to compress. Pass another --out.")
@@ -88,10 +88,15 @@ def _parent(params: Compress) -> tuple[dict[str, Any], dict[str, Any]]:
     return parent, record
 
 
+def _parent_run(params: Compress) -> Path:
+    """Return the run to compress: of a directory of seeds that of the same seed."""
+    return run_of_seed(params.compression.run, params.run.seed)
+
+
 def _smaller(params: Compress, train: Dataset) -> Model:
     """Load the parent, and return what is left of it."""
-    asked = params.compression
-    parent = load_model(f"{RUN}{asked.run}", train, seed=params.run.seed, trust_code=params.code.trust_code)
+    asked, path = params.compression, _parent_run(params)
+    parent = load_model(f"{RUN}{path}", train, seed=params.run.seed, trust_code=params.code.trust_code)
     model = smaller(
         parent,
         num_classes=len(train.classes),
@@ -103,7 +108,7 @@ def _smaller(params: Compress, train: Dataset) -> Model:
         return model
     before, after = (models.macs(each.module, each.preset.size) for each in (parent, model))
     say(
-        f"{asked.run}: {after:,} of {before:,} multiply-accumulates ({after / before:.1%}) and {model.parameters:,} of "
+        f"{path}: {after:,} of {before:,} multiply-accumulates ({after / before:.1%}) and {model.parameters:,} of "
         f"{parent.parameters:,} parameters ({model.parameters / parent.parameters:.1%}) are left."
     )
     return model

@@ -19,6 +19,8 @@ from kdpipe.training.runs import RunDirectory
 P = TypeVar("P", bound=Training)
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
+_OWN_PARENT = ("lineage.parent.name", "lineage.parent.digest")
+"""Of compressed runs: each seed's parent is the run of its own seed in the directory that the parameters name."""
 _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoint_every")
 
 
@@ -99,6 +101,21 @@ def seed_runs(path: Path) -> list[RunDirectory]:
     return list(runs.values())
 
 
+def run_of_seed(path: Path, seed: int) -> Path:
+    """Return ``path``, or the run of ``seed`` below it if it is a directory of seed runs.
+
+    Raises:
+        RunError: there is no run of this seed.
+    """
+    runs = {run.path.name: run.path for run in seed_runs(path)}
+    if not runs:
+        return path
+    found = runs.get(f"seed-{seed}")
+    if found is None:
+        raise RunError(f"{path} has no run of seed {seed}, only {', '.join(runs)}. Pass --seed or --seeds of these.")
+    return found
+
+
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     return {
@@ -163,6 +180,7 @@ def _refuse_other_settings(runs: Mapping[int, RunDirectory]) -> None:
             raise RunError(f"{run.path} was trained with seed {trained}. Train it again with --seeds {seed}.")
         shared = _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
         shared |= _flat({key: record.get(key) for key in _SHARED})  # views and recipe as they were resolved
+        shared = {key: value for key, value in shared.items() if key not in _OWN_PARENT}
         first = first or shared
         differing = [key for key in {**first, **shared} if first.get(key) != shared.get(key)]
         if differing:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from kdpipe import dataset, models
@@ -156,19 +157,39 @@ def test_int8_is_measured_on_the_test_split(built: Built, parent: Path, kdpipe: 
     assert metrics["test"]["top1"] == RunDirectory(parent).metrics()["test"]["top1"]
 
 
-def test_int8_that_loses_too_much_is_refused_and_the_run_is_kept(parent: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def blinded(parent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Black training images, whose ranges cut every activation off, and test images of the parent's own classes."""
+    folder = tmp_path_factory.mktemp("blinded")
+    test = dataset.load("digits", "test", 20)
+    images = np.stack([test.images(np.array([row]))[0] for row in range(len(test))])
+    model = _load(parent)
+    plain = Renderer(test, "none", seed=0, geometry=Geometry.of(model.preset))
+    with torch.inference_mode():
+        (pixels,) = plain.batches([np.arange(len(test))], 0)
+        predicted = model.module(model.preset.normalize(pixels)).argmax(1).tolist()
+    for split, shown, labels in (("train", np.zeros_like(images[:10]), range(10)), ("test", images, predicted)):
+        for index, (image, label) in enumerate(zip(shown, labels, strict=True)):
+            path = folder / split / str(label) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return folder
+
+
+def test_int8_that_loses_too_much_is_refused_and_the_run_is_kept(
+    blinded: Path, parent: Path, kdpipe: Kdpipe, tmp_path: Path
+) -> None:
     out = tmp_path / "int8"
-    flags = ("--run", parent, "--prune", 0.2, "--quantize", "int8", "--calibration", 1, "--out", out)
-    ran = kdpipe(*COMPRESS, *flags, "--recover-epochs", 1, "--max-drop", 0)
-    if ran.code == 0:
-        assert RunDirectory(out).metrics()["int8"]["top1"] >= RunDirectory(out).metrics()["test"]["top1"]
-    else:
-        refused(ran, "more than --max-drop 0", "is not written", "--resume")
-        assert not (out / "model.int8.onnx").exists()
-        assert "int8" not in RunDirectory(out).metrics()
-    again = kdpipe(*COMPRESS, *flags, "--recover-epochs", 1, "--max-drop", 100, "--resume")
+    flags = ("compress", "--data", f"folder:{blinded}", "--device", "cpu", "--run", parent, "--quantize", "int8")
+    ran = kdpipe(*flags, "--out", out)
+    refused(ran, "int8 reaches ", "fp32 100.00%", "more than --max-drop 0.5", "is not written", "--overwrite")
+    assert not (out / "model.int8.onnx").exists()
+    assert RunDirectory(out).metrics()["test"]["top1"] == 1
+    assert "int8" not in RunDirectory(out).metrics()
+    again = kdpipe(*flags, "--out", out, "--max-drop", 100, "--overwrite")
     assert again.code == 0, again.err
     assert (out / "model.int8.onnx").exists()
+    assert RunDirectory(out).metrics()["int8"]["top1"] < 0.995
 
 
 def test_a_recovery_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
@@ -191,6 +212,25 @@ def test_a_recovery_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
     assert commands.start(*command, "--out", out, "--resume").wait() == 0
     assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert _json(out / "metrics.json")["test"] == _json(whole / "metrics.json")["test"]
+
+
+def test_each_seed_is_made_of_the_parent_of_its_seed(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    teach = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--distill", "none", "--epochs", 1)
+    assert kdpipe(*teach, "--device", "cpu", "--seeds", "3,5", "--out", tmp_path / "wide").code == 0
+    narrow = (*COMPRESS, "--run", tmp_path / "wide", "--prune", 0.5, "--recover-epochs", 0)
+    done = kdpipe(*narrow, "--seeds", "3,5", "--out", tmp_path / "narrow")
+    assert done.code == 0, done.err
+    for seed in (3, 5):
+        parent = _json(tmp_path / "narrow" / f"seed-{seed}" / "run.json")["lineage"]["parent"]
+        assert parent["digest"] == digest_of(tmp_path / "wide" / f"seed-{seed}" / "model.safetensors")
+    one = kdpipe(*narrow, "--seed", 5, "--out", tmp_path / "one")
+    assert one.code == 0, one.err
+    weights = [tmp_path / name / "model.safetensors" for name in ("one", "narrow/seed-5")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    refused(kdpipe(*narrow, "--seed", 4, "--out", tmp_path / "none"), "has no run of seed 4, only seed-3, seed-5.")
+    runs = ("--run", tmp_path / "wide", "--run", tmp_path / "narrow", "--out", tmp_path / "report")
+    compared = kdpipe("benchmark", *LIMITS[:2], "--limit-test", LIMITS[-1], *runs, "--rounds", 1, "--batch-sizes", 1)
+    assert compared.code == 0, compared.err
 
 
 def test_a_seed_without_its_int8_model_is_completed(parent: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:

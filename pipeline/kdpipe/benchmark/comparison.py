@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import fmean
 from typing import NamedTuple
 
 from kdpipe.benchmark.results import StudentResult
-from kdpipe.benchmark.timing import Timing
+from kdpipe.benchmark.timing import Latency
 
 Z95 = 1.96
 """Two-sided 95 % quantile of the normal distribution."""
@@ -20,27 +20,6 @@ class Gap(NamedTuple):
 
     value: float | None
     note: str | None = None
-
-
-class Range(NamedTuple):
-    """A measured value with the 95 % interval around it."""
-
-    value: float
-    low: float
-    high: float
-
-    def overlaps(self, other: Range) -> bool:
-        """Whether both intervals have a value in common."""
-        return self.low <= other.high and other.low <= self.high
-
-
-def latency_range(timing: Timing) -> Range:
-    """Return the median of a timing and its interval, in milliseconds; of few rounds, their whole extent."""
-    interval = timing.interval_ms
-    if interval is not None:
-        return Range(timing.p50_ms, *interval)
-    rounds = [median(passes) / 1e6 for passes in timing.wall_ns]
-    return Range(timing.p50_ms, min(rounds), max(rounds))
 
 
 def accuracy_noise(first: float, second: float, samples: int) -> float:
@@ -82,26 +61,22 @@ def gap_recovered(student: float | None, *, baseline: float | None, teacher: flo
     return Gap((student - baseline) / difference)
 
 
-def pareto_front(
-    points: Sequence[tuple[float, float]], *, spans: Sequence[tuple[float, float]] | None = None
-) -> list[bool]:
-    """Return for each ``(accuracy, latency)`` whether it is on the Pareto front.
+def pareto_front(accuracies: Sequence[float], latencies: Sequence[Latency]) -> list[bool]:
+    """Return for each model whether it is on the Pareto front.
 
-    A point is on the front unless another is more accurate and not slower, or as accurate and faster. ``spans`` are
-    the intervals of the latencies (default: no noise), and only a latency whose interval is apart counts as another: a
-    front is not made by noise. Equal points are both on it or both not; a point with a NaN is not, and does not count
-    for others.
+    A model is on the front unless another is more accurate and not slower, or as accurate and faster. Only a latency
+    that is significantly higher or lower counts: a front is not made by noise. Equal models are both on it or both not;
+    one with a NaN is not, and does not count for others.
     """
-    known = [not any(map(math.isnan, point)) for point in points]
-    bounds = [(latency, latency) for _, latency in points] if spans is None else spans
 
     def beats(first: int, second: int) -> bool:
-        (better, _), (worse, _) = points[first], points[second]
-        (low, high), (other_low, other_high) = bounds[first], bounds[second]
-        return (better > worse and low <= other_high) or (better == worse and high < other_low)
+        if accuracies[first] == accuracies[second]:
+            return latencies[first].faster_than(latencies[second])
+        return accuracies[first] > accuracies[second] and not latencies[second].faster_than(latencies[first])
 
-    rated = [index for index, is_known in enumerate(known) if is_known]
-    return [is_known and not any(beats(other, index) for other in rated) for index, is_known in enumerate(known)]
+    pairs = enumerate(zip(accuracies, latencies, strict=True))
+    known = {index for index, (accuracy, latency) in pairs if not math.isnan(accuracy) and not math.isnan(latency.ms)}
+    return [index in known and not any(beats(other, index) for other in known) for index in range(len(accuracies))]
 
 
 def compare(
@@ -115,16 +90,12 @@ def compare(
     seeds, each run is compared with the mean top-1 of the baselines of its own seed, and the student has the mean of
     these gaps. Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
 
-    The front is of top-1 against the median latency at batch size 1, with its interval; a student that lacks one of
-    the two is not on it.
+    The front is of top-1 against the latency at batch size 1; a student that lacks one of the two is not on it.
     """
     nan = math.nan
-    latencies = [latency_range(each.latencies[1]) if 1 in each.latencies else Range(nan, nan, nan) for each in students]
-    top1 = [nan if student.top1 is None else student.top1 for student in students]
-    front = pareto_front(
-        [(share, latency.value) for share, latency in zip(top1, latencies, strict=True)],
-        spans=[(latency.low, latency.high) for latency in latencies],
-    )
+    unknown = Latency(nan, nan, nan)
+    latencies = [each.latencies[1].latency if 1 in each.latencies else unknown for each in students]
+    front = pareto_front([nan if student.top1 is None else student.top1 for student in students], latencies)
     return tuple(
         replace(_with_gap(student, students, teacher_top1=teacher_top1, samples=samples), on_front=on_front)
         for student, on_front in zip(students, front, strict=True)

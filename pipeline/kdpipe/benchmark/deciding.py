@@ -2,9 +2,9 @@
 
 Students that break a constraint are dropped. Of the others, the best is the one with the highest lower bound of its
 accuracy. The one to ship is the fastest that is not significantly less accurate than the best; of students of equal
-cost it is the most accurate. Costs are equal where the intervals of the latencies overlap, as those of two runs of one
-network do, which are timed once. Everything is about the samples and the runs at hand: tests are at the 5 % level, pair
-by pair, without a correction for the number of students.
+cost it is the most accurate. Costs are equal where neither latency is significantly lower, compared round by round:
+two runs of one network are timed once, so theirs are equal. Everything is about the samples and the runs at hand: tests
+are at the 5 % level, pair by pair, without a correction for the number of students.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from kdpipe.benchmark.comparison import Range, latency_range
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.benchmark.settings import DecisionSettings
+from kdpipe.benchmark.timing import Latency
 from kdpipe.metrics.significance import Z95, Correct, Interval, PairedDifference, paired
 
 MATTERS = 0.005
@@ -38,8 +38,8 @@ class Candidate:
     std: float | None = None
     """Sample standard deviation of the accuracy over the seeds."""
     top1: float | None = None
-    ms: Range | None = None
-    """Median latency at batch size 1 with the engine to ship, in milliseconds."""
+    latency: Latency | None = None
+    """Latency at batch size 1 with the engine to ship."""
     megabytes: float | None = None
     """Size of the file to ship, in units of 1,000,000 bytes."""
     macs: float | None = None
@@ -197,7 +197,7 @@ def _candidate(student: StudentResult, rules: DecisionSettings) -> Candidate:
         runs=len(student.runs),
         std=student.std(rules.goal),
         top1=student.top1,
-        ms=None if timing is None else latency_range(timing),
+        latency=None if timing is None else timing.latency,
         megabytes=_file_bytes(student) / 1e6,
         macs=student.macs,
     )
@@ -225,9 +225,9 @@ def _paired(first: Candidate, second: Candidate) -> PairedDifference | None:
 
 
 def _equal_cost(first: Candidate, second: Candidate) -> bool:
-    if first.ms is None or second.ms is None:
-        return first.ms is second.ms
-    return first.ms.overlaps(second.ms)
+    if first.latency is None or second.latency is None:
+        return first.latency is second.latency
+    return first.latency.equals(second.latency)
 
 
 def _lower(candidate: Candidate) -> float:
@@ -235,7 +235,7 @@ def _lower(candidate: Candidate) -> float:
 
 
 def _by_cost(candidate: Candidate) -> tuple[float, float, str]:
-    return (math.inf if candidate.ms is None else candidate.ms.value), -_lower(candidate), candidate.name
+    return (math.inf if candidate.latency is None else candidate.latency.ms), -_lower(candidate), candidate.name
 
 
 def _noise(chosen: Candidate, leader: Candidate, runner_up: Candidate | None) -> tuple[str, int | None]:
@@ -298,8 +298,8 @@ class _Bound:
 def _checks(candidate: Candidate, rules: DecisionSettings) -> tuple[Check, ...]:
     found = []
     if rules.max_ms is not None:
-        interval = None if candidate.ms is None else (candidate.ms.low, candidate.ms.high)
-        found.append(_Bound("latency", rules.max_ms, "ms").check(candidate.ms and candidate.ms.value, interval))
+        bound, known = _Bound("latency", rules.max_ms, "ms"), candidate.latency
+        found.append(bound.check(None) if known is None else bound.check(known.ms, (known.low, known.high)))
     if rules.max_mb is not None:
         found.append(_Bound("file", rules.max_mb, "MB").check(candidate.megabytes))
     if rules.max_macs is not None:
@@ -313,16 +313,16 @@ def _checks(candidate: Candidate, rules: DecisionSettings) -> tuple[Check, ...]:
 def _reason(
     chosen: Candidate, leader: Candidate, *, level: int, alone: bool, rules: DecisionSettings, engine: str
 ) -> str:
-    pace = "latency at batch size 1 was not measured" if chosen.ms is None else f"{_ms(chosen.ms)} per image"
+    pace = "latency at batch size 1 was not measured" if chosen.latency is None else f"{_ms(chosen.latency)} per image"
     if not chosen.rated:
         return f"No student has a known accuracy; {chosen.name} is the fastest: {pace}."
     lead = f"{chosen.name} reaches a {_GOALS[rules.goal]} of {_accuracy(chosen)}"
-    lead += f"; {pace}" if chosen.ms is None else f" at {pace} ({engine}, batch size 1, median)"
+    lead += f"; {pace}" if chosen.latency is None else f" at {pace} ({engine}, batch size 1, median)"
     if alone:
         return f"{lead}. No other student is left to compare with."
     if chosen is leader:
         return f"{lead}: the most accurate, and no student that is as accurate within the noise is faster."
-    best = f"{leader.name} with {_accuracy(leader)}" + ("" if leader.ms is None else f" at {_ms(leader.ms)}")
+    best = f"{leader.name} with {_accuracy(leader)}" + ("" if leader.latency is None else f" at {_ms(leader.latency)}")
     return (
         f"{lead}: none of the {level} students that are not significantly less accurate than the best, {best}, is "
         "faster."
@@ -337,8 +337,8 @@ def _margin_text(chosen: Candidate, runner_up: Candidate, margin: PairedDifferen
     if margin is not None:
         ahead = f"{_points(margin.difference)} percentage points in accuracy (95 % interval {_span(margin)}, "
         parts.append(f"{ahead}McNemar {p_text(margin.p_value)})")
-    if chosen.ms is not None and runner_up.ms is not None:
-        ratio = runner_up.ms.value / chosen.ms.value
+    if chosen.latency is not None and runner_up.latency is not None:
+        ratio = runner_up.latency.ms / chosen.latency.ms
         equal = _equal_cost(chosen, runner_up)
         parts.append("equal cost" if equal else f"it takes {ratio:.3g} times as long")
     return f"Runner-up: {runner_up.name}" + (f". Margin: {', '.join(parts)}." if parts else ".")
@@ -352,8 +352,8 @@ def _accuracy(candidate: Candidate) -> str:
     return f"{candidate.accuracy * 100:.2f} % (95 % interval {low * 100:.2f} to {high * 100:.2f}{several})"
 
 
-def _ms(found: Range) -> str:
-    return f"{found.value:.3g} ms"
+def _ms(found: Latency) -> str:
+    return f"{found.ms:.3g} ms"
 
 
 def _points(difference: float) -> str:

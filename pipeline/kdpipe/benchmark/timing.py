@@ -75,11 +75,41 @@ class Start:
     """Highest resident memory of the process during passes of the workload's batch size."""
 
 
+NEGLIGIBLE = 0.02
+"""Relative difference of two latencies that nobody would ship another network for, however surely it is there."""
+
+
 class Interval(NamedTuple):
     """An interval that contains a median with a confidence of at least 95 %."""
 
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A median latency in milliseconds, with its interval and the rounds that it is of."""
+
+    ms: float
+    low: float
+    high: float
+    rounds: tuple[float, ...] = ()
+    """Median of each round, in the order of the rounds; empty where they are unknown."""
+
+    def faster_than(self, other: Latency) -> bool:
+        """Whether this latency is significantly lower than another one.
+
+        Two workloads of the same rounds are compared within each round, where the state of the machine is the same:
+        the interval of the median ratio must lie below ``1 - NEGLIGIBLE``. Of fewer than six common rounds the
+        intervals of the two medians must be apart.
+        """
+        ratios = [mine / its for mine, its in zip(self.rounds, other.rounds, strict=False)]
+        found = median_interval(ratios)
+        return self.high < other.low if found is None else found.high < 1 - NEGLIGIBLE
+
+    def equals(self, other: Latency) -> bool:
+        """Whether neither is significantly lower than the other."""
+        return not self.faster_than(other) and not other.faster_than(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +164,13 @@ class Timing:
         """Interval of ``p50_ms`` with a confidence of at least 95 %; None for fewer than six rounds."""
         found = median_interval([median(passes) for passes in self.wall_ns])
         return None if found is None else Interval(found.low / 1e6, found.high / 1e6)
+
+    @property
+    def latency(self) -> Latency:
+        """The median with its interval; of fewer than six rounds, with their whole extent."""
+        rounds = tuple(median(passes) / 1e6 for passes in self.wall_ns)
+        low, high = self.interval_ms or (min(rounds), max(rounds))
+        return Latency(self.p50_ms, low, high, rounds)
 
     @property
     def cpu_ms(self) -> float:

@@ -15,7 +15,7 @@ class CompressionSettings(Settings):
     """Compression"""
 
     run: Path
-    """Finished run to compress, its parent; of several seeds one, such as runs/resnet8/seed-0."""
+    """Finished run to compress, its parent; of a directory of seeds the run of the same seed."""
     prune: float | None = Field(None, gt=0, lt=1)
     """Fraction of the cost to remove by pruning channels, such as 0.5."""
     low_rank: float | None = Field(None, gt=0, lt=1)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kdpipe.benchmark.comparison import latency_range, pareto_front
+from kdpipe.benchmark.comparison import pareto_front
 from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, Distill, StudentResult
 from kdpipe.report.figures import Engine, Row, engines, number
@@ -45,10 +45,10 @@ def placed(result: BenchmarkResult, engine: Engine) -> list[Placed]:
     for student in result.students:
         timing = Row(student, engine).timing(1)
         if student.top1 is not None and timing is not None and math.isfinite(timing.p50_ms):
-            known.append((student, student.top1, latency_range(timing)))
-    front = pareto_front([(top1, each.value) for _, top1, each in known], spans=[each[1:] for *_, each in known])
+            known.append((student, student.top1, timing.latency))
+    front = pareto_front([top1 for _, top1, _ in known], [each for *_, each in known])
     return [
-        Placed(student, each.value, each.low, each.high, top1 * 100, on_front)
+        Placed(student, each.ms, each.low, each.high, top1 * 100, on_front)
         for (student, top1, each), on_front in zip(known, front, strict=True)
     ]
 

@@ -1,6 +1,7 @@
 """Gaps and the Pareto front."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front
 from kdpipe.benchmark.origin import Origin
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
+from kdpipe.benchmark.timing import Latency
 from kdpipe.errors import RunError
 from tests.timings import timed
 
@@ -78,6 +80,12 @@ def test_the_noise_is_that_of_two_proportions(first: int, second: int, samples: 
     assert accuracy_noise(*shares, samples) == pytest.approx(1.96 * math.sqrt(variance), abs=1e-12)
 
 
+def _front(points: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]]) -> list[bool]:
+    """Return the front of accuracies and latencies with the given intervals."""
+    latencies = [Latency(ms, *span) for (_, ms), span in zip(points, spans, strict=True)]
+    return pareto_front([accuracy for accuracy, _ in points], latencies)
+
+
 @given(st.lists(st.tuples(COORDINATES, COORDINATES), max_size=12))
 @settings(max_examples=300, deadline=None)
 def test_front_by_brute_force(points: list[tuple[float, float]]) -> None:
@@ -86,7 +94,7 @@ def test_front_by_brute_force(points: list[tuple[float, float]]) -> None:
 
     known = [point for point in points if not any(map(math.isnan, point))]
     expected = [not any(map(math.isnan, p)) and not any(beats(q, p) for q in known) for p in points]
-    assert pareto_front(points) == expected
+    assert _front(points, [(ms, ms) for _, ms in points]) == expected
 
 
 def test_compare_pairs_by_architecture_and_averages_the_baselines() -> None:
@@ -131,11 +139,11 @@ def test_every_distilled_student_without_a_gap_has_a_reason() -> None:
 def test_no_latency_within_its_noise_makes_a_front() -> None:
     """Two copies of one network are timed once; of other networks the intervals say which are faster."""
     points = [(0.90, 1.00), (0.91, 1.05), (0.89, 0.96), (0.80, 0.50)]
-    exact = pareto_front(points)
-    noisy = pareto_front(points, spans=[(0.90, 1.10), (0.95, 1.15), (0.94, 0.98), (0.49, 0.51)])
+    exact = _front(points, [(ms, ms) for _, ms in points])
+    noisy = _front(points, [(0.90, 1.10), (0.95, 1.15), (0.94, 0.98), (0.49, 0.51)])
     assert exact == [True, True, True, True]
     assert noisy == [False, True, False, True]
-    assert pareto_front([(0.9, 1.0), (0.9, 1.1)], spans=[(0.8, 1.2), (0.9, 1.3)]) == [True, True]
+    assert _front([(0.9, 1.0), (0.9, 1.1)], [(0.8, 1.2), (0.9, 1.3)]) == [True, True]
 
 
 @given(st.lists(st.tuples(COORDINATES, st.integers(0, 9), st.integers(0, 3)), max_size=9))
@@ -151,7 +159,7 @@ def test_front_with_intervals_by_brute_force(drawn: list[tuple[float, int, int]]
 
     known = [i for i, point in enumerate(points) if not math.isnan(point[0])]
     expected = [i in known and not any(beats(j, i) for j in known) for i in range(len(points))]
-    assert pareto_front(points, spans=spans) == expected
+    assert _front(points, spans) == expected
 
 
 def test_a_benchmark_needs_students_with_names_of_their_own() -> None:

@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from kdpipe.benchmark.comparison import Range
 from kdpipe.benchmark.deciding import Candidate, decide, samples_needed, verdict
 from kdpipe.benchmark.results import average
 from kdpipe.benchmark.settings import DecisionSettings
-from kdpipe.benchmark.timing import Cost
+from kdpipe.benchmark.timing import Cost, Latency
 from kdpipe.metrics.significance import accuracy_interval, paired
 from tests.reports import result, right, student
 
@@ -33,7 +32,7 @@ def _candidate(
         interval=None if share is None or correct is None else accuracy_interval(share, correct.shape[-1]),
         correct=correct,
         top1=share,
-        ms=None if measured is None else Range(*measured),
+        latency=None if measured is None else Latency(*measured),
         **other,
     )
 
@@ -85,6 +84,42 @@ def test_latencies_whose_intervals_overlap_are_equal_cost() -> None:
     apart = decide([_candidate("better", better, (2.0, 1.9, 2.1)), _candidate("worse", worse, (1.7, 1.6, 1.8))], RULES)
     noisy = decide([_candidate("better", better, (2.0, 1.7, 2.3)), _candidate("worse", worse, (1.7, 1.6, 1.8))], RULES)
     assert (apart.chosen, noisy.chosen) == ("worse", "better")
+
+
+def test_latencies_of_the_same_rounds_are_compared_within_each() -> None:
+    """A machine that doubles its pace in half of the rounds hides no difference that every round shows."""
+    pace = [1.0, 2.0] * 10
+    jitter = np.random.default_rng(0).uniform(0.97, 1.03, size=(2, 20))
+    slow, fast = (
+        Latency(float(np.median(rounds)), min(rounds), max(rounds), tuple(rounds))
+        for rounds in (factor * np.multiply(pace, noise) for factor, noise in zip((1.2, 1.0), jitter, strict=True))
+    )
+    assert slow.low < fast.high
+    assert fast.faster_than(slow)
+    assert not slow.faster_than(fast)
+    shifted = replace(slow, rounds=slow.rounds[1:] + slow.rounds[:1])
+    assert shifted.equals(fast)
+    assert slow.equals(slow)
+    # Five rounds do not suffice for an interval of 95 %: the ranges of the two must be apart.
+    few = [replace(each, rounds=each.rounds[:5]) for each in (slow, fast)]
+    assert few[0].equals(few[1])
+    candidates = [replace(_candidate("better", _flipped(BASE, 0, gains=2)), latency=slow)]
+    candidates.append(replace(_candidate("worse", BASE), latency=fast))
+    found = decide(candidates, RULES)
+    assert found.chosen == "worse"
+    assert "times as long" in found.margin_text
+
+
+@given(st.lists(st.sampled_from([0.5, 0.9, 1.0, 1.1, 2.0]), min_size=6, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_a_latency_is_lower_where_the_sign_test_says_so(ratios: list[float]) -> None:
+    """The interval of a median lies below 0.98 just where a two-sided sign test of the ratios against it does."""
+    base = np.random.default_rng(0).uniform(0.5, 8, size=len(ratios))
+    first, second = Latency(1, 0, 9, tuple(base * ratios)), Latency(1, 0, 9, tuple(base))
+    for one, other, found in ((first, second, ratios), (second, first, [1 / each for each in ratios])):
+        below = sum(each < 0.98 for each in found)
+        significant = below > len(found) / 2 and binomtest(below, len(found)).pvalue <= 0.05
+        assert one.faster_than(other) == significant
 
 
 @pytest.mark.parametrize(
@@ -191,20 +226,20 @@ def _reference(candidates: list[Candidate]) -> str:
         hits = int(each.correct.sum())
         return float(binomtest(hits, each.correct.size).proportion_ci(method="wilson").low)
 
-    def cost(each: Candidate) -> Range:
-        assert each.ms is not None
-        return each.ms
+    def cost(each: Candidate) -> Latency:
+        assert each.latency is not None
+        return each.latency
 
-    leader = min(candidates, key=lambda each: (-round(lower(each), 9), cost(each).value, each.name))
+    leader = min(candidates, key=lambda each: (-round(lower(each), 9), cost(each).ms, each.name))
     level = []
     for each in candidates:
         assert each.correct is not None
         assert leader.correct is not None
         if each.correct.sum() >= leader.correct.sum() or _mcnemar(each.correct, leader.correct) >= 0.05:
             level.append(each)
-    fastest = min(level, key=lambda each: (cost(each).value, -round(lower(each), 9), each.name))
+    fastest = min(level, key=lambda each: (cost(each).ms, -round(lower(each), 9), each.name))
     equal = [each for each in level if cost(each).low <= cost(fastest).high and cost(fastest).low <= cost(each).high]
-    return min(equal, key=lambda each: (-round(lower(each), 9), cost(each).value, each.name)).name
+    return min(equal, key=lambda each: (-round(lower(each), 9), cost(each).ms, each.name)).name
 
 
 @given(

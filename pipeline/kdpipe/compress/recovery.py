@@ -1,11 +1,11 @@
-"""Quantization-aware training: a student computes with int8's rounding while it is trained.
+"""The recovery of a compressed student: objectives that keep its weights near its parent's, or round them as int8 does.
 
-Nowhere else: its weights are those of an ordinary network, which is tested in float32 and quantized afterwards.
+Each is another objective with something added, so that it works with any loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -25,23 +25,14 @@ _MOMENTUM = 0.05
 """Share of a batch in the moving average of the ranges."""
 
 
-class Rounded:
-    """An objective whose student rounds weights and inputs of convolutions and linear layers to the levels of int8.
+class Around:
+    """An objective that passes everything on to another one; what is derived from it adds to that."""
 
-    Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018),
-    section 3: the forward pass rounds, the backward pass takes the rounding for the identity. Batch norm scales whole
-    output channels, each of which has its own scale, so that it need not be folded into the weights first.
-    """
-
-    def __init__(self, objective: Objective, module: nn.Module, *, device: torch.device) -> None:
-        """Round in the layers of ``module`` in training mode, until ``close``."""
+    def __init__(self, objective: Objective) -> None:
+        """Pass everything on to ``objective``."""
         self._objective = objective
-        self._layers = [layer for _, layer in factorable(module)]
-        self.ranges = Ranges(len(self._layers)).to(device)
         self.of_labeled = objective.of_labeled
-        self.beside = nn.ModuleDict({**dict(objective.beside.named_children()), "ranges": self.ranges})
-        for number, layer in enumerate(self._layers):
-            layer.forward = partial(_forward, layer, self.ranges, number)  # type: ignore[method-assign]
+        self.beside = objective.beside
 
     @property
     def moving(self) -> dict[str, float]:
@@ -55,14 +46,68 @@ class Rounded:
     def __call__(
         self, forward: Forward, batch: Batch, pixels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the logits of a batch, computed with rounding, and the terms of its loss."""
+        """Return the logits of a batch and the terms of its loss."""
         return self._objective(forward, batch, pixels)
+
+    def close(self) -> None:
+        """Remove all hooks from the student."""
+        self._objective.close()
+
+
+class TowardParent(Around):
+    """An objective, plus ``weight / 2`` times the squared L2 distance of the parameters from their initial values.
+
+    Li et al., "Explicit inductive bias for transfer learning with convolutional networks" (2018), equation 2 (L2-SP).
+    The initial values are the parent's: of a pruned network those of the channels that it keeps, of a factored layer
+    the factors of the parent's weight.
+    """
+
+    def __init__(self, objective: Objective, module: nn.Module, weight: float) -> None:
+        """Pull the parameters of ``module`` towards their present values."""
+        super().__init__(objective)
+        self._module, self._weight = module, weight
+        self._initial: Mapping[str, torch.Tensor] = {
+            name: parameter.detach().clone() for name, parameter in module.named_parameters()
+        }
+
+    def __call__(
+        self, forward: Forward, batch: Batch, pixels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits of a batch and the terms of its loss; ``parent`` is half the squared distance."""
+        logits, terms = super().__call__(forward, batch, pixels)
+        distance = torch.stack(
+            [
+                (parameter - self._initial[name].to(parameter.device)).square().sum()
+                for name, parameter in self._module.named_parameters()
+            ]
+        ).sum()
+        return logits, {**terms, "parent": distance / 2, "loss": terms["loss"] + self._weight * distance / 2}
+
+
+class Rounded(Around):
+    """An objective whose student rounds weights and inputs of convolutions and linear layers to the levels of int8.
+
+    Quantization-aware training: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference" (2018), section 3. The forward pass rounds, the backward pass takes the rounding
+    for the identity. Batch norm scales whole output channels, each of which has its own scale, so that it need not be
+    folded into the weights first. The weights are those of an ordinary network, which is tested in float32 and
+    quantized afterwards.
+    """
+
+    def __init__(self, objective: Objective, module: nn.Module, *, device: torch.device) -> None:
+        """Round in the layers of ``module`` in training mode, until ``close``."""
+        super().__init__(objective)
+        self._layers = [layer for _, layer in factorable(module)]
+        self.ranges = Ranges(len(self._layers)).to(device)
+        self.beside = nn.ModuleDict({**dict(objective.beside.named_children()), "ranges": self.ranges})
+        for number, layer in enumerate(self._layers):
+            layer.forward = partial(_forward, layer, self.ranges, number)  # type: ignore[method-assign]
 
     def close(self) -> None:
         """Let the layers compute without rounding."""
         for layer in self._layers:
             layer.__dict__.pop("forward", None)
-        self._objective.close()
+        super().close()
 
 
 class Ranges(nn.Module):

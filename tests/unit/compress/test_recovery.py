@@ -1,4 +1,4 @@
-"""Rounding in training, against numpy and against what ONNX Runtime's quantizer writes."""
+"""Objectives of the recovery, against closed forms, numpy and ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdpipe.compress.pull import TowardParent
-from kdpipe.compress.rounding import Ranges, Rounded, rounded_inputs, rounded_weight
+from kdpipe.compress.recovery import Ranges, Rounded, TowardParent, rounded_inputs, rounded_weight
 from kdpipe.errors import RunError
 from kdpipe.export.onnx import onnx_bytes, quantized
 from kdpipe.testing.doubles import StopAfter, differences, small_network
@@ -21,6 +20,28 @@ from kdpipe.training.runs import RunDirectory
 from tests.students import ORDER, PRESET, STEPS, renderer, student
 
 CPU = torch.device("cpu")
+
+
+def test_the_penalty_and_its_gradient() -> None:
+    """Of parameters that are all moved by d, it is ``N d^2 / 2``, and its gradient ``weight * d``."""
+    network = small_network(10)
+    pixels = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    batch = Batch((pixels,), torch.tensor([0, 1, 2, -1]), None, None, {})
+    plain, pulled = CrossEntropy(PRESET), TowardParent(CrossEntropy(PRESET), network, 0.3)
+    _, terms = pulled(network, batch, pixels)
+    assert terms["parent"].item() == 0
+    assert terms["loss"].item() == terms["ce"].item()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1
+    number = sum(parameter.numel() for parameter in network.parameters())
+    _, terms = pulled(network, batch, pixels)
+    assert terms["parent"].item() == pytest.approx(number * 0.01 / 2, rel=1e-4)
+    assert terms["loss"].item() == pytest.approx(terms["ce"].item() + 0.3 * number * 0.01 / 2, rel=1e-4)
+    gradients = torch.autograd.grad(terms["loss"], list(network.parameters()))
+    without = torch.autograd.grad(plain(network, batch, pixels)[1]["loss"], list(network.parameters()))
+    for gradient, other in zip(gradients, without, strict=True):
+        assert torch.allclose(gradient - other, torch.full_like(gradient, 0.03), atol=1e-4)
 
 
 def test_weights_are_rounded_by_output_channel() -> None:
