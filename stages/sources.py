@@ -25,7 +25,7 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
         labels_per_class=settings.labels_per_class if train else None,
         download=settings.download,
         loading=settings.loading,
-        workers=settings.workers,
+        workers=settings.workers or dataset.processors(),
         skip_broken=settings.skip_broken,
         progress=progress,
     )

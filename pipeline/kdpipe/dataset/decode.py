@@ -69,8 +69,10 @@ def decode(content: bytes, where: str) -> Pixels:
         raise _unreadable(where, error) from error
 
 
-def measure(content: bytes, where: str) -> tuple[int, int]:
-    """Return the height and width that an image file's header gives, without decoding it.
+def describe(content: bytes, where: str) -> tuple[int, int, int]:
+    """Return height, width and remarks of an image file by its header, mostly without decoding it.
+
+    Remarks are the sum of ``TURNED`` for an EXIF orientation and ``DARK`` for 12 bits stored as 16.
 
     Raises:
         DatasetError: ``content`` is no image; the message begins with ``where``.
@@ -78,7 +80,7 @@ def measure(content: bytes, where: str) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             _refuse_too_large(image)
-            return image.height, image.width
+            return image.height, image.width, _remarks(image)
     except Exception as error:  # as in decode
         raise _unreadable(where, error) from error
 
@@ -98,10 +100,9 @@ def check(content: bytes, where: str) -> None:
         raise _unreadable(where, error) from error
 
 
-def remark(content: bytes) -> int:
-    """Return ``TURNED`` for an EXIF orientation and ``DARK`` for 12 bits stored as 16, or 0, of an image file."""
+def _remarks(image: Image.Image) -> int:
     found = 0
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(content)) as image:
+    with contextlib.suppress(Exception):
         # Pillow decodes all of a PNG to look for EXIF data behind its pixels.
         if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(_ORIENTATION, 1) != 1:
             found |= TURNED

@@ -129,7 +129,7 @@ def _write(reasons: Sequence[str], what: str) -> Path | None:
 
 
 def notes_on(remarks: npt.NDArray[np.uint8], split: str) -> tuple[str, ...]:
-    """Return a line for each remark of ``kdpipe.dataset.decode.remark`` that a split's images have."""
+    """Return a line for each remark of ``kdpipe.dataset.decode.describe`` that a split's images have."""
     turned = int(np.count_nonzero(remarks & decode.TURNED))
     dark = int(np.count_nonzero(remarks & decode.DARK))
     notes = []
@@ -166,8 +166,11 @@ def load(
     ``limit`` takes a fixed, class-balanced subset. ``labels_per_class``, for ``train`` only, then keeps the labels of
     a fixed choice of this many samples of each class and sets the others to -1. Images are decoded once and
     memory-mapped from a cache when they need at most ``memory_limit`` bytes; ``loading`` forces ``memory`` or
-    ``stream``. Streamed images are decoded by ``workers`` processes (default: one for each processor) where a
-    ``kdpipe.views.Renderer`` renders batches. EXIF orientation is not applied.
+    ``stream``. EXIF orientation is not applied.
+
+    With ``workers``, so many processes check the images where there are many, and decode streamed ones where a
+    ``kdpipe.views.Renderer`` renders batches (default: the checks are done in this process, and batches are rendered by
+    a process for each processor). A script that gives it needs ``if __name__ == "__main__"``.
 
     Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
@@ -186,11 +189,18 @@ def load(
     if labels_per_class is not None and split != "train":
         raise DatasetError(f"labels_per_class is for the train split, found split '{split}'; leave it out")
     kind, values = resolve(spec)
-    listing = kind.list_samples(Request(split, download, progress), *values)
+    processes = workers or 1
+    listing = kind.list_samples(Request(split, download, progress, processes), *values)
     listing = replace(listing, keys=Names.of(listing.keys))
     ids = samples.sample_ids(listing.keys)
     indices = samples.balanced_indices(ids, listing.labels, limit=limit)
-    survey = listing.source.survey(indices, what=f"checking {split}", progress=progress)
+    survey = listing.source.survey(
+        indices,
+        what=f"checking {split}",
+        progress=progress,
+        processes=processes,
+        streamed_above={"auto": memory_limit, "memory": None, "stream": -1}[loading],
+    )
     asked, reasons = len(indices), list(survey.broken.values())
     if survey.broken:
         whole = np.setdiff1d(np.arange(len(indices)), list(survey.broken))
@@ -200,6 +210,7 @@ def load(
     notes = listing.notes + (() if survey.remarks is None else notes_on(survey.remarks, split))
     if len(indices):
         dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
+        dataset = replace(dataset, workers=workers)
         fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
         dataset, more = _decodable(dataset, in_memory=loading == "memory" or (loading == "auto" and fits), log=progress)
         reasons += more
@@ -212,7 +223,7 @@ def load(
         notes = (*notes, f"warning: {reason}.")
     if labels_per_class is not None:
         dataset = limit_labels(dataset, labels_per_class)
-    return replace(dataset, notes=notes, workers=workers)
+    return replace(dataset, notes=notes)
 
 
 def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dataset, list[str]]:
@@ -242,7 +253,11 @@ def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dat
 
 def _broken(dataset: Dataset, progress: Progress) -> Mapping[int, str]:
     return dataset.source.broken(
-        dataset.source_indices, dataset.content_digests, what=f"trying {dataset.split}", progress=progress
+        dataset.source_indices,
+        dataset.content_digests,
+        what=f"trying {dataset.split}",
+        progress=progress,
+        processes=dataset.workers or 1,
     )
 
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from kdpipe.dataset.items import ItemSource, as_labels, check_labels
 from kdpipe.dataset.registry import Listing, Request, all_kinds, register
-from kdpipe.dataset.sources import ItemSource, as_labels, check_labels
 from kdpipe.errors import DatasetError, did_you_mean
 
 
