@@ -95,7 +95,10 @@ def check(content: bytes, where: str) -> None:
         with Image.open(io.BytesIO(content)) as image:
             _refuse_too_large(image)
             image.draft(None, (image.width // 8, image.height // 8))
-            from_pillow(image)
+            if image.mode == "RGB":
+                image.load()
+            else:
+                from_pillow(image)
     except Exception as error:  # as in decode
         raise _unreadable(where, error) from error
 
