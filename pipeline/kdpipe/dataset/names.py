@@ -50,11 +50,11 @@ class Names(Sequence[str]):
 
     def encoded(self) -> Iterator[bytes]:
         """Yield the UTF-8 of each name."""
-        text = self._text.data
         for first in range(0, len(self), _BLOCK):
-            block = slice(first, first + _BLOCK)
-            for start, stop in zip(self._starts[block].tolist(), self._stops[block].tolist(), strict=True):
-                yield bytes(text[start:stop])
+            starts, stops = self._starts[first : first + _BLOCK], self._stops[first : first + _BLOCK]
+            begin = int(starts.min())
+            text = self._text[begin : int(stops.max())].tobytes() if len(self._text) else b""
+            yield from map(text.__getitem__, map(slice, (starts - begin).tolist(), (stops - begin).tolist()))
 
     def first_invalid(self) -> str | None:
         """Return the first name that is not valid Unicode, which a file's name need not be; ``None`` for none."""

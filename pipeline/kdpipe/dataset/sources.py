@@ -75,8 +75,9 @@ class FileSource:
         paths, now = Names.of(self.paths).take(indices), time.time_ns()
         files, decoded = self._table("digests", "files 3", _FILES), self._decoded()
         entries, broken = _states(paths)
-        new = _recall(entries, files.read())
-        new = np.setdiff1d(new, list(broken))
+        known = _recall(entries, files.read())
+        known[list(broken)] = True
+        new = np.flatnonzero(~known)
         times = entries["state"]
         # A file that was written just now may be written again without a change of its times.
         settled = np.maximum(times["modified"], times["changed"]) < now - _SETTLED_NS
@@ -117,9 +118,11 @@ class FileSource:
         processes: int = 1,
     ) -> dict[int, str]:
         """Decode the files whose content was not decoded before; return why some cannot be, by their place."""
-        table = self._decoded()
-        new = np.flatnonzero(samples.find_ids(digests, table.read()["name"]) < 0)
-        found: dict[int, str] = {}
+        table, found = self._decoded(), dict[int, str]()
+        known = table.read()["name"]
+        if np.array_equal(digests, known):
+            return found
+        new = np.flatnonzero(samples.find_ids(digests, known) < 0)
         if not len(new):
             return found
         tasks = Names.of(self.paths).take(indices[new]), digests[new]
@@ -173,8 +176,8 @@ def _states(paths: Names) -> tuple[Records, dict[int, str]]:
     return entries, broken
 
 
-def _recall(entries: Records, known: Records) -> npt.NDArray[np.int64]:
-    """Fill in what is known of files whose state is as it was; return the places of the others."""
+def _recall(entries: Records, known: Records) -> npt.NDArray[np.bool_]:
+    """Fill in what is known of files whose state is as it was, and return which these are, ``(n,)``."""
     if np.array_equal(entries["name"], known["name"]):
         rows = np.arange(len(entries))
     else:
@@ -182,7 +185,9 @@ def _recall(entries: Records, known: Records) -> npt.NDArray[np.int64]:
     at = np.flatnonzero(rows >= 0)
     at = at[known["state"][rows[at]] == entries["state"][at]]
     entries["found"][at] = known["found"][rows[at]]
-    return np.setdiff1d(np.arange(len(entries)), at)
+    found = np.zeros(len(entries), dtype=bool)
+    found[at] = True
+    return found
 
 
 def _pixel_bytes(entries: Records) -> int:
