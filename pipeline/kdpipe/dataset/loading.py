@@ -23,6 +23,7 @@ from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
 from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, ranks_in_class, sample_id
+from kdpipe.dataset.workers import prepare_workers
 from kdpipe.errors import DatasetError
 from kdpipe.printable import printable
 from kdpipe.progress import Progress, silent
@@ -240,6 +241,8 @@ def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dat
             if not broken:
                 raise
     else:
+        if dataset.workers is not None:
+            prepare_workers()
         broken = _broken(dataset, log)
     if not broken:
         return dataset, []

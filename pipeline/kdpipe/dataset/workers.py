@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext, get_spawning_popen
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Generic, TypeVar
@@ -52,6 +53,12 @@ def worker_context() -> BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_PRELOADED])
     return context
+
+
+def prepare_workers() -> None:
+    """Let worker processes be ready sooner: import what they need, in another process and meanwhile."""
+    worker_context()
+    forkserver.ensure_running()
 
 
 class Shared(Generic[T]):
