@@ -72,6 +72,7 @@ def plan(
             precision=source.precision,
             batch_size=batch_size,
             device=source.device.type,
+            memory_format=source.memory_format,
         )
     return Plan(
         fingerprint=fingerprint,
@@ -161,6 +162,7 @@ class Imported:
 
     device = torch.device("cpu")
     precision = "imported"
+    memory_format = None
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(

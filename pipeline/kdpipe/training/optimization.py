@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kdpipe.models.layout import arrange
 from kdpipe.training.checkpoint import State
 from kdpipe.training.settings import Optimization
 
@@ -30,7 +31,7 @@ class Learner:
         self.settings = settings
         self.device = device
         if settings.channels_last:
-            module.to(memory_format=torch.channels_last)
+            arrange(module, channels_last=True)
         self._learned = torch.nn.ModuleList([module, self._beside])
         self._optimizer = _optimizer(self._learned, settings)
         self._dtype = arithmetic(settings.amp, device)
@@ -81,7 +82,7 @@ class Learner:
         if self._average is not None:
             self.module.load_state_dict(self._average.values)
         if self.settings.channels_last:
-            self.module.to(memory_format=torch.contiguous_format)
+            arrange(self.module, channels_last=False)
 
     def empty(self) -> None:
         """Free the memory of all weights; only their shapes are left."""
