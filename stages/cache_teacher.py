@@ -58,6 +58,7 @@ def run(params: CacheTeacher) -> None:
     )
     wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
+        builder.memory_limit = params.output.memory_bytes
         if builder.sealed:
             say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
         else:
