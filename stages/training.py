@@ -21,6 +21,7 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
+from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
@@ -316,6 +317,7 @@ def _finish(
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     model, run, epochs = task.model, task.run, task.params.optimization.epochs
     tester = None if test_set is None else plain(test_set, Geometry.of(model.preset))
+    arrange(model.module, channels_last=bool(task.params.optimization.channels_last))
 
     def test() -> dict[str, float | None]:
         if test_set is None or tester is None:

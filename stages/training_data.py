@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from blake3 import blake3
 
-from kdpipe import dataset
+from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
+from kdpipe.models.layout import choose
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.store.reader import LogitStore
+from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Sampling, read_sample_weights
 from kdpipe.training.settings import SamplingSettings
+
+T = TypeVar("T", bound=Training)
 
 
 @dataclass(frozen=True)
@@ -93,4 +98,21 @@ def load_student(params: Training, name: str, train: Dataset) -> Model:
         size=run.input_size,
         seed=run.seed,
         trust_code=params.code.trust_code,
+    )
+
+
+def with_layout(params: T, model: Model) -> T:
+    """Return the settings with ``channels_last`` as asked for, as a resumed run recorded it, or by the network.
+
+    Raises:
+        ModelError: it is asked for, and the network cannot compute in it.
+    """
+    asked, directory = params.optimization.channels_last, RunDirectory(params.run.out)
+    if asked is None and params.run.resume and (directory.path / "run.json").exists():
+        recorded = directory.record()["parameters"].get("channels_last")
+        asked = recorded if isinstance(recorded, bool) else None
+    device = models.resolve_device(params.run.device)
+    settled = choose(model.module, model.preset.size, asked=asked, device=device, name=models.short_name(model.name))
+    return params.model_copy(
+        update={"optimization": params.optimization.model_copy(update={"channels_last": settled or bool(asked)})}
     )

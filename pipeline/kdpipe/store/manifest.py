@@ -119,6 +119,8 @@ class Manifest(BaseModel):
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
         if not self.fingerprint.recipe.thresholds:
             del whole["fingerprint"]["recipe"]["thresholds"]
+        if self.fingerprint.memory_format is None:
+            del whole["fingerprint"]["memory_format"]
         for key in _ABSENT_WHEN_EMPTY:
             if not whole[key]:
                 del whole[key]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import durable
-from kdpipe.encoding.base import Encoded
+from kdpipe.encoding.blocks import encode
 from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
 from kdpipe.store import arrays, manifest, skeleton, tree
@@ -29,6 +29,8 @@ from kdpipe.store.sections import File, array_name
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
+MEMORY_LIMIT = 1024**3
+"""Default of ``Builder.memory_limit``: enough for three of the largest shards of float32."""
 
 
 @contextmanager
@@ -64,6 +66,8 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
+        self.memory_limit = MEMORY_LIMIT
+        """Bytes of the logits and signals that are computed, encoded or written at once, though at least one shard."""
         self._encoding = encoding_of(path, found)
         self._ledger = Ledger(path)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
@@ -105,9 +109,13 @@ class Builder:
             expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
                 raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
-        while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
+        held = self.memory_limit // max(1, sum(each.nbytes for each in given.values()))
+        waiting = min(_QUEUE, held - 1)  # beside those of the next shard
+        while len(self._writing) >= max(1, waiting) or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
         self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}))
+        if waiting < 1:
+            self.drain()
 
     def drain(self) -> None:
         """Wait until all submitted shards are on disk; raise the first error."""
@@ -196,13 +204,12 @@ class Builder:
 
     def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
         self._refuse_not_finite(shard, "logits", logits)
-        encoded = self._encoding.encode(logits)
+        encoded, lost = encode(self._encoding, logits, temperatures=self.manifest.temperatures)
         values = {"codes": encoded.codes, "row_max": encoded.row_max}
         for name, signal in signals.items():
             kept = signal.to(torch.float16).flatten(1)
             self._refuse_not_finite(shard, f"{name}, in float16,", kept)
             values[array_name(name)] = kept.cpu().numpy()
-        lost = self._lost(logits, encoded)
         with writing(self.path):
             for name in shard.paths:
                 (self.path / name).unlink(missing_ok=True)
@@ -215,11 +222,6 @@ class Builder:
             entries[codes] = replace(entries[codes], fidelity=lost)
             self._ledger.append(list(entries.values()))
         self._done.update(entries)
-
-    def _lost(self, logits: torch.Tensor, encoded: Encoded) -> Fidelity:
-        codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-        decoded = self._encoding.decode(codes, row_max, logits.shape[1])
-        return Fidelity.of(logits, decoded, self.manifest.temperatures)
 
     def _refuse_not_finite(self, shard: Shard, what: str, values: torch.Tensor) -> None:
         finite = torch.isfinite(values).all(dim=1)
