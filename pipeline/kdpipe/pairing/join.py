@@ -220,7 +220,11 @@ def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], obj
     shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
     if len(shared) < store.num_samples:
         absent = store.num_samples - len(shared)
-        faults.append(f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}")
+        line = f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}"
+        if len(store.segments) > 1 and shared:
+            say(f"{line}: removed since the teacher's pass.")
+        else:
+            faults.append(line)
     if not shared:
         return faults
     dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)

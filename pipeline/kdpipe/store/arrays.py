@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -304,13 +304,18 @@ _ALWAYS_ALLOWED = 64 * 1024**2
 """Bytes of side arrays that may be read with any memory limit: 1.8 million samples."""
 
 
-def check_side_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit: int) -> None:
-    """Compare the memory of a split's side arrays with the limit, before anything is allocated.
+def check_side_size(store: Path, split: str, specs: Iterable[dict[str, Spec]], *, memory_limit: int) -> None:
+    """Compare the memory of the side arrays of a split's segments with the limit, before anything is allocated.
 
     Raises:
         StoreError: they exceed the limit.
     """
-    claimed = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name in SIDE)
+    claimed = sum(
+        math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        for segment in specs
+        for name, spec in segment.items()
+        if name in SIDE
+    )
     if claimed > max(memory_limit, _ALWAYS_ALLOWED):
         raise StoreError(
             f"{store}: the ids, digests and labels of '{split}' take {claimed:,} bytes of memory, the limit is "

@@ -84,13 +84,14 @@ class Renderer:
         seed: int,
         geometry: Geometry | None,
         device: torch.device | str = "cpu",
-        population: npt.NDArray[np.uint8] | None = None,
+        population: mixing.Ids | Sequence[mixing.Ids] | None = None,
         workers: int | None = None,
     ) -> None:
         """Prepare to render; see ``render`` for the arguments.
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
-        a store's order (default: those of the dataset, or of the one that it is a subset of). ``workers`` processes
+        a store's order and for each of its segments (default: those of the dataset, or of the one that it is a subset
+        of). ``workers`` processes
         decode a streamed dataset in ``batches`` (default: one for each processor, eight at most).
         """
         self.dataset = dataset
