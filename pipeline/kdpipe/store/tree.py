@@ -159,6 +159,20 @@ def remove(folder: Path) -> None:
         folder.unlink()
 
 
+def remove_group(store: Path, group: str) -> None:
+    """Remove a group of a store, if it is there.
+
+    Raises:
+        CorruptStoreError: it holds something that kdpipe never writes; nothing is removed.
+    """
+    below = [each for each in walk(store) if each.name.split("/")[0] == group]
+    foreign = sorted(str(each) for each in below if not each.own)
+    if foreign:
+        raise CorruptStoreError(f"{store} holds {listed(foreign)}, not written by kdpipe. Move them elsewhere.")
+    if below:
+        shutil.rmtree(store / group)
+
+
 def listed(names: Sequence[str]) -> str:
     """Return a few of the names in one line, with the number of the others."""
     more = len(names) - SHOWN

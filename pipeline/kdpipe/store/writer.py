@@ -21,7 +21,7 @@ from kdpipe import durable
 from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
-from kdpipe.store import arrays, manifest, skeleton, tree
+from kdpipe.store import arrays, growing, manifest, skeleton, tree
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
@@ -54,6 +54,36 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
             builder = _open(path, plan, overwrite=overwrite)
         held.callback(builder.close)
         yield builder
+
+
+@contextmanager
+def grow(path: Path, plan: Plan, *, onto: Manifest) -> Iterator[Builder]:
+    """Start or resume further segments of the sealed store at ``path``; yields their ``Builder`` under the writer lock.
+
+    Once they are sealed, they become part of the store. Until then readers see the store as it was, and nothing of it
+    changes; segments that were begun for another plan are removed.
+
+    Args:
+        path: the store's directory.
+        plan: the new segments alone, such as ``train.1``.
+        onto: the store's manifest, which the plan was made for.
+
+    Raises:
+        StaleStoreError: the store has another manifest now.
+        StoreLockedError: another process is writing it.
+        UnwritableStoreError: the disk is full or read-only; also raised by the builder's methods.
+    """
+    with ExitStack() as held:
+        with writing(path):
+            held.enter_context(lock(path))
+            growing.recover(path)
+        if manifest.read(path) != onto:
+            raise StaleStoreError(f"{path} was changed by another process meanwhile. Run this again.")
+        with build(growing.part_path(path), plan, overwrite=True) as builder:
+            yield builder
+        if builder.sealed:
+            with writing(path):
+                growing.recover(path)
 
 
 class Builder:
@@ -237,6 +267,8 @@ class Builder:
 def _open(path: Path, plan: Plan, *, overwrite: bool) -> Builder:
     """Create, repair or reopen the store at ``path`` for the build; the caller holds the lock."""
     skeleton.clear(path)
+    growing.recover(path)
+    growing.discard(path)
     wanted = plan.manifest()
     found = skeleton.existing(path, overwrite=overwrite)
     if found is not None:
