@@ -65,8 +65,13 @@ def recover(store: Path) -> Manifest | None:
     if not part.is_dir() or part.is_symlink():
         return None
     try:
-        base, found = manifest.read(store), manifest.read(part)
+        base = manifest.read(store)
     except StoreError:
+        return None
+    try:
+        found = manifest.read(part)
+    except StoreError:  # its removal was interrupted
+        discard(store)
         return None
     if base.state != "sealed" or found.state != "sealed":
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,43 +20,16 @@ from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import growing, manifest
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.inspect import summary
-from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.ledger import lock
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.store.writer import grow
 from kdpipe.testing import stores
+from tests.unit.store.growths import further, grown, growth, ids
+from tests.unit.store.slow_build import forked
 from tests.unit.store.test_store_damage import signed
 
 SIGNALS = {"features:penultimate": (3,), "attention:layer2": (2, 2)}
-
-
-def further(store: Path, ids: npt.NDArray[np.uint8], *, split: str = "train", replaces: int = 0, seed: int = 0) -> Plan:
-    """Return the plan of a further segment with these ids."""
-    found = manifest.read(store)
-    group = f"{split}.{len(found.segments(split))}"
-    random = np.random.default_rng([len(ids), seed])
-    planes, probes = found.splits[split].planes, np.arange(min(3, len(ids)))
-    samples = SplitPlan(
-        sample_ids=ids,
-        content_digests=random.integers(0, 256, ids.shape, dtype=np.uint8),
-        labels=random.integers(-1, stores.CLASSES, len(ids), dtype=np.int32),
-        planes=planes,
-        probe_rows=probes,
-        probe_hashes=random.integers(0, 2**64, (planes, len(probes)), dtype=np.uint64),
-        replaces=replaces,
-    )
-    plan = stores.small_plan(dataset={group: f"{seed:032x}"})
-    return replace(plan, splits={group: samples}, signals=dict(found.kept))
-
-
-def ids(count: int, *, seed: int) -> npt.NDArray[np.uint8]:
-    return np.random.default_rng([77, seed]).integers(0, 256, (count, 16), dtype=np.uint8)
-
-
-def grown(store: Path, plan: Plan) -> None:
-    with grow(store, plan, onto=manifest.read(store)) as builder:
-        stores.fill(builder)
-        builder.seal({"seconds": 1.5, "created": "later"})
 
 
 def model(store: LogitStore, view: int) -> dict[bytes, npt.NDArray[np.float32]]:
@@ -231,7 +205,7 @@ def test_a_forged_list_of_segments_is_refused(three: Path, edit: Callable[[dict[
 
 
 def test_a_segment_is_no_split(three: Path) -> None:
-    with pytest.raises(StoreError, match="has no split 'train.1', only"):
+    with pytest.raises(StoreError, match=r"has no split 'train\.1', only"):
         open_store(three, "train.1")
 
 
@@ -287,3 +261,51 @@ def test_a_build_removes_segments_that_were_begun(sealed: Path, tmp_path: Path) 
     stores.small_store(sealed)
     assert stores.contents(sealed) == before
     assert [each.name for each in tmp_path.iterdir()] == [sealed.name]
+
+
+STEPS = 7
+"""Things that a growth puts in their place or removes, see ``growth``."""
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_killed_before_something_is_put_in_its_place(sealed: Path, tmp_path: Path, step: int) -> None:
+    """The store is readable as it was, or has grown; the same growth ends with the same bytes."""
+    plan = further(sealed, ids(17, seed=6))
+    whole = Path(shutil.copytree(sealed, tmp_path / "whole" / "small.zarr"))
+    grown(whole, plan)
+    before = stores.contents(sealed)
+    with forked(growth, sealed, step) as (process, _):
+        process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    opened = open_store(sealed)
+    assert verify_files(sealed) == []
+    assert opened.num_samples in (20, 37)
+    if opened.num_samples == 20:
+        assert stores.contents(sealed).items() >= before.items()
+        with lock(sealed):
+            growing.recover(sealed)
+        if open_store(sealed).num_samples == 20:
+            with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+                stores.fill(builder)
+                builder.seal({"seconds": 1.5, "created": "later"})
+    else:
+        with lock(sealed):
+            growing.recover(sealed)
+    assert stores.contents(sealed) == stores.contents(whole)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [sealed.name, "whole"]
+
+
+def test_what_is_left_of_a_removal_is_removed(sealed: Path) -> None:
+    plan = further(sealed, ids(17, seed=6))
+    with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+        stores.fill(builder)
+    (growing.part_path(sealed) / "zarr.json").unlink()
+    grown(sealed, plan)
+    assert open_store(sealed).num_samples == 37
+
+
+def test_a_growth_takes_these_steps(sealed: Path) -> None:
+    with forked(growth, sealed, 0) as (process, hears):
+        process.join(60)
+        assert hears.recv() == STEPS
+    assert open_store(sealed).num_samples == 37
