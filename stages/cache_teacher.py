@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from kdpipe import models
@@ -16,8 +17,8 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import StoreError
 from kdpipe.models import Preset
-from kdpipe.pairing.join import as_stored, remarks
 from kdpipe.stages.console import progress, say
+from kdpipe.stages.growth import Continued, Planner, begun, describe, finish_growth
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.storing import CacheTeacher
@@ -25,8 +26,8 @@ from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
-from kdpipe.store.reader import open_store
-from kdpipe.store.writer import Builder, build
+from kdpipe.store.tree import segment_of
+from kdpipe.store.writer import Builder, build, grow
 from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.recompute import refuse_unfit
@@ -41,42 +42,51 @@ def run(params: CacheTeacher) -> None:
     asked = get_encoding(params.encoding.encoding)
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
-    datasets = _as_stored(params, {"train": train} if test is None else {"train": train, "test": test})
+    datasets: Mapping[str, Dataset] = {"train": train} if test is None else {"train": train, "test": test}
     asked.width(len(datasets["train"].classes))
     forward = _teacher(params, datasets["train"])
     geometry = Geometry.of(forward.preset)
     plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
-    wanted = plan(
-        forward,
-        datasets,
-        recipe=recipe,
-        seed=view.seed,
-        views=view.augmented,
-        encoding=asked,
-        batch_size=params.teacher.batch_size,
+    planned = partial(
+        plan, forward, recipe=recipe, seed=view.seed, encoding=asked, batch_size=params.teacher.batch_size
     )
-    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
-    with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
+    out = params.output.out
+    finish_growth(out)
+    wanted = planned(datasets, views=view.augmented)
+    store = Continued.of(params, wanted, datasets)
+    if store is not None:
+        store.say_changes()
+        grows = bool(store.fresh)
+        if grows:
+            _grow(store, recipe, params=params, forward=forward, planned=planned)
+            store = store.again(datasets)
+        segments = store.segments
+        if segments is None or (grows and store.views == view.augmented):
+            describe(out, params.provenance)
+            say(f"{out} is sealed and has all of these samples.")
+            report(params)
+            return
+        if any(segments[name] is not datasets.get(name) for name in segments):
+            datasets, wanted = segments, store.whole(planned, segments, views=view.augmented)
+    elif (unfinished := begun(out, datasets)) is not None:
+        datasets = unfinished.images
+        wanted = planned(datasets, views=view.augmented, replaces=unfinished.replaces)
+    wanted = settle(wanted, params, pilot=lambda: _pilot(train, recipe, params=params, forward=forward))
+    with build(out, wanted, overwrite=params.output.overwrite) as builder:
         if builder.sealed:
-            say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
+            say(f"{out} is sealed and holds exactly this: nothing to do.")
         else:
             _fill(builder, datasets, recipe, params=params, forward=forward)
     report(params)
 
 
-def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Return the datasets as the store at ``--out`` knows them, where files were only moved or renamed since."""
-    found = {}
-    for split, dataset in datasets.items():
-        found[split] = dataset
-        with suppress(StoreError):
-            store = open_store(params.output.out, split=split)
-            found[split] = as_stored(store, dataset)
-            if found[split] is not dataset:
-                for line in remarks(store, found[split], np.arange(len(dataset))):
-                    say(line)
-    return found
+def _grow(store: Continued, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher, planned: Planner) -> None:
+    """Compute the samples that a sealed store lacks, as further segments of it."""
+    part = replace(store.growth(planned), provenance=params.provenance)
+    with grow(store.path, part, onto=store.found) as builder:
+        if not builder.sealed:
+            _fill(builder, store.fresh, recipe, params=params, forward=forward, grown=store)
 
 
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
@@ -121,8 +131,15 @@ def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: Fro
 
 
 def _fill(
-    builder: Builder, datasets: dict[str, Dataset], recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher
+    builder: Builder,
+    datasets: Mapping[str, Dataset],
+    recipe: Recipe,
+    *,
+    params: CacheTeacher,
+    forward: FrozenTeacher,
+    grown: Continued | None = None,
 ) -> None:
+    """Compute what is missing and seal the store; ``grown`` is that whose further segments these are."""
     began = time.perf_counter()
     geometry = Geometry.of(forward.preset)
     renderers = {
@@ -131,7 +148,7 @@ def _fill(
     }
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
-    top1 = None
+    known: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
         samples, planes = len(datasets[split]), builder.manifest.splits[split].planes
         with progress(f"caching {split}", total=samples * planes) as advance:
@@ -146,15 +163,20 @@ def _fill(
                     advance=advance,
                 )
             builder.drain()
-        if split == "test":
-            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.teacher.min_top1)
+        if segment_of(split) == ("test", 0):
+            test, logits = datasets["test"], builder.plane("test", 0)
+        elif segment_of(split)[0] == "test" and grown is not None:
+            test, logits = grown.standings["test"].dataset, grown.test_logits(builder)
+        else:
+            continue
+        known["teacher_test_top1"] = check_top1(logits, test, min_top1=params.teacher.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             "versions": dict(versions()),
-            "teacher_test_top1": top1,
+            **known,
         }
     )
     say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")

@@ -326,14 +326,16 @@ def check_side_size(store: Path, split: str, specs: Iterable[dict[str, Spec]], *
 def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
     """Return a side array. Except in ``sample_id``, a chunk that the manifest does not list holds the fill value.
 
+    The files of a store under construction are not listed: those that are there count, and have no digests yet.
+
     Raises:
         CorruptStoreError: a file is damaged, or differs from the manifest.
     """
-    rows = spec.chunks[0]
+    rows, sealed = spec.chunks[0], found.state == "sealed"
     out = np.empty(spec.shape, spec.dtype)
     for number, start in enumerate(range(0, spec.shape[0], rows or 1)):
         file = "/".join(map(str, (split, name, "c", number, *[0] * (len(spec.shape) - 1))))
-        if file not in found.files and name != "sample_id":
+        if name != "sample_id" and (file not in found.files if sealed else not (store / file).is_file()):
             out[start : start + rows] = spec.fill
             continue
         chunk = np.empty(spec.chunks, spec.dtype)
@@ -343,7 +345,7 @@ def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -
             raise CorruptStoreError(
                 f"{store}: {file} is damaged ({error}). Run: kdpipe verify {shlex.quote(str(store))}"
             ) from error
-        if file not in found.files or manifest.digest_file(store / file) != found.files[file].digest:
+        if sealed and (file not in found.files or manifest.digest_file(store / file) != found.files[file].digest):
             raise CorruptStoreError(
                 f"{store}: {file} does not match its digest. Run: kdpipe verify {shlex.quote(str(store))}"
             )

@@ -16,6 +16,7 @@ from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import encoding_of
 from kdpipe.store.segments import newest
+from kdpipe.store.settings import Provenance
 
 
 def part_path(store: Path) -> Path:
@@ -85,6 +86,14 @@ def recover(store: Path) -> Manifest | None:
             tree.remove_group(store, group)
     discard(store)
     return None
+
+
+def describe(store: Path, provenance: Provenance) -> None:
+    """Add statements of its makers to a sealed store; the caller holds the store's lock."""
+    found = manifest.read(store)
+    updated = found.provenance.updated(provenance)
+    if updated != found.provenance:
+        manifest.write(store, found.model_copy(update={"provenance": updated}).sealed())
 
 
 def discard(store: Path) -> None:

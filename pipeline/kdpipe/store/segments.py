@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kdpipe.store import arrays
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import encoding_of
 
 Rows = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint8]
@@ -71,6 +72,42 @@ def read_segments(store: Path, found: Manifest, specs: dict[str, dict[str, Spec]
             )
         )
     return tuple(segments)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a split whose store may be under construction."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, store: Path, found: Manifest, split: str) -> Samples:
+        """Read the side arrays of a split.
+
+        Raises:
+            CorruptStoreError: a file is damaged.
+        """
+        encoding, classes = encoding_of(store, found), len(found.classes)
+        specs = {
+            group: arrays.specs(found.splits[group], encoding=encoding, classes=classes)
+            for group in found.segments(split)
+        }
+        return cls(read_segments(store, found, specs))
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self.sample_ids)
+
+    @property
+    def sample_ids(self) -> Ids:
+        """``(n, 16)``, of the rows that count."""
+        return np.concatenate([each.sample_ids[each.live] for each in self.segments])
+
+    @property
+    def content_digests(self) -> Ids:
+        """``(n, 16)``."""
+        return np.concatenate([each.content_digests[each.live] for each in self.segments])
 
 
 def newest(ids: Sequence[Ids]) -> list[Rows]:

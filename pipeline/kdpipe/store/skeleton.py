@@ -60,11 +60,13 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
         return None
 
 
-def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...]) -> Plan | None:
+def settled(
+    path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...], any_samples: bool = False
+) -> Plan | None:
     """Return ``plan`` with the encoding of the store at ``path`` if their other settings are equal, else ``None``.
 
     These are teacher, data, views and budget of KL, or the encoding if there is no budget. A resumed build thus
-    measures no second pilot and cannot make another choice.
+    measures no second pilot and cannot make another choice. With ``any_samples`` the data may differ.
     """
     try:
         found = manifest.read(path)
@@ -74,7 +76,8 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
     if budget != (max_kl, () if max_kl is None else temperatures):
         return None
     name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
-    if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
+    known = {"encoding": name} | ({"dataset": found.fingerprint.dataset} if any_samples else {})
+    if found.fingerprint != plan.fingerprint.model_copy(update=known):
         return None
     return plan.encoded_by(encoding_of(path, found), found.choice)
 
@@ -101,6 +104,27 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
     return differing
+
+
+def differences_but_samples(found: Manifest, wanted: Manifest) -> list[str]:
+    """Return a line for each part in which a store differs from the wanted one, but for the samples of its splits.
+
+    ``wanted`` has one segment of each split.
+    """
+    if set(found.names) != set(wanted.names):
+        return [f"splits: the store has {', '.join(found.names)}, asked for {', '.join(wanted.names)}"]
+    rendering = wanted.rendering and wanted.rendering.model_copy(update={"sources": {}})
+    alike = {
+        "fingerprint": wanted.fingerprint.model_copy(update={"dataset": found.fingerprint.dataset}),
+        "splits": {split: found.splits[split] for split in wanted.splits},
+        "rendering": rendering,
+    }
+    views = [
+        f"{split} views: the store has {found.splits[split].planes - 1}, asked for {cut.planes - 1}"
+        for split, cut in wanted.splits.items()
+        if cut.planes < found.splits[split].planes
+    ]
+    return views + differences(found, wanted.model_copy(update=alike))
 
 
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:

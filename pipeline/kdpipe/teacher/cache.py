@@ -21,6 +21,7 @@ from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, SplitPlan
 from kdpipe.store.sections import Fingerprint, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
@@ -31,17 +32,19 @@ _PILOT_STREAM = 0x9107
 
 def plan(
     source: LogitSource,
-    datasets: dict[str, Dataset],
+    datasets: Mapping[str, Dataset],
     *,
     recipe: Recipe,
     seed: int,
     views: int,
     encoding: Encoding,
     batch_size: int,
+    replaces: Mapping[str, int] | None = None,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
-    ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
+    ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
+    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -50,7 +53,7 @@ def plan(
     probes = {name: probe_rows(dataset) for name, dataset in datasets.items()}
     splits = {}
     for name, dataset in datasets.items():
-        planes = 1 + views if name == "train" else 1
+        planes = 1 + views if segment_of(name)[0] == "train" else 1
         renderer = Renderer(dataset, recipe, seed=seed, geometry=geometry)
         rows = probes[name]
         splits[name] = SplitPlan(
@@ -61,8 +64,9 @@ def plan(
             probe_rows=rows,
             probe_hashes=probe_hashes(renderer, rows, planes=planes),
             keys=dataset.keys,
+            replaces=(replaces or {}).get(name, 0),
         )
-    train = datasets["train"]
+    first = datasets.get("train") or next(iter(datasets.values()))
     with recorded():
         fingerprint = Fingerprint(
             teacher=source.identity,
@@ -76,8 +80,8 @@ def plan(
     return Plan(
         fingerprint=fingerprint,
         teacher_probe=tuple(source.probe()),
-        dataset=train.name,
-        classes=train.classes,
+        dataset=first.name,
+        classes=first.classes,
         splits=splits,
         calibrated=encoding,
         signals=source.signals,
