@@ -204,6 +204,22 @@ def verify(
     show(f"{store}: {', '.join(checked)}.")
 
 
+@app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two or more stores, NAME.zarr.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Join stores of the same teacher, recipe and encoding that have different samples; files are copied as they are.
+
+    Example:
+
+        kdpipe merge first-half.zarr second-half.zarr --out all.zarr
+    """
+    from kdpipe.stages.merging import merge_stores
+
+    merge_stores(stores, out)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -268,3 +269,30 @@ def test_students_train_on_a_grown_store(kdpipe: Kdpipe, images: Path, tmp_path:
         assert trained.code == 0
         weights.append((run / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def test_two_halves_are_merged(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    halves, whole, merged = (
+        (tmp_path / "ants.zarr", tmp_path / "bees.zarr"),
+        tmp_path / "whole.zarr",
+        tmp_path / "m.zarr",
+    )
+    for number, path in enumerate(halves):
+        half = shutil.copytree(images, tmp_path / f"images{number}")
+        for image in (half / "train" / ("bee", "ant")[number]).iterdir():
+            if image.stem != "0":  # the class stays
+                image.unlink()
+        if number:
+            (half / "train" / "ant" / "0.png").unlink()
+            picture(half / "train" / "ant" / "other.png", seed=90)
+            shutil.copy(half / "train" / "ant" / "other.png", images / "train" / "ant")
+            (half / "train" / "bee" / "0.png").unlink()
+        assert cached(kdpipe, half, path).code == 0
+    outcome = kdpipe("merge", *halves, "--out", merged)
+    assert outcome.code == 0
+    assert "m.zarr: 9 'train' samples, 4 'test' samples in 3 segments" in outcome.out
+    assert cached(kdpipe, images, whole).code == 0
+    for split in ("train", "test"):
+        assert seen(merged, loaded(images, split)) == seen(whole, loaded(images, split))
+    assert "nothing to do" in cached(kdpipe, images, merged).err
+    refused(kdpipe("merge", halves[0], whole, "--out", tmp_path / "x.zarr"), "samples, in segments that differ")

@@ -31,7 +31,7 @@ def clear(path: Path) -> None:
         CorruptStoreError: one of them holds something that kdpipe never writes.
     """
     for ending in _BESIDE:
-        left = _beside(path, ending)
+        left = beside(path, ending)
         if os.path.lexists(left):
             tree.remove(left)
 
@@ -131,7 +131,7 @@ def create(path: Path, plan: Plan, wanted: Manifest) -> None:
     """Create an empty store at ``path``; an older store is removed once the new one is in place."""
     if path.exists():
         tree.refuse_strangers(path, what="replacing it")
-    fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
+    fresh, old = _fresh(path, plan, wanted), beside(path, "old")
     Ledger(path).remove()
     if path.exists():
         path.rename(old)
@@ -186,7 +186,7 @@ def _sides(shape: Shape | None) -> str:
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
-    fresh = _beside(path, "new")
+    fresh = beside(path, "new")
     fresh.mkdir()
     try:
         (fresh / "zarr.json").write_bytes(manifest.document(wanted))
@@ -204,7 +204,8 @@ def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
     return fresh
 
 
-def _beside(path: Path, what: str) -> Path:
+def beside(path: Path, what: str) -> Path:
+    """Return the path of a hidden file or directory beside a store, such as ``.NAME.zarr.new``."""
     return path.with_name(f".{path.name}.{what}")
 
 
