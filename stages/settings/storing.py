@@ -21,7 +21,8 @@ class StoreOutput(Settings):
 
     out: Annotated[Path, Field(description="Store to write, NAME.zarr.")]
     overwrite: bool = False
-    """Rebuild a store that was made from other ingredients instead of refusing."""
+    """Rebuild a store that was made from other ingredients instead of refusing. Images that are new or have changed are
+    added to a store without it."""
 
     @model_validator(mode="after")
     def _is_a_store(self) -> Self:
