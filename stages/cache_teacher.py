@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -14,19 +15,20 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import StoreError
+from kdpipe.errors import ParamsError, StoreError
 from kdpipe.models import Preset
 from kdpipe.pairing.join import as_stored, remarks
-from kdpipe.stages.console import progress, say
+from kdpipe.stages.console import aloud, progress, quiet, say
 from kdpipe.stages.provenance import versions
-from kdpipe.stages.ranks import refuse_ranks
+from kdpipe.stages.ranks import Ranks, launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
+from kdpipe.store.plan import Plan
 from kdpipe.store.reader import open_store
-from kdpipe.store.writer import Builder, build
+from kdpipe.store.writer import Builder, build, build_together
 from kdpipe.teacher.cache import cache_plane, pilot, plan
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.recompute import refuse_unfit
@@ -35,15 +37,21 @@ from kdpipe.views import Geometry, Recipe, Renderer
 
 
 def run(params: CacheTeacher) -> None:
-    """Build, resume or confirm the store at ``params.output.out``."""
-    refuse_ranks("cache-teacher")
+    """Build, resume or confirm the store at ``params.output.out``, alone or as one of several processes."""
+    ranks = launched()
+    if ranks is not None and params.output.part is not None:
+        raise ParamsError(
+            "--part is for processes without torchrun, which deals the shards to its ranks: leave it out."
+        )
+    if ranks is not None and ranks.rank > 0:
+        quiet()
     recipe, view = params.view.recipe, params.view
     asked = get_encoding(params.encoding.encoding)
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
     datasets = _as_stored(params, {"train": train} if test is None else {"train": train, "test": test})
     asked.width(len(datasets["train"].classes))
-    forward = _teacher(params, datasets["train"])
+    forward = _teacher(params, datasets["train"], ranks)
     geometry = Geometry.of(forward.preset)
     plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
@@ -56,13 +64,27 @@ def run(params: CacheTeacher) -> None:
         encoding=asked,
         batch_size=params.teacher.batch_size,
     )
-    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
-    with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
+    with _builder(params, ranks, lambda: _settled(wanted, datasets["train"], recipe, params, forward)) as builder:
         if builder.sealed:
             say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
         else:
             _fill(builder, datasets, recipe, params=params, forward=forward)
     report(params)
+
+
+def _builder(params: CacheTeacher, ranks: Ranks | None, plan: Callable[[], Plan]) -> AbstractContextManager[Builder]:
+    """Return the build of the store: alone, or together with other ranks or parts."""
+    output = params.output
+    part = output.part if ranks is None else ranks.part
+    if part is None:
+        return build(output.out, plan(), overwrite=output.overwrite)
+    return build_together(output.out, plan, part, overwrite=output.overwrite)
+
+
+def _settled(wanted: Plan, train: Dataset, recipe: Recipe, params: CacheTeacher, forward: FrozenTeacher) -> Plan:
+    # Of several ranks, any may be the first, which alone computes the pilot.
+    with aloud():
+        return settle(wanted, params, pilot=lambda: _pilot(train, recipe, params=params, forward=forward))
 
 
 def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
@@ -79,10 +101,10 @@ def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, 
     return found
 
 
-def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
-    """Load the teacher, or all of them as one that averages."""
+def _teacher(params: CacheTeacher, train: Dataset, ranks: Ranks | None) -> FrozenTeacher:
+    """Load the teacher, or all of them as one that averages, on this process's device."""
     settings = params.teacher
-    device = models.resolve_device(settings.device)
+    device = models.resolve_device(settings.device) if ranks is None else ranks.device(settings.device)
     teachers = [
         Forward(
             load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code),
@@ -133,19 +155,23 @@ def _fill(
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
     top1 = None
     for split in sorted(datasets):
-        samples, planes = len(datasets[split]), builder.manifest.splits[split].planes
-        with progress(f"caching {split}", total=samples * planes) as advance:
-            for view in range(planes):
-                cache_plane(
-                    builder,
-                    split,
-                    view,
-                    forward=forward,
-                    renderer=renderers[split],
-                    batch_size=params.teacher.batch_size,
-                    advance=advance,
-                )
-            builder.drain()
+        total = len(datasets[split]) * builder.manifest.splits[split].planes
+        with progress(f"caching {split}", total=total) as advance:
+            count = _counted(builder, split, advance)
+            count(0)
+            while True:
+                for view in builder.views(split):
+                    cache_plane(
+                        builder,
+                        split,
+                        view,
+                        forward=forward,
+                        renderer=renderers[split],
+                        batch_size=params.teacher.batch_size,
+                        advance=count,
+                    )
+                if builder.complete(split):
+                    break
         if split == "test":
             top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.teacher.min_top1)
     seconds = time.perf_counter() - began
@@ -154,7 +180,22 @@ def _fill(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             "versions": dict(versions()),
+            "devices": builder.devices(),
             "teacher_test_top1": top1,
         }
     )
     say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
+
+
+def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a function that takes the rows which this process has done, and reports those of other processes, too."""
+    reported = own = 0
+
+    def count(rows: int) -> None:
+        nonlocal reported, own
+        own += rows
+        done = own + builder.rows_elsewhere(split)
+        advance(done - reported)
+        reported = done
+
+    return count

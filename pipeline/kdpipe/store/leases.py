@@ -16,13 +16,12 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
 from kdpipe import durable
 from kdpipe.durable import HeldError
-from kdpipe.errors import ParamsError, StoreLockedError
+from kdpipe.errors import StoreLockedError
 from kdpipe.store.ledger import Ledger
 
 PATIENCE = 900.0
@@ -36,39 +35,6 @@ _TOGETHER = "together"
 """Second word in the lock of a process that shares it."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of the processes among which the shards of a store are dealt; each also takes what others leave."""
-
-    number: int
-    """From 1."""
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """Parse ``NUMBER/OF``.
-
-        Raises:
-            ParamsError: it is something else.
-        """
-        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
-        if found is None or not 1 <= int(found[1]) <= int(found[2]):
-            raise ParamsError(f"'{text}' is no part, expected NUMBER/OF from 1/OF to OF/OF, such as 3/16.")
-        return cls(int(found[1]), int(found[2]))
-
-    def __str__(self) -> str:
-        """Return the part as it is written."""
-        return f"{self.number}/{self.of}"
-
-    def dealt(self, things: list[T]) -> list[T]:
-        """Return all things in the order in which this part takes them, from its own share on."""
-        begin = (self.number - 1) * len(things) // self.of
-        return things[begin:] + things[:begin]
-
-
-WHOLE = Part(1, 1)
 
 
 class Membership:

@@ -6,7 +6,7 @@ shard. Batches never straddle a shard, so the result has the same bytes, by howe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -22,11 +22,12 @@ from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError, DivergedError, ModelError
 from kdpipe.store import arrays, finished, manifest, skeleton, tree
-from kdpipe.store.leases import PATIENCE, WHOLE, Membership, Part, leases_of
+from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
 from kdpipe.store.sections import File, array_name
+from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
@@ -125,6 +126,7 @@ class Builder:
         self._writing: list[Future[None]] = []
         self._done: dict[str, Entry] = {}
         self._number: dict[Shard, int] = {}
+        self._elsewhere = dict.fromkeys(found.splits, 0)
         if membership is None and self.sealed:
             self._remove_beside()
         elif not self.sealed:
@@ -133,9 +135,10 @@ class Builder:
                 self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             else:
                 self._done = finished.in_place(path, self._ledger.read(), found)
-                places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
-                shards = [shard for place in places for shard in self.shards(*place)]
-                self._number = {shard: number for number, shard in enumerate(shards)}
+            places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
+            shards = [shard for place in places for shard in self.shards(*place)]
+            self._number = {shard: number for number, shard in enumerate(shards)}
+            self._count(self._done)
             self._root = arrays.open_root(path, mode="r+")
 
     @property
@@ -191,11 +194,9 @@ class Builder:
 
         return membership.wait(ended, f"the {split} shards of other processes")
 
-    def rows_done(self, split: str) -> int:
-        """Return the number of rows of all views in finished shards; those of other processes as it last heard."""
-        views = range(self.manifest.splits[split].planes)
-        shards = [shard for view in views for shard in self.shards(split, view)]
-        return sum(shard.stop - shard.start for shard in shards if self.is_done(shard))
+    def rows_elsewhere(self, split: str) -> int:
+        """Return the rows, of all views, in shards that this process found finished, or heard of from another one."""
+        return self._elsewhere[split]
 
     def touch(self) -> None:
         """Tell the other processes, if there are any, that this one is at work; cheap enough for each batch."""
@@ -357,7 +358,14 @@ class Builder:
 
     def _hear(self) -> None:
         """Learn of the shards that other processes have finished."""
-        self._done.update(finished.in_place(self.path, self._ledger.news(), self.manifest))
+        news = finished.in_place(self.path, self._ledger.news(), self.manifest)
+        self._count(news.keys() - self._done.keys())
+        self._done.update(news)
+
+    def _count(self, files: Collection[str]) -> None:
+        for shard in self._number if files else ():
+            if shard.paths[0] in files:
+                self._elsewhere[shard.split] += shard.stop - shard.start
 
     def _remove_beside(self) -> None:
         leases_of(self.path).unlink(missing_ok=True)
