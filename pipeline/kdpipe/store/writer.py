@@ -94,7 +94,8 @@ def build_together(
                 membership.share()
             wanted, found = plan(), manifest.read(path)
             skeleton.refuse_differences(path, found, wanted.manifest())
-            membership.join()
+            if found.state != "sealed":
+                membership.join()
             builder = Builder(path, found, keys=_keys(wanted), membership=membership, part=part)
         held.callback(builder.close)
         yield builder
