@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from kdpipe import models, report
-from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import compare
 from kdpipe.benchmark.machine import machine
+from kdpipe.benchmark.origin import Budget
 from kdpipe.benchmark.quality import Quality, Samples
 from kdpipe.benchmark.results import (
     AttackIdentity,

@@ -135,6 +135,22 @@ def test_code_for_torch_runs_as_it_stands(exported: Exported, name: str, monkeyp
     assert printed.getvalue().strip() == exported.artifact(name)["example"]["class"]
 
 
+def test_executorch(exported: Exported, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    """In the process of a user: its runtime writes to the file descriptors."""
+    pytest.importorskip("executorch")
+    done = kdpipe("export", exported.run, "--to", "executorch", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "out" / "export.json").read_text())
+    (artifact,) = report["artifacts"]
+    assert artifact["top1"] == report["run"]["top1"]
+    assert artifact["largest_logit_difference"] < 1e-4
+    (code,) = blocks(Exported(exported.run, tmp_path / "out", report)).values()
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", capture_output=True, text=True, check=False, timeout=120
+    )
+    assert ran.stdout.splitlines()[-1] == artifact["example"]["class"], ran.stderr[-2000:]
+
+
 def test_report_describes_every_file(exported: Exported, built: Built) -> None:
     report = exported.report
     metrics = json.loads((exported.run / "metrics.json").read_text())
@@ -350,7 +366,10 @@ def test_int8_that_loses_too_much(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--to", "onix"), "unknown format 'onix'; did you mean 'onnx'? Known: onnx, pt2, safetensors, openvino."),
+        (
+            ("--to", "onix"),
+            "unknown format 'onix'; did you mean 'onnx'? Known: onnx, pt2, safetensors, openvino, executorch.",
+        ),
         (("--to", "onnx,onnx"), "the format onnx is given twice: leave one out."),
         (("--to", "pt2", "--quantize", "int8"), "int8 is written as onnx or openvino: add one of them to --to"),
         (("--calibration", 8), "calibration needs quantize, such as --quantize int8"),

@@ -16,7 +16,7 @@ import pytest
 
 from kdpipe import durable
 from kdpipe.errors import RunError
-from kdpipe.report.directory import publish
+from kdpipe.report import publish
 from tests.conftest import LIMITS, Outcome, refused, run_command
 from tests.processes import Server, Started
 

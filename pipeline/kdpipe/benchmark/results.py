@@ -11,10 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.cam import CAM_OVERLAP, Explanations
 from kdpipe.benchmark.corrupted import CorruptionIdentity
-from kdpipe.benchmark.origin import Ledger, Origin
+from kdpipe.benchmark.origin import Budget, Ledger, Origin
 from kdpipe.benchmark.quality import BESIDE, Quality, Samples
 from kdpipe.benchmark.settings import DecisionSettings
 from kdpipe.benchmark.timing import Cost, Load, Network, Timing, Workload, shipped_timings

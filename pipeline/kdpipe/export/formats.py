@@ -100,7 +100,7 @@ INT8 = ("onnx", "openvino")
 
 FILES = (
     *("model.onnx", "model-int8.onnx", "model.pt2", "model.safetensors"),
-    *("model.xml", "model.bin", "model-int8.xml", "model-int8.bin"),
+    *("model.xml", "model.bin", "model-int8.xml", "model-int8.bin", "model.pte"),
 )
 """All files that a format may write."""
 
@@ -188,6 +188,39 @@ def _openvino(graph: bytes, weights: bytes, *, threads: int) -> Predict:
     return predict
 
 
+def write_executorch(network: Network) -> tuple[Artifact, ...]:
+    """ExecuTorch, for phones and other devices: computed by XNNPACK, one image at a time."""
+    exir = required("executorch.exir", extra="executorch")
+    partitioner = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra="executorch")
+    wrapped = Wrapped(network.model.module, network.model.preset)
+    about = json.dumps({**network.metadata, "classes": json.dumps(network.classes)})
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(wrapped, (wrapped.example()[:1],))
+            edge = exir.to_edge_transform_and_lower(
+                program, partitioner=[partitioner.XnnpackPartitioner()], constant_methods={"metadata": about}
+            )
+            content = bytes(edge.to_executorch().buffer)
+    except Exception as error:  # the exporter documents no exceptions of its own
+        raise ModelError(f"this network cannot be written for ExecuTorch: {reason(error)}") from error
+    loaded = required("executorch.runtime", extra="executorch").Runtime.get().load_program(content)
+    method = loaded.load_method("forward")
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([method.execute([image[None]])[0].clone() for image in images])
+
+    code = (
+        'program = Runtime.get().load_program("model.pte")\n'
+        'about = json.loads(program.load_method("metadata").execute([])[0])\n'
+        'classes = json.loads(about["classes"])\n'
+        'network = program.load_method("forward")\n'
+        "logits = torch.cat([network.execute([image[None]])[0].clone() for image in torch.from_numpy(images)])"
+    )
+    imports = ("json", "torch", "from executorch.runtime import Runtime")
+    remark = "A .pte takes one image at a time."
+    return (Artifact("executorch", "fp32", {"model.pte": content}, partial(_torch, predict), code, imports, (remark,)),)
+
+
 def write_pt2(network: Network) -> tuple[Artifact, ...]:
     """A program of torch.export, for PyTorch without the network's code, and for `--teacher file:PATH.pt2`."""
     wrapped = Wrapped(network.model.module, network.model.preset)
@@ -258,3 +291,4 @@ FORMATS.add("onnx", write_onnx, skip=1, source="https://onnx.ai")
 FORMATS.add("pt2", write_pt2, skip=1, source="https://docs.pytorch.org/docs/stable/export.html")
 FORMATS.add("safetensors", write_safetensors, skip=1, source="https://huggingface.co/docs/safetensors")
 FORMATS.add("openvino", write_openvino, skip=1, source="https://docs.openvino.ai")
+FORMATS.add("executorch", write_executorch, skip=1, source="https://docs.pytorch.org/executorch")

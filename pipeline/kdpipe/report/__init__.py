@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from kdpipe import directories
 from kdpipe.benchmark import deciding
 from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.printable import printable, printable_json
-from kdpipe.report import cams, directory, page, plots, quality, tables, timings
-from kdpipe.report.directory import held
+from kdpipe.report import cams, page, plots, quality, tables
 
-__all__ = ["held", "sentences", "table", "write"]
+FILES = (
+    *("metrics.json", "results.csv", "timings.csv", "pareto.svg", "report.html", "summary.txt"),
+    *("predictions.npz", "quality.json", "cams.png"),
+)
+
+_REPORT = directories.Kind("report", FILES)
+
+
+def held(out: Path) -> AbstractContextManager[None]:
+    """Hold the lock of the report directory ``out`` for a block; raises as ``directories.held`` does."""
+    return directories.held(out, _REPORT)
+
+
+def publish(out: Path, content: Mapping[str, bytes]) -> None:
+    """Put the files of a report in the place of ``out``; raises as ``directories.publish`` does."""
+    directories.publish(out, content, _REPORT)
 
 
 def table(result: BenchmarkResult) -> Table:
@@ -37,7 +53,7 @@ def write(
     """Write the report of a benchmark into the directory ``out`` and return the path of each file by name.
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
-    ``results.csv`` (one row per student and engine; undefined values are ``n/a``), ``timings.csv`` (one row per timed
+    ``results.csv`` (one row per student and engine; undefined values are ``n/a``), ``tables.csv`` (one row per timed
     pass), ``pareto.svg``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``; with
     a test split also ``predictions.npz`` and ``quality.json``, see ``report.quality``; with Grad-CAM also ``cams.png``.
     They replace an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with
@@ -54,7 +70,7 @@ def write(
     content: dict[str, str | bytes] = {
         "metrics.json": printable_json(tables.metrics(result, verdict)) + "\n",
         "results.csv": tables.csv_text(result, verdict),
-        "timings.csv": timings.timings_csv(result),
+        "timings.csv": tables.timings_csv(result),
         "pareto.svg": plots.pareto_file(shown, shown_verdict),
         "report.html": page.html_page(shown, shown_verdict, histories=_printable(histories), cams=pictures),
         "summary.txt": tables.summary(shown, shown_verdict, report=out / "report.html"),
@@ -65,7 +81,7 @@ def write(
         content["cams.png"] = pictures
     if by_class is not None:
         content["quality.json"] = printable_json(by_class) + "\n"
-    directory.publish(out, {name: each if isinstance(each, bytes) else each.encode() for name, each in content.items()})
+    publish(out, {name: each if isinstance(each, bytes) else each.encode() for name, each in content.items()})
     return {name: out / name for name in content}
 
 

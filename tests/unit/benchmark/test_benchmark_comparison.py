@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import accuracy_noise, compare, gap_recovered, pareto_front
-from kdpipe.benchmark.origin import Origin
+from kdpipe.benchmark.origin import Budget, Origin
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.benchmark.timing import Latency
 from kdpipe.errors import RunError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kdpipe.benchmark.budget import Budget
 from kdpipe.benchmark.comparison import compare
+from kdpipe.benchmark.origin import Budget
 from kdpipe.benchmark.results import StudentResult
 
 BUDGET = Budget(
