@@ -178,9 +178,8 @@ def _fill(
     sealed = builder.seal(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 2),
+            **builder.work(),
             "versions": dict(versions()),
-            "devices": builder.devices(),
             "teacher_test_top1": top1,
         }
     )

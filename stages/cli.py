@@ -145,6 +145,19 @@ def inspect_command(
         show(line)
 
 
+@app.command("seal")
+def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")]) -> None:
+    """Seal a store whose parts were all computed, where the last process was killed before it did.
+
+    Example:
+
+        kdpipe seal logits.zarr
+    """
+    from kdpipe.stages.storing import seal
+
+    seal(store)
+
+
 @app.command()
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from kdpipe.errors import CorruptStoreError
 from kdpipe.store import manifest, tree
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.sections import File
 
 
 def confirmed(path: Path, ledger: Ledger, found: Manifest) -> dict[str, Entry]:
@@ -49,6 +52,39 @@ def swept(path: Path, entries: dict[str, Entry]) -> dict[str, Entry]:
                 with suppress(OSError):  # it is not empty
                     (path / name).rmdir()
     return entries
+
+
+def listed(path: Path, entries: Mapping[str, Entry], *, shards: Set[str], side: Set[str]) -> dict[str, File]:
+    """Return every file of a complete store, with size and digest; those of side arrays are read for it.
+
+    Raises:
+        CorruptStoreError: a shard is missing, or a file does not belong to the store.
+    """
+    missing = sorted(shards - entries.keys())
+    if missing:
+        raise CorruptStoreError(
+            f"{path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}. Run the same "
+            "cache-teacher again."
+        )
+    present = list(tree.walk(path))
+    strange = tree.strangers(present, shards | side | {"zarr.json"})
+    if strange:
+        raise CorruptStoreError(
+            f"{path} cannot be sealed: {tree.listed(strange)} do not belong to it. Remove them, and run this again."
+        )
+    found = {}
+    for name in sorted(each.name for each in present if each.is_file and each.name != "zarr.json"):
+        entry = entries.get(name) or entry_of(path, name)
+        found[name] = File(size=entry.size, digest=entry.digest)
+    return found
+
+
+def work(entries: Collection[Entry]) -> dict[str, Any]:
+    """Return the ``seconds`` that the shards of some entries took in all, and the names of the ``devices``."""
+    return {
+        "seconds": round(sum(entry.seconds for entry in entries if entry.seconds is not None), 2),
+        "devices": sorted({entry.device for entry in entries if entry.device is not None}),
+    }
 
 
 def clear(file: Path) -> None:

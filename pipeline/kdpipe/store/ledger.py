@@ -38,11 +38,13 @@ class Entry:
     """Loss of encoding in a shard of codes; ``None`` for other files."""
     device: str | None = None
     """Name of the device that computed a shard's logits; ``None`` for other files than codes."""
+    seconds: float | None = None
+    """Time that this took; ``None`` for other files than codes."""
 
     @property
     def file(self) -> Entry:
-        """The entry without what is known of the shard's values."""
-        return replace(self, fidelity=None, device=None)
+        """The entry without what is known of the shard's logits."""
+        return replace(self, fidelity=None, device=None, seconds=None)
 
 
 class _Line(BaseModel):
@@ -55,6 +57,7 @@ class _Line(BaseModel):
     digest: Digest
     fidelity: dict[str, JsonValue] | None = None
     device: Annotated[str, Field(max_length=256)] | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class Ledger:
@@ -96,7 +99,7 @@ class Ledger:
                     parsed = parse_json(line, of=path, error=CorruptStoreError)
                     found = validated(parsed, _Line, of=path, error=CorruptStoreError)
                     lost = None if found.fidelity is None else Fidelity.from_json(found.fidelity)
-                    entries[found.path] = Entry(found.path, found.size, found.digest, lost, found.device)
+                    entries[found.path] = replace(Entry(**found.model_dump()), fidelity=lost)
         return entries
 
     def of_processes(self) -> list[Path]:
@@ -134,8 +137,7 @@ def _line(entry: Entry) -> str:
     described: dict[str, Any] = {"path": entry.path, "size": entry.size, "digest": entry.digest}
     if entry.fidelity is not None:
         described["fidelity"] = entry.fidelity.to_json()
-    if entry.device is not None:
-        described["device"] = entry.device
+    described |= {key: value for key in ("device", "seconds") if (value := getattr(entry, key)) is not None}
     return json.dumps(described) + "\n"
 
 

@@ -6,6 +6,7 @@ shard. Batches never straddle a shard, so the result has the same bytes, by howe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,16 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe import durable
-from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
-from kdpipe.errors import CorruptStoreError, DivergedError, ModelError
-from kdpipe.store import arrays, finished, manifest, skeleton, tree
+from kdpipe.errors import ModelError
+from kdpipe.store import arrays, finished, manifest, shards, skeleton
 from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
-from kdpipe.store.sections import File, array_name
 from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
@@ -101,6 +99,23 @@ def build_together(
         yield builder
 
 
+@contextmanager
+def continue_alone(path: Path) -> Iterator[Builder]:
+    """Open a store that exists, without its plan: to read what is finished, and to seal what is complete.
+
+    Raises:
+        StoreNotFoundError: there is no store at ``path``.
+        StoreLockedError: another process is writing it.
+    """
+    manifest.read(path)
+    with ExitStack() as held:
+        with writing(path):
+            held.enter_context(lock(path))
+            builder = Builder(path, manifest.read(path), keys={})
+        held.callback(builder.close)
+        yield builder
+
+
 class Builder:
     """Writes the teacher's logits shard by shard, and seals the complete store."""
 
@@ -128,6 +143,7 @@ class Builder:
         self._done: dict[str, Entry] = {}
         self._number: dict[Shard, int] = {}
         self._elsewhere = dict.fromkeys(found.splits, 0)
+        self._since = time.monotonic()
         if membership is None and self.sealed:
             self._remove_beside()
         elif not self.sealed:
@@ -137,8 +153,8 @@ class Builder:
             else:
                 self._done = finished.in_place(path, self._ledger.read(), found)
             places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
-            shards = [shard for place in places for shard in self.shards(*place)]
-            self._number = {shard: number for number, shard in enumerate(shards)}
+            every = [shard for place in places for shard in self.shards(*place)]
+            self._number = {shard: number for number, shard in enumerate(every)}
             self._count(self._done)
             self._root = arrays.open_root(path, mode="r+")
 
@@ -167,6 +183,7 @@ class Builder:
 
         Of several processes that write the store, each gets other ones.
         """
+        self._since = time.monotonic()
         for shard in self._part.dealt(self.shards(split, view)):
             if not self.is_done(shard) and self._leased(shard):
                 yield shard
@@ -204,9 +221,9 @@ class Builder:
         if self._membership is not None:
             self._membership.touch()
 
-    def devices(self) -> list[str]:
-        """Return the names of the devices that have computed the finished shards."""
-        return sorted({entry.device for entry in self._done.values() if entry.device is not None})
+    def work(self) -> dict[str, Any]:
+        """Return the ``seconds`` that all processes took to compute the finished shards, and the ``devices``."""
+        return finished.work(self._done.values())
 
     def submit(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
@@ -223,7 +240,9 @@ class Builder:
                 raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
         while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
-        self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}))
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}, took))
 
     def drain(self) -> None:
         """Wait until all submitted shards are on disk; raise the first error."""
@@ -238,6 +257,10 @@ class Builder:
         )
         logits: npt.NDArray[np.float32] = self._encoding.decode(codes, row_max, len(self.manifest.classes)).numpy()
         return logits
+
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        """Return the labels of a split, ``(n,)``, -1 for none."""
+        return np.asarray(arrays.member(self._root, split, "labels")[...]).astype(np.int32)
 
     def close(self) -> None:
         """Stop the writer thread; queued shards are dropped, and a resumed build computes them again."""
@@ -267,23 +290,7 @@ class Builder:
             for shard in self.shards(split, view)
             for path in shard.paths
         }
-        missing = sorted(expected - self._done.keys())
-        if missing:
-            raise CorruptStoreError(
-                f"{self.path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}."
-            )
-        files = {}
-        allowed = expected | skeleton.side_files(self.manifest)
-        entries = list(tree.walk(self.path))
-        strange = tree.strangers(entries, allowed | {"zarr.json"})
-        if strange:
-            raise CorruptStoreError(
-                f"{self.path} cannot be sealed: {tree.listed(strange)} do not belong to it. Remove them, and run this "
-                "again."
-            )
-        for name in sorted(each.name for each in entries if each.is_file and each.name != "zarr.json"):
-            entry = self._done.get(name) or finished.entry_of(self.path, name)
-            files[name] = File(size=entry.size, digest=entry.digest)
+        files = finished.listed(self.path, self._done, shards=expected, side=skeleton.side_files(self.manifest))
         planes = {
             f"{split}/{view}": manifest.digest_json(
                 [files[path].digest for shard in self.shards(split, view) for path in shard.paths]
@@ -320,25 +327,20 @@ class Builder:
             totals[split] = total
         return totals
 
-    def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
-        self._refuse_not_finite(shard, "logits", logits)
-        encoded = self._encoding.encode(logits)
-        values = {"codes": encoded.codes, "row_max": encoded.row_max}
-        for name, signal in signals.items():
-            kept = signal.to(torch.float16).flatten(1)
-            self._refuse_not_finite(shard, f"{name}, in float16,", kept)
-            values[array_name(name)] = kept.cpu().numpy()
-        lost = self._lost(logits, encoded)
+    def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:
         with writing(self.path):
-            for name in shard.paths:
-                finished.clear(self.path / name)
-            for name, block in values.items():
-                arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = block
-            for name in shard.paths:
-                durable.fsync_file(self.path / name, up_to=self.path)
-            entries = {name: finished.entry_of(self.path, name) for name in shard.paths}
+            entries = shards.write(
+                self.path,
+                self._root,
+                shard,
+                encoding=self._encoding,
+                temperatures=self.manifest.temperatures,
+                logits=logits,
+                signals=signals,
+                keys=self._keys.get(shard.split, ()),
+            )
             codes = shard.paths[0]
-            entries[codes] = replace(entries[codes], fidelity=lost, device=_name_of(logits.device))
+            entries[codes] = replace(entries[codes], device=_name_of(logits.device), seconds=round(took, 3))
             self._ledger.append(list(entries.values()))
         self._done.update(entries)
         if self._membership is not None:
@@ -371,23 +373,6 @@ class Builder:
     def _remove_beside(self) -> None:
         leases_of(self.path).unlink(missing_ok=True)
         self._ledger.remove()
-
-    def _lost(self, logits: torch.Tensor, encoded: Encoded) -> Fidelity:
-        codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-        decoded = self._encoding.decode(codes, row_max, logits.shape[1])
-        return Fidelity.of(logits, decoded, self.manifest.temperatures)
-
-    def _refuse_not_finite(self, shard: Shard, what: str, values: torch.Tensor) -> None:
-        finite = torch.isfinite(values).all(dim=1)
-        if finite.all():
-            return
-        row = shard.start + int((~finite).nonzero()[0])
-        keys = self._keys[shard.split]
-        raise DivergedError(
-            f"the teacher's {what} of {shard.split} row {row}{f' ({keys[row]})' if keys else ''}, view "
-            f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
-            "the weights."
-        )
 
 
 def _name_of(device: torch.device) -> str:
