@@ -43,15 +43,17 @@ def run(params: CacheTeacher) -> None:
         raise ParamsError(
             "--part is for processes without torchrun, which deals the shards to its ranks: leave it out."
         )
-    if ranks is not None and ranks.rank > 0:
-        quiet()
+    if ranks is not None:
+        ranks.claim(params.teacher.device)
+        if ranks.rank > 0:
+            quiet()
     recipe, view = params.view.recipe, params.view
     asked = get_encoding(params.encoding.encoding)
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
     datasets = _as_stored(params, {"train": train} if test is None else {"train": train, "test": test})
     asked.width(len(datasets["train"].classes))
-    forward = _teacher(params, datasets["train"], ranks)
+    forward = _teacher(params, datasets["train"])
     geometry = Geometry.of(forward.preset)
     plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
@@ -101,10 +103,10 @@ def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, 
     return found
 
 
-def _teacher(params: CacheTeacher, train: Dataset, ranks: Ranks | None) -> FrozenTeacher:
-    """Load the teacher, or all of them as one that averages, on this process's device."""
+def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
+    """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
-    device = models.resolve_device(settings.device) if ranks is None else ranks.device(settings.device)
+    device = models.resolve_device(settings.device)
     teachers = [
         Forward(
             load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code),

@@ -7,14 +7,26 @@ of them may die, and any other number may continue.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from kdpipe import models
 from kdpipe.dataset import processors
-from kdpipe.errors import DeviceError, ParamsError
+from kdpipe.errors import DeviceError, ParamsError, RunError
 from kdpipe.store.settings import Part
+from kdpipe.training.runs import RunDirectory
+
+T = TypeVar("T")
+
+PATIENCE = 900.0
+"""Seconds without a change of any file after which waiting for other ranks ends."""
+_POLL = 0.1
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -34,27 +46,29 @@ class Ranks:
         """The part of the work that this rank begins with."""
         return Part(self.rank + 1, self.world)
 
-    def device(self, asked: str) -> torch.device:
-        """Return this rank's device: for ``auto`` and ``cuda`` the GPU of its local rank.
+    def claim(self, asked: str) -> None:
+        """Make this rank's device the one that ``auto``, ``cuda`` or ``cpu`` means: the GPU of its local rank.
 
-        On a CPU, the ranks of a machine divide its processors among their threads.
+        On a CPU, the ranks of a machine divide its processors among their threads. To be called before CUDA is used.
 
         Raises:
-            DeviceError: there are more ranks than GPUs on this machine, or no such device.
+            DeviceError: there are more ranks than GPUs on this machine.
         """
-        device = models.resolve_device(asked)
-        if device.type == "cuda" and ":" not in asked:
-            gpus = torch.cuda.device_count()
-            if self.local_rank >= gpus:
-                raise DeviceError(
-                    f"there are {self.local_world} ranks on this machine and {gpus} GPUs: start torchrun with "
-                    f"--nproc-per-node {gpus}, or pass --device cpu or cuda:N to all."
-                )
-            device = torch.device("cuda", self.local_rank)
-            torch.cuda.set_device(device)
-        elif device.type == "cpu":
+        gpus = torch.cuda.device_count() if asked in ("auto", "cuda") else 0
+        if gpus == 0:
             torch.set_num_threads(max(1, processors() // self.local_world))
-        return device
+            return
+        if self.local_rank >= gpus:
+            raise DeviceError(
+                f"there are {self.local_world} ranks on this machine and {gpus} GPUs: start torchrun with "
+                f"--nproc-per-node {gpus}, or pass --device cpu or cuda:N to all."
+            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if "CUDA_VISIBLE_DEVICES" in os.environ else []
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[self.local_rank] if visible else str(self.local_rank)
+
+    def dealt(self, things: Sequence[T]) -> list[T]:
+        """Return those of some things that are this rank's."""
+        return list(things[self.rank :: self.world])
 
 
 def launched() -> Ranks | None:
@@ -82,6 +96,32 @@ def refuse_ranks(command: str) -> None:
             f"kdpipe {command} runs in one process, and WORLD_SIZE is {ranks[:9]}: start it without torchrun, or unset "
             "WORLD_SIZE."
         )
+
+
+def wait_for_runs(runs: Sequence[RunDirectory], *, patience: float) -> None:
+    """Wait until the runs of all ranks have ended, finished or failed.
+
+    Raises:
+        RunError: no file of theirs has changed for ``patience`` seconds.
+    """
+    seen, since = None, time.monotonic()
+    while waiting := [run for run in runs if not run.finished and run.failure() is None]:
+        signs = [_newest(run.path) for run in waiting]
+        if signs != seen:
+            seen, since = signs, time.monotonic()
+        elif time.monotonic() - since > patience:
+            names = ", ".join(str(run.path) for run in waiting[:_SHOWN])
+            raise RunError(
+                f"waited {patience:.0f} s for the runs of other ranks, which have written nothing: {names}. End what "
+                "hangs, and run the same command with --resume."
+            )
+        time.sleep(_POLL)
+
+
+def _newest(folder: Path) -> int:
+    with suppress(OSError):
+        return max([path.stat().st_mtime_ns for path in folder.iterdir()], default=0)
+    return 0
 
 
 def _number(name: str, *, default: int | None = None) -> int:
