@@ -58,7 +58,8 @@ def _agree(runs: Path, others: Path) -> None:
 def test_students_are_dealt(built: Built, tmp_path: Path, commands: Server, kdpipe: Callable[..., Outcome]) -> None:
     fleet = tmp_path / "fleet.yaml"
     fleet.write_text(
-        "- {student: resnet8, name: a}\n- {student: resnet8, name: b, seed: 5, loss: dkd}\n- {student: resnet8, name: c, lr: 0.01}\n"
+        "- {student: resnet8, name: a}\n- {student: resnet8, name: b, seed: 5, loss: dkd}\n"
+        "- {student: resnet8, name: c, lr: 0.01}\n"
     )
     ended = [each.communicate() for each in _ranks(commands, 2, *_student(built, tmp_path / "dealt", "--fleet", fleet))]
     assert "3 students are finished" in ended[0][1]
