@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from blake3 import blake3
 
 from kdpipe.dataset import processors
+from kdpipe.dataset.caching import cache_directory
+from kdpipe.durable import HeldError, take_lock
 from kdpipe.errors import DeviceError, ParamsError, RunError
 from kdpipe.store.settings import Part
 from kdpipe.training.runs import RunDirectory
@@ -56,7 +59,7 @@ class Ranks:
         """
         gpus = torch.cuda.device_count() if asked in ("auto", "cuda") else 0
         if gpus == 0:
-            torch.set_num_threads(max(1, processors() // self.local_world))
+            torch.set_num_threads(processors(of_rank=True))
             return
         if self.local_rank >= gpus:
             raise DeviceError(
@@ -115,6 +118,48 @@ def wait_for_runs(runs: Sequence[RunDirectory], *, patience: float) -> None:
                 f"waited {patience:.0f} s for the runs of other ranks, which have written nothing: {names}. End what "
                 "hangs, and run the same command with --resume."
             )
+        time.sleep(_POLL)
+
+
+@contextmanager
+def first_on_machine(data: str) -> Iterator[Callable[[], None]]:
+    """Let one rank of this machine load a dataset before the others, which then find what it has remembered of it.
+
+    Without several ranks, nothing is waited for. The yielded function gives a sign of life.
+
+    Raises:
+        RunError: the rank that loads it shows no sign of life.
+    """
+    ranks = launched()
+    if ranks is None or ranks.local_world == 1:
+        yield lambda: None
+        return
+    lock = cache_directory() / f"loading-{blake3(data.encode()).hexdigest(length=8)}.lock"
+    with suppress(OSError):
+        lock.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(lock.parent, os.W_OK):
+        yield lambda: None
+        return
+    descriptor = _taken(lock, data)
+    try:
+        yield lambda: os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(lock: Path, data: str) -> int:
+    """Return a lock alone, or where another rank has it, shared, once that one has ended."""
+    with suppress(HeldError):
+        return take_lock(lock)
+    seen, since = 0, time.monotonic()
+    while True:
+        with suppress(HeldError):
+            return take_lock(lock, shared=True)
+        sign = lock.stat().st_mtime_ns
+        if sign != seen:
+            seen, since = sign, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise RunError(f"waited {PATIENCE:.0f} s for another rank to load {data}, without a sign of life of it.")
         time.sleep(_POLL)
 
 

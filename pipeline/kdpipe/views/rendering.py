@@ -92,14 +92,14 @@ class Renderer:
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
         a store's order (default: those of the dataset, or of the one that it is a subset of). ``workers`` processes
-        decode a streamed dataset in ``batches`` (default: one for each processor, eight at most).
+        decode a streamed dataset in ``batches`` (default: one for each processor, eight at most; ranks share them).
         """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
-        self._workers = workers or min(8, processors())
+        self._workers = workers or min(8, processors(of_rank=True))
         self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
