@@ -160,7 +160,7 @@ def _write(
 
 
 def processors(*, of_rank: bool = False) -> int:
-    """Return the number of processors that this process may use; ``of_rank`` only its share among a launcher's ranks."""
+    """Return the number of processors that this process may use; ``of_rank`` only its share among local ranks."""
     affinity = getattr(os, "sched_getaffinity", None)
     found = len(affinity(0)) if affinity else os.cpu_count() or 1
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
