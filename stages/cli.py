@@ -6,6 +6,7 @@ Rooms are imported inside the commands, so that help needs neither torch nor zar
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -150,6 +151,19 @@ def inspect_command(
             show(f"{key:32} {value}")
     for line in fidelity_lines(found):
         show(line)
+
+
+@app.command("seal")
+def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")]) -> None:
+    """Seal a store whose parts were all computed, where the last process was killed before it did.
+
+    Example:
+
+        kdpipe seal logits.zarr
+    """
+    from kdpipe.stages.storing import seal
+
+    seal(store)
 
 
 @app.command()
@@ -351,7 +365,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    from kdpipe.stages.console import say
+    from kdpipe.stages.console import aloud, say
 
-    say(f"kdpipe: {' '.join(message.split())}")
+    rank = os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    who = f"kdpipe, rank {rank[:9]}" if rank.isdecimal() else "kdpipe"
+    with aloud():
+        say(f"{who}: {' '.join(message.split())}")
     sys.exit(code)

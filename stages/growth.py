@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -18,13 +18,15 @@ from kdpipe.pairing.growth import Standing, by_segment
 from kdpipe.pairing.join import moved_samples, remarks, with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.storing import CacheTeacher
-from kdpipe.store import growing, manifest
+from kdpipe.store import adoption, manifest
+from kdpipe.store.growing import grow, grow_together
+from kdpipe.store.leases import Membership
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan
 from kdpipe.store.reader import open_store
 from kdpipe.store.segments import Samples
-from kdpipe.store.settings import Provenance
+from kdpipe.store.settings import Part, Provenance
 from kdpipe.store.skeleton import differences_but_samples, settled
 from kdpipe.store.tree import group_name
 from kdpipe.store.writer import Builder
@@ -60,20 +62,20 @@ class Continued:
             StaleStoreError: images are rendered to other pixels than they were, or views are to be added and some
                 images of the store's samples are no longer there.
         """
-        path, settings = params.output.out, params.encoding
+        path = params.output.out
         try:
             found = manifest.read(path)
         except StoreError:
             return None
         if found.state != "sealed":
             return None
-        known = settled(path, wanted, max_kl=settings.max_kl, temperatures=settings.at_temperature, any_samples=True)
-        if known is None or known.calibrated is None or differences_but_samples(found, known.manifest()):
+        encoding = _encoded(params, wanted, found)
+        if encoding is None:
             return None
         standings = {split: Standing.of(open_store(path, split), dataset) for split, dataset in datasets.items()}
         if not standings["train"].served.any():
             return None
-        continued = cls(path, found, known.calibrated, standings)
+        continued = cls(path, found, encoding, standings)
         obstacle = continued._obstacle(views=wanted.splits["train"].planes - 1)
         if obstacle is None:
             return continued
@@ -136,6 +138,13 @@ class Continued:
         }
         return self._encoded(planned(self.fresh, views=self.views, replaces=replaces))
 
+    def building(self, planned: Planner, params: CacheTeacher, *, part: Part | None) -> AbstractContextManager[Builder]:
+        """Return the build of the new segments, by this process alone or with its ``part`` as one of several."""
+        plan = replace(self.growth(planned), provenance=params.provenance)
+        if part is None:
+            return grow(self.path, plan, onto=self.found)
+        return grow_together(self.path, lambda: plan, part, onto=self.found)
+
     def whole(self, planned: Planner, segments: Mapping[str, Dataset], *, views: int) -> Plan:
         """Return the plan of all segments."""
         replaces = {group: self.found.splits[group].replaces for group in segments}
@@ -169,11 +178,15 @@ class Unfinished:
     replaces: Mapping[str, int]
 
 
-def begun(path: Path, datasets: Mapping[str, Dataset]) -> Unfinished | None:
-    """Return the store at ``path``; ``None`` if there is no unfinished one of several segments with these images."""
+def begun(params: CacheTeacher, wanted: Plan, datasets: Mapping[str, Dataset]) -> Unfinished | None:
+    """Return the store at ``--out`` if views are being added to several segments of it, and their images are here.
+
+    ``None`` also if an ingredient differs from the plan of a store made from scratch.
+    """
+    path = params.output.out
     with suppress(StoreError):
         found = manifest.read(path)
-        if found.state == "building" and len(found.splits) > len(found.names) and set(found.names) == datasets.keys():
+        if found.state == "building" and len(found.splits) > len(found.names) and _encoded(params, wanted, found):
             samples = {split: Samples.of(path, found, split) for split in datasets}
             images = _joined(
                 by_segment(samples[split].segments, with_store_ids(samples[split], dataset))
@@ -184,22 +197,48 @@ def begun(path: Path, datasets: Mapping[str, Dataset]) -> Unfinished | None:
     return None
 
 
-def finish_growth(path: Path) -> None:
-    """Put segments in their place that were sealed just before a kill.
+def _encoded(params: CacheTeacher, wanted: Plan, found: Manifest) -> Encoding | None:
+    """Return the encoding of a store whose ingredients are those of ``wanted``, but for its samples; else ``None``."""
+    settings = params.encoding
+    known = settled(
+        params.output.out,
+        wanted,
+        max_kl=settings.max_kl,
+        temperatures=settings.at_temperature,
+        any_samples=True,
+    )
+    return None if known is None or differences_but_samples(found, known.manifest()) else known.calibrated
+
+
+def finish_growth(path: Path, *, part: Part | None) -> None:
+    """Put segments in their place that were sealed just before a kill; ``part`` is this process's, of several.
 
     Raises:
         StoreLockedError: another process is writing the store.
     """
-    if growing.part_path(path).is_dir():
-        with writing(path), lock(path):
-            growing.recover(path)
+    if adoption.part_path(path).is_dir():
+        with writing(path), _alone(path, part) as alone:
+            if alone:
+                adoption.recover(path)
 
 
-def describe(path: Path, provenance: Provenance) -> None:
-    """Add statements of its makers to a sealed store."""
+def describe(path: Path, provenance: Provenance, *, part: Part | None) -> None:
+    """Add statements of its makers to a sealed store; ``part`` is this process's, of several that run this."""
     if provenance != Provenance():
-        with writing(path), lock(path):
-            growing.describe(path, provenance)
+        with writing(path), _alone(path, part) as alone:
+            if alone:
+                adoption.describe(path, provenance)
+
+
+@contextmanager
+def _alone(path: Path, part: Part | None) -> Iterator[bool]:
+    """Take the lock of a store; of several processes, one gets it alone, and the others wait for that one."""
+    if part is None:
+        with lock(path):
+            yield True
+    else:
+        with Membership(path) as membership:
+            yield membership.alone
 
 
 def _joined(parts: Iterable[Mapping[str, Dataset] | None]) -> dict[str, Dataset] | None:

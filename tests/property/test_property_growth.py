@@ -22,9 +22,10 @@ from kdpipe.pairing.growth import Standing
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
 from kdpipe.store import manifest
+from kdpipe.store.growing import grow
 from kdpipe.store.sections import Teacher
 from kdpipe.store.verify import verify_files
-from kdpipe.store.writer import Builder, build, grow
+from kdpipe.store.writer import Builder, build
 from kdpipe.teacher.cache import plan
 from kdpipe.testing import stores
 from kdpipe.views import Geometry, Recipe, Renderer

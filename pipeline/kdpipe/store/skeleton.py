@@ -11,9 +11,9 @@ import numpy as np
 
 from kdpipe import durable
 from kdpipe.encoding.registry import restore_encoding
-from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StaleStoreError, StoreError
 from kdpipe.reading import parse_json, read_bytes
-from kdpipe.store import arrays, manifest, tree
+from kdpipe.store import adoption, arrays, manifest, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
@@ -22,6 +22,68 @@ from kdpipe.store.sections import Shape, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories that a kill may leave beside a store, such as ``.NAME.zarr.new``."""
+
+
+def opened(path: Path, plan: Plan, *, overwrite: bool) -> Manifest:
+    """Create, repair or reopen the store at ``path`` for the build, and return its manifest; the caller holds the lock.
+
+    Raises:
+        StaleStoreError: the store differs from the plan; the message lists the parts.
+        StoreError: something else is at ``path``.
+    """
+    clear(path)
+    adoption.recover(path)
+    adoption.discard(path)
+    wanted = plan.manifest()
+    found = existing(path, overwrite=overwrite)
+    if found is not None:
+        if not overwrite:
+            refuse_differences(path, found, wanted)
+        if differences(found, wanted):
+            found = None
+        else:
+            wanted = _carried_over(found, wanted)
+    if found is None:
+        create(path, plan, wanted)
+        found = wanted
+    elif found.state == "building":
+        repair(path, plan, wanted)
+        found = wanted
+    elif found.splits != wanted.splits:
+        reopen(path, plan, wanted, found=found)
+        found = wanted
+    elif found.provenance != wanted.provenance:
+        found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
+        manifest.write(path, found)
+    return found
+
+
+def refuse_differences(path: Path, found: Manifest, wanted: Manifest) -> None:
+    """Refuse a store that differs from the wanted one.
+
+    Raises:
+        StaleStoreError: the message lists the parts.
+    """
+    differing = differences(found, wanted)
+    if differing:
+        raise StaleStoreError(
+            f"{path} differs from what is asked for ({'; '.join(differing)}). "
+            "Rebuild it with --overwrite, or pass --out another path."
+        )
+
+
+def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
+    """Return the wanted manifest with the parts that a store keeps when its build continues."""
+    return wanted.model_copy(
+        update={
+            "encoding": found.encoding,
+            "choice": found.choice,
+            "fidelity": found.fidelity,
+            "planes": found.planes,
+            "provenance": found.provenance.updated(wanted.provenance),
+            "rendering": found.rendering or wanted.rendering,
+        }
+    )
 
 
 def clear(path: Path) -> None:

@@ -5,7 +5,8 @@ They are computed by a frozen teacher, or copied from files (``Imported``) where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from kdpipe.errors import ModelError
 from kdpipe.models import Preset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
-from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.sections import Fingerprint, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.tree import segment_of
@@ -116,29 +117,33 @@ def cache_plane(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Compute the shards of a plane that are not on disk yet, and pass them to the builder's writer.
+    """Compute the unfinished shards of a plane, and pass them to the builder's writer.
 
     No batch crosses a shard boundary, so a resumed run computes the same ones. ``advance`` is called with the number
-    of samples of each batch, and of each shard that is on disk already.
+    of samples of each batch.
     """
-    missing = []
-    for shard in builder.shards(split, view):
-        if builder.is_done(shard):
-            advance(shard.stop - shard.start)
-        else:
-            missing.append(shard)
-    batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
-    rendered = renderer.batches(batches, view)
-    for shard in missing:
-        logits: list[torch.Tensor] = []
-        signals: dict[str, list[torch.Tensor]] = {}
-        for _ in _cut(shard.start, shard.stop, batch_size):
-            batch_logits, batch_signals = forward.outputs(next(rendered))
-            logits.append(batch_logits)
-            for name, signal in batch_signals.items():
-                signals.setdefault(name, []).append(_storable(name, signal))
-            advance(len(batch_logits))
-        builder.submit(shard, torch.cat(logits), {name: torch.cat(blocks) for name, blocks in signals.items()})
+    begun: deque[Shard] = deque()
+
+    def batches() -> Iterator[npt.NDArray[np.int64]]:
+        for shard in builder.unfinished(split, view):
+            begun.append(shard)
+            yield from _cut(shard.start, shard.stop, batch_size)
+
+    logits: list[torch.Tensor] = []
+    signals: dict[str, list[torch.Tensor]] = {}
+    rows = 0
+    for pixels in renderer.batches(batches(), view):
+        batch_logits, batch_signals = forward.outputs(pixels)
+        logits.append(batch_logits)
+        for name, signal in batch_signals.items():
+            signals.setdefault(name, []).append(_storable(name, signal))
+        rows += len(pixels)
+        builder.touch()
+        advance(len(pixels))
+        if rows == begun[0].stop - begun[0].start:
+            whole = {name: torch.cat(blocks) for name, blocks in signals.items()}
+            builder.submit(begun.popleft(), torch.cat(logits), whole)
+            logits, signals, rows = [], {}, 0
 
 
 def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
@@ -210,14 +215,13 @@ class Imported:
 
 
 def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
-    """Pass the shards of a plane that are not on disk yet to the builder's writer.
+    """Pass the unfinished shards of a plane to the builder's writer.
 
     ``advance`` is called with the number of samples of each shard.
     """
     plane = source.plane(split, view)
-    for shard in builder.shards(split, view):
-        if not builder.is_done(shard):
-            builder.submit(shard, torch.from_numpy(plane[shard.start : shard.stop].astype(np.float32)))
+    for shard in builder.unfinished(split, view):
+        builder.submit(shard, torch.from_numpy(plane[shard.start : shard.stop].astype(np.float32)))
         advance(shard.stop - shard.start)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.store import manifest
+from kdpipe.store.growing import grow
 from kdpipe.store.plan import Plan, SplitPlan
-from kdpipe.store.writer import grow
 from kdpipe.testing import stores
 
 

@@ -17,13 +17,13 @@ import torch
 
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
-from kdpipe.store import growing, manifest
+from kdpipe.store import adoption, manifest
 from kdpipe.store.blocks import Pool, windows
+from kdpipe.store.growing import grow
 from kdpipe.store.inspect import summary
 from kdpipe.store.ledger import lock
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.store.verify import verify_deep, verify_files
-from kdpipe.store.writer import grow
 from kdpipe.testing import stores
 from tests.unit.store.growths import further, grown, growth, ids
 from tests.unit.store.slow_build import forked
@@ -256,7 +256,7 @@ def test_a_store_that_changed_meanwhile_is_not_grown(sealed: Path) -> None:
 def test_a_build_removes_segments_that_were_begun(sealed: Path, tmp_path: Path) -> None:
     with grow(sealed, further(sealed, ids(17, seed=6)), onto=manifest.read(sealed)) as builder:
         stores.fill(builder, at_most=2)
-    assert growing.part_path(sealed).is_dir()
+    assert adoption.part_path(sealed).is_dir()
     before = stores.contents(sealed)
     stores.small_store(sealed)
     assert stores.contents(sealed) == before
@@ -283,14 +283,14 @@ def test_killed_before_something_is_put_in_its_place(sealed: Path, tmp_path: Pat
     if opened.num_samples == 20:
         assert stores.contents(sealed).items() >= before.items()
         with lock(sealed):
-            growing.recover(sealed)
+            adoption.recover(sealed)
         if open_store(sealed).num_samples == 20:
             with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
                 stores.fill(builder)
                 builder.seal({"seconds": 1.5, "created": "later"})
     else:
         with lock(sealed):
-            growing.recover(sealed)
+            adoption.recover(sealed)
     assert stores.contents(sealed) == stores.contents(whole)
     assert sorted(each.name for each in tmp_path.iterdir()) == [sealed.name, "whole"]
 
@@ -299,7 +299,7 @@ def test_what_is_left_of_a_removal_is_removed(sealed: Path) -> None:
     plan = further(sealed, ids(17, seed=6))
     with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
         stores.fill(builder)
-    (growing.part_path(sealed) / "zarr.json").unlink()
+    (adoption.part_path(sealed) / "zarr.json").unlink()
     grown(sealed, plan)
     assert open_store(sealed).num_samples == 37
 
