@@ -34,6 +34,7 @@ app = typer.Typer(
 EXAMPLES = {
     "train-teacher": "kdpipe train-teacher --data digits --model resnet20 --out runs/teacher --epochs 12",
     "cache-teacher": "kdpipe cache-teacher --data digits --teacher run:runs/teacher --out logits.zarr --views 4",
+    "plan": "kdpipe plan --data digits --teacher run:runs/teacher --student resnet8 --views 4",
     "import-logits": "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy "
     "--teacher-name 'our ViT-B' --out logits.zarr",
     "train-student": "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd",
@@ -48,6 +49,7 @@ _SETTINGS = {
     **dict.fromkeys(("train-teacher", "train-student"), "training"),
     **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
     "compress": "compress",
+    "plan": "plan",
     "benchmark": "benchmark",
     "export": "export",
 }
@@ -88,6 +90,12 @@ def train_teacher(context: typer.Context) -> None:
 def cache_teacher(context: typer.Context) -> None:
     """Run the teacher once over every view and keep its logits in a store."""
     _run_stage("cache-teacher", context.args)
+
+
+@app.command("plan", context_settings=_AS_THEY_COME, add_help_option=False)
+def plan(context: typer.Context) -> None:
+    """Forecast a store before it is made: seconds, bytes, and the students after which it pays for itself."""
+    _run_stage("plan", context.args)
 
 
 @app.command("import-logits", context_settings=_AS_THEY_COME, add_help_option=False)

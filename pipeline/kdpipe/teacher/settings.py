@@ -65,6 +65,25 @@ class TeacherSettings(Settings):
         return self
 
 
+class ForecastSettings(Settings):
+    """Forecast"""
+
+    pilot: int = Field(1000, ge=32)
+    """Training images of the pilot, which are rendered twice, passed to the teacher and trained on."""
+    devices: Positive = 1
+    """Devices that would share the teacher's pass."""
+    student: str | None = None
+    """Student whose epoch is timed as well; kdpipe list models."""
+    epochs: Positive = 30
+    """Epochs of each student."""
+    train_batch_size: int = Field(128, ge=2)
+    """Samples per step of the student."""
+    memory_limit: float = Field(8.0, gt=0, allow_inf_nan=False)
+    """GiB of memory for the store's logits in a training."""
+    out: Path | None = None
+    """File for the forecast as JSON."""
+
+
 class ImportSettings(Settings):
     """Logits"""
 

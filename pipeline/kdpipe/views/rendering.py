@@ -108,6 +108,11 @@ class Renderer:
             self._index_of = find_ids(dataset.sample_ids, self._images.sample_ids)
         self._start()
 
+    @property
+    def workers(self) -> int:
+        """Number of processes that decode a streamed dataset."""
+        return self._workers
+
     def _start(self) -> None:
         pixels = self._images.pixels
         self._pixels = pixels if pixels is None else pixels.to(self.device)
