@@ -169,6 +169,20 @@ def test_renamed_images_are_not_new(kdpipe: Kdpipe, images: Path, tmp_path: Path
     assert len(open_store(store).segments[1].sample_ids) == 1
 
 
+def test_a_renamed_image_alone_needs_nothing(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    """Also if the order of all images stays."""
+    store = tmp_path / "grown.zarr"
+    assert cached(kdpipe, images, store).code == 0
+    before = stores.contents(store)
+    (images / "train" / "ant" / "0.png").rename(images / "train" / "ant" / "00.png")
+    outcome = cached(kdpipe, images, store)
+    assert "nothing to do" in outcome.err
+    assert "1 of 8 'train' samples have other names" in outcome.err
+    assert stores.contents(store) == before
+    assert cached(kdpipe, images, store, views=3).code == 0
+    assert open_store(store).num_views == 3
+
+
 def test_another_ingredient_is_refused_as_ever(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
     store = tmp_path / "grown.zarr"
     assert cached(kdpipe, images, store).code == 0

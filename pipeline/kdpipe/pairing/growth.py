@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import Dataset, find_ids
+from kdpipe.dataset.samples import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
 from kdpipe.store.reader import LogitStore
@@ -114,6 +115,8 @@ def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Da
             indices = find_ids(each.sample_ids, dataset.sample_ids)
         if (indices < 0).any() or (dataset.content_digests[indices] != each.content_digests).any():
             return None
-        same = len(indices) == len(dataset) and (indices == np.arange(len(indices))).all()
-        found[each.name] = dataset if same else alone(dataset, indices)
+        in_order = np.array_equal(indices, np.arange(len(dataset)))
+        # A dataset with the store's ids of renamed samples still has the fingerprint of its own.
+        own = fingerprint(dataset.sample_ids, dataset.content_digests, classes=dataset.classes)
+        found[each.name] = dataset if in_order and own == dataset.fingerprint else alone(dataset, indices)
     return found
