@@ -217,7 +217,7 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
         return []
     opened = []
     for known in named[0]:
-        if "test" not in open_store(known["path"]).manifest.splits:
+        if "test" not in open_store(known["path"]).manifest.names:
             say(f"{known['path']}, the runs' store, has no test split: no comparison with the teacher.")
             return []
         store = open_store(known["path"], split="test")

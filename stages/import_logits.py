@@ -44,6 +44,7 @@ def run(params: ImportLogits) -> None:
             for split, dataset in datasets.items():
                 planes = builder.manifest.splits[split].planes
                 with progress(f"importing {split}", total=len(dataset) * planes) as advance:
+                    advance(builder.rows_elsewhere(split))
                     for number in range(planes):
                         copy_plane(builder, split, number, source=source, advance=advance)
                     builder.drain()

@@ -50,12 +50,12 @@ def recomputed(
     presets = cast(list[dict[str, Any]], stated.preset.get("members", [stated.preset]))
     if len(teachers) != len(presets):
         return [f"it was written by {stated.name}, {len(presets)} teachers; --teacher names {len(teachers)}"]
-    datasets = {split: dataset.load(data, split, progress=progress) for split in found.splits}
+    datasets = {split: dataset.load(data, split, progress=progress) for split in found.names}
     forward = _load(found, datasets["train"], teachers=named, presets=presets, device=device, trust_code=trust_code)
     given = forward.identity
     if given.digest != stated.digest:
         return [f"it was written by {stated.name}@{stated.digest[:8]}, not by {given.name}@{given.digest[:8]}"]
-    stores = {split: open_store(path, split=split) for split in found.splits}
+    stores = {split: open_store(path, split=split) for split in found.names}
     difference = recompute(stores, datasets, forward, rows=rows, seed=_SEED)
     measured = (
         f"{difference.rows} recomputed rows: logits differ by {difference.mean:.2e} on average and "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from kdpipe import durable
 from kdpipe.directories import locked
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
+from kdpipe.stages.ranks import PATIENCE, Ranks, wait_for_runs
 from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place
 from kdpipe.training.records import counted_seeds
@@ -25,11 +27,17 @@ _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoin
 
 
 def for_each_seed(
-    params: P, train: Callable[[P], None], *, complete: Callable[[P], bool] = lambda _params: True
+    params: P,
+    train: Callable[[P], None],
+    *,
+    complete: Callable[[P], bool] = lambda _params: True,
+    ranks: Ranks | None = None,
+    wait: float = PATIENCE,
 ) -> None:
     """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.run.out``, and summarize these.
 
-    With ``--resume``, finished runs that are ``complete`` are left as they are.
+    With ``--resume``, finished runs that are ``complete`` are left as they are. Of several ``ranks`` each trains those
+    that it is dealt, and waits for the others for ``wait`` seconds without a sign; the first summarizes all.
 
     Raises:
         RunError: ``params.run.out`` is something else, or a run in it was started with other parameters.
@@ -38,19 +46,25 @@ def for_each_seed(
         train(params)
         return
     _refuse_other_files(params.run.out)
-    with locked(params.run.out):
+    first = ranks is None or ranks.rank == 0
+    with locked(params.run.out) if first else nullcontext():
         runs = [_with_seed(params, seed) for seed in params.run.seeds]
-        waiting = [run for run in runs if not (_is_done(run) and complete(run))]
+        waiting = [run for run in (ranks.dealt(runs) if ranks else runs) if not (_is_done(run) and complete(run))]
         for run in waiting:
             if not run.run.resume:
                 RunDirectory(run.run.out).refuse_results(overwrite=run.run.overwrite)
         place = Place()
         place.settle(params.run.out)
-        with durable.writing(params.run.out):
-            (params.run.out / "metrics.json").unlink(missing_ok=True)
+        if first:
+            with durable.writing(params.run.out):
+                (params.run.out / "metrics.json").unlink(missing_ok=True)
         for run in waiting:
             say(f"Seed {run.run.seed}:")
             train(run)
+        if ranks is not None:
+            wait_for_runs([RunDirectory(run.run.out) for run in runs], patience=wait)
+        if not first:
+            return
         summary = {
             "seeds": list(params.run.seeds),
             **summarize([RunDirectory(run.run.out).metrics() for run in runs]),

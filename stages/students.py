@@ -144,7 +144,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
         seed=stored.seed,
         number=default if asked.views is None else asked.views,
         # Without soft targets a part of the data may be mixed within itself.
-        population=store.sample_ids if distilled else None,
+        population=store.populations if distilled else None,
     )
 
 

@@ -52,7 +52,7 @@ class Views:
     seed: int
     number: int | None
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    population: npt.NDArray[np.uint8] | None = None
+    population: Sequence[npt.NDArray[np.uint8]] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:

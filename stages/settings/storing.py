@@ -11,7 +11,7 @@ from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.encoding.settings import EncodingSettings
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
-from kdpipe.store.settings import Provenance
+from kdpipe.store.settings import PartSetting, Provenance
 from kdpipe.teacher.settings import ImportSettings, TeacherSettings
 from kdpipe.views.settings import CachedViewSettings, ImportedViewSettings
 
@@ -21,7 +21,8 @@ class StoreOutput(Settings):
 
     out: Annotated[Path, Field(description="Store to write, NAME.zarr.")]
     overwrite: bool = False
-    """Rebuild a store that was made from other ingredients instead of refusing."""
+    """Rebuild a store that was made from other ingredients instead of refusing. Images that are new or have changed are
+    added to a store without it."""
 
     memory_limit: float = Field(1.0, gt=0, allow_inf_nan=False)
     """GiB of memory for the logits that are computed, encoded or written at once; one shard is the least."""
@@ -38,6 +39,14 @@ class StoreOutput(Settings):
         return self
 
 
+class CachedStoreOutput(StoreOutput):
+    """Output"""
+
+    part: PartSetting | None = None
+    """One of several processes that write the store together, such as the tasks of a job array: 3/16. It begins with
+    its part and takes what others leave; the last one seals the store."""
+
+
 class Storing(Settings):
     """The settings that both stages that make a store share."""
 
@@ -51,6 +60,7 @@ class Storing(Settings):
 class CacheTeacher(Storing):
     """Run the teacher once over every view and keep its logits in a store."""
 
+    output: CachedStoreOutput
     view: CachedViewSettings
     teacher: TeacherSettings
 

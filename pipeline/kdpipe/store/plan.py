@@ -63,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The part of a split that is known before the teacher runs."""
+    """The part of a split's segment that is known before the teacher runs."""
 
     sample_ids: npt.NDArray[np.uint8]
     """``(n, 16)``: BLAKE3-128 of each sample's key."""
@@ -80,6 +80,8 @@ class SplitPlan:
 
     keys: Sequence[str] = ()
     """Keys of the samples, for error messages."""
+    replaces: int = 0
+    """Rows of the store's earlier segments whose samples are among these."""
 
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the side arrays by name."""
@@ -162,6 +164,7 @@ class Plan:
                 chunk_rows=layout.chunk_rows,
                 shard_rows=layout.shard_rows,
                 probes=len(split.probe_rows),
+                replaces=split.replaces,
             )
         return Manifest(
             state="building",

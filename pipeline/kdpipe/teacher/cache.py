@@ -5,7 +5,8 @@ They are computed by a frozen teacher, or copied from files (``Imported``) where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from kdpipe.errors import ModelError
 from kdpipe.models import Preset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
-from kdpipe.store.plan import Plan, SplitPlan
+from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.sections import Fingerprint, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
@@ -31,17 +33,19 @@ _PILOT_STREAM = 0x9107
 
 def plan(
     source: LogitSource,
-    datasets: dict[str, Dataset],
+    datasets: Mapping[str, Dataset],
     *,
     recipe: Recipe,
     seed: int,
     views: int,
     encoding: Encoding,
     batch_size: int,
+    replaces: Mapping[str, int] | None = None,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
-    ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
+    ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
+    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -50,7 +54,7 @@ def plan(
     probes = {name: probe_rows(dataset) for name, dataset in datasets.items()}
     splits = {}
     for name, dataset in datasets.items():
-        planes = 1 + views if name == "train" else 1
+        planes = 1 + views if segment_of(name)[0] == "train" else 1
         renderer = Renderer(dataset, recipe, seed=seed, geometry=geometry)
         rows = probes[name]
         splits[name] = SplitPlan(
@@ -61,8 +65,9 @@ def plan(
             probe_rows=rows,
             probe_hashes=probe_hashes(renderer, rows, planes=planes),
             keys=dataset.keys,
+            replaces=(replaces or {}).get(name, 0),
         )
-    train = datasets["train"]
+    first = datasets.get("train") or next(iter(datasets.values()))
     with recorded():
         fingerprint = Fingerprint(
             teacher=source.identity,
@@ -77,8 +82,8 @@ def plan(
     return Plan(
         fingerprint=fingerprint,
         teacher_probe=tuple(source.probe()),
-        dataset=train.name,
-        classes=train.classes,
+        dataset=first.name,
+        classes=first.classes,
         splits=splits,
         calibrated=encoding,
         signals=source.signals,
@@ -113,26 +118,27 @@ def cache_plane(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Compute the shards of a plane that are not on disk yet, and pass them to the builder's writer.
+    """Compute the unfinished shards of a plane, and pass them to the builder's writer.
 
     No batch crosses a shard boundary, so a resumed run computes the same ones. ``advance`` is called with the number
-    of samples of each batch, and of each shard that is on disk already.
+    of samples of each batch.
     """
-    missing = []
-    for shard in builder.shards(split, view):
-        if builder.is_done(shard):
-            advance(shard.stop - shard.start)
-        else:
-            missing.append(shard)
-    batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
-    rendered = renderer.batches(batches, view)
-    for shard in missing:
-        outputs = _Outputs(shard.stop - shard.start)
-        for _ in _cut(shard.start, shard.stop, batch_size):
-            batch_logits, batch_signals = forward.outputs(next(rendered))
-            outputs.add(batch_logits, batch_signals)
-            advance(len(batch_logits))
-        builder.submit(shard, *outputs.take())
+    begun: deque[Shard] = deque()
+
+    def batches() -> Iterator[npt.NDArray[np.int64]]:
+        for shard in builder.unfinished(split, view):
+            begun.append(shard)
+            yield from _cut(shard.start, shard.stop, batch_size)
+
+    outputs: _Outputs | None = None
+    for pixels in renderer.batches(batches(), view):
+        outputs = outputs or _Outputs(begun[0].stop - begun[0].start)
+        outputs.add(*forward.outputs(pixels))
+        builder.touch()
+        advance(len(pixels))
+        if outputs.full:
+            builder.submit(begun.popleft(), *outputs.take())
+            outputs = None
 
 
 class _Outputs:
@@ -141,6 +147,11 @@ class _Outputs:
     def __init__(self, rows: int) -> None:
         self._rows, self._filled = rows, 0
         self._values: dict[str, torch.Tensor] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are there."""
+        return self._filled == self._rows
 
     def add(self, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
         """Add those of the next batch."""
@@ -235,15 +246,14 @@ class Imported:
 
 
 def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
-    """Pass the shards of a plane that are not on disk yet to the builder's writer.
+    """Pass the unfinished shards of a plane to the builder's writer.
 
     ``advance`` is called with the number of samples of each shard.
     """
-    for shard in builder.shards(split, view):
-        if not builder.is_done(shard):
-            rows = source.plane(split, view)[shard.start : shard.stop]
-            builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
-            del rows
+    for shard in builder.unfinished(split, view):
+        rows = source.plane(split, view)[shard.start : shard.stop]
+        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
+        del rows
         advance(shard.stop - shard.start)
 
 
