@@ -80,9 +80,7 @@ def _check(store: Path, alone: Path) -> None:
     assert [path.name for path in store.parent.iterdir()] == [store.name]
 
 
-def test_ranks_make_the_store_of_one_process(
-    ranks: Callable[..., list[Started]], alone: Path, tmp_path: Path
-) -> None:
+def test_ranks_make_the_store_of_one_process(ranks: Callable[..., list[Started]], alone: Path, tmp_path: Path) -> None:
     ended = [process.communicate() for process in ranks(3)]
     _check(tmp_path / "logits.zarr", alone)
     assert "digest" in ended[0][1]

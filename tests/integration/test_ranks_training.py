@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from kdpipe.errors import RunError
 from kdpipe.stages.ranks import wait_for_runs
-from kdpipe.training.group import Group
 from kdpipe.training.runs import RunDirectory
 from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.processes import Server, Started
@@ -148,7 +147,7 @@ def test_one_student_of_several_ranks_is_that_of_one_process(
 def test_one_student_is_stopped_and_resumed_by_other_numbers(
     tmp_path: Path, commands: Server, kdpipe: Callable[..., Outcome]
 ) -> None:
-    begun = ("--epochs", 50, "--checkpoint-every", 5)
+    begun = ("--epochs", 30, "--checkpoint-every", 5)
     started = _ranks(commands, 2, *_together(tmp_path / "run", *begun))
     while not (tmp_path / "run" / "history.csv").exists():
         assert started[0].poll() is None
@@ -170,14 +169,6 @@ def test_one_student_is_stopped_and_resumed_by_other_numbers(
     assert [row["epoch"] for row in rows[0]] == [row["epoch"] for row in rows[1]]
     for row, wanted in zip(rows[0][:5], rows[1][:5], strict=True):
         assert float(row["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-3)
-
-
-@pytest.mark.parametrize("world", [2, 3, 8])
-def test_each_sample_of_a_batch_has_one_rank(world: int) -> None:
-    for rows in range(1, 40):
-        parts = [range(rows)[Group(rank, world).own(rows)] for rank in range(world)]
-        assert [row for part in parts for row in part] == list(range(rows))
-        assert rows == 1 or all(len(part) != 1 for part in parts), "batch normalization needs two"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Group:
             return logits.shape[1]
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
         found = torch.tensor([0 if logits is None else logits.shape[1]], device=device)
-        _reduce(found, dist.ReduceOp.MAX)
+        _reduce(found, "MAX")
         return int(found)
 
     def take_step(self, learned: torch.nn.Module, rows: int) -> None:
@@ -125,14 +125,14 @@ def joined(rank: int, world: int, device: torch.device, *, patience: float) -> I
         dist.destroy_process_group()
 
 
-def _reduce(values: torch.Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
-    """Replace values by their sum over all processes, which is the same in each to the bit.
+def _reduce(values: torch.Tensor, operation: str = "SUM") -> None:
+    """Replace values by their sum, or another ``operation``, over all processes, which is the same in each to the bit.
 
     Raises:
         RunError: another process has ended, or does not come to this step in time.
     """
     try:
-        dist.all_reduce(values, operation)
+        dist.all_reduce(values, getattr(dist.ReduceOp, operation))
     except RuntimeError as error:
         if ran_out_of_memory(error):
             raise
