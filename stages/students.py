@@ -30,6 +30,7 @@ from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.training.batches import Targets
+from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
 from kdpipe.views import Geometry, Recipe
 
@@ -54,12 +55,13 @@ def train(
     lineage: Mapping[str, Any] | None = None,
     described: Mapping[str, Any] | None = None,
     changed: Callable[[Objective, Model], Objective] = lambda objective, _model: objective,
+    group: Group | None = None,
 ) -> Trained:
     """Train students on one pass over the data, and write the run directory of each.
 
     ``load`` returns the model that a student begins with. ``changed`` returns the objective to minimize in the place of
     the one that the settings describe. ``lineage`` is recorded beside that of the soft targets, and ``described``
-    in the place of what the settings say.
+    in the place of what the settings say. ``group`` are the processes that train one student.
     """
     params, mode = students[0], students[0].targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
@@ -81,7 +83,7 @@ def train(
             distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
-    failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets)
+    failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
     if mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
         saved = savings(
             stores[0],

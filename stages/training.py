@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from kdpipe.stages.training_data import TrainingData, label_digest
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
+from kdpipe.training.group import Group
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory
@@ -78,11 +79,13 @@ class Task:
     """Sections of ``run.json`` in the place of those that the settings describe."""
     classes: tuple[str, ...] = ()
     """The names of the classes, which ``fit`` takes from the data."""
+    follows: bool = False
+    """Whether another process writes the run directory."""
 
     @cached_property
     def run(self) -> RunDirectory:
         """Its run directory."""
-        return RunDirectory(self.params.run.out)
+        return RunDirectory(self.params.run.out, follows=self.follows)
 
 
 def objective_of(
@@ -129,17 +132,20 @@ def fit(
     views: Views,
     rendering: Rendering,
     targets: Targets | None = None,
+    group: Group | None = None,
 ) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
 
     With a validation part the weights that were best on it are tested once as well. All models share the settings of
     the data, the batch size and the epochs. Returns the names of those of several that failed; ``failure.json`` of each
-    holds the reason.
+    holds the reason. With a ``group``, other processes call this for the same one model, whose run directory the first
+    writes.
 
     Raises:
         KdpipeError: the only model failed.
     """
-    tasks = [replace(task, classes=data.train.classes) for task in tasks]
+    follows = group is not None and group.rank > 0
+    tasks = [replace(task, classes=data.train.classes, follows=follows) for task in tasks]
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
@@ -154,7 +160,7 @@ def fit(
     students: list[Student] = []
     with ExitStack() as opened:
         for task, record in zip(tasks, records, strict=True):
-            opened.enter_context(locked(task.run.path))
+            opened.enter_context(nullcontext() if follows else locked(task.run.path))
             task.run.refuse_start(record, labels=labels, **how)  # another process may have written it since
         for task, record, log in zip(tasks, records, logs, strict=True):
             task.run.start(record, labels=labels, **how)
@@ -175,7 +181,10 @@ def fit(
                 should_stop=should_stop,
                 progress=progress,
                 say=say,
+                group=group,
             )
+        if follows:
+            return []
         ended = zip(tasks, students, trained, logs, strict=True)
         failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
     return [name for name in failures if name is not None]
@@ -290,6 +299,8 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
         return None
 
     def keep(module: torch.nn.Module) -> None:
+        if run.follows:
+            return
         run.check_place()
         models.save_weights(
             run.best_weights, module, architecture=model.name, preset=model.preset, classes=held_out.classes

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from kdpipe.models.layout import arrange
 from kdpipe.training.checkpoint import State
+from kdpipe.training.group import Group
 from kdpipe.training.settings import Optimization
 
 
@@ -24,8 +25,13 @@ class Learner:
         *,
         device: torch.device,
         beside: torch.nn.Module,
+        group: Group | None = None,
     ) -> None:
-        """Train ``module``, which is on ``device``, in place, with the modules ``beside`` it that are no part of it."""
+        """Train ``module``, which is on ``device``, in place, with the modules ``beside`` it that are no part of it.
+
+        With a ``group``, other processes train copies of them.
+        """
+        self._group = group
         self.module = module.train()
         self._beside = beside
         self.settings = settings
@@ -48,12 +54,25 @@ class Learner:
             logits = self._forward(images)
         return logits.float()
 
-    def step(self, loss: torch.Tensor, *, rate: float) -> None:
-        """Take one step down the gradient of ``loss`` at the learning rate ``rate``."""
+    def of_batch(self, images: torch.Tensor, *, rows: int) -> torch.Tensor:
+        """Return the logits of a batch of ``rows``, whose images are those of this process's part."""
+        if self._group is None:
+            return self.forward(images)
+        logits = self.forward(images) if len(images) else None
+        classes = self._group.classes(logits, rows)
+        if logits is None:
+            nothing = next(each for each in self.module.parameters() if each.requires_grad).sum() * 0
+            logits = nothing + torch.zeros(0, classes, device=self.device)
+        return self._group.whole(logits, rows)
+
+    def step(self, loss: torch.Tensor, *, rate: float, rows: int = 0) -> None:
+        """Take one step down the gradient of ``loss``, of a batch of ``rows``, at the learning rate ``rate``."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._scaler.scale(loss))
+        if self._group is not None:
+            self._group.take_step(self._learned, rows)
         if self.settings.clip_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._learned.parameters(), self.settings.clip_grad_norm)

@@ -65,6 +65,8 @@ class RunDirectory:
     """The files of one run, by name."""
 
     path: Path
+    follows: bool = False
+    """Whether another process writes the run, which this one only reads."""
     _place: Place = field(default_factory=Place, init=False, repr=False, compare=False)
     _labels: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -114,6 +116,8 @@ class RunDirectory:
             RunError: the directory holds something else than a run, a run that is neither to be resumed nor to be
                 replaced, or a run with other settings is resumed.
         """
+        if self.follows:
+            return
         written = self.path / "run.json"
         if not written.is_file():
             self._refuse_strangers()
@@ -157,6 +161,8 @@ class RunDirectory:
             RunError: as ``refuse_start`` does.
             UnwritableError: the disk is full or fails; a run made earlier is kept.
         """
+        if self.follows:
+            return
         self.refuse_start(record, resume=resume, overwrite=overwrite, labels=labels)
         self._labels.update(labels or {})
         self._place.settle(self.path)
@@ -289,6 +295,8 @@ class RunDirectory:
 
     def save_checkpoint(self, state: State) -> None:
         """Write ``checkpoint.pt`` atomically and keep the one before."""
+        if self.follows:
+            return
         self.check_place()
         held = {split: torch.from_numpy(labels) for split, labels in self._labels.items()}
         checkpoint.write(self.checkpoint, {**state, "labels": held} if held else state)
@@ -306,6 +314,8 @@ class RunDirectory:
 
     def drop_newest_checkpoint(self) -> None:
         """Remove the newest checkpoint; the one before it is resumed from."""
+        if self.follows:
+            return
         self.checkpoint.unlink()
 
     def failure(self) -> str | None:
@@ -315,11 +325,15 @@ class RunDirectory:
 
     def write_failure(self, message: str) -> None:
         """Record the error that ended this student, so that the others are resumed without it."""
+        if self.follows:
+            return
         self.check_place()
         durable.write_json(self.path / "failure.json", {"message": message})
 
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
+        if self.follows:
+            return
         self.check_place()
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
