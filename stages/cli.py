@@ -234,6 +234,23 @@ def merge(
     merge_stores(stores, out)
 
 
+@app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    data: Annotated[str, typer.Option(help="The dataset whose samples are kept, as in the other commands.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Copy a store that has grown without the rows of images that were removed or have changed.
+
+    Example:
+
+        kdpipe compact logits.zarr --data folder:images --out compacted.zarr
+    """
+    from kdpipe.stages.merging import compact_store
+
+    compact_store(store, data, out)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[

@@ -43,7 +43,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> None:
         "        super().__init__()\n"
         "        drawn = torch.randint(-9, 9, (classes, 3 * 16 * 16), generator=torch.Generator().manual_seed(1))\n"
         "        self.weight = torch.nn.Parameter(drawn.double())\n"
+        "        self.seen = torch.nn.Identity()\n"
         "    def forward(self, x):\n"
+        "        self.seen(x.flatten(1)[:, :6])\n"
         "        return ((x.flatten(1).double()[:, None] * self.weight).sum(2) / 100).float()\n"
         "def build(classes): return Sums(classes)\n"
     )
@@ -310,3 +312,40 @@ def test_two_halves_are_merged(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> 
         assert seen(merged, loaded(images, split)) == seen(whole, loaded(images, split))
     assert "nothing to do" in cached(kdpipe, images, merged).err
     refused(kdpipe("merge", halves[0], whole, "--out", tmp_path / "x.zarr"), "samples, in segments that differ")
+
+
+def test_a_compacted_store_has_what_is_used(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    store, out, more = (
+        tmp_path / "grown.zarr",
+        tmp_path / "compacted.zarr",
+        ("--encoding", "sqrtp8@4", "--signals", "features:seen"),
+    )
+    assert cached(kdpipe, images, store, *more).code == 0
+    change(images)
+    assert cached(kdpipe, images, store, *more).code == 0
+    compacted = kdpipe("compact", store, "--data", f"folder:{images}", "--out", out)
+    assert compacted.code == 0
+    assert "compacted.zarr: 8 'train' samples, 5 'test' samples in 2 segments" in compacted.out
+    assert "2 'train' rows left out, 0 'test' rows left out." in compacted.out
+    assert verify_files(out) == []
+    assert verify_deep(out) == []
+    for split in ("train", "test"):
+        data = loaded(images, split)
+        assert seen(out, data) == seen(store, data)
+        old, new = open_store(store, split), open_store(out, split)
+        rows = join_checked(old, data)
+        kept = new.signal("features:seen", np.arange(len(data)))
+        assert np.array_equal(kept, old.signal("features:seen", rows))
+    assert kdpipe("inspect", out).code == 0
+    assert "nothing to do" in cached(kdpipe, images, out, *more).err
+    assert cached(kdpipe, images, out, *more, views=3).code == 0
+    assert open_store(out).num_views == 3
+    refused(kdpipe("compact", store, "--data", f"folder:{images}", "--out", store), "which is read")
+    refused(kdpipe("compact", store, "--data", f"folder:{images}", "--out", out), "views: the store has 3")
+
+
+def test_mixed_samples_are_not_compacted(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    store = tmp_path / "grown.zarr"
+    assert cached(kdpipe, images, store, recipe=MIXING).code == 0
+    refused(kdpipe("compact", store, "--data", f"folder:{images}", "--out", tmp_path / "c.zarr"), "mixes samples")
+    assert not (tmp_path / "c.zarr").exists()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 import zarr
 
@@ -16,6 +18,7 @@ from kdpipe.errors import DivergedError
 from kdpipe.store import arrays, finished
 from kdpipe.store.ledger import Entry
 from kdpipe.store.plan import Shard
+from kdpipe.store.planes import Plane
 from kdpipe.store.sections import array_name
 
 
@@ -44,16 +47,27 @@ def write(
         kept = signal.to(torch.float16).flatten(1)
         _refuse_not_finite(shard, f"{name}, in float16,", kept, keys)
         values[array_name(name)] = kept.cpu().numpy()
+    entries = _put(path, root, shard, values)
+    codes = shard.paths[0]
+    entries[codes] = replace(entries[codes], fidelity=lost)
+    return entries
+
+
+def copy(path: Path, root: zarr.Group, shard: Shard, rows: Plane) -> dict[str, Entry]:
+    """Write a shard of rows of another store, as they are encoded, and return the entries of its files by path."""
+    values = {"codes": rows.codes.numpy(), "row_max": rows.row_max.numpy()}
+    values |= {array_name(name): kept.flatten(1).numpy() for name, kept in rows.beside.items()}
+    return _put(path, root, shard, values)
+
+
+def _put(path: Path, root: zarr.Group, shard: Shard, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, Entry]:
     for name in shard.paths:
         finished.clear(path / name)
     for name, block in values.items():
         arrays.member(root, shard.split, name)[shard.view, shard.start : shard.stop] = block
     for name in shard.paths:
         durable.fsync_file(path / name, up_to=path)
-    entries = {name: finished.entry_of(path, name) for name in shard.paths}
-    codes = shard.paths[0]
-    entries[codes] = replace(entries[codes], fidelity=lost)
-    return entries
+    return {name: finished.entry_of(path, name) for name in shard.paths}
 
 
 def _refuse_not_finite(shard: Shard, what: str, values: torch.Tensor, keys: Sequence[str]) -> None:

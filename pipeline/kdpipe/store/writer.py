@@ -25,6 +25,7 @@ from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
+from kdpipe.store.planes import Plane
 from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
@@ -252,6 +253,13 @@ class Builder:
         if waiting < 1:
             self.drain()
 
+    def copy(self, shard: Shard, rows: Plane) -> None:
+        """Write a shard of rows of another store, with all signals, as they are encoded there."""
+        with writing(self.path):
+            entries = shards.copy(self.path, self._root, shard, rows)
+            self._ledger.append(list(entries.values()))
+        self._done.update(entries)
+
     def drain(self) -> None:
         """Wait until all submitted shards are on disk; raise the first error."""
         while self._writing:
@@ -332,7 +340,8 @@ class Builder:
                 entry = self._done.get(shard.paths[0])
                 if entry is not None and entry.fidelity is not None:
                     total += entry.fidelity
-            totals[split] = total
+            if total.rows:
+                totals[split] = total
         return totals
 
     def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:

@@ -145,7 +145,7 @@ def test_what_is_no_merge_is_refused(halves: tuple[Path, Path], tmp_path: Path) 
         (halves[:1], tmp_path / "all.zarr", "two or more"),
         ((halves[0], halves[0]), tmp_path / "all.zarr", "two or more"),
         (halves, tmp_path / "all", r"must end in \.zarr"),
-        (halves, halves[1], "one of the stores to merge"),
+        (halves, halves[1], "which is read"),
     ):
         with pytest.raises(ParamsError, match=match):
             merge_stores(given, out)
