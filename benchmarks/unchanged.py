@@ -68,7 +68,7 @@ def of_run(path: Path) -> dict[str, str]:
 
 def stores(work: Path, teacher: Path) -> dict[str, str]:
     """Return the digest of a store for each encoding and each recipe."""
-    cache = ["cache-teacher", *SMALL, "--teacher", f"run:{teacher}", "--views", "2"]
+    cache = ["cache-teacher", *SMALL, "--order", "dataset", "--teacher", f"run:{teacher}", "--views", "2"]
     found = {}
     for encoding in ENCODINGS:
         out = work / f"{encoding}.zarr"

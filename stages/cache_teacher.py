@@ -23,7 +23,7 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.storing import check_top1, report, settle
+from kdpipe.stages.storing import check_top1, ordered, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
 from kdpipe.store.tree import segment_of
@@ -43,13 +43,14 @@ def run(params: CacheTeacher) -> None:
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
     datasets: Mapping[str, Dataset] = {"train": train} if test is None else {"train": train, "test": test}
-    asked.width(len(datasets["train"].classes))
-    forward = _teacher(params, datasets["train"])
+    datasets, order = ordered(datasets, params, seed=view.seed)
+    asked.width(len(train.classes))
+    forward = _teacher(params, train)
     geometry = Geometry.of(forward.preset)
     plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
     planned = partial(
-        plan, forward, recipe=recipe, seed=view.seed, encoding=asked, batch_size=params.teacher.batch_size
+        plan, forward, recipe=recipe, seed=view.seed, encoding=asked, batch_size=params.teacher.batch_size, order=order
     )
     out = params.output.out
     finish_growth(out)

@@ -19,7 +19,7 @@ from kdpipe.models import Preset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, SplitPlan
-from kdpipe.store.sections import Fingerprint, Teacher, recorded
+from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder
@@ -40,11 +40,13 @@ def plan(
     encoding: Encoding,
     batch_size: int,
     replaces: Mapping[str, int] | None = None,
+    order: RowOrder | None = None,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
-    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces.
+    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces, and ``order`` is
+    that of the datasets' samples.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -85,6 +87,7 @@ def plan(
         splits=splits,
         calibrated=encoding,
         signals=source.signals,
+        order=order,
         rendering=rendering(recipe, geometry, datasets, probes),
     )
 
@@ -209,15 +212,24 @@ class Imported:
         return torch.from_numpy(rows[permutation(len(rows), seed=seed, stream=_IMPORTED_STREAM)])
 
 
-def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
+def copy_plane(
+    builder: Builder,
+    split: str,
+    view: int,
+    *,
+    source: Imported,
+    order: npt.NDArray[np.int64],
+    advance: Callable[[int], None],
+) -> None:
     """Pass the shards of a plane that are not on disk yet to the builder's writer.
 
-    ``advance`` is called with the number of samples of each shard.
+    ``order`` is the file's row of each row of the store. ``advance`` is called with the number of samples of each
+    shard.
     """
     plane = source.plane(split, view)
     for shard in builder.shards(split, view):
         if not builder.is_done(shard):
-            builder.submit(shard, torch.from_numpy(plane[shard.start : shard.stop].astype(np.float32)))
+            builder.submit(shard, torch.from_numpy(plane[order[shard.start : shard.stop]].astype(np.float32)))
         advance(shard.stop - shard.start)
 
 
