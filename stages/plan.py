@@ -14,7 +14,7 @@ from kdpipe import durable, models
 from kdpipe.benchmark.machine import machine
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.base import Encoding
-from kdpipe.encoding.chooser import CANDIDATES, Choice, choose_encoding
+from kdpipe.encoding.chooser import Choice, choose_encoding, usual
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.printable import printable_json
 from kdpipe.stages import pilot
@@ -68,10 +68,10 @@ def run(params: Plan) -> None:
     )
     refuse_unfit(forward, renderer, name=forward.identity.name)
     logits, start, rows = pilot.passes(forward, renderer, params)
-    choice, encoding = _encoding(logits, params)
-    rates = pilot.rates(forward, renderer, encoding, logits, start=start, rows=rows, params=params)
     samples = {"train": len(train_split), "test": 0 if test is None else len(test)}
     plain, augmented = sum(samples.values()), samples["train"] * params.view.augmented
+    choice, encoding = _encoding(logits, params, rows=plain + augmented)
+    rates = pilot.rates(forward, renderer, encoding, logits, start=start, rows=rows, params=params)
     passes = [
         teacher_pass(rates, plain=plain, augmented=augmented, devices=devices)
         for devices in sorted({1, params.forecast.devices})
@@ -113,12 +113,16 @@ def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
 
 
-def _encoding(logits: torch.Tensor, params: Plan) -> tuple[Choice, Encoding]:
+def _encoding(logits: torch.Tensor, params: Plan, *, rows: int) -> tuple[Choice, Encoding]:
     """Return the table of encodings, and the one of the store: the smallest within the budget, or the one asked for."""
     asked, settings = get_encoding(params.encoding.encoding), params.encoding
-    candidates = CANDIDATES if settings.max_kl is not None else tuple(dict.fromkeys((*USUAL, asked.name)))
+    candidates = usual(logits.shape[1]) if settings.max_kl is not None else tuple(dict.fromkeys((*USUAL, asked.name)))
     choice = choose_encoding(
-        logits, max_kl=settings.max_kl or 1e-3, temperatures=settings.at_temperature, candidates=candidates
+        logits,
+        max_kl=settings.max_kl or 1e-3,
+        temperatures=settings.at_temperature,
+        candidates=candidates,
+        rows=rows,
     )
     return choice, choice.encoding if settings.max_kl is not None else asked.calibrate(logits)
 

@@ -57,7 +57,8 @@ def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]
     if settings.max_kl is None:
         return wanted.encoded_by(asked.calibrate(pilot()), None)
     logits = pilot()
-    choice = choose_encoding(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature)
+    rows = sum(len(split.sample_ids) * split.planes for split in wanted.splits.values())
+    choice = choose_encoding(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature, rows=rows)
     headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)
     say(f"{'encoding':10}{'bytes/sample':>14}{headings}   (pilot of {len(logits):,} rows)")
     for row in sorted(choice.table, key=lambda row: row.bytes_per_sample):

@@ -29,11 +29,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compression:
-    """Settings of Zarr's ``blosc`` codec for the codes of a store."""
+    """Settings of Zarr's ``blosc`` codec for the codes of a store, and the order of a chunk's codes."""
 
     cname: Literal["lz4", "zstd"]
-    shuffle: Literal["bitshuffle", "noshuffle"]
+    shuffle: Literal["bitshuffle", "shuffle", "noshuffle"]
     level: int = 5
+    block: int = 0
+    """Bytes that are compressed on their own, each with its own table of frequent bytes; 0 for Blosc's choice."""
+    transposed: bool = False
+    """Whether a chunk holds all rows of one code, then those of the next: Zarr's codec ``transpose`` comes before."""
 
 
 LZ4 = Compression("lz4", "bitshuffle")

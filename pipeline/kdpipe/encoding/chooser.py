@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 
 from kdpipe.encoding.base import LZ4, Compression, Encoded, Encoding
 from kdpipe.encoding.fidelity import kl
+from kdpipe.encoding.kinds.klt import MOST_CLASSES
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
 
@@ -23,7 +25,12 @@ CANDIDATES = (
     *(f"tailp{bits}@{temperature}" for bits in range(8, 1, -1) for temperature in (1, 2, 4, 8, 16, 32)),
 )
 """The encodings that are measured by default."""
+WIDE = tuple(f"klt{step}" for step in (0.1, 0.15, 0.2, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45, 0.5, 0.6, 0.8))
+"""Those that are measured besides for 64 classes or more: with few classes, there is little to gain by a rotation."""
 
+_WIDE = 64
+_FREE_BYTES = 65_536
+"""Descriptions below this size are not counted: there is as much in a manifest without one."""
 _MARGIN = 1.2
 """A pilot differs from the dataset: its mean KL must be below the budget by this factor."""
 _STEP = 1.25
@@ -43,7 +50,7 @@ class Measured:
 
     name: str
     bytes_per_sample: float
-    """Bytes of the compressed codes and row maxima."""
+    """Bytes of the compressed codes and row maxima, and the share of a large description."""
     kl: tuple[float, ...]
     """Mean KL at each of the wanted temperatures."""
     within: bool
@@ -71,12 +78,14 @@ def choose_encoding(
     max_kl: float,
     temperatures: Sequence[float],
     candidates: Sequence[str] | None = None,
+    rows: int | None = None,
 ) -> Choice:
     """Measure every candidate on float32 logits ``(n, classes)`` and return the smallest within ``max_kl``.
 
     Candidates are calibrated on the pilot's even rows and measured on its odd rows. Draw rows at random, since folders
     are sorted by class. The mean KL must be at most ``max_kl / 1.2`` at every temperature, from the lowest to the
-    highest of ``temperatures``.
+    highest of ``temperatures``. ``rows`` are those of the store, which share the bytes of a large description;
+    without them, it is not counted.
 
     Raises:
         ParamsError: no candidate is within the budget (the message names the nearest), or an argument is out of range.
@@ -87,12 +96,12 @@ def choose_encoding(
         raise ParamsError(f"max_kl must be a positive number, found {max_kl}.")
     if not temperatures or not all(value > 0 and math.isfinite(value) for value in temperatures):
         raise ParamsError(f"temperatures must be positive numbers, found {list(temperatures)}.")
-    encodings = [get_encoding(name) for name in (CANDIDATES if candidates is None else candidates)]
+    encodings = [get_encoding(name) for name in (usual(pilot.shape[1]) if candidates is None else candidates)]
     if not encodings:
         raise ParamsError("there are no encodings to choose from: give at least one candidate.")
     fitting, held_out = pilot[::2], pilot[1::2]
     limit = max_kl / _MARGIN
-    table = [_measure(each.calibrate(fitting), held_out, temperatures, limit) for each in encodings]
+    table = [_measure(each.calibrate(fitting), held_out, temperatures, limit, rows=rows) for each in encodings]
     small = sorted((row.bytes_per_sample, max(row.kl), place) for place, row in enumerate(table) if row.within)
     for *_, place in small:
         table[place] = _over_the_span(table[place], encodings[place].calibrate(fitting), held_out, temperatures, limit)
@@ -101,13 +110,20 @@ def choose_encoding(
     raise ParamsError(_none_within(table, encodings, max_kl, temperatures, fitting, held_out))
 
 
-def _measure(encoding: Encoding, logits: torch.Tensor, temperatures: Sequence[float], limit: float) -> Measured:
+def usual(classes: int) -> tuple[str, ...]:
+    """Return the names of the encodings that are measured by default for so many classes."""
+    return (*CANDIDATES, *WIDE) if _WIDE <= classes <= MOST_CLASSES else CANDIDATES
+
+
+def _measure(
+    encoding: Encoding, logits: torch.Tensor, temperatures: Sequence[float], limit: float, *, rows: int | None
+) -> Measured:
     encoded = encoding.encode(logits)
     decoded = _decoded(encoding, encoded, logits)
     losses = tuple(float(kl(logits, decoded, temperature).mean()) for temperature in temperatures)
     return Measured(
         encoding.name,
-        stored_bytes(encoded, encoding.compression) / len(logits),
+        stored_bytes(encoded, encoding.compression) / len(logits) + _described_bytes(encoding) / (rows or math.inf),
         losses,
         _serves(encoding, temperatures) and max(losses) <= limit,
     )
@@ -163,14 +179,23 @@ def stored_bytes(encoded: Encoded, compression: Compression) -> int:
     return compressed_bytes(encoded.codes, compression) + compressed_bytes(encoded.row_max[:, None])
 
 
+def _described_bytes(encoding: Encoding) -> int:
+    size = len(json.dumps(encoding.describe()))
+    return size if size > _FREE_BYTES else 0
+
+
 def compressed_bytes(codes: npt.NDArray[Any], compression: Compression = LZ4) -> int:
     """Return the size of codes ``(n, width)`` compressed as a store does, in chunks of about 2 MB."""
     numcodecs.blosc.use_threads = False
-    shuffle = {"bitshuffle": numcodecs.blosc.BITSHUFFLE, "noshuffle": numcodecs.blosc.NOSHUFFLE}[compression.shuffle]
-    blosc = numcodecs.blosc.Blosc(cname=compression.cname, clevel=compression.level, shuffle=shuffle)
+    shuffle = getattr(numcodecs.blosc, compression.shuffle.upper())
+    blosc = numcodecs.blosc.Blosc(
+        cname=compression.cname, clevel=compression.level, shuffle=shuffle, blocksize=compression.block
+    )
     rows = max(1, _CHUNK_BYTES // (codes.shape[1] * codes.itemsize))
-    blocks = (np.ascontiguousarray(codes[start : start + rows]) for start in range(0, len(codes), rows))
-    return sum(len(blosc.encode(block)) for block in blocks)
+    blocks = (codes[start : start + rows] for start in range(0, len(codes), rows))
+    return sum(
+        len(blosc.encode(np.ascontiguousarray(block.T if compression.transposed else block))) for block in blocks
+    )
 
 
 def _serves(encoding: Encoding, temperatures: Sequence[float]) -> bool:

@@ -24,7 +24,7 @@ import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from kdpipe.encoding.base import LZ4, Compression, Encoding
 from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
@@ -136,6 +136,8 @@ _SIDE_ROWS = 1_048_576
 
 
 _MAX_METADATA_BYTES = 65_536
+_TRANSPOSED = (0, 2, 1)
+"""Order of the dimensions (view, sample, class) in a chunk of an encoding whose ``Compression`` is transposed."""
 
 
 @dataclass(frozen=True)
@@ -200,9 +202,13 @@ def create(group: zarr.Group, expected: dict[str, Spec]) -> None:
             dtype=spec.dtype,
             fill_value=spec.fill,
             dimension_names=spec.dimensions,
+            filters=[TransposeCodec(order=_TRANSPOSED)] if spec.compression.transposed else [],
             compressors=[
                 BloscCodec(
-                    cname=spec.compression.cname, shuffle=spec.compression.shuffle, clevel=spec.compression.level
+                    cname=spec.compression.cname,
+                    shuffle=spec.compression.shuffle,
+                    clevel=spec.compression.level,
+                    blocksize=spec.compression.block,
                 ),
                 Crc32cCodec(),
             ],
@@ -212,7 +218,8 @@ def create(group: zarr.Group, expected: dict[str, Spec]) -> None:
 def check(store: Path, split: str, expected: dict[str, Spec]) -> str | None:
     """Compare a split's metadata files with the manifest before Zarr reads them; return the first difference.
 
-    Codecs are compared by name and position, so that only ``bytes``, ``blosc`` and ``crc32c`` ever run.
+    Codecs are compared by name and position, so that only ``bytes``, ``blosc`` and ``crc32c`` ever run, and
+    ``transpose`` where the encoding asks for it.
     """
     group = _document(store / split / "zarr.json")
     if group.get("zarr_format") != 3 or group.get("node_type") != "group":
@@ -235,7 +242,8 @@ def _document(path: Path) -> dict[str, Any]:
 
 def _metadata(spec: Spec) -> dict[str, Any]:
     """Return the entries of ``zarr.json`` that decoding depends on."""
-    compressed: list[Any] = ["bytes little", "blosc", "crc32c"]
+    transposed = [["transpose", list(_TRANSPOSED)]] if spec.compression.transposed else []
+    compressed: list[Any] = [*transposed, "bytes little", "blosc", "crc32c"]
     codecs = compressed
     if spec.shards is not None:
         codecs = [["sharding_indexed", list(spec.chunks), compressed, ["bytes little", "crc32c"], "end"]]
@@ -262,6 +270,8 @@ def _codec_names(codecs: Any) -> Any:
         settings = settings if isinstance(settings, dict) else {}
         if name == "bytes":
             name = f"bytes {settings.get('endian', 'little')}"
+        elif name == "transpose":
+            name = [name, settings.get("order")]
         elif name == "sharding_indexed":
             chains = (_codec_names(settings.get(key)) for key in ("codecs", "index_codecs"))
             name = [name, settings.get("chunk_shape"), *chains, settings.get("index_location", "end")]

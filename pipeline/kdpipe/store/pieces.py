@@ -36,6 +36,8 @@ class Array:
     row: tuple[int, ...]
     chunk_rows: int
     chunks_per_shard: int | None
+    transposed: bool = False
+    """Whether a chunk holds the columns of its rows one after the other."""
 
     @property
     def row_bytes(self) -> int:
@@ -49,12 +51,17 @@ class Array:
     def load(self, path: Path, piece: Piece, out: npt.NDArray[Any]) -> None:
         """Decode a chunk into ``out``: directly if the whole chunk is wanted in order, else through a buffer."""
         whole = piece.source == slice(0, self.chunk_rows) if isinstance(piece.source, slice) else False
-        into = out[piece.target] if whole else np.empty((self.chunk_rows, *self.row), self.dtype)
+        if self.transposed:
+            into = np.empty((*self.row, self.chunk_rows), self.dtype)
+        else:
+            into = out[piece.target] if whole else np.empty((self.chunk_rows, *self.row), self.dtype)
         if self.chunks_per_shard is None:
             arrays.read_file(path, into)
         else:
             arrays.read_chunk(path, piece.chunk % self.chunks_per_shard, self.chunks_per_shard, into)
-        if not whole:
+        if self.transposed:
+            out[piece.target] = into.T[piece.source]
+        elif not whole:
             out[piece.target] = into[piece.source]
 
 
@@ -75,7 +82,14 @@ class Part:
         cut, classes = found.splits[name], len(found.classes)
         per_shard = cut.shard_rows // cut.chunk_rows
         labels = (
-            Array("codes", encoding.dtype, (encoding.width(classes),), cut.chunk_rows, per_shard),
+            Array(
+                "codes",
+                encoding.dtype,
+                (encoding.width(classes),),
+                cut.chunk_rows,
+                per_shard,
+                encoding.compression.transposed,
+            ),
             Array("row_max", "float32", (), cut.shard_rows, None),
         )
         signals = {

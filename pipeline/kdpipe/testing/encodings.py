@@ -55,6 +55,9 @@ class EncodingSuite:
     row_max_error = 0.0
     """Largest relative error of the row maximum: 2^-8 if it is rounded to bfloat16."""
 
+    fits_codes = False
+    """Whether calibration changes the codes, and not only the values that they decode to."""
+
     def error_bound(self, encoding: Encoding, shifted: Tensor) -> Tensor:
         """Return the largest error of each decoded logit, infinite for none, like ``shifted``.
 
@@ -95,14 +98,14 @@ class EncodingSuite:
                 restore_encoding(description)
 
     def test_calibration_repeats_and_changes_values_only(self, encoding: Encoding) -> None:
-        """Equal pilots give equal encodings with the name, layout and codes of the encoding before calibration."""
+        """Equal pilots give equal encodings with the name and layout (and codes, unless they are fitted) of before."""
         pilot, logits = normal_logits(seed=1), normal_logits()
         fitted = encoding.calibrate(pilot)
         assert fitted == encoding.calibrate(pilot)
         for attribute in ("name", "dtype", "compression", "max_temperature", "full"):
             assert getattr(fitted, attribute) == getattr(encoding, attribute)
         assert fitted.width(CLASSES) == encoding.width(CLASSES)
-        assert np.array_equal(fitted.encode(logits).codes, encoding.encode(logits).codes)
+        assert self.fits_codes or np.array_equal(fitted.encode(logits).codes, encoding.encode(logits).codes)
 
     def test_codes_have_the_declared_shape(self, either: Encoding) -> None:
         """Codes are ``(n, width)`` of the declared dtype, row maxima float32 ``(n,)``."""

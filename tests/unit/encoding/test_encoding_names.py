@@ -18,7 +18,7 @@ NAMES = [
     *("fp32", "fp16", *(f"fp16r{bits}" for bits in range(1, 10))),
     *(f"sqrtp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
     *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
-    *("topk1", "topk5", "topk65535"),
+    *("topk1", "topk5", "topk65535", "klt0.01", "klt0.4", "klt4"),
 ]
 
 
@@ -48,6 +48,8 @@ def test_canonical_names(name: str) -> None:
         ("sqrtp: 6, 0.50", "sqrtp6@0.5"),
         ("tailp:6,8", "tailp6@8"),
         ("topk:50", "topk50"),
+        ("klt:0.40", "klt0.4"),
+        ("klt:step=2/5", "klt0.4"),
         ("topk:k=50", "topk50"),
     ],
 )
