@@ -50,7 +50,7 @@ class Membership:
         """
         self._store, self._patience = store, patience
         self._path = store.with_name(store.name + ".lock")
-        self.token = f"{re.sub('[^A-Za-z0-9-]', '', socket.gethostname())[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.token = f"{_host()}-{os.getpid()}-{secrets.token_hex(2)}"
         """Name of this process's ledger."""
         self._ledger = Ledger(store, token=self.token)
         self._touched = 0.0
@@ -179,9 +179,20 @@ class Membership:
         return found
 
     def _names(self, signs: dict[str, int]) -> str:
-        names = [name.removeprefix(f"{self._store.name}.ledger.") for name in signs if name != self._path.name]
-        others = [name.rpartition("-")[0] for name in names if name != self.token]
+        """Return which other processes have ledgers, without those of this machine that have ended."""
+        tokens = [name.removeprefix(f"{self._store.name}.ledger.") for name in signs if name != self._path.name]
+        names = [token.rpartition("-")[0] for token in tokens if token != self.token]
+        others = [name for name in names if not _has_ended(name)]
         return f" The others (host-process): {', '.join(others[:8])}." if others else ""
+
+
+def _has_ended(name: str) -> bool:
+    host, _, process = name.rpartition("-")
+    return host == _host() and process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists()
+
+
+def _host() -> str:
+    return re.sub("[^A-Za-z0-9-]", "", socket.gethostname())[:32]
 
 
 def leases_of(store: Path) -> Path:

@@ -88,7 +88,7 @@ def build_together(
             if membership.alone:
                 wanted = plan()
                 found = skeleton.opened(path, wanted, overwrite=overwrite)
-                Builder(path, found, keys=_keys(wanted)).close()
+                Builder(path, found, keys=_keys(wanted), touch=membership.touch).close()
                 membership.share()
             wanted, found = plan(), manifest.read(path)
             skeleton.refuse_differences(path, found, wanted.manifest())
@@ -127,10 +127,12 @@ class Builder:
         keys: dict[str, tuple[str, ...]],
         membership: Membership | None = None,
         part: Part = WHOLE,
+        touch: Callable[[], None] = lambda: None,
     ) -> None:
         """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples.
 
-        With a ``membership``, other processes write it, too, and this one begins with its ``part``.
+        With a ``membership``, other processes write it, too, and this one begins with its ``part``. ``touch`` is called
+        while finished shards are read.
         """
         self.path = path
         self._keys = keys
@@ -148,7 +150,7 @@ class Builder:
             self._remove_beside()
         elif not self.sealed:
             if membership is None:
-                self._done = finished.confirmed(path, self._ledger, found)
+                self._done = finished.confirmed(path, self._ledger, found, touch=touch)
                 self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             else:
                 self._done = finished.in_place(path, self._ledger.read(), found)
