@@ -218,6 +218,39 @@ def verify(
     show(f"{store}: {', '.join(checked)}.")
 
 
+@app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two or more stores, NAME.zarr.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Join stores of the same teacher, recipe and encoding that have different samples; files are copied as they are.
+
+    Example:
+
+        kdpipe merge first-half.zarr second-half.zarr --out all.zarr
+    """
+    from kdpipe.stages.merging import merge_stores
+
+    merge_stores(stores, out)
+
+
+@app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    data: Annotated[str, typer.Option(help="The dataset whose samples are kept, as in the other commands.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Copy a store that has grown without the rows of images that were removed or have changed.
+
+    Example:
+
+        kdpipe compact logits.zarr --data folder:images --out compacted.zarr
+    """
+    from kdpipe.stages.merging import compact_store
+
+    compact_store(store, data, out)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[

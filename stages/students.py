@@ -25,7 +25,7 @@ from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
-from kdpipe.stages.training_data import TrainingData, load_training
+from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
@@ -69,6 +69,7 @@ def train(
     data = _training_data(students, stores)
     test = load_test(params.dataset, data.whole)
     loaded = [load(student, data.train) for student in students]
+    students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]
     teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
@@ -145,7 +146,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
         seed=stored.seed,
         number=default if asked.views is None else asked.views,
         # Without soft targets a part of the data may be mixed within itself.
-        population=store.sample_ids if distilled else None,
+        population=store.populations if distilled else None,
     )
 
 
@@ -167,7 +168,9 @@ def _targets(
         _refuse_another_teacher(store, teacher)
         _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
-    forward = Forward(teacher, device=device, precision=params.targets.precision)
+    free = all(student.optimization.channels_last for student in students)
+    precision = params.targets.precision
+    forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
     renderer = rendering(Geometry.of(teacher.preset))
     refuse_unfit(forward, renderer, name=teacher.name)
     return LiveTargets(forward, renderer)

@@ -8,8 +8,8 @@ from kdpipe import models
 from kdpipe.errors import DeviceError, DivergedError, KdpipeError, ParamsError
 from kdpipe.stages.console import quiet, say
 from kdpipe.stages.fleet import refuse_failed, students_of
-from kdpipe.stages.ranks import PATIENCE, Ranks, launched, wait_for_runs
-from kdpipe.stages.seed_runs import for_each_seed
+from kdpipe.stages.ranks import PATIENCE, Ranks, launched
+from kdpipe.stages.seed_runs import for_each_seed, wait_for_runs
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.stages.students import train
 from kdpipe.stages.training_data import load_student

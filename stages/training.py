@@ -21,12 +21,12 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
+from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
-from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import StudentTraining, TrainTeacher
-from kdpipe.stages.training_data import TrainingData, label_digest
+from kdpipe.stages.training_data import TrainingData, identity, labels_of
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
@@ -52,7 +52,7 @@ class Views:
     seed: int
     number: int | None
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    population: npt.NDArray[np.uint8] | None = None
+    population: Sequence[npt.NDArray[np.uint8]] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
@@ -150,7 +150,7 @@ def fit(
     views = replace(views, number=views.number if views.recipe.augments else 0)
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
-    labels = _labels(data, test_set)
+    labels = labels_of(data, test_set)
     how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
     for task, record, log in zip(tasks, records, logs, strict=True):
         task.run.refuse_start(record, labels=labels, **how)
@@ -232,7 +232,7 @@ def _record(
         "seeds": {"seed": run.seed, "data_seed": run.data_seed, "recipe_seed": views.seed},
         "parameters": params.dump(),
         "device": str(device),
-        **_identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
+        **identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
         **task.described,
     }
 
@@ -327,6 +327,7 @@ def _finish(
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     model, run, epochs = task.model, task.run, task.params.optimization.epochs
     tester = None if test_set is None else plain(test_set, Geometry.of(model.preset))
+    arrange(model.module, channels_last=bool(task.params.optimization.channels_last))
 
     def test() -> dict[str, float | None]:
         if test_set is None or tester is None:
@@ -360,37 +361,6 @@ def _chosen(epoch: int, top1: float, loss: float, test: dict[str, float | None])
 
 def _percent(share: float | None, without: str) -> str:
     return without if share is None else f"{share:.2%}"
-
-
-def _splits(data: TrainingData, test_set: Dataset | None) -> dict[str, Dataset]:
-    splits = {"train": data.train, "validation": data.validation, "test": test_set}
-    return {split: part for split, part in splits.items() if part is not None}
-
-
-def _labels(data: TrainingData, test_set: Dataset | None) -> dict[str, npt.NDArray[np.int32]]:
-    return {split: part.labels.astype(np.int32) for split, part in _splits(data, test_set).items()}
-
-
-def _identity(
-    model: Model, data: TrainingData, test_set: Dataset | None, *, spec: str, lineage: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the model, the data and the software for ``run.json``."""
-    splits = _splits(data, test_set)
-    fingerprints = {split: part.fingerprint for split, part in splits.items()}
-    weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
-    return {
-        "model": model.name,
-        "num_parameters": model.parameters,
-        "preset": model.preset.describe(),
-        "preset_source": model.preset_source,
-        "classes": list(data.train.classes),
-        "samples": len(data.train),
-        "left_out": data.left_out,
-        "labels": {split: label_digest(part) for split, part in splits.items()},
-        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
 
 
 def _line(row: dict[str, float], epochs: int) -> str:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from kdpipe.errors import RunError
-from kdpipe.stages.ranks import wait_for_runs
+from kdpipe.stages.seed_runs import wait_for_runs
 from kdpipe.training.runs import RunDirectory
 from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.processes import Server, Started

@@ -71,7 +71,7 @@ def replay(
         seed=store.manifest.fingerprint.recipe.seed,
         geometry=geometry or Geometry.of(teacher_preset(store)),
         device=device,
-        population=store.sample_ids,
+        population=store.populations,
     )
 
 
@@ -88,7 +88,7 @@ def lacking(store: LogitStore, dataset: Dataset) -> int:
     recipe = stored_recipe(store)
     if not recipe.mixes:
         return 0
-    population = Population(dataset, store.sample_ids, seed=store.manifest.fingerprint.recipe.seed)
+    population = Population(dataset, store.populations, seed=store.manifest.fingerprint.recipe.seed)
     return population.lacking(range(1, store.num_views + 1))
 
 
@@ -135,7 +135,7 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
     recorded = store.manifest.rendering
     if recorded is None:
         return ["another image decoder, resize kernel or version of a library"]
-    known = recorded.sources.get(store.split, ())
+    known = store.source_hashes
     changed = 0
     if known:
         changed = int((np.array(source_hashes(renderer.dataset, indices)) != np.array(known)[available]).sum())
@@ -234,10 +234,8 @@ def _known(store: LogitStore) -> dict[Hashable, set[int]]:
     known: dict[Hashable, set[int]] = defaultdict(set)
     for row, digest in enumerate(store.content_digests):
         known["digest", digest.tobytes()].add(row)
-    recorded = store.manifest.rendering
-    sources = () if recorded is None else recorded.sources.get(store.split, ())
     hashes = [int(value).to_bytes(8, "little").hex() for value in store.probe_hashes[0]]
-    for kept in (sources, hashes):
+    for kept in (store.source_hashes, hashes):
         for row, mark in zip(store.probe_rows.tolist(), kept, strict=False):
             known["hash", mark].add(row)
     return known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The part of a split that is known before the teacher runs."""
+    """The part of a split's segment that is known before the teacher runs."""
 
     sample_ids: npt.NDArray[np.uint8]
     """``(n, 16)``: BLAKE3-128 of each sample's key."""
@@ -78,8 +78,10 @@ class SplitPlan:
     probe_hashes: npt.NDArray[np.uint64]
     """``(planes, p)``: 64-bit hashes of these pixels."""
 
-    keys: tuple[str, ...] = ()
+    keys: Sequence[str] = ()
     """Keys of the samples, for error messages."""
+    replaces: int = 0
+    """Rows of the store's earlier segments whose samples are among these."""
 
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the side arrays by name."""
@@ -162,6 +164,7 @@ class Plan:
                 chunk_rows=layout.chunk_rows,
                 shard_rows=layout.shard_rows,
                 probes=len(split.probe_rows),
+                replaces=split.replaces,
             )
         return Manifest(
             state="building",

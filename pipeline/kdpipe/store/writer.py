@@ -7,7 +7,7 @@ shard. Batches never straddle a shard, so the result has the same bytes, by howe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,10 +25,13 @@ from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
+from kdpipe.store.planes import Plane
 from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
+MEMORY_LIMIT = 1024**3
+"""Default of ``Builder.memory_limit``: enough for three of the largest shards of float32."""
 
 
 @contextmanager
@@ -124,7 +127,7 @@ class Builder:
         path: Path,
         found: Manifest,
         *,
-        keys: dict[str, tuple[str, ...]],
+        keys: Mapping[str, Sequence[str]],
         membership: Membership | None = None,
         part: Part = WHOLE,
         touch: Callable[[], None] = lambda: None,
@@ -137,6 +140,8 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
+        self.memory_limit = MEMORY_LIMIT
+        """Bytes of the logits and signals that are computed, encoded or written at once, though at least one shard."""
         self._encoding = encoding_of(path, found)
         self._membership, self._part = membership, part
         self._ledger = Ledger(path, token=None if membership is None else membership.token)
@@ -240,11 +245,22 @@ class Builder:
             expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
                 raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
-        while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
+        held = self.memory_limit // max(1, sum(each.nbytes for each in given.values()))
+        waiting = min(_QUEUE, held - 1)  # beside those of the next shard
+        while len(self._writing) >= max(1, waiting) or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
         now = time.monotonic()
         took, self._since = now - self._since, now
         self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}, took))
+        if waiting < 1:
+            self.drain()
+
+    def copy(self, shard: Shard, rows: Plane) -> None:
+        """Write a shard of rows of another store, with all signals, as they are encoded there."""
+        with writing(self.path):
+            entries = shards.copy(self.path, self._root, shard, rows)
+            self._ledger.append(list(entries.values()))
+        self._done.update(entries)
 
     def drain(self) -> None:
         """Wait until all submitted shards are on disk; raise the first error."""
@@ -326,7 +342,8 @@ class Builder:
                 entry = self._done.get(shard.paths[0])
                 if entry is not None and entry.fidelity is not None:
                     total += entry.fidelity
-            totals[split] = total
+            if total.rows:
+                totals[split] = total
         return totals
 
     def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:
@@ -381,5 +398,5 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _keys(plan: Plan) -> dict[str, tuple[str, ...]]:
+def _keys(plan: Plan) -> dict[str, Sequence[str]]:
     return {name: split.keys for name, split in plan.splits.items()}

@@ -51,7 +51,10 @@ _LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
 """File in a log's folder that kdpipe made and may replace with the run."""
 
-_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "quantize", "calibration", "max_drop", *_LOGS)
+_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize", "calibration", "max_drop", *_LOGS)
+
+_SETTLED = ("channels_last",)
+"""Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
 
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
@@ -375,6 +378,8 @@ def _difference(before: Any, now: Any) -> str | None:
         return None if old == new else f"{old} then, {new} now"
     old = old or {}
     for key in {**old, **new}:
+        if key in _SETTLED and new.get(key) is None:
+            continue
         if key not in _MAY_CHANGE and old.get(key) != new.get(key) and not (key not in old and new[key] is False):
             return f"{key}: {old.get(key)} then, {new.get(key)} now"
     return None
