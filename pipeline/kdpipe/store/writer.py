@@ -62,12 +62,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
 
 @contextmanager
 def build_together(
-    path: Path,
-    plan: Callable[[], Plan],
-    part: Part,
-    *,
-    overwrite: bool = False,
-    patience: float = PATIENCE,
+    path: Path, plan: Callable[[], Plan], part: Part, *, overwrite: bool = False, patience: float = PATIENCE
 ) -> Iterator[Builder]:
     """Build the store at ``path`` as one of several processes that run this, each on the shards that it leases.
 
