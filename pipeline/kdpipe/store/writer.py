@@ -55,7 +55,7 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         with writing(path):
             held.enter_context(lock(path))
             found = skeleton.opened(path, plan, overwrite=overwrite)
-            builder = Builder(path, found, keys=_keys(plan))
+            builder = Builder(path, found, keys=plan.keys)
         held.callback(builder.close)
         yield builder
 
@@ -83,16 +83,14 @@ def build_together(
     with ExitStack() as held:
         with writing(path):
             membership = held.enter_context(Membership(path, patience=patience))
-            if membership.alone:
-                wanted = plan()
-                found = skeleton.opened(path, wanted, overwrite=overwrite)
-                Builder(path, found, keys=_keys(wanted), touch=membership.touch).close()
-                membership.share()
+            membership.prepare(
+                lambda: _prepare(path, plan(), overwrite, membership), lambda: (path / "zarr.json").exists()
+            )
             wanted, found = plan(), manifest.read(path)
             skeleton.refuse_differences(path, found, wanted.manifest())
             if found.state != "sealed":
                 membership.join()
-            builder = Builder(path, found, keys=_keys(wanted), membership=membership, part=part)
+            builder = Builder(path, found, keys=wanted.keys, membership=membership, part=part)
         held.callback(builder.close)
         yield builder
 
@@ -389,9 +387,11 @@ class Builder:
         self._ledger.remove()
 
 
+def _prepare(path: Path, plan: Plan, overwrite: bool, membership: Membership) -> None:
+    """Create, repair or reopen a store that several processes write, before the others begin."""
+    found = skeleton.opened(path, plan, overwrite=overwrite)
+    Builder(path, found, keys=plan.keys, touch=membership.touch).close()
+
+
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _keys(plan: Plan) -> dict[str, Sequence[str]]:
-    return {name: split.keys for name, split in plan.splits.items()}
