@@ -135,7 +135,7 @@ class Plan:
     """Bounds of chunks and shards; ``None`` for those of format 1."""
 
     @property
-    def keys(self) -> dict[str, tuple[str, ...]]:
+    def keys(self) -> dict[str, Sequence[str]]:
         """Keys of the samples by split, for error messages."""
         return {name: split.keys for name, split in self.splits.items()}
 
