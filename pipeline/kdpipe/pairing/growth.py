@@ -17,9 +17,11 @@ from kdpipe.dataset.samples import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.sections import RowOrder
 from kdpipe.store.segments import Segment
-from kdpipe.views import Population
+from kdpipe.views import Population, permutation
 
+_ORDER_STREAM = 0x0_0DE8
 Bools = npt.NDArray[np.bool_]
 
 
@@ -100,6 +102,16 @@ class Standing:
 def alone(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
     """Return some samples as a dataset of their own, in which recipes that mix find their partners."""
     return replace(dataset.subset(indices), origin=None)
+
+
+def row_order(samples: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return the dataset's index of each row of a segment whose rows are shuffled; ``seed`` is the recipe's."""
+    return permutation(samples, seed=seed, stream=_ORDER_STREAM)
+
+
+def in_order(dataset: Dataset, order: RowOrder | None, *, seed: int) -> Dataset:
+    """Return a dataset in the order of a segment's rows."""
+    return dataset if order is None else alone(dataset, row_order(len(dataset), seed=seed))
 
 
 def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Dataset] | None:
