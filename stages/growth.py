@@ -91,7 +91,10 @@ class Continued:
     def _obstacle(self, *, views: int) -> str | None:
         """Return why the store cannot be continued; ``None`` if it can."""
         if views > self.views and self.segments is None:
-            return f"views cannot be added to {self.views}, because images of its samples were removed or have changed"
+            return (
+                f"views cannot be added to {self.views}, because images of its samples were removed or have changed; "
+                "kdpipe compact leaves their rows out"
+            )
         if not self.fresh:
             return None
         drifts = (standing.drift() for standing in self.standings.values())
