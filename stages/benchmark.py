@@ -34,6 +34,7 @@ from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import measure
 from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset
+from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
@@ -275,6 +276,7 @@ def _measure(
     load = partial(_load, directory, record, trust_code=params.code.trust_code)
     model = load(directory.weights)
     module = model.module.to(device)
+    settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
     attacked = None if attack is None else attack.withstood(module, model.preset, device)

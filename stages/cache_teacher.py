@@ -31,7 +31,7 @@ from kdpipe.store.settings import Part
 from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder, build, build_together
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher, digest_of
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
@@ -156,19 +156,35 @@ def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
     device = models.resolve_device(settings.device)
+    loaded = [
+        load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code)
+        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
+    ]
+    channels_last = _memory_format(params, digest_of(loaded))
     teachers = [
         Forward(
-            load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code),
+            model,
             device=device,
             precision=settings.precision,
             signals=settings.signals,
+            channels_last=channels_last,
         )
-        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
+        for model in loaded
     ]
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+
+
+def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
+    """Return whether to compute in channels-last; a store of the same teacher keeps torch's default, if it has it."""
+    wish = params.teacher.channels_last
+    with suppress(StoreError):
+        recorded = read(params.output.out).fingerprint
+        if wish is None and recorded.teacher.digest == digest and recorded.memory_format is None:
+            return False
+    return wish
 
 
 def _normalizations(params: CacheTeacher) -> list[Normalization]:
@@ -204,6 +220,7 @@ def _fill(
 ) -> None:
     """Compute what is missing and seal the store; ``grown`` is that whose further segments these are."""
     began = time.perf_counter()
+    builder.memory_limit = params.output.memory_bytes
     geometry = Geometry.of(forward.preset)
     renderers = {
         split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)

@@ -36,6 +36,7 @@ def run(params: ImportLogits) -> None:
     )
     wanted = settle(wanted, params, pilot=lambda: source.pilot(seed=view.seed))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
+        builder.memory_limit = params.output.memory_bytes
         if builder.sealed:
             say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
         else:

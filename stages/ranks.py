@@ -22,14 +22,12 @@ from kdpipe.dataset.caching import cache_directory
 from kdpipe.durable import HeldError, take_lock
 from kdpipe.errors import DeviceError, ParamsError, RunError
 from kdpipe.store.settings import Part
-from kdpipe.training.runs import RunDirectory
 
 T = TypeVar("T")
 
 PATIENCE = 900.0
 """Seconds without a change of any file after which waiting for other ranks ends."""
 _POLL = 0.1
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -101,26 +99,6 @@ def refuse_ranks(command: str) -> None:
         )
 
 
-def wait_for_runs(runs: Sequence[RunDirectory], *, patience: float) -> None:
-    """Wait until the runs of all ranks have ended, finished or failed.
-
-    Raises:
-        RunError: no file of theirs has changed for ``patience`` seconds.
-    """
-    seen, since = None, time.monotonic()
-    while waiting := [run for run in runs if not run.finished and run.failure() is None]:
-        signs = [_newest(run.path) for run in waiting]
-        if signs != seen:
-            seen, since = signs, time.monotonic()
-        elif time.monotonic() - since > patience:
-            names = ", ".join(str(run.path) for run in waiting[:_SHOWN])
-            raise RunError(
-                f"waited {patience:.0f} s for the runs of other ranks, which have written nothing: {names}. End what "
-                "hangs, and run the same command with --resume."
-            )
-        time.sleep(_POLL)
-
-
 @contextmanager
 def first_on_machine(data: str) -> Iterator[Callable[[], None]]:
     """Let one rank of this machine load a dataset before the others, which then find what it has remembered of it.
@@ -161,12 +139,6 @@ def _taken(lock: Path, data: str) -> int:
         elif time.monotonic() - since > PATIENCE:
             raise RunError(f"waited {PATIENCE:.0f} s for another rank to load {data}, without a sign of life of it.")
         time.sleep(_POLL)
-
-
-def _newest(folder: Path) -> int:
-    with suppress(OSError):
-        return max([path.stat().st_mtime_ns for path in folder.iterdir()], default=0)
-    return 0
 
 
 def _number(name: str, *, default: int | None = None) -> int:

@@ -84,5 +84,12 @@ def _load(
         preset = Preset.parse(described)
         given = Normalization(preset.mean, preset.std, preset.size)
         model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
-        members.append(Forward(model, device=models.resolve_device(device), precision=found.fingerprint.precision))
+        members.append(
+            Forward(
+                model,
+                device=models.resolve_device(device),
+                precision=found.fingerprint.precision,
+                channels_last=None if found.fingerprint.memory_format else False,
+            )
+        )
     return members[0] if len(members) == 1 else Ensemble(members)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
@@ -12,13 +13,16 @@ from kdpipe import durable
 from kdpipe.directories import locked
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
-from kdpipe.stages.ranks import PATIENCE, Ranks, wait_for_runs
+from kdpipe.stages.ranks import PATIENCE, Ranks
 from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place
 from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", bound=Training)
+
+_POLL = 0.1
+_SHOWN = 5
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARENT = ("lineage.parent.name", "lineage.parent.digest")
@@ -90,6 +94,26 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return summary
 
 
+def wait_for_runs(runs: Sequence[RunDirectory], *, patience: float) -> None:
+    """Wait until the runs of all ranks have ended, finished or failed.
+
+    Raises:
+        RunError: no file of theirs has changed for ``patience`` seconds.
+    """
+    seen, since = None, time.monotonic()
+    while waiting := [run for run in runs if not run.finished and run.failure() is None]:
+        signs = [_newest(run.path) for run in waiting]
+        if signs != seen:
+            seen, since = signs, time.monotonic()
+        elif time.monotonic() - since > patience:
+            names = ", ".join(str(run.path) for run in waiting[:_SHOWN])
+            raise RunError(
+                f"waited {patience:.0f} s for the runs of other ranks, which have written nothing: {names}. End what "
+                "hangs, and run the same command with --resume."
+            )
+        time.sleep(_POLL)
+
+
 def seed_runs(path: Path) -> list[RunDirectory]:
     """Return the runs below ``path`` in the order of its ``metrics.json``; empty if it is not of ``--seeds``.
 
@@ -128,6 +152,12 @@ def run_of_seed(path: Path, seed: int) -> Path:
     if found is None:
         raise RunError(f"{path} has no run of seed {seed}, only {', '.join(runs)}. Pass --seed or --seeds of these.")
     return found
+
+
+def _newest(folder: Path) -> int:
+    with suppress(OSError):
+        return max([path.stat().st_mtime_ns for path in folder.iterdir()], default=0)
+    return 0
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:

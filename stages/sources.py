@@ -31,6 +31,7 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
             labels_per_class=settings.labels_per_class if train else None,
             download=settings.download,
             loading=settings.loading,
+            workers=settings.workers or dataset.processors(of_rank=True),
             skip_broken=settings.skip_broken,
             progress=partial(_noticed, touch),
         )

@@ -24,6 +24,14 @@ class StoreOutput(Settings):
     """Rebuild a store that was made from other ingredients instead of refusing. Images that are new or have changed are
     added to a store without it."""
 
+    memory_limit: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """GiB of memory for the logits that are computed, encoded or written at once; one shard is the least."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes."""
+        return int(self.memory_limit * 1024**3)
+
     @model_validator(mode="after")
     def _is_a_store(self) -> Self:
         if self.out.suffix != ".zarr":

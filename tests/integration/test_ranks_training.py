@@ -6,15 +6,18 @@ import csv
 import json
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from kdpipe.errors import RunError
-from kdpipe.stages.ranks import wait_for_runs
+from kdpipe.stages.seed_runs import wait_for_runs
 from kdpipe.training.runs import RunDirectory
 from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.processes import Server, Started
@@ -31,8 +34,11 @@ def _student(built: Built, out: Path, *flags: object) -> tuple[object, ...]:
 
 def _ranks(commands: Server, world: int, *arguments: object) -> list[Started]:
     started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1]}
     for rank in range(world):
-        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, **meeting}
         with patch.dict(os.environ, {name: str(value) for name, value in place.items()}):
             started.append(commands.start(*arguments))
     return started
@@ -99,10 +105,77 @@ def test_a_student_that_diverges_on_its_rank(built: Built, tmp_path: Path, comma
     assert RunDirectory(tmp_path / "out" / "b").failure() is not None
 
 
+def _together(out: Path, *flags: object, network: str = "plain") -> tuple[object, ...]:
+    """Return a training of one student; the last batch of an epoch has three samples."""
+    return (
+        *("train-student", "--data", "digits", "--limit-train", 203, "--limit-test", 60, "--distill", "none"),
+        *("--student", f"tests.networks:{network}", "--input-size", 16, "--epochs", 3, "--batch-size", 40),
+        *("--device", "cpu", "--out", out, *flags),
+    )
+
+
+def _near(run: Path, other: Path) -> None:
+    """The weights and the history are the same up to the order of sums."""
+    weights, expected = (load_file(path / "model.safetensors") for path in (run, other))
+    assert weights.keys() == expected.keys()
+    for name, values in weights.items():
+        torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-5)
+    for row, wanted in zip(_result(run)["history"], _result(other)["history"], strict=True):
+        assert {name: float(value) for name, value in row.items()} == pytest.approx(
+            {name: float(value) for name, value in wanted.items()}, rel=1e-4
+        )
+
+
+def test_one_student_of_several_ranks_is_that_of_one_process(
+    built: Built, tmp_path: Path, commands: Server, kdpipe: Callable[..., Outcome]
+) -> None:
+    flags = ("--validation", 0.1)
+    started = _ranks(commands, 3, *_together(tmp_path / "three", *flags))
+    ended = [each.communicate() for each in started]
+    assert [each.returncode for each in started] == [0, 0, 0]
+    assert [errors for _, errors in ended[1:]] == ["", ""]
+    assert kdpipe(*_together(tmp_path / "one", *flags)).code == 0
+    _near(tmp_path / "three", tmp_path / "one")
+    assert sorted(path.name for path in (tmp_path / "three").iterdir()) == sorted(
+        path.name for path in (tmp_path / "one").iterdir()
+    )
+    taught = _student(built, tmp_path / "taught", "--student", "resnet8", "--loss", "dkd")
+    assert [each.wait() for each in _ranks(commands, 2, *taught)] == [0, 0]
+    assert RunDirectory(tmp_path / "taught").finished
+
+
+def test_one_student_is_stopped_and_resumed_by_other_numbers(
+    tmp_path: Path, commands: Server, kdpipe: Callable[..., Outcome]
+) -> None:
+    begun = ("--epochs", 30, "--checkpoint-every", 5)
+    started = _ranks(commands, 2, *_together(tmp_path / "run", *begun))
+    while not (tmp_path / "run" / "history.csv").exists():
+        assert started[0].poll() is None
+    started[1].send_signal(signal.SIGTERM)
+    errors = [each.communicate()[1] for each in started]
+    assert "stopped at" in errors[0]
+    assert 0 not in [each.returncode for each in started]
+    resumed = _ranks(commands, 3, *_together(tmp_path / "run", *begun, "--resume"))
+    while (tmp_path / "run" / "history.csv").read_text().count("\n") < 8:
+        assert resumed[0].poll() is None
+    resumed[2].kill()
+    errors = [each.communicate()[1] for each in resumed]
+    assert [each.returncode for each in resumed] == [1, 1, -signal.SIGKILL]
+    assert "another rank has ended" in errors[0].splitlines()[-1]
+    assert "Traceback" not in errors[0] + errors[1]
+    assert kdpipe(*_together(tmp_path / "run", *begun, "--resume")).code == 0
+    assert kdpipe(*_together(tmp_path / "one", *begun)).code == 0
+    rows = [_result(tmp_path / name)["history"] for name in ("run", "one")]
+    assert [row["epoch"] for row in rows[0]] == [row["epoch"] for row in rows[1]]
+    for row, wanted in zip(rows[0][:5], rows[1][:5], strict=True):
+        assert float(row["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        (("--student", "resnet8"), ("2 ranks and one student", "--seeds")),
+        (("--student", "resnet8", "--aux", "rotation"), ("without --aux",)),
+        (("--student", "resnet8", "--distill", "live", "--teacher", "resnet8"), ("without --distill live",)),
         (("--student", "resnet8", "--seeds", "1,2", "--overwrite"), ("--overwrite would remove",)),
     ],
 )

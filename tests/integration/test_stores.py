@@ -181,3 +181,24 @@ class TestImport:
         (tmp_path / "text.npy").write_text("no array")
         refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "text.npy", "--out", tmp_path / "b.zarr"), "text.npy")
         refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "none.npy", "--out", tmp_path / "b.zarr"), "none.npy")
+
+
+def test_a_store_keeps_the_memory_format_that_it_was_begun_in(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    def cache(name: str, views: int, *flags: object) -> Outcome:
+        command = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu")
+        return kdpipe(*command, "--views", views, "--out", tmp_path / name, *flags)
+
+    def opened(path: Path) -> tuple[str | None, str]:
+        store = open_store(path)
+        return store.manifest.fingerprint.memory_format, store.digest
+
+    assert opened(built.store)[0] == "channels_last"
+    assert cache("whole.zarr", 2, "--no-channels-last").code == 0
+    assert cache("grown.zarr", 1, "--no-channels-last").code == 0
+    assert cache("grown.zarr", 2).code == 0
+    assert opened(tmp_path / "grown.zarr") == opened(tmp_path / "whole.zarr")
+    assert opened(tmp_path / "grown.zarr")[0] is None
+    assert "memory_format" not in (tmp_path / "grown.zarr" / "zarr.json").read_text()
+    refused(cache("grown.zarr", 2, "--channels-last"), "memory_format: the store has nothing, asked for channels_last")

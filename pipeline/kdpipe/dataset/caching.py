@@ -1,7 +1,6 @@
 """The directory of all caches: who may have written it, what it holds, and the removal of what was not used longest.
 
-Everything in it may be deleted at any time. A file's time of modification is that of its last use. What was found out
-about image files is remembered in small tables, each with a digest of its own content.
+Everything in it may be deleted at any time. A file's time of modification is that of its last use.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blake3 import blake3
-
-from kdpipe import durable
 from kdpipe.errors import ParamsError
 from kdpipe.reading import open_regular
 
@@ -177,36 +173,3 @@ def prune(limit: int, *, keep: Path | None = None) -> list[Entry]:
             left -= entry.bytes
             removed.append(entry)
     return removed
-
-
-_CHECK_BYTES = 32
-_LARGEST_TABLE = 4 * 1024**3
-
-
-def recall(path: Path, *, entry_bytes: int) -> list[bytes]:
-    """Return the entries of a table; none where it is missing, damaged, or not trusted."""
-    try:
-        with open_regular(path) as file:
-            if not trusted(file.fileno(), path) or os.fstat(file.fileno()).st_size > _LARGEST_TABLE:
-                return []
-            touch(file.fileno())
-            content = file.read()
-    except OSError:
-        return []
-    check, body = content[:_CHECK_BYTES], content[_CHECK_BYTES:]
-    if len(body) % entry_bytes or blake3(body).digest() != check:
-        return []
-    return [body[i : i + entry_bytes] for i in range(0, len(body), entry_bytes)]
-
-
-def remember(path: Path, entries: list[bytes]) -> None:
-    """Write a table; without a writable cache, the files are read again next time."""
-    body = b"".join(entries)
-
-    def write(file: Path) -> None:
-        file.touch(mode=0o600, exist_ok=False)
-        file.write_bytes(blake3(body).digest() + body)
-
-    with contextlib.suppress(OSError):
-        prepare(path)
-        durable.replace(path, write)

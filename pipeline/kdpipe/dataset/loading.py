@@ -19,9 +19,11 @@ import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe import durable
 from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory, distrust, prepare
+from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
 from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, ranks_in_class, sample_id
+from kdpipe.dataset.workers import prepare_workers
 from kdpipe.errors import DatasetError
 from kdpipe.printable import printable
 from kdpipe.progress import Progress, silent
@@ -128,7 +130,7 @@ def _write(reasons: Sequence[str], what: str) -> Path | None:
 
 
 def notes_on(remarks: npt.NDArray[np.uint8], split: str) -> tuple[str, ...]:
-    """Return a line for each remark of ``kdpipe.dataset.decode.remark`` that a split's images have."""
+    """Return a line for each remark of ``kdpipe.dataset.decode.describe`` that a split's images have."""
     turned = int(np.count_nonzero(remarks & decode.TURNED))
     dark = int(np.count_nonzero(remarks & decode.DARK))
     notes = []
@@ -156,6 +158,7 @@ def load(
     download: bool = False,
     loading: Loading = "auto",
     memory_limit: int = 4 * 1024**3,
+    workers: int | None = None,
     skip_broken: bool = False,
     progress: Progress = silent,
 ) -> Dataset:
@@ -165,6 +168,10 @@ def load(
     a fixed choice of this many samples of each class and sets the others to -1. Images are decoded once and
     memory-mapped from a cache when they need at most ``memory_limit`` bytes; ``loading`` forces ``memory`` or
     ``stream``. EXIF orientation is not applied.
+
+    With ``workers``, so many processes check the images where there are many, and decode streamed ones where a
+    ``kdpipe.views.Renderer`` renders batches (default: the checks are done in this process, and batches are rendered by
+    a process for each processor). A script that gives it needs ``if __name__ == "__main__"``.
 
     Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
 
@@ -178,13 +185,23 @@ def load(
         raise DatasetError(f"limit is {limit}, expected at least 1 sample, or no limit")
     if loading not in get_args(Loading):
         raise DatasetError(f"loading is '{loading}', expected one of {', '.join(get_args(Loading))}")
+    if workers is not None and workers < 1:
+        raise DatasetError(f"workers is {workers}, expected at least 1 process, or none for one for each processor")
     if labels_per_class is not None and split != "train":
         raise DatasetError(f"labels_per_class is for the train split, found split '{split}'; leave it out")
     kind, values = resolve(spec)
-    listing = kind.list_samples(Request(split, download, progress), *values)
+    processes = workers or 1
+    listing = kind.list_samples(Request(split, download, progress, processes), *values)
+    listing = replace(listing, keys=Names.of(listing.keys))
     ids = samples.sample_ids(listing.keys)
     indices = samples.balanced_indices(ids, listing.labels, limit=limit)
-    survey = listing.source.survey(indices, what=f"checking {split}", progress=progress)
+    survey = listing.source.survey(
+        indices,
+        what=f"checking {split}",
+        progress=progress,
+        processes=processes,
+        streamed_above={"auto": memory_limit, "memory": None, "stream": -1}[loading],
+    )
     asked, reasons = len(indices), list(survey.broken.values())
     if survey.broken:
         whole = np.setdiff1d(np.arange(len(indices)), list(survey.broken))
@@ -194,6 +211,7 @@ def load(
     notes = listing.notes + (() if survey.remarks is None else notes_on(survey.remarks, split))
     if len(indices):
         dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
+        dataset = replace(dataset, workers=workers)
         fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
         dataset, more = _decodable(dataset, in_memory=loading == "memory" or (loading == "auto" and fits), log=progress)
         reasons += more
@@ -223,6 +241,8 @@ def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dat
             if not broken:
                 raise
     else:
+        if dataset.workers is not None:
+            prepare_workers()
         broken = _broken(dataset, log)
     if not broken:
         return dataset, []
@@ -236,7 +256,11 @@ def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dat
 
 def _broken(dataset: Dataset, progress: Progress) -> Mapping[int, str]:
     return dataset.source.broken(
-        dataset.source_indices, dataset.content_digests, what=f"trying {dataset.split}", progress=progress
+        dataset.source_indices,
+        dataset.content_digests,
+        what=f"trying {dataset.split}",
+        progress=progress,
+        processes=dataset.workers or 1,
     )
 
 
@@ -254,7 +278,7 @@ def _streaming(
         name=listing.name,
         split=split,
         classes=listing.classes,
-        keys=tuple(listing.keys[index] for index in indices),
+        keys=Names.of(listing.keys).take(indices),
         labels=listing.labels[indices],
         sample_ids=ids,
         content_digests=survey.digests,

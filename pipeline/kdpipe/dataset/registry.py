@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -40,7 +40,7 @@ class Survey:
     broken: Mapping[int, str] = field(default_factory=dict)
     """Why an image cannot be used, by its place among those surveyed; its digest and size mean nothing."""
     remarks: npt.NDArray[np.uint8] | None = None
-    """Results of ``kdpipe.dataset.decode.remark`` for each image file, ``(n,)``."""
+    """Remarks of ``kdpipe.dataset.decode.describe`` on each image file, ``(n,)``."""
 
 
 class Source(Protocol):
@@ -51,12 +51,30 @@ class Source(Protocol):
         """Whether ``read`` may be called from several threads at once."""
         ...
 
-    def survey(self, indices: npt.NDArray[np.int64], *, what: str, progress: Progress) -> Survey:
-        """Return content digests and sizes of the images at ``indices``."""
+    def survey(
+        self,
+        indices: npt.NDArray[np.int64],
+        *,
+        what: str,
+        progress: Progress,
+        processes: int = 1,
+        streamed_above: int | None = None,
+    ) -> Survey:
+        """Return content digests and sizes of the images at ``indices``.
+
+        Up to ``processes`` may read them where there are many. Images whose pixels exceed ``streamed_above`` bytes in
+        all will be streamed: they may be decoded at once, which saves ``broken`` to do it.
+        """
         ...
 
     def broken(
-        self, indices: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, what: str, progress: Progress
+        self,
+        indices: npt.NDArray[np.int64],
+        digests: npt.NDArray[np.uint8],
+        *,
+        what: str,
+        progress: Progress,
+        processes: int = 1,
     ) -> Mapping[int, str]:
         """Decode the images that were not decoded before; return why some cannot be, by their place in ``indices``."""
         ...
@@ -76,7 +94,7 @@ class Listing:
 
     name: str
     classes: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: Sequence[str]
     """The stable name of each sample."""
     labels: npt.NDArray[np.int32]
     """Class index of each sample, ``(n,)``; -1 for none."""
@@ -96,6 +114,8 @@ class Request:
     download: bool = False
     """Whether the kind may download the dataset."""
     progress: Progress = silent
+    processes: int = 1
+    """Processes that may read samples where there are many."""
 
 
 @dataclass(frozen=True)

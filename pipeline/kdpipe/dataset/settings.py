@@ -22,5 +22,7 @@ class DatasetSettings(Settings):
     """Let torchvision download the dataset."""
     loading: Literal["auto", "memory", "stream"] = "auto"
     """Keep decoded images in memory, stream them, or choose by their size."""
+    workers: Positive | None = None
+    """Processes that read and decode streamed images (default: one for each processor)."""
     skip_broken: bool = False
     """Leave out image files that cannot be read or decoded, and list them."""

@@ -208,7 +208,7 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
 def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[str]:
     """Return the keys of the samples whose file or pixels have changed since the teacher's pass."""
     changed = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
-    return [dataset.keys[index] for index in np.flatnonzero(changed)]
+    return [dataset.keys[index] for index in np.flatnonzero(changed).tolist()]
 
 
 def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], object] = lambda _: None) -> list[str]:

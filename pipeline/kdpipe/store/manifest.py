@@ -168,6 +168,8 @@ class Manifest(BaseModel):
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
         if not self.fingerprint.recipe.thresholds:
             del whole["fingerprint"]["recipe"]["thresholds"]
+        if self.fingerprint.memory_format is None:
+            del whole["fingerprint"]["memory_format"]
         for group, cut in self.splits.items():
             if not cut.replaces:
                 del whole["splits"][group]["replaces"]

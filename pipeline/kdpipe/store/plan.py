@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class SplitPlan:
     probe_hashes: npt.NDArray[np.uint64]
     """``(planes, p)``: 64-bit hashes of these pixels."""
 
-    keys: tuple[str, ...] = ()
+    keys: Sequence[str] = ()
     """Keys of the samples, for error messages."""
     replaces: int = 0
     """Rows of the store's earlier segments whose samples are among these."""

@@ -58,8 +58,8 @@ class Plane:
 
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
-        taken = self.take(rows)
-        return self.encoding.decode(taken.codes.to(device), taken.row_max.to(device), self.classes)
+        codes, row_max = _taken(self.codes, rows), _taken(self.row_max, rows)
+        return self.encoding.decode(codes.to(device), row_max.to(device), self.classes)
 
     def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""
@@ -109,15 +109,12 @@ class PlaneReader:
         self._parts = [Part.of(found, name, encoding, live=rows) for name, rows in live.items()]
         self._ends = np.cumsum([part.rows for part in self._parts])
         self._beside = tuple(beside)
+        self.row_bytes = sum(array.row_bytes for array in self._parts[0].in_planes(self._beside))
+        """Bytes of a row of a plane in memory: codes, row maximum and the signals beside them."""
         self._trusted: set[tuple[str, int, int]] = set()
         """Files with the right digest, by name, inode and time of change."""
         # Blosc's own threads would compete with the pool's.
         numcodecs.blosc.use_threads = False
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of a plane in memory: codes, row maximum and the signals beside them."""
-        return sum(array.row_bytes for array in self._parts[0].in_planes(self._beside))
 
     @property
     def rows(self) -> int:

@@ -247,9 +247,9 @@ class LogitStore:
             CorruptStoreError: a file differs from the manifest, or holds values that no encoder writes.
             StaleStoreError: another store has replaced this one since it was opened.
         """
-        self._check_view(view)
-        self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
         if view not in self._planes:
+            self._check_view(view)
+            self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
             allowed = min(_PLANES_KEPT, self.memory_limit // self.plane_bytes)
             while len(self._planes) >= allowed:
                 self._planes.popitem(last=False)

@@ -168,6 +168,8 @@ class Fingerprint(_Strict):
     precision: _Name
     batch_size: int = Field(gt=0, lt=2**31)
     device: _Name
+    memory_format: Literal["channels_last"] | None = None
+    """Memory format of the teacher's computation; ``None`` for torch's default."""
 
     def differences(self, asked: Fingerprint) -> list[str]:
         """Return a line for each part in which ``asked`` differs: ``part: the store has X, asked for Y``."""

@@ -12,8 +12,8 @@ import torch
 import zarr
 
 from kdpipe import durable
-from kdpipe.encoding.base import Encoded, Encoding
-from kdpipe.encoding.fidelity import Fidelity
+from kdpipe.encoding.base import Encoding
+from kdpipe.encoding.blocks import encode
 from kdpipe.errors import DivergedError
 from kdpipe.store import arrays, finished
 from kdpipe.store.ledger import Entry
@@ -41,13 +41,12 @@ def write(
         DivergedError: a value is not finite; nothing is written.
     """
     _refuse_not_finite(shard, "logits", logits, keys)
-    encoded = encoding.encode(logits)
+    encoded, lost = encode(encoding, logits, temperatures=tuple(temperatures))
     values = {"codes": encoded.codes, "row_max": encoded.row_max}
     for name, signal in signals.items():
         kept = signal.to(torch.float16).flatten(1)
         _refuse_not_finite(shard, f"{name}, in float16,", kept, keys)
         values[array_name(name)] = kept.cpu().numpy()
-    lost = _lost(logits, encoded, encoding, tuple(temperatures))
     entries = _put(path, root, shard, values)
     codes = shard.paths[0]
     entries[codes] = replace(entries[codes], fidelity=lost)
@@ -69,11 +68,6 @@ def _put(path: Path, root: zarr.Group, shard: Shard, values: Mapping[str, npt.ND
     for name in shard.paths:
         durable.fsync_file(path / name, up_to=path)
     return {name: finished.entry_of(path, name) for name in shard.paths}
-
-
-def _lost(logits: torch.Tensor, encoded: Encoded, encoding: Encoding, temperatures: tuple[float, ...]) -> Fidelity:
-    codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-    return Fidelity.of(logits, encoding.decode(codes, row_max, logits.shape[1]), temperatures)
 
 
 def _refuse_not_finite(shard: Shard, what: str, values: torch.Tensor, keys: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ shard. Batches never straddle a shard, so the result has the same bytes, by howe
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -30,6 +30,8 @@ from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
+MEMORY_LIMIT = 1024**3
+"""Default of ``Builder.memory_limit``: enough for three of the largest shards of float32."""
 
 
 @contextmanager
@@ -125,7 +127,7 @@ class Builder:
         path: Path,
         found: Manifest,
         *,
-        keys: dict[str, tuple[str, ...]],
+        keys: Mapping[str, Sequence[str]],
         membership: Membership | None = None,
         part: Part = WHOLE,
     ) -> None:
@@ -136,6 +138,8 @@ class Builder:
         self.path = path
         self._keys = keys
         self.manifest = found
+        self.memory_limit = MEMORY_LIMIT
+        """Bytes of the logits and signals that are computed, encoded or written at once, though at least one shard."""
         self._encoding = encoding_of(path, found)
         self._membership, self._part = membership, part
         self._ledger = Ledger(path, token=None if membership is None else membership.token)
@@ -239,11 +243,15 @@ class Builder:
             expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
                 raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
-        while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
+        held = self.memory_limit // max(1, sum(each.nbytes for each in given.values()))
+        waiting = min(_QUEUE, held - 1)  # beside those of the next shard
+        while len(self._writing) >= max(1, waiting) or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
         now = time.monotonic()
         took, self._since = now - self._since, now
         self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}, took))
+        if waiting < 1:
+            self.drain()
 
     def copy(self, shard: Shard, rows: Plane) -> None:
         """Write a shard of rows of another store, with all signals, as they are encoded there."""
@@ -388,5 +396,5 @@ def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _keys(plan: Plan) -> dict[str, tuple[str, ...]]:
+def _keys(plan: Plan) -> dict[str, Sequence[str]]:
     return {name: split.keys for name, split in plan.splits.items()}

@@ -77,6 +77,7 @@ def plan(
             precision=source.precision,
             batch_size=batch_size,
             device=source.device.type,
+            memory_format=source.memory_format,
         )
     return Plan(
         fingerprint=fingerprint,
@@ -129,21 +130,42 @@ def cache_plane(
             begun.append(shard)
             yield from _cut(shard.start, shard.stop, batch_size)
 
-    logits: list[torch.Tensor] = []
-    signals: dict[str, list[torch.Tensor]] = {}
-    rows = 0
+    outputs: _Outputs | None = None
     for pixels in renderer.batches(batches(), view):
-        batch_logits, batch_signals = forward.outputs(pixels)
-        logits.append(batch_logits)
-        for name, signal in batch_signals.items():
-            signals.setdefault(name, []).append(_storable(name, signal))
-        rows += len(pixels)
+        outputs = outputs or _Outputs(begun[0].stop - begun[0].start)
+        outputs.add(*forward.outputs(pixels))
         builder.touch()
         advance(len(pixels))
-        if rows == begun[0].stop - begun[0].start:
-            whole = {name: torch.cat(blocks) for name, blocks in signals.items()}
-            builder.submit(begun.popleft(), torch.cat(logits), whole)
-            logits, signals, rows = [], {}, 0
+        if outputs.full:
+            builder.submit(begun.popleft(), *outputs.take())
+            outputs = None
+
+
+class _Outputs:
+    """Logits and signals of the batches of a shard, copied one after the other into memory that is allocated once."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._filled = rows, 0
+        self._values: dict[str, torch.Tensor] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are there."""
+        return self._filled == self._rows
+
+    def add(self, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
+        """Add those of the next batch."""
+        here = slice(self._filled, self._filled + len(logits))
+        self._filled = here.stop
+        for name, value in {"": logits, **{each: _storable(each, found) for each, found in signals.items()}}.items():
+            if name not in self._values:
+                self._values[name] = value.new_empty((self._rows, *value.shape[1:]))
+            self._values[name][here] = value
+
+    def take(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits of all batches, and the signals by name, and forget them."""
+        values, self._values = self._values, {}
+        return values.pop(""), values
 
 
 def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
@@ -166,10 +188,11 @@ _CHECKED = 1_024
 
 
 class Imported:
-    """The logits of ``.npy`` files, by split; the files are memory-mapped."""
+    """The logits of ``.npy`` files, by split, which are mapped into memory while they are read."""
 
     device = torch.device("cpu")
     precision = "imported"
+    memory_format = None
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
@@ -185,10 +208,11 @@ class Imported:
         """
         self.preset = preset
         self._name = name
-        self._planes = {
-            split: _open(path, datasets[split], planes=1 + views if split == "train" else 1)
-            for split, path in files.items()
+        self._files = {
+            split: (path, datasets[split], 1 + views if split == "train" else 1) for split, path in files.items()
         }
+        for split in files:
+            self._planes(split)
         self._digest = digest_json({split: digest_file(path) for split, path in files.items()})
 
     @property
@@ -201,17 +225,24 @@ class Imported:
         return []
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.floating]:
-        """Return the logits of a view as they are in the file, ``(n, classes)``, memory-mapped."""
-        plane: npt.NDArray[np.floating] = self._planes[split][view]
+        """Return the logits of a view as they are in the file, ``(n, classes)``, mapped into memory anew.
+
+        What was read of it counts as memory of this process for as long as the array is kept.
+        """
+        plane: npt.NDArray[np.floating] = self._planes(split)[view]
         return plane
 
     def pilot(self, *, seed: int) -> torch.Tensor:
         """Return the logits of up to 2,048 random (sample, view) pairs, float32 ``(n, classes)``."""
-        planes = self._planes["train"]
+        planes = self._planes("train")
         views, samples = planes.shape[:2]
         drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:_PILOT_ROWS])
         rows = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
         return torch.from_numpy(rows[permutation(len(rows), seed=seed, stream=_IMPORTED_STREAM)])
+
+    def _planes(self, split: str) -> npt.NDArray[np.floating]:
+        path, dataset, planes = self._files[split]
+        return _open(path, dataset, planes=planes)
 
 
 def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
@@ -219,9 +250,10 @@ def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, adv
 
     ``advance`` is called with the number of samples of each shard.
     """
-    plane = source.plane(split, view)
     for shard in builder.unfinished(split, view):
-        builder.submit(shard, torch.from_numpy(plane[shard.start : shard.stop].astype(np.float32)))
+        rows = source.plane(split, view)[shard.start : shard.stop]
+        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
+        del rows
         advance(shard.stop - shard.start)
 
 

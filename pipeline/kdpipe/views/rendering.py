@@ -9,12 +9,11 @@ and resized to the model's input; everything else happens there, in the order of
 
 from __future__ import annotations
 
-import multiprocessing
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from blake3 import blake3
 from torch.utils.data import DataLoader, Sampler
 
-from kdpipe.dataset import Dataset, find_ids, processors
+from kdpipe.dataset import Dataset, Shared, find_ids, processors, worker_context
 from kdpipe.errors import KdpipeError
 from kdpipe.views import mixing
 from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
@@ -92,15 +91,15 @@ class Renderer:
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
         a store's order and for each of its segments (default: those of the dataset, or of the one that it is a subset
-        of). ``workers`` processes decode a streamed dataset in ``batches`` (default: one for each processor, eight at
-        most; ranks share them).
+        of). ``workers`` processes decode a streamed dataset in ``batches`` (default: the dataset's, else one for each
+        processor, which ranks share).
         """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
-        self._workers = workers or min(8, processors(of_rank=True))
+        self._workers = workers or dataset.workers or processors(of_rank=True)
         self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
@@ -242,35 +241,28 @@ class Renderers:
         if first.dataset.in_memory:
             yield from (self(indices, view) for indices in batches)
             return
-        if not self._loader:
-            self._loader.append(
-                DataLoader(
-                    _Worker(self._renderers),
-                    batch_sampler=self._queue,
-                    num_workers=first._workers,
-                    collate_fn=itemgetter(0),
-                    persistent_workers=True,
-                    multiprocessing_context=_forkserver(),
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # of more than processors
+            if not self._loader:
+                self._loader.append(
+                    DataLoader(
+                        _Worker(self._renderers),
+                        batch_sampler=self._queue,
+                        num_workers=first._workers,
+                        collate_fn=itemgetter(0),
+                        persistent_workers=True,
+                        multiprocessing_context=worker_context(),
+                    )
                 )
-            )
-        self._queue.start((first._needed(indices, view), view) for indices in batches)
-        for made in self._loader[0]:
+            self._queue.start((first._needed(indices, view), view) for indices in batches)
+            rendered = iter(self._loader[0])
+        for made in rendered:
             needed, _ = self._queue.taken.popleft()
             if isinstance(made, KdpipeError):
                 raise made
             yield tuple(
                 renderer.complete(images, needed, view) for renderer, images in zip(self._renderers, made, strict=True)
             )
-
-
-def _forkserver() -> BaseContext:
-    """Return the context of worker processes: forks of a process that has imported what they need and done nothing.
-
-    A fork of this process, after it has decoded Zarr, would deadlock.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 class _Queue(Sampler[list[Batch]]):
@@ -294,14 +286,14 @@ class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...] | KdpipeError]):
     """The renderers as a dataset of batches, which the worker processes read."""
 
     def __init__(self, renderers: Sequence[Renderer]) -> None:
-        self._renderers = tuple(renderers)
+        self._shared = Shared(tuple(renderers))
 
     def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...] | KdpipeError:
         """Return the images of a batch, or the error of one: torch would put a traceback around its message."""
         needed, view = batch
         try:
-            images = self._renderers[0]._decoded(needed)
-            return tuple(renderer.work(images, needed, view) for renderer in self._renderers)
+            images = self._shared.value[0]._decoded(needed)
+            return tuple(renderer.work(images, needed, view) for renderer in self._shared.value)
         except KdpipeError as error:
             return error
 

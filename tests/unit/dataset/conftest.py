@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from kdpipe.dataset import sources
 
 MakeFolder = Callable[..., Path]
 
@@ -46,6 +49,27 @@ def make_folder(tmp_path: Path) -> MakeFolder:
         return root
 
     return make
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clock be 3 seconds ahead, so that digests of new files are remembered."""
+    now = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + 3_000_000_000)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the list of image files that are read from now on."""
+    found: list[Path] = []
+    content_of = sources.content_of
+
+    def read(path: str) -> bytes:
+        found.append(Path(path))
+        return content_of(path)
+
+    monkeypatch.setattr(sources, "content_of", read)
+    return found
 
 
 class Recorder:

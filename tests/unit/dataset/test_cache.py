@@ -15,31 +15,10 @@ import torch
 from PIL import Image
 
 from kdpipe import durable
-from kdpipe.dataset import cache_directory, load, sources
+from kdpipe.dataset import cache_directory, load
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder, Recorder, picture
-
-
-@pytest.fixture
-def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the clock be 3 seconds ahead, so that digests of new files are remembered."""
-    now = time.time_ns
-    monkeypatch.setattr(time, "time_ns", lambda: now() + 3_000_000_000)
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Return the list of image files that are read from now on."""
-    found: list[Path] = []
-    content_of = sources.content_of
-
-    def read(path: str) -> bytes:
-        found.append(Path(path))
-        return content_of(path)
-
-    monkeypatch.setattr(sources, "content_of", read)
-    return found
 
 
 def test_decoding_reports_its_progress(make_folder: MakeFolder, recorder: Recorder) -> None:
@@ -59,6 +38,35 @@ def test_the_second_load_decodes_nothing(
     assert "decoding train" not in recorder.total
     assert second.fingerprint == first.fingerprint
     assert torch.equal(second.pixels, first.pixels)  # type: ignore[arg-type]
+
+
+def test_streamed_files_are_read_once_and_only_new_ones_again(
+    make_folder: MakeFolder, recorder: Recorder, settled: None, reads: list[Path]
+) -> None:
+    """They are read, decoded and known after one read of each; the first batch reads them again."""
+    root = make_folder(count=20)
+    load(f"folder:{root}", "train", loading="stream", progress=recorder)
+    assert sorted(reads) == sorted((root / "train").rglob("*.png"))
+    assert recorder.done == {"checking train": 40}
+    reads.clear()
+    load(f"folder:{root}", "train", loading="stream", progress=recorder)
+    assert reads == []
+    picture(1).save(root / "train/ant/0.png")
+    picture(99).save(root / "train/ant/new.png")
+    load(f"folder:{root}", "train", loading="stream", progress=recorder)
+    assert reads == [root / "train/ant/0.png", root / "train/ant/new.png"]
+
+
+def test_images_are_decoded_as_soon_as_they_exceed_the_memory(
+    make_folder: MakeFolder, recorder: Recorder, settled: None, reads: list[Path]
+) -> None:
+    """Those that were read before, in the first blocks, are read again to be decoded."""
+    root, each = make_folder(count=100), 3 * 12 * 10
+    found = load(f"folder:{root}", "train", memory_limit=each * 150, progress=recorder)
+    assert not found.in_memory
+    assert recorder.total["checking train"] == 200
+    assert 150 <= recorder.total["trying train"] <= 200
+    assert len(reads) == 200 + recorder.total["trying train"]
 
 
 def test_a_limit_decodes_only_its_samples(make_folder: MakeFolder, recorder: Recorder) -> None:

@@ -90,6 +90,64 @@ def test_workers_call_the_function_again(run: Run) -> None:
     assert torch.equal(pickle.loads(packed).image(7), found.image(7))
 
 
+COUNTED = """
+class Counted:
+    classes = ("no", "yes")
+    read = []
+    levels = [10, 20, 30, 40]
+    def __len__(self): return len(self.levels)
+    def __getitem__(self, index):
+        self.read.append(index)
+        return tensor(self.levels[index]), index % 2
+def build(split): return Counted()
+"""
+
+
+def counted(run: Run, told: str = "", **options: object) -> tuple[list[int], Dataset]:
+    """Return the items that are read, and the dataset."""
+    found = run(COUNTED + told, **options)
+    return sys.modules.pop("mine.data").Counted.read, found
+
+
+@pytest.mark.parametrize("labels", ["", "Counted.targets = [0, 1] * 2\n"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "Counted.fingerprint = 'first'",
+        "Counted.fingerprint = lambda self: 'first'",
+        "Counted.digests = ['a', 'b', 'c', 'd']",
+        "Counted.digests = lambda self: [b'a', b'b', b'c', b'd']",
+    ],
+)
+def test_items_whose_content_is_told_are_read_once(run: Run, told: str, labels: str) -> None:
+    first, before = counted(run, labels + told, loading="stream")
+    again, after = counted(run, labels + told, loading="stream")
+    assert (first, again) == ([0, 1, 2, 3], [])
+    assert after.fingerprint == before.fingerprint == counted(run, labels)[1].fingerprint
+    assert after.labels.tolist() == [0, 1, 0, 1]
+    assert after.sizes.tolist() == [[4, 5]] * 4
+    assert after.image(2).unique().tolist() == [30]
+
+
+def test_items_are_read_again_where_what_is_told_of_them_changes(run: Run) -> None:
+    counted(run, "Counted.digests = ['a', 'b', 'c', 'd']", loading="stream")
+    changed = "Counted.levels = [10, 99, 30, 40, 50]\nCounted.digests = ['a', 'B', 'c', 'd', 'e']"
+    read, found = counted(run, changed, loading="stream")
+    assert read == [1, 4]
+    assert found.image(1).unique().tolist() == [99]
+    counted(run, "Counted.fingerprint = 'first'", loading="stream")
+    assert counted(run, "Counted.fingerprint = 'second'", loading="stream")[0] == [0, 1, 2, 3]
+    assert counted(run, loading="stream")[0] == [0, 1, 2, 3]
+    assert counted(run, loading="stream")[0] == [0, 1, 2, 3]
+
+
+def test_an_item_that_is_not_what_it_was_told_to_be_is_noticed(run: Run) -> None:
+    counted(run, "Counted.fingerprint = 'first'", loading="stream")
+    _, found = counted(run, "Counted.levels = [1, 20, 30, 40]\nCounted.fingerprint = 'first'", loading="stream")
+    with pytest.raises(DatasetError, match=r"\[0\] gave other pixels than before; .* with the same fingerprint"):
+        found.image(0)
+
+
 def test_items_that_change_are_noticed(run: Run) -> None:
     body = """
 class Random(Data):
@@ -144,6 +202,17 @@ def build(split): return Random([1, 2])
         (
             "Data.keys = ['k', 'k']\ndef build(split): return Data([(tensor(1), 0)] * 2)",
             "two samples have the key",
+        ),
+        ("Data.digests = ['a']\ndef build(split): return Data([(tensor(1), 0)] * 2)", "digests must be a string or"),
+        ("Data.digests = 'ab'\ndef build(split): return Data([(tensor(1), 0)] * 2)", "digests must be a string or"),
+        ("Data.digests = ['a', 7]\ndef build(split): return Data([(tensor(1), 0)] * 2)", "digests must be a string or"),
+        (
+            "Data.fingerprint = 7\ndef build(split): return Data([(tensor(1), 0)])",
+            "fingerprint is 7, expected a string",
+        ),
+        (
+            "Data.digests = lambda self: 1 / 0\ndef build(split): return Data([(tensor(1), 0)])",
+            r"digests\(\) raised ZeroDivisionError",
         ),
         ("Data.targets = [0]\ndef build(split): return Data([(tensor(1), 0)] * 2)", "expected 2 integers"),
     ],

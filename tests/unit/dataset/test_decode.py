@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from kdpipe.dataset import Dataset, load
-from kdpipe.dataset.decode import decode, decoder_name, from_pillow, measure
+from kdpipe.dataset.decode import decode, decoder_name, describe, from_pillow
 from kdpipe.errors import DatasetError
 
 
@@ -144,7 +144,7 @@ def test_the_orientation_of_a_jpeg_is_not_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     turned = jpeg(image, exif=exif)
-    assert measure(turned, "a.jpg") == (61, 85)
+    assert describe(turned, "a.jpg")[:2] == (61, 85)
     np.testing.assert_array_equal(decode(turned, "a.jpg"), decode(jpeg(image), "a.jpg"))
 
 
@@ -176,6 +176,62 @@ def test_a_damaged_jpeg_is_refused_or_has_its_size() -> None:
             continue
         assert found.shape == (3, 61, 85)
         np.testing.assert_array_equal(found, decode(bytes(damaged), "a.jpg"))
+
+
+def by_pillow(content: bytes) -> np.ndarray | None:
+    """Return the pixels by Pillow alone; None for a file that it refuses."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return from_pillow(image)
+    except Exception:
+        return None
+
+
+def by_kdpipe(content: bytes) -> np.ndarray | None:
+    try:
+        return decode(content, "a.jpg")
+    except DatasetError:
+        return None
+
+
+def same(content: bytes) -> bool:
+    found, expected = by_kdpipe(content), by_pillow(content)
+    return found is expected if found is None or expected is None else np.array_equal(found, expected)
+
+
+VARIANTS = [
+    {"quality": quality, "subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
+    for quality in (5, 75, 100)
+    for subsampling in (0, 1, 2)
+    for progressive in (False, True)
+    for restart in (0, 3)
+]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 7), (16, 16), (33, 17), (3, 200)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_files_have_the_pixels_of_pillow(mode: str, size: tuple[int, int]) -> None:
+    """Also where the optional decoder is installed, which decodes most of them."""
+    image = photograph().resize(size).convert(mode)
+    for variant in VARIANTS:
+        assert same(jpeg(image, **variant))
+    if mode == "RGB":
+        assert same(jpeg(image, keep_rgb=True))
+
+
+def test_damaged_jpeg_files_are_refused_where_pillow_refuses_them() -> None:
+    content = jpeg(photograph())
+    generator = np.random.default_rng(1)
+    assert all(same(content[:kept]) for kept in range(0, len(content), 23))
+    for place in generator.integers(2, len(content), 300):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.integers(8)
+        assert same(bytes(damaged))
+
+
+def test_the_optional_decoder_is_recorded() -> None:
+    simplejpeg = pytest.importorskip("simplejpeg")
+    assert decoder_name().endswith(f"-simplejpeg{simplejpeg.__version__}")
 
 
 def test_the_decoder_is_named_after_what_decodes(monkeypatch: pytest.MonkeyPatch) -> None:

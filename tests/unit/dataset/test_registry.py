@@ -63,7 +63,7 @@ STRIPES = '''
 import numpy as np
 
 from kdpipe.dataset import Listing, Request, all_kinds, load, register
-from kdpipe.dataset.sources import ItemSource
+from kdpipe.dataset.items import ItemSource
 
 
 @register("stripes:COUNT", source="https://example.org")

@@ -4,20 +4,27 @@ The function is called with ``"train"`` or ``"test"`` and returns a sequence of 
 PIL image or a uint8 tensor ``(3, H, W)``, and an int (-1 for none). The sequence has ``classes``, the class
 names. It may have ``keys``, a stable name for each sample (otherwise its index), and ``targets``, all class
 indices, so that they need not be read from every item.
+
+Every item is read and decoded before the first pass, to learn its digest and size. What was learned is remembered if
+the sequence has ``fingerprint``, a string that changes whenever an item does, or ``digests``, a string or bytes for
+each item that change when it does. Both may be methods.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from kdpipe.dataset.items import ItemSource, as_labels, check_labels
 from kdpipe.dataset.registry import Listing, Request, all_kinds, register
-from kdpipe.dataset.sources import ItemSource, as_labels, check_labels
+from kdpipe.dataset.samples import as_digests, bytes_digest
 from kdpipe.errors import DatasetError, did_you_mean
 
 
@@ -43,10 +50,12 @@ def list_callable(request: Request, spec: str) -> Listing:
         keys = tuple(f"{spec}/{split}/{index}" for index in range(len(opened)))
     if len(keys) != len(opened):
         raise DatasetError(f"{where} has {len(keys)} keys for {len(opened)} samples; give each sample one key")
-    source = ItemSource(where, partial(open_callable, spec, split), opened)
+    source = ItemSource(where, partial(open_callable, spec, split), opened, _contents(opened, where))
     targets = getattr(opened, "targets", None)
     if targets is None:
-        labels = source.labels(len(opened), what=f"reading {split}", progress=request.progress)
+        labels = source.labels(
+            len(opened), what=f"reading {split}", progress=request.progress, processes=request.processes
+        )
     else:
         numbers = np.asarray(targets)
         if numbers.shape != (len(opened),) or numbers.dtype.kind not in "iu":
@@ -56,6 +65,39 @@ def list_callable(request: Request, spec: str) -> Listing:
         labels = as_labels(numbers.astype(np.int64))
     check_labels(labels, len(classes), where=where)
     return Listing(spec, classes, keys, labels, source)
+
+
+def _contents(opened: Any, where: str) -> npt.NDArray[np.uint8] | None:
+    """Return 16 bytes for each item that change when it does, ``(n, 16)``; None where the sequence tells nothing.
+
+    Raises:
+        DatasetError: Its fingerprint or digests are something else.
+    """
+    count = len(opened)
+    digests = _given(opened, "digests", where)
+    if digests is not None:
+        digests = list(digests) if isinstance(digests, Sequence | np.ndarray) and not isinstance(digests, str) else []
+        encoded = [digest.encode() if isinstance(digest, str) else digest for digest in digests]
+        if len(encoded) != count or not all(isinstance(digest, bytes) and digest for digest in encoded):
+            raise DatasetError(f"{where}.digests must be a string or bytes for each of its {count} items")
+        return as_digests(b"".join(bytes_digest(b"digest " + digest) for digest in encoded))
+    fingerprint = _given(opened, "fingerprint", where)
+    if fingerprint is None:
+        return None
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise DatasetError(
+            f"{where}.fingerprint is {fingerprint!r:.120}, expected a string that changes with the items"
+        )
+    head = b"fingerprint " + fingerprint.encode()
+    return as_digests(b"".join(bytes_digest(head + index.to_bytes(8, "little")) for index in range(count)))
+
+
+def _given(opened: Any, name: str, where: str) -> Any:
+    value = getattr(opened, name, None)
+    try:
+        return value() if callable(value) else value
+    except Exception as error:  # the method is someone else's code
+        raise DatasetError(f"{where}.{name}() raised {type(error).__name__}: {error}") from error
 
 
 def open_callable(spec: str, split: str) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
+from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import FileSource, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
@@ -47,9 +48,8 @@ def list_folder(request: Request, path: str) -> Listing:
     train = _split_folder(root, "train") if split == "test" else None
     if train is not None:
         classes = _as_in_train(_class_folders(train), classes, train=train, test=folder)
-    keys: list[str] = []
-    paths: list[str] = []
-    labels: list[int] = []
+    keys: list[Names] = []
+    paths: list[Names] = []
     parts = [(label, f"{split}/{name}", place) for label, (name, place) in enumerate(classes.items()) if place.is_dir()]
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
@@ -60,19 +60,21 @@ def list_folder(request: Request, path: str) -> Listing:
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
                 f"{_counterpart(root, split, place.name) if label >= 0 else ''}"
             )
-        keys += [key for key, _ in found]
-        paths += [file for _, file in found]
-        labels += [label] * len(found)
-    if not keys:
+        keys.append(Names.of([key for key, _ in found]))
+        paths.append(Names.of([file for _, file in found]))
+    counts = [len(part) for part in keys]
+    if not sum(counts):
         raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
-    absent = [name for label, name in enumerate(classes) if label not in labels]
+    labels = np.repeat(np.array([label for label, _, _ in parts], dtype=np.int32), counts)
+    present = set(labels.tolist())
+    absent = [name for label, name in enumerate(classes) if label not in present]
     root = root.absolute()
     return Listing(
         name=_nfc(root.name),
         classes=tuple(classes),
-        keys=tuple(keys),
-        labels=np.asarray(labels, dtype=np.int32),
-        source=FileSource(tuple(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
+        keys=Names.joined(keys),
+        labels=labels,
+        source=FileSource(Names.joined(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
         notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
         if absent
         else (),

@@ -12,17 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import decode
+from kdpipe.dataset.items import Items, ItemSource, as_label, as_labels, check_labels
+from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
-from kdpipe.dataset.sources import (
-    FileSource,
-    Items,
-    ItemSource,
-    as_label,
-    as_labels,
-    check_labels,
-    content_of,
-    suggest_path,
-)
+from kdpipe.dataset.sources import FileSource, content_of, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
@@ -65,13 +58,13 @@ def list_torchvision(request: Request, name: str, path: str) -> Listing:
     items = ItemSource(where, partial(open_published, name, root, split=split), opened)
     labels = _listed_labels(opened, items)
     if labels is None:
-        labels = items.labels(count, what=f"reading {split}", progress=request.progress)
+        labels = items.labels(count, what=f"reading {split}", progress=request.progress, processes=request.processes)
     classes = _classes(opened, labels)
     check_labels(labels, len(classes), where=where)
     paths = _listed_files(opened, items)
     source: Source = items
     if paths is not None:
-        source = FileSource(paths, memory=f"torchvision {name} {root} {split}")
+        source = FileSource(Names.of(paths), memory=f"torchvision {name} {root} {split}")
     keys = tuple(f"{name.lower()}/{split}/{index}" for index in range(count))
     return Listing(name.lower(), classes, keys, labels, source)
 
