@@ -12,7 +12,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from kdpipe import dataset, open_store
+from kdpipe import attach, dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
@@ -120,6 +120,13 @@ def test_only_what_changed_is_computed(kdpipe: Kdpipe, images: Path, tmp_path: P
     assert cached(kdpipe, images, whole).code == 0
     for split in ("train", "test"):
         assert seen(store, loaded(images, split)) == seen(whole, loaded(images, split))
+    data = loaded(images, "train")
+    attached, expected = (attach(open_store(path), data) for path in (store, whole))
+    for index in range(len(data)):
+        for mine, its in zip(attached[index], expected[index], strict=True):
+            assert np.array_equal(mine, its)
+    recomputed = kdpipe("verify", store, "--data", f"folder:{images}", "--teacher", "growing_teacher:build")
+    assert recomputed.code == 0, recomputed.err
     described = [json.loads(kdpipe("inspect", path, "--json").out)["about"] for path in (store, whole)]
     assert described[0]["teacher_test_top1"] == described[1]["teacher_test_top1"]
     assert described[0]["seconds"] > 0
