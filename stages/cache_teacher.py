@@ -23,10 +23,11 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.storing import check_top1, report, settle
+from kdpipe.stages.storing import check_top1, ordered, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
+from kdpipe.store.sections import RowOrder
 from kdpipe.store.settings import Part
 from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder, build, build_together
@@ -43,6 +44,8 @@ class _Pass:
 
     params: CacheTeacher
     datasets: Mapping[str, Dataset]
+    order: RowOrder | None
+    """Order of their samples."""
     recipe: Recipe
     forward: FrozenTeacher
     part: Part | None
@@ -62,6 +65,7 @@ class _Pass:
             encoding=get_encoding(self.params.encoding.encoding),
             batch_size=self.params.teacher.batch_size,
             replaces=replaces,
+            order=self.order,
         )
 
     def build(self, wanted: Plan, datasets: Mapping[str, Dataset]) -> None:
@@ -105,7 +109,8 @@ def run(params: CacheTeacher) -> None:
     plain = Renderer(train, recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
     datasets = {"train": train} if test is None else {"train": train, "test": test}
-    work = _Pass(params, datasets, recipe, forward, part)
+    datasets, order = ordered(datasets, params, seed=view.seed)
+    work = _Pass(params, datasets, order, recipe, forward, part)
     finish_growth(work.out, part=part)
     wanted = work.plan(datasets, views=view.augmented)
     unfinished = begun(params, wanted, datasets)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +14,29 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.chooser import choose_encoding
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ModelError
+from kdpipe.errors import ModelError, StoreError
 from kdpipe.metrics import Logits, accuracy
+from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import Storing
-from kdpipe.store import adoption
+from kdpipe.store import adoption, manifest
 from kdpipe.store.inspect import fidelity_lines, summary
 from kdpipe.store.plan import Plan
-from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.sections import Candidate, Choice, RowOrder
 from kdpipe.store.skeleton import settled
 from kdpipe.store.writer import continue_alone
+
+
+def ordered(
+    datasets: Mapping[str, Dataset], params: Storing, *, seed: int
+) -> tuple[dict[str, Dataset], RowOrder | None]:
+    """Return the datasets in the order of the store's rows, and that order."""
+    order: RowOrder | None = None if params.output.order == "dataset" else "shuffled"
+    if params.output.order is None:
+        with suppress(StoreError):
+            order = manifest.read(params.output.out).order
+    return {split: in_order(dataset, order, seed=seed) for split, dataset in datasets.items()}, order
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:

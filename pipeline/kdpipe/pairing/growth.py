@@ -17,9 +17,11 @@ from kdpipe.dataset.samples import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.sections import RowOrder
 from kdpipe.store.segments import Segment
-from kdpipe.views import Population
+from kdpipe.views import Population, permutation
 
+_ORDER_STREAM = 0x0_0DE8
 Bools = npt.NDArray[np.bool_]
 
 
@@ -104,6 +106,16 @@ def alone(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
     return replace(dataset.subset(indices), origin=None)
 
 
+def row_order(samples: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return the dataset's index of each row of a segment whose rows are shuffled; ``seed`` is the recipe's."""
+    return permutation(samples, seed=seed, stream=_ORDER_STREAM)
+
+
+def in_order(dataset: Dataset, order: RowOrder | None, *, seed: int) -> Dataset:
+    """Return a dataset in the order of a segment's rows."""
+    return dataset if order is None else alone(dataset, row_order(len(dataset), seed=seed))
+
+
 def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Dataset] | None:
     """Return the images of each segment as a dataset, by group; ``None`` if some were removed or have changed.
 
@@ -117,8 +129,8 @@ def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Da
             indices = find_ids(each.sample_ids, dataset.sample_ids)
         if (indices < 0).any() or (dataset.content_digests[indices] != each.content_digests).any():
             return None
-        in_order = np.array_equal(indices, np.arange(len(dataset)))
+        same = np.array_equal(indices, np.arange(len(dataset)))
         # A dataset with the store's ids of renamed samples still has the fingerprint of its own.
         own = fingerprint(dataset.sample_ids, dataset.content_digests, classes=dataset.classes)
-        found[each.name] = dataset if in_order and own == dataset.fingerprint else alone(dataset, indices)
+        found[each.name] = dataset if same and own == dataset.fingerprint else alone(dataset, indices)
     return found

@@ -16,7 +16,17 @@ from kdpipe.encoding.registry import get_encoding, restore_encoding
 from kdpipe.errors import CorruptStoreError
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name, recorded
+from kdpipe.store.sections import (
+    PENULTIMATE,
+    Choice,
+    Fingerprint,
+    Rendering,
+    RowOrder,
+    Shape,
+    Split,
+    array_name,
+    recorded,
+)
 from kdpipe.store.settings import Provenance
 
 
@@ -131,6 +141,8 @@ class Plan:
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
+    order: RowOrder | None = None
+    """How the rows are ordered, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
 
@@ -179,6 +191,7 @@ class Plan:
             provenance=self.provenance,
             rendering=self.rendering,
             choice=self.choice,
+            order=self.order,
         )
 
 
