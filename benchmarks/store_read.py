@@ -32,6 +32,7 @@ from blake3 import blake3
 from peers import PEERS
 from timing import interleaved, machine, ratio
 
+from kdpipe.models.preset import IMAGENET_MEAN, IMAGENET_STD, Preset
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.plan import Plan, SplitPlan
 from kdpipe.store.reader import LogitStore, open_store
@@ -40,6 +41,8 @@ from kdpipe.store.verify import verify_files
 from kdpipe.store.writer import build
 
 RESULT = Path(__file__).parent / "results" / "store_read.json"
+PRESET = Preset(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+"""Of the teacher that the store of random logits names."""
 TARGETS = {"gather": 0.8, "gather_and_decode": 0.8, "decode_plane": 0.6, "verify": 0.8}
 """Target speed of each, as a fraction of the plain way that its ratio names first."""
 
@@ -105,7 +108,7 @@ def synthetic(options: argparse.Namespace) -> Path:
 
     plan = Plan(
         fingerprint=Fingerprint(
-            teacher=Teacher(name="random", digest="00" * 16, preset={}, parameters=0),
+            teacher=Teacher(name="random", digest="00" * 16, preset=PRESET.describe(), parameters=0),
             dataset={"train": "00" * 16},
             recipe=Recipe(name="none", version="none/1", seed=0),
             encoding=options.encoding,

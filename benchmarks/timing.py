@@ -8,16 +8,25 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import Any
 
 import torch
 
 
-def interleaved(ways: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """Run every way once per round, every other round in reverse order; ways return their own seconds."""
+def interleaved(
+    ways: Mapping[str, Callable[[], float]], *, rounds: int, seed: int | None = None
+) -> dict[str, list[float]]:
+    """Run every way once per round; ways return their own seconds.
+
+    Every other round is in reverse order, or each in an order drawn by ``seed``.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    random = None if seed is None else Random(seed)
     for number in range(rounds):
         order = list(ways) if number % 2 == 0 else list(reversed(ways))
+        if random is not None:
+            random.shuffle(order)
         for name in order:
             seconds[name].append(ways[name]())
         print(

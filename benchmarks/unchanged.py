@@ -41,6 +41,8 @@ OPERATIONS = ("crop-flip", "rrc-flip", "rrc-flip:0.25", "rrc-flip+color", "trivi
 TIMES = ("seconds", "images_per_second")
 SMALL = ["--data", "digits", "--limit-train", "300", "--limit-test", "100", "--device", "cpu"]
 SHORT = [*SMALL, "--epochs", "2", "--batch-size", "64", "--no-dvclive"]
+CONTIGUOUS = ["--no-channels-last"]
+"""Flag of everything but a few digests in channels-last, the default."""
 
 
 def run(*arguments: str | Path) -> None:
@@ -68,7 +70,8 @@ def of_run(path: Path) -> dict[str, str]:
 
 def stores(work: Path, teacher: Path) -> dict[str, str]:
     """Return the digest of a store for each encoding and each recipe."""
-    cache = ["cache-teacher", *SMALL, "--teacher", f"run:{teacher}", "--views", "2"]
+    fast = ["cache-teacher", *SMALL, "--order", "dataset", "--teacher", f"run:{teacher}", "--views", "2"]
+    cache = [*fast, *CONTIGUOUS]
     found = {}
     for encoding in ENCODINGS:
         out = work / f"{encoding}.zarr"
@@ -81,6 +84,9 @@ def stores(work: Path, teacher: Path) -> dict[str, str]:
     out = work / "signals.zarr"
     run(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
     found["store with signals"] = open_store(out).digest
+    out = work / "fast.zarr"
+    run(*fast, "--out", out)
+    found["channels-last: store"] = open_store(out).digest
     return found
 
 
@@ -108,10 +114,14 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
     found = {"teacher": of_run(teacher)}
     for name, flags in alone.items():
         out = work / "runs" / name
-        run("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
+        run("train-student", *SHORT, "--student", "resnet8", *flags, *CONTIGUOUS, "--out", out)
         found[name] = of_run(out)
+    for name, flags in {"kd": cached, "adversarial": alone["adversarial"], "live": alone["live"]}.items():
+        out = work / "fast" / name
+        run("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
+        found[f"channels-last, {name}"] = of_run(out)
     found["resumed"] = resumed(work, cached)
-    run("train-student", *SHORT, "--fleet", fleet, *cached, "--out", work / "fleet")
+    run("train-student", *SHORT, "--fleet", fleet, *cached, *CONTIGUOUS, "--out", work / "fleet")
     found |= {f"fleet member {name}": of_run(work / "fleet" / name) for name in ("a", "b")}
     return {f"{name}: {what}": digest for name, each in found.items() for what, digest in each.items()}
 
@@ -119,7 +129,8 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
 def resumed(work: Path, flags: Sequence[str | Path]) -> dict[str, str]:
     """Return the digests of a run that was stopped after its first checkpoint, and resumed."""
     out = work / "runs/resumed"
-    command = ["train-student", *SHORT, "--student", "resnet8", *flags, "--checkpoint-every", "0", "--out", out]
+    flags = [*flags, *CONTIGUOUS, "--checkpoint-every", "0"]
+    command = ["train-student", *SHORT, "--student", "resnet8", *flags, "--out", out]
     process = subprocess.Popen([sys.executable, "-m", "kdpipe", *map(str, command)])
     while not (out / "checkpoint.pt").exists():
         if process.poll() is not None:
@@ -148,7 +159,7 @@ def record() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         teacher = work / "teacher"
-        run("train-teacher", *SHORT, "--model", "resnet14", "--out", teacher)
+        run("train-teacher", *SHORT, *CONTIGUOUS, "--model", "resnet14", "--out", teacher)
         return {**stores(work, teacher), **students(work, teacher), **views()}
 
 

@@ -34,6 +34,7 @@ from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import measure
 from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset
+from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.stages.console import progress, say, show_table
@@ -216,7 +217,7 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
         return []
     opened = []
     for known in named[0]:
-        if "test" not in open_store(known["path"]).manifest.splits:
+        if "test" not in open_store(known["path"]).manifest.names:
             say(f"{known['path']}, the runs' store, has no test split: no comparison with the teacher.")
             return []
         store = open_store(known["path"], split="test")
@@ -275,6 +276,7 @@ def _measure(
     load = partial(_load, directory, record, trust_code=params.code.trust_code)
     model = load(directory.weights)
     module = model.module.to(device)
+    settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
     attacked = None if attack is None else attack.withstood(module, model.preset, device)

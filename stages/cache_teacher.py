@@ -3,99 +3,193 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import StoreError
+from kdpipe.errors import ParamsError, StoreError
 from kdpipe.models import Preset
-from kdpipe.pairing.join import as_stored, remarks
-from kdpipe.stages.console import progress, say
+from kdpipe.stages.console import aloud, progress, quiet, say
+from kdpipe.stages.growth import Continued, begun, describe, finish_growth
 from kdpipe.stages.provenance import versions
-from kdpipe.stages.ranks import refuse_ranks
+from kdpipe.stages.ranks import launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.storing import check_top1, report, settle
+from kdpipe.stages.storing import check_top1, ordered, report, settle
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import read
-from kdpipe.store.reader import open_store
-from kdpipe.store.writer import Builder, build
+from kdpipe.store.plan import Plan
+from kdpipe.store.sections import RowOrder
+from kdpipe.store.settings import Part
+from kdpipe.store.tree import segment_of
+from kdpipe.store.writer import Builder, build, build_together
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher, digest_of
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """A teacher pass over the splits of a dataset, by this process alone or as one of several."""
+
+    params: CacheTeacher
+    datasets: Mapping[str, Dataset]
+    order: RowOrder | None
+    """Order of their samples."""
+    recipe: Recipe
+    forward: FrozenTeacher
+    part: Part | None
+
+    @property
+    def out(self) -> Path:
+        return self.params.output.out
+
+    def plan(self, datasets: Mapping[str, Dataset], *, views: int, replaces: Mapping[str, int] | None = None) -> Plan:
+        """Plan a store of these datasets, by segment."""
+        return plan(
+            self.forward,
+            datasets,
+            recipe=self.recipe,
+            seed=self.params.view.seed,
+            views=views,
+            encoding=get_encoding(self.params.encoding.encoding),
+            batch_size=self.params.teacher.batch_size,
+            replaces=replaces,
+            order=self.order,
+        )
+
+    def build(self, wanted: Plan, datasets: Mapping[str, Dataset]) -> None:
+        """Build, resume or confirm the store of a plan for ``datasets``, by segment."""
+        with self._builder(lambda: self._settled(wanted)) as builder:
+            if builder.sealed:
+                say(f"{self.out} is sealed and holds exactly this: nothing to do.")
+            else:
+                _fill(builder, datasets, self.recipe, params=self.params, forward=self.forward)
+
+    def grow(self, store: Continued) -> None:
+        """Compute the samples that a sealed store lacks, as further segments."""
+        with store.building(self.plan, self.params, part=self.part) as builder:
+            if not builder.sealed:
+                _fill(builder, store.fresh, self.recipe, params=self.params, forward=self.forward, grown=store)
+
+    def _builder(self, wanted: Callable[[], Plan]) -> AbstractContextManager[Builder]:
+        overwrite = self.params.output.overwrite
+        if self.part is None:
+            return build(self.out, wanted(), overwrite=overwrite)
+        return build_together(self.out, wanted, self.part, overwrite=overwrite)
+
+    def _settled(self, wanted: Plan) -> Plan:
+        # Of several ranks, any may be the first, which alone computes the pilot.
+        with aloud():
+            return settle(
+                wanted,
+                self.params,
+                pilot=lambda: _pilot(self.datasets["train"], self.recipe, params=self.params, forward=self.forward),
+            )
+
+
 def run(params: CacheTeacher) -> None:
-    """Build, resume or confirm the store at ``params.output.out``."""
-    refuse_ranks("cache-teacher")
-    recipe, view = params.view.recipe, params.view
-    asked = get_encoding(params.encoding.encoding)
+    """Build, resume, grow or confirm the store at ``params.output.out``, alone or as one of several processes."""
+    part = _part(params)
     train = load_split(params.dataset, "train")
     test = load_test(params.dataset, train)
-    datasets = _as_stored(params, {"train": train} if test is None else {"train": train, "test": test})
-    asked.width(len(datasets["train"].classes))
-    forward = _teacher(params, datasets["train"])
-    geometry = Geometry.of(forward.preset)
-    plain = Renderer(datasets["train"], recipe, seed=view.seed, geometry=geometry, device=forward.device)
+    get_encoding(params.encoding.encoding).width(len(train.classes))
+    forward = _teacher(params, train)
+    recipe, view, geometry = params.view.recipe, params.view, Geometry.of(forward.preset)
+    plain = Renderer(train, recipe, seed=view.seed, geometry=geometry, device=forward.device)
     refuse_unfit(forward, plain, name=forward.identity.name)
-    wanted = plan(
-        forward,
-        datasets,
-        recipe=recipe,
-        seed=view.seed,
-        views=view.augmented,
-        encoding=asked,
-        batch_size=params.teacher.batch_size,
-    )
-    wanted = settle(wanted, params, pilot=lambda: _pilot(datasets["train"], recipe, params=params, forward=forward))
-    with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
-        if builder.sealed:
-            say(f"{params.output.out} is sealed and holds exactly this: nothing to do.")
-        else:
-            _fill(builder, datasets, recipe, params=params, forward=forward)
+    datasets = {"train": train} if test is None else {"train": train, "test": test}
+    datasets, order = ordered(datasets, params, seed=view.seed)
+    work = _Pass(params, datasets, order, recipe, forward, part)
+    finish_growth(work.out, part=part)
+    wanted = work.plan(datasets, views=view.augmented)
+    unfinished = begun(params, wanted, datasets)
+    if unfinished is not None:
+        work.build(work.plan(unfinished.images, views=view.augmented, replaces=unfinished.replaces), unfinished.images)
+    store = Continued.of(params, wanted, datasets)
+    if store is None:
+        work.build(wanted, datasets)
+    else:
+        _continue(work, store, wanted)
     report(params)
 
 
-def _as_stored(params: CacheTeacher, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
-    """Return the datasets as the store at ``--out`` knows them, where files were only moved or renamed since."""
-    found = {}
-    for split, dataset in datasets.items():
-        found[split] = dataset
-        with suppress(StoreError):
-            store = open_store(params.output.out, split=split)
-            found[split] = as_stored(store, dataset)
-            if found[split] is not dataset:
-                for line in remarks(store, found[split], np.arange(len(dataset))):
-                    say(line)
-    return found
+def _continue(work: _Pass, store: Continued, wanted: Plan) -> None:
+    """Compute the samples and the views that a sealed store lacks."""
+    views = work.params.view.augmented
+    store.say_changes()
+    grows = bool(store.fresh)
+    if grows:
+        work.grow(store)
+        store = store.again(work.datasets)
+    segments = store.segments
+    if segments is None or (grows and store.views == views):
+        describe(work.out, work.params.provenance, part=work.part)
+        say(f"{work.out} is sealed and has all of these samples.")
+    elif all(segments[name] is work.datasets.get(name) for name in segments):
+        work.build(wanted, work.datasets)
+    else:
+        work.build(store.whole(work.plan, segments, views=views), segments)
+
+
+def _part(params: CacheTeacher) -> Part | None:
+    """Return the part of the work of this process; ``None`` where it is the only one."""
+    ranks = launched()
+    if ranks is None:
+        return params.output.part
+    if params.output.part is not None:
+        raise ParamsError(
+            "--part is for processes without torchrun, which deals the shards to its ranks: leave it out."
+        )
+    ranks.claim(params.teacher.device)
+    if ranks.rank > 0:
+        quiet()
+    return ranks.part
 
 
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
     device = models.resolve_device(settings.device)
+    loaded = [
+        load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code)
+        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
+    ]
+    channels_last = _memory_format(params, digest_of(loaded))
     teachers = [
         Forward(
-            load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code),
+            model,
             device=device,
             precision=settings.precision,
             signals=settings.signals,
+            channels_last=channels_last,
         )
-        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
+        for model in loaded
     ]
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
     return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+
+
+def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
+    """Return whether to compute in channels-last; a store of the same teacher keeps torch's default, if it has it."""
+    wish = params.teacher.channels_last
+    with suppress(StoreError):
+        recorded = read(params.output.out).fingerprint
+        if wish is None and recorded.teacher.digest == digest and recorded.memory_format is None:
+            return False
+    return wish
 
 
 def _normalizations(params: CacheTeacher) -> list[Normalization]:
@@ -121,9 +215,17 @@ def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: Fro
 
 
 def _fill(
-    builder: Builder, datasets: dict[str, Dataset], recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher
+    builder: Builder,
+    datasets: Mapping[str, Dataset],
+    recipe: Recipe,
+    *,
+    params: CacheTeacher,
+    forward: FrozenTeacher,
+    grown: Continued | None = None,
 ) -> None:
+    """Compute what is missing and seal the store; ``grown`` is that whose further segments these are."""
     began = time.perf_counter()
+    builder.memory_limit = params.output.memory_bytes
     geometry = Geometry.of(forward.preset)
     renderers = {
         split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
@@ -131,30 +233,53 @@ def _fill(
     }
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
-    top1 = None
+    known: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
-        samples, planes = len(datasets[split]), builder.manifest.splits[split].planes
-        with progress(f"caching {split}", total=samples * planes) as advance:
-            for view in range(planes):
-                cache_plane(
-                    builder,
-                    split,
-                    view,
-                    forward=forward,
-                    renderer=renderers[split],
-                    batch_size=params.teacher.batch_size,
-                    advance=advance,
-                )
-            builder.drain()
-        if split == "test":
-            top1 = check_top1(builder.plane("test", 0), datasets["test"], min_top1=params.teacher.min_top1)
+        total = len(datasets[split]) * builder.manifest.splits[split].planes
+        with progress(f"caching {split}", total=total) as advance:
+            count = _counted(builder, split, advance)
+            count(0)
+            while True:
+                for view in builder.views(split):
+                    cache_plane(
+                        builder,
+                        split,
+                        view,
+                        forward=forward,
+                        renderer=renderers[split],
+                        batch_size=params.teacher.batch_size,
+                        advance=count,
+                    )
+                if builder.complete(split):
+                    break
+        if segment_of(split) == ("test", 0):
+            test, logits = datasets["test"], builder.plane("test", 0)
+        elif segment_of(split)[0] == "test" and grown is not None:
+            test, logits = grown.standings["test"].dataset, grown.test_logits(builder)
+        else:
+            continue
+        known["teacher_test_top1"] = check_top1(logits, test, min_top1=params.teacher.min_top1)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 2),
+            **builder.work(),
             "versions": dict(versions()),
-            "teacher_test_top1": top1,
+            **known,
         }
     )
     say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
+
+
+def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Return a function that takes the rows which this process has done, and reports those of other processes, too."""
+    reported = own = 0
+
+    def count(rows: int) -> None:
+        nonlocal reported, own
+        own += rows
+        done = own + builder.rows_elsewhere(split)
+        advance(done - reported)
+        reported = done
+
+    return count

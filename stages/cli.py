@@ -6,6 +6,7 @@ Rooms are imported inside the commands, so that help needs neither torch nor zar
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -152,6 +153,19 @@ def inspect_command(
         show(line)
 
 
+@app.command("seal")
+def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")]) -> None:
+    """Seal a store whose parts were all computed, where the last process was killed before it did.
+
+    Example:
+
+        kdpipe seal logits.zarr
+    """
+    from kdpipe.stages.storing import seal
+
+    seal(store)
+
+
 @app.command()
 def verify(
     store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
@@ -202,6 +216,39 @@ def verify(
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
     show(f"{store}: {', '.join(checked)}.")
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two or more stores, NAME.zarr.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Join stores of the same teacher, recipe and encoding that have different samples; files are copied as they are.
+
+    Example:
+
+        kdpipe merge first-half.zarr second-half.zarr --out all.zarr
+    """
+    from kdpipe.stages.merging import merge_stores
+
+    merge_stores(stores, out)
+
+
+@app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    data: Annotated[str, typer.Option(help="The dataset whose samples are kept, as in the other commands.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Copy a store that has grown without the rows of images that were removed or have changed.
+
+    Example:
+
+        kdpipe compact logits.zarr --data folder:images --out compacted.zarr
+    """
+    from kdpipe.stages.merging import compact_store
+
+    compact_store(store, data, out)
 
 
 @app.command("list")
@@ -335,7 +382,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    from kdpipe.stages.console import say
+    from kdpipe.stages.console import aloud, say
 
-    say(f"kdpipe: {' '.join(message.split())}")
+    rank = os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    who = f"kdpipe, rank {rank[:9]}" if rank.isdecimal() else "kdpipe"
+    with aloud():
+        say(f"{who}: {' '.join(message.split())}")
     sys.exit(code)

@@ -34,12 +34,34 @@ _PLAIN_EVERY = 10.0
 _STATUS_EVERY = 1.0
 """Seconds between two updates of a bar's status."""
 
+_quiet = False
+"""Whether messages and progress are left out; errors are not."""
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For progress and messages; results go to standard output."""
 
 
+def quiet() -> None:
+    """Leave out messages and progress from now on: another process reports what all do."""
+    global _quiet
+    _quiet = True
+
+
+@contextmanager
+def aloud() -> Iterator[None]:
+    """Print in the block what only this process can tell, even if it is to be quiet."""
+    global _quiet
+    before, _quiet = _quiet, False
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 def say(message: str) -> None:
     """Print one line to standard error, above the progress bar if there is one; see ``kdpipe.printable``."""
+    if _quiet:
+        return
     line = printable(message)
     if console.is_terminal:
         console.print(line, markup=False, emoji=False)
@@ -77,7 +99,9 @@ def progress(
     ``status`` is shown below a bar, or at the end of a plain line. It is called only when it is shown.
     """
     what = printable(what)
-    if console.is_terminal:
+    if _quiet:
+        yield lambda _done: None
+    elif console.is_terminal:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

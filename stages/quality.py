@@ -21,6 +21,7 @@ from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import DatasetError, MissingSplitError, ModelError
 from kdpipe.metrics import accuracy, measure
 from kdpipe.models import Model
+from kdpipe.models.layout import settle
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -77,7 +78,7 @@ class Examiner:
                 )
         if self.network is None:
             return
-        self.network.module.to(self.device)
+        settle(self.network.module.to(self.device), self.network.preset.size)
         if wanted.cam is not None:
             self._explain_teacher(self.network, wanted.cam)
         if self.teacher is None and self.test is not None:
@@ -137,7 +138,7 @@ class Examiner:
         figures = measure(logits, labels, self.teacher) | quality.figures
         if run.best_weights.exists():
             best = load(run.best_weights)
-            best.module.to(self.device)
+            settle(best.module.to(self.device), best.preset.size)
             figures[BEST_TOP1.name] = accuracy(self._logits(best, self.test), labels).top1
         if self._example is not None:
             figures[CAM_OVERLAP.name] = self._cam_overlap(model, name)

@@ -50,12 +50,12 @@ def recomputed(
     presets = cast(list[dict[str, Any]], stated.preset.get("members", [stated.preset]))
     if len(teachers) != len(presets):
         return [f"it was written by {stated.name}, {len(presets)} teachers; --teacher names {len(teachers)}"]
-    datasets = {split: dataset.load(data, split, progress=progress) for split in found.splits}
+    datasets = {split: dataset.load(data, split, progress=progress) for split in found.names}
     forward = _load(found, datasets["train"], teachers=named, presets=presets, device=device, trust_code=trust_code)
     given = forward.identity
     if given.digest != stated.digest:
         return [f"it was written by {stated.name}@{stated.digest[:8]}, not by {given.name}@{given.digest[:8]}"]
-    stores = {split: open_store(path, split=split) for split in found.splits}
+    stores = {split: open_store(path, split=split) for split in found.names}
     difference = recompute(stores, datasets, forward, rows=rows, seed=_SEED)
     measured = (
         f"{difference.rows} recomputed rows: logits differ by {difference.mean:.2e} on average and "
@@ -84,5 +84,12 @@ def _load(
         preset = Preset.parse(described)
         given = Normalization(preset.mean, preset.std, preset.size)
         model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
-        members.append(Forward(model, device=models.resolve_device(device), precision=found.fingerprint.precision))
+        members.append(
+            Forward(
+                model,
+                device=models.resolve_device(device),
+                precision=found.fingerprint.precision,
+                channels_last=None if found.fingerprint.memory_format else False,
+            )
+        )
     return members[0] if len(members) == 1 else Ensemble(members)

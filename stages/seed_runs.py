@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar
@@ -11,12 +13,16 @@ from kdpipe import durable
 from kdpipe.directories import locked
 from kdpipe.errors import RunError
 from kdpipe.stages.console import say
+from kdpipe.stages.ranks import PATIENCE, Ranks
 from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place
 from kdpipe.training.records import counted_seeds
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", bound=Training)
+
+_POLL = 0.1
+_SHOWN = 5
 
 _SHARED = ("stage", "model", "preset", "classes", "distill", "loss", "recipe", "views", "lineage", "labels")
 _OWN_PARENT = ("lineage.parent.name", "lineage.parent.digest")
@@ -25,11 +31,17 @@ _OWN_PARAMETERS = ("seed", "data_seed", "out", "resume", "overwrite", "checkpoin
 
 
 def for_each_seed(
-    params: P, train: Callable[[P], None], *, complete: Callable[[P], bool] = lambda _params: True
+    params: P,
+    train: Callable[[P], None],
+    *,
+    complete: Callable[[P], bool] = lambda _params: True,
+    ranks: Ranks | None = None,
+    wait: float = PATIENCE,
 ) -> None:
     """Call ``train`` once, or for each of the seeds into ``seed-N`` below ``params.run.out``, and summarize these.
 
-    With ``--resume``, finished runs that are ``complete`` are left as they are.
+    With ``--resume``, finished runs that are ``complete`` are left as they are. Of several ``ranks`` each trains those
+    that it is dealt, and waits for the others for ``wait`` seconds without a sign; the first summarizes all.
 
     Raises:
         RunError: ``params.run.out`` is something else, or a run in it was started with other parameters.
@@ -38,19 +50,25 @@ def for_each_seed(
         train(params)
         return
     _refuse_other_files(params.run.out)
-    with locked(params.run.out):
+    first = ranks is None or ranks.rank == 0
+    with locked(params.run.out) if first else nullcontext():
         runs = [_with_seed(params, seed) for seed in params.run.seeds]
-        waiting = [run for run in runs if not (_is_done(run) and complete(run))]
+        waiting = [run for run in (ranks.dealt(runs) if ranks else runs) if not (_is_done(run) and complete(run))]
         for run in waiting:
             if not run.run.resume:
                 RunDirectory(run.run.out).refuse_results(overwrite=run.run.overwrite)
         place = Place()
         place.settle(params.run.out)
-        with durable.writing(params.run.out):
-            (params.run.out / "metrics.json").unlink(missing_ok=True)
+        if first:
+            with durable.writing(params.run.out):
+                (params.run.out / "metrics.json").unlink(missing_ok=True)
         for run in waiting:
             say(f"Seed {run.run.seed}:")
             train(run)
+        if ranks is not None:
+            wait_for_runs([RunDirectory(run.run.out) for run in runs], patience=wait)
+        if not first:
+            return
         summary = {
             "seeds": list(params.run.seeds),
             **summarize([RunDirectory(run.run.out).metrics() for run in runs]),
@@ -74,6 +92,26 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 for split in ("validation", "test")
             }
     return summary
+
+
+def wait_for_runs(runs: Sequence[RunDirectory], *, patience: float) -> None:
+    """Wait until the runs of all ranks have ended, finished or failed.
+
+    Raises:
+        RunError: no file of theirs has changed for ``patience`` seconds.
+    """
+    seen, since = None, time.monotonic()
+    while waiting := [run for run in runs if not run.finished and run.failure() is None]:
+        signs = [_newest(run.path) for run in waiting]
+        if signs != seen:
+            seen, since = signs, time.monotonic()
+        elif time.monotonic() - since > patience:
+            names = ", ".join(str(run.path) for run in waiting[:_SHOWN])
+            raise RunError(
+                f"waited {patience:.0f} s for the runs of other ranks, which have written nothing: {names}. End what "
+                "hangs, and run the same command with --resume."
+            )
+        time.sleep(_POLL)
 
 
 def seed_runs(path: Path) -> list[RunDirectory]:
@@ -114,6 +152,12 @@ def run_of_seed(path: Path, seed: int) -> Path:
     if found is None:
         raise RunError(f"{path} has no run of seed {seed}, only {', '.join(runs)}. Pass --seed or --seeds of these.")
     return found
+
+
+def _newest(folder: Path) -> int:
+    with suppress(OSError):
+        return max([path.stat().st_mtime_ns for path in folder.iterdir()], default=0)
+    return 0
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:

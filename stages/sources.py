@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +17,39 @@ from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import MissingSplitError, ModelError
 from kdpipe.models import Model
 from kdpipe.stages.console import progress, say
+from kdpipe.stages.ranks import first_on_machine
 
 
 def load_split(settings: DatasetSettings, split: str) -> Dataset:
     """Load one split of the dataset, limited as the settings say."""
     train = split == "train"
-    found = dataset.load(
-        settings.data,
-        split,
-        settings.limit_train if train else settings.limit_test,
-        labels_per_class=settings.labels_per_class if train else None,
-        download=settings.download,
-        loading=settings.loading,
-        workers=settings.workers or dataset.processors(),
-        skip_broken=settings.skip_broken,
-        progress=progress,
-    )
+    with first_on_machine(f"{settings.data} {split}") as touch:
+        found = dataset.load(
+            settings.data,
+            split,
+            settings.limit_train if train else settings.limit_test,
+            labels_per_class=settings.labels_per_class if train else None,
+            download=settings.download,
+            loading=settings.loading,
+            workers=settings.workers or dataset.processors(of_rank=True),
+            skip_broken=settings.skip_broken,
+            progress=partial(_noticed, touch),
+        )
     for note in found.notes:
         say(note)
     return found
+
+
+@contextmanager
+def _noticed(touch: Callable[[], None], what: str, total: int, **more: Any) -> Iterator[Callable[[int], None]]:
+    """Show progress, and let other ranks notice that it is made."""
+    with progress(what, total, **more) as advance:
+
+        def count(done: int) -> None:
+            touch()
+            advance(done)
+
+        yield count
 
 
 def load_test(settings: DatasetSettings, train: Dataset) -> Dataset | None:

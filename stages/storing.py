@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.chooser import choose_encoding
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ModelError
+from kdpipe.errors import ModelError, StoreError
 from kdpipe.metrics import Logits, accuracy
+from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
+from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import Storing
+from kdpipe.store import manifest
 from kdpipe.store.inspect import fidelity_lines, summary
 from kdpipe.store.plan import Plan
-from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.sections import Candidate, Choice, RowOrder
 from kdpipe.store.skeleton import settled
+from kdpipe.store.writer import continue_alone
+
+
+def ordered(
+    datasets: Mapping[str, Dataset], params: Storing, *, seed: int
+) -> tuple[dict[str, Dataset], RowOrder | None]:
+    """Return the datasets in the order of the store's rows, and that order."""
+    order: RowOrder | None = None if params.output.order == "dataset" else "shuffled"
+    if params.output.order is None:
+        with suppress(StoreError):
+            order = manifest.read(params.output.out).order
+    return {split: in_order(dataset, order, seed=seed) for split, dataset in datasets.items()}, order
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
@@ -72,9 +90,38 @@ def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> f
     return scores.top1
 
 
+def seal(path: Path) -> None:
+    """Seal a store whose shards are all finished, where no process of those that computed them came to it.
+
+    Raises:
+        CorruptStoreError: shards are missing.
+        StoreLockedError: a process is still writing the store.
+    """
+    with continue_alone(path) as builder:
+        if builder.sealed:
+            say(f"{path} is sealed already.")
+            return
+        top1 = None
+        if "test" in builder.manifest.splits:
+            top1 = accuracy(builder.plane("test", 0), builder.labels("test")).top1
+        about = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **builder.work(),
+            "versions": dict(versions()),
+            "teacher_test_top1": top1,
+        }
+        say(f"{path} sealed, digest {builder.seal(about).digest}.")
+    _report(path)
+
+
 def report(params: Storing) -> None:
     """Report what the finished store holds and lost, and the next command."""
-    found = summary(params.output.out)
+    data, out = shlex.quote(params.dataset.data), shlex.quote(str(params.output.out))
+    _report(params.output.out, f" Next: kdpipe train-student --data {data} --store {out} --student NAME --out DIR")
+
+
+def _report(path: Path, then: str = "") -> None:
+    found = summary(path)
     for line in fidelity_lines(found):
         say(line)
     for name, signal in found["signals"].items():
@@ -82,7 +129,5 @@ def report(params: Storing) -> None:
         say(f"{name} ({shape}): {signal['bytes'] / 1e6:.2f} MB, {signal['bytes_per_sample']:.1f} bytes per row.")
     say(
         f"{found['samples']:,} samples x {found['views'] + 1} views x {found['classes']} classes, "
-        f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row. "
-        f"Next: kdpipe train-student --data {shlex.quote(params.dataset.data)} "
-        f"--store {shlex.quote(str(params.output.out))} --student NAME --out DIR"
+        f"{found['bytes'] / 1e6:.2f} MB, {found['bytes_per_sample']:.1f} bytes per row.{then}"
     )

@@ -25,11 +25,12 @@ from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
-from kdpipe.stages.training_data import TrainingData, load_training
+from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.training.batches import Targets
+from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
 from kdpipe.views import Geometry, Recipe
 
@@ -54,12 +55,13 @@ def train(
     lineage: Mapping[str, Any] | None = None,
     described: Mapping[str, Any] | None = None,
     changed: Callable[[Objective, Model], Objective] = lambda objective, _model: objective,
+    group: Group | None = None,
 ) -> Trained:
     """Train students on one pass over the data, and write the run directory of each.
 
     ``load`` returns the model that a student begins with. ``changed`` returns the objective to minimize in the place of
     the one that the settings describe. ``lineage`` is recorded beside that of the soft targets, and ``described``
-    in the place of what the settings say.
+    in the place of what the settings say. ``group`` are the processes that train one student.
     """
     params, mode = students[0], students[0].targets.mode
     stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
@@ -67,6 +69,7 @@ def train(
     data = _training_data(students, stores)
     test = load_test(params.dataset, data.whole)
     loaded = [load(student, data.train) for student in students]
+    students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
     stores = [_with_signals(store, list(chain(*terms))) for store in stores]
     teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
@@ -80,7 +83,7 @@ def train(
             distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
-    failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets)
+    failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
     if mode == "cache" and len(stores) == 1 and len(failed) < len(tasks):
         saved = savings(
             stores[0],
@@ -143,7 +146,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
         seed=stored.seed,
         number=default if asked.views is None else asked.views,
         # Without soft targets a part of the data may be mixed within itself.
-        population=store.sample_ids if distilled else None,
+        population=store.populations if distilled else None,
     )
 
 
@@ -165,7 +168,9 @@ def _targets(
         _refuse_another_teacher(store, teacher)
         _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
-    forward = Forward(teacher, device=device, precision=params.targets.precision)
+    free = all(student.optimization.channels_last for student in students)
+    precision = params.targets.precision
+    forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
     renderer = rendering(Geometry.of(teacher.preset))
     refuse_unfit(forward, renderer, name=teacher.name)
     return LiveTargets(forward, renderer)
@@ -190,6 +195,12 @@ def _cached_targets(
         if settings.store_mix == "confidence":
             refuse_coarse(store)
         parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        if not store.fits and store.manifest.order is None:
+            say(
+                f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
+                "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
+                "the store anew."
+            )
     if len(parts) == 1:
         return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.

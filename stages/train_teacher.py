@@ -8,7 +8,7 @@ from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainTeacher
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.training import Task, Views, fit, objective_of
-from kdpipe.stages.training_data import load_student, load_training
+from kdpipe.stages.training_data import load_student, load_training, with_layout
 from kdpipe.views import Recipe
 
 
@@ -22,6 +22,7 @@ def _train(params: TrainTeacher) -> None:
     data = load_training(params, taught=params.extra.aux is not None)
     test = load_test(params.dataset, data.whole)
     model = load_student(params, params.model, data.train)
+    params = with_layout(params, model)
     view = params.view
     views = Views(view.recipe or Recipe.parse("crop-flip"), view.recipe_seed or 0, view.views)
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))

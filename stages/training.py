@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -21,15 +21,16 @@ from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
+from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
-from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import StudentTraining, TrainTeacher
-from kdpipe.stages.training_data import TrainingData, label_digest
+from kdpipe.stages.training_data import TrainingData, identity, labels_of
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
+from kdpipe.training.group import Group
 from kdpipe.training.loop import Cost, train_together
 from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory
@@ -51,7 +52,7 @@ class Views:
     seed: int
     number: int | None
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    population: npt.NDArray[np.uint8] | None = None
+    population: Sequence[npt.NDArray[np.uint8]] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
@@ -77,11 +78,13 @@ class Task:
     """Sections of ``run.json`` in the place of those that the settings describe."""
     classes: tuple[str, ...] = ()
     """The names of the classes, which ``fit`` takes from the data."""
+    follows: bool = False
+    """Whether another process writes the run directory."""
 
     @cached_property
     def run(self) -> RunDirectory:
         """Its run directory."""
-        return RunDirectory(self.params.run.out)
+        return RunDirectory(self.params.run.out, follows=self.follows)
 
 
 def objective_of(
@@ -128,23 +131,26 @@ def fit(
     views: Views,
     rendering: Rendering,
     targets: Targets | None = None,
+    group: Group | None = None,
 ) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
 
     With a validation part the weights that were best on it are tested once as well. All models share the settings of
     the data, the batch size and the epochs. Returns the names of those of several that failed; ``failure.json`` of each
-    holds the reason.
+    holds the reason. With a ``group``, other processes call this for the same one model, whose run directory the first
+    writes.
 
     Raises:
         KdpipeError: the only model failed.
     """
-    tasks = [replace(task, classes=data.train.classes) for task in tasks]
+    follows = group is not None and group.rank > 0
+    tasks = [replace(task, classes=data.train.classes, follows=follows) for task in tasks]
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
-    labels = _labels(data, test_set)
+    labels = labels_of(data, test_set)
     how = {"resume": params.run.resume, "overwrite": params.run.overwrite}
     for task, record, log in zip(tasks, records, logs, strict=True):
         task.run.refuse_start(record, labels=labels, **how)
@@ -153,7 +159,7 @@ def fit(
     students: list[Student] = []
     with ExitStack() as opened:
         for task, record in zip(tasks, records, strict=True):
-            opened.enter_context(locked(task.run.path))
+            opened.enter_context(nullcontext() if follows else locked(task.run.path))
             task.run.refuse_start(record, labels=labels, **how)  # another process may have written it since
         for task, record, log in zip(tasks, records, logs, strict=True):
             task.run.start(record, labels=labels, **how)
@@ -174,7 +180,10 @@ def fit(
                 should_stop=should_stop,
                 progress=progress,
                 say=say,
+                group=group,
             )
+        if follows:
+            return []
         ended = zip(tasks, students, trained, logs, strict=True)
         failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
     return [name for name in failures if name is not None]
@@ -223,7 +232,7 @@ def _record(
         "seeds": {"seed": run.seed, "data_seed": run.data_seed, "recipe_seed": views.seed},
         "parameters": params.dump(),
         "device": str(device),
-        **_identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
+        **identity(task.model, data, test_set, spec=params.dataset.data, lineage={**_origin(task), **task.lineage}),
         **task.described,
     }
 
@@ -289,6 +298,8 @@ def _validation(model: Model, held_out: Dataset | None, plain: Plain, *, run: Ru
         return None
 
     def keep(module: torch.nn.Module) -> None:
+        if run.follows:
+            return
         run.check_place()
         models.save_weights(
             run.best_weights, module, architecture=model.name, preset=model.preset, classes=held_out.classes
@@ -316,6 +327,7 @@ def _finish(
     """Test the model once, and the best one on validation once; write weights and metrics, return the accuracies."""
     model, run, epochs = task.model, task.run, task.params.optimization.epochs
     tester = None if test_set is None else plain(test_set, Geometry.of(model.preset))
+    arrange(model.module, channels_last=bool(task.params.optimization.channels_last))
 
     def test() -> dict[str, float | None]:
         if test_set is None or tester is None:
@@ -349,37 +361,6 @@ def _chosen(epoch: int, top1: float, loss: float, test: dict[str, float | None])
 
 def _percent(share: float | None, without: str) -> str:
     return without if share is None else f"{share:.2%}"
-
-
-def _splits(data: TrainingData, test_set: Dataset | None) -> dict[str, Dataset]:
-    splits = {"train": data.train, "validation": data.validation, "test": test_set}
-    return {split: part for split, part in splits.items() if part is not None}
-
-
-def _labels(data: TrainingData, test_set: Dataset | None) -> dict[str, npt.NDArray[np.int32]]:
-    return {split: part.labels.astype(np.int32) for split, part in _splits(data, test_set).items()}
-
-
-def _identity(
-    model: Model, data: TrainingData, test_set: Dataset | None, *, spec: str, lineage: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the model, the data and the software for ``run.json``."""
-    splits = _splits(data, test_set)
-    fingerprints = {split: part.fingerprint for split, part in splits.items()}
-    weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
-    return {
-        "model": model.name,
-        "num_parameters": model.parameters,
-        "preset": model.preset.describe(),
-        "preset_source": model.preset_source,
-        "classes": list(data.train.classes),
-        "samples": len(data.train),
-        "left_out": data.left_out,
-        "labels": {split: label_digest(part) for split, part in splits.items()},
-        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
-        "versions": versions(),
-        "git_revision": git_revision(),
-    }
 
 
 def _line(row: dict[str, float], epochs: int) -> str:

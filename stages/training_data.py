@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
 
-from kdpipe import dataset
+from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
+from kdpipe.models.layout import choose
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.stages.console import say
+from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import load_model, load_split
 from kdpipe.store.reader import LogitStore
+from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Sampling, read_sample_weights
 from kdpipe.training.settings import SamplingSettings
+
+T = TypeVar("T", bound=Training)
 
 
 @dataclass(frozen=True)
@@ -94,3 +101,52 @@ def load_student(params: Training, name: str, train: Dataset) -> Model:
         seed=run.seed,
         trust_code=params.code.trust_code,
     )
+
+
+def with_layout(params: T, model: Model) -> T:
+    """Return the settings with ``channels_last`` as asked for, as a resumed run recorded it, or by the network.
+
+    Raises:
+        ModelError: it is asked for, and the network cannot compute in it.
+    """
+    asked, directory = params.optimization.channels_last, RunDirectory(params.run.out)
+    if asked is None and params.run.resume and (directory.path / "run.json").exists():
+        recorded = directory.record()["parameters"].get("channels_last")
+        asked = recorded if isinstance(recorded, bool) else None
+    device = models.resolve_device(params.run.device)
+    settled = choose(model.module, model.preset.size, asked=asked, device=device, name=models.short_name(model.name))
+    return params.model_copy(
+        update={"optimization": params.optimization.model_copy(update={"channels_last": settled or bool(asked)})}
+    )
+
+
+def _splits(data: TrainingData, test_set: Dataset | None) -> dict[str, Dataset]:
+    splits = {"train": data.train, "validation": data.validation, "test": test_set}
+    return {split: part for split, part in splits.items() if part is not None}
+
+
+def labels_of(data: TrainingData, test_set: Dataset | None) -> dict[str, npt.NDArray[np.int32]]:
+    """Return the labels of each split, int32 ``(n,)``."""
+    return {split: part.labels.astype(np.int32) for split, part in _splits(data, test_set).items()}
+
+
+def identity(
+    model: Model, data: TrainingData, test_set: Dataset | None, *, spec: str, lineage: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the model, the data and the software for ``run.json``."""
+    splits = _splits(data, test_set)
+    fingerprints = {split: part.fingerprint for split, part in splits.items()}
+    weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
+    return {
+        "model": model.name,
+        "num_parameters": model.parameters,
+        "preset": model.preset.describe(),
+        "preset_source": model.preset_source,
+        "classes": list(data.train.classes),
+        "samples": len(data.train),
+        "left_out": data.left_out,
+        "labels": {split: label_digest(part) for split, part in splits.items()},
+        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }

@@ -102,6 +102,15 @@ def writing(
         raise error(f"{path} cannot be written: {remedy}") from failure
 
 
+class HeldError(Exception):
+    """Another process holds a lock; ``holder`` is what it wrote into the file."""
+
+    def __init__(self, holder: str) -> None:
+        """Keep what the file says."""
+        super().__init__(holder)
+        self.holder = holder
+
+
 @contextmanager
 def locked(path: Path, refuse: Callable[[str], KdpipeError]) -> Iterator[None]:
     """Hold the lock file ``path`` for the block, and remove it afterwards; a dead process's lock does not count.
@@ -114,40 +123,67 @@ def locked(path: Path, refuse: Callable[[str], KdpipeError]) -> Iterator[None]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _acquire(path, refuse)
+        try:
+            descriptor = take_lock(path)
+        except HeldError as held:
+            holder = held.holder.partition(" ")[0]
+            raise refuse(holder if holder.isdecimal() else "unknown") from None
     try:
         with writing(path):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, str(os.getpid()).encode())
+            write_holder(descriptor, str(os.getpid()))
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
-def _acquire(path: Path, refuse: Callable[[str], KdpipeError]) -> int:
+def take_lock(path: Path, *, shared: bool = False) -> int:
+    """Lock the file ``path``, alone or ``shared`` with others, and return the descriptor whose closing unlocks it.
+
+    Whoever removes the file must hold it alone.
+
+    Raises:
+        HeldError: another process holds it.
+        UnwritableError: it is a link, or otherwise no lock file.
+    """
     while True:
+        descriptor = open_beside(path)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-        except OSError as failure:
-            if failure.errno == errno.ELOOP:
-                raise _no_lock(path) from None
-            raise
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            os.close(descriptor)
-            raise _no_lock(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(descriptor, 32).decode(errors="replace")
             os.close(descriptor)
-            raise refuse(holder if holder.isdecimal() else "unknown") from None
+            raise HeldError(holder) from None
         # The previous holder may have unlinked the file between the open and the lock.
         with suppress(FileNotFoundError):
-            if os.path.samestat(found, path.lstat()):
+            if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
         os.close(descriptor)
+
+
+def write_holder(descriptor: int, holder: str) -> None:
+    """Replace the content of a lock file that this process holds alone."""
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, holder.encode(), 0)
+
+
+def open_beside(path: Path) -> int:
+    """Open or create a file that processes lock, following no link.
+
+    Raises:
+        UnwritableError: it is a link, or otherwise no lock file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as failure:
+        if failure.errno == errno.ELOOP:
+            raise _no_lock(path) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(descriptor)
+        raise _no_lock(path)
+    return descriptor
 
 
 def _no_lock(path: Path) -> UnwritableError:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe import open_store
+from kdpipe import dataset, open_store
+from kdpipe.pairing.join import join
 from tests.conftest import LIMITS, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
@@ -109,10 +110,11 @@ class TestImport:
     def files(self, built: Built, tmp_path: Path) -> dict[str, Path]:
         """Save what the built store holds as somebody else would hand it over."""
         train, test = open_store(built.store), open_store(built.store, split="test")
+        rows = {each.split: join(each, dataset.load("digits", each.split, each.num_samples)) for each in (train, test)}
         arrays = {
-            "train": train.plane(0),
-            "views": np.stack([train.plane(view) for view in range(3)]),
-            "test": test.plane(0).astype(np.float64),
+            "train": train.plane(0)[rows["train"]],
+            "views": np.stack([train.plane(view)[rows["train"]] for view in range(3)]),
+            "test": test.plane(0)[rows["test"]].astype(np.float64),
         }
         for name, values in arrays.items():
             np.save(tmp_path / f"{name}.npy", values)
@@ -181,3 +183,24 @@ class TestImport:
         (tmp_path / "text.npy").write_text("no array")
         refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "text.npy", "--out", tmp_path / "b.zarr"), "text.npy")
         refused(kdpipe(*self.COMMAND, "--logits", tmp_path / "none.npy", "--out", tmp_path / "b.zarr"), "none.npy")
+
+
+def test_a_store_keeps_the_memory_format_that_it_was_begun_in(
+    built: Built, tmp_path: Path, kdpipe: Callable[..., Outcome]
+) -> None:
+    def cache(name: str, views: int, *flags: object) -> Outcome:
+        command = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--device", "cpu")
+        return kdpipe(*command, "--views", views, "--out", tmp_path / name, *flags)
+
+    def opened(path: Path) -> tuple[str | None, str]:
+        store = open_store(path)
+        return store.manifest.fingerprint.memory_format, store.digest
+
+    assert opened(built.store)[0] == "channels_last"
+    assert cache("whole.zarr", 2, "--no-channels-last").code == 0
+    assert cache("grown.zarr", 1, "--no-channels-last").code == 0
+    assert cache("grown.zarr", 2).code == 0
+    assert opened(tmp_path / "grown.zarr") == opened(tmp_path / "whole.zarr")
+    assert opened(tmp_path / "grown.zarr")[0] is None
+    assert "memory_format" not in (tmp_path / "grown.zarr" / "zarr.json").read_text()
+    refused(cache("grown.zarr", 2, "--channels-last"), "memory_format: the store has nothing, asked for channels_last")

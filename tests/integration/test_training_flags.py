@@ -7,6 +7,7 @@ import json
 import re
 import resource
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -176,3 +177,26 @@ def test_a_store_must_serve_the_largest_temperature(
     command = (*STUDENT, "--store", store, "--out", tmp_path / "run", "--temperature")
     refused(kdpipe(*command, "linear:2,9,over=1"), "serves temperatures up to 4", "needs 9")
     assert kdpipe(*command, "linear:2,4").code == 0
+
+
+def test_the_memory_format_is_recorded_and_resumed_with(built: Built, tmp_path: Path, commands: Server) -> None:
+    def run(name: str, *flags: object, begun: bool = False) -> tuple[bool, bytes]:
+        out = tmp_path / name
+        command = (*STUDENT, "--store", built.store, "--checkpoint-every", 0, "--out", out)
+        if begun:
+            process = commands.start(*command, *flags)
+            while not (out / "checkpoint.pt").exists() and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+            process.wait()
+            assert not (out / "metrics.json").exists()
+            flags = ("--resume",)
+        assert run_command(None, *command, *flags).code == 0
+        recorded = json.loads((out / "run.json").read_text())["parameters"]["channels_last"]
+        return recorded, (out / "model.safetensors").read_bytes()
+
+    fast, plain = run("fast"), run("plain", "--no-channels-last")
+    assert (fast[0], plain[0]) == (True, False)
+    assert fast[1] != plain[1]
+    assert run("asked", "--channels-last") == fast
+    assert run("resumed", "--no-channels-last", begun=True) == plain

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kdpipe import models
 from kdpipe.metrics import Figure
 from kdpipe.models import Model, evaluating
+from kdpipe.models.layout import arranged
 from kdpipe.views import Geometry, Renderer
 
 TOP_SHARE = 0.2
@@ -97,7 +98,7 @@ def _explain(
     hook = model.module.get_submodule(layer).register_forward_hook(remember)
     try:
         with evaluating(model.module), torch.inference_mode(False), torch.enable_grad():
-            images = model.preset.normalize(pixels.clone()).requires_grad_()
+            images = arranged(model.preset.normalize(pixels.clone()), model.module).requires_grad_()
             logits = model.module(images).float()
             predicted = logits.argmax(dim=1)
             wanted = predicted if classes is None else torch.from_numpy(classes).to(predicted.device)

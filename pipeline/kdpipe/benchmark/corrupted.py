@@ -10,6 +10,7 @@ import torch
 
 from kdpipe.metrics import Figure
 from kdpipe.models import Preset, evaluating
+from kdpipe.models.layout import arranged
 from kdpipe.progress import Progress, silent
 from kdpipe.training.evaluation import plain_batches
 from kdpipe.views import Renderer
@@ -92,7 +93,7 @@ def corrupted_top1(
             labels = torch.from_numpy(samples.labels[rows]).to(renderer.device)
 
             def right(images: torch.Tensor, labels: torch.Tensor = labels) -> int:
-                predicted = module(preset.normalize(images)).float().argmax(dim=1)
+                predicted = module(arranged(preset.normalize(images), module)).float().argmax(dim=1)
                 return int((predicted == labels).sum())
 
             hits[None] = hits.get(None, 0) + right(pixels)

@@ -162,10 +162,12 @@ def _write(
         out.write(head.ljust(_HEADER_BYTES, b"\0"))
 
 
-def processors() -> int:
-    """Return the number of processors that this process may use."""
+def processors(*, of_rank: bool = False) -> int:
+    """Return the number of processors that this process may use; ``of_rank`` only its share among local ranks."""
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    found = len(affinity(0)) if affinity else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, found // max(1, int(ranks[:9]))) if of_rank and ranks.isdecimal() else found
 
 
 def in_order(

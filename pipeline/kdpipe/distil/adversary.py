@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kdpipe.models import Preset, evaluating
+from kdpipe.models.layout import arranged
 from kdpipe.progress import Progress, silent
 from kdpipe.registry import Count, Range, Registry
 from kdpipe.spec import shortest
@@ -207,13 +208,13 @@ def predict_attacked(
         for rows, pixels in zip(batches, renderer.batches(batches, view=0), strict=True):
             labels = torch.from_numpy(dataset.labels[rows].astype(np.int64)).to(renderer.device)
             images = attack(
-                lambda images: module(preset.standardize(images)).float(),
+                lambda images: module(arranged(preset.standardize(images), module)).float(),
                 preset.scaled(pixels),
                 partial(cross_entropy, labels=labels),
                 generator=generator,
             )
             with torch.inference_mode():
-                blocks.append(module(preset.standardize(images)).float().cpu())
+                blocks.append(module(arranged(preset.standardize(images), module)).float().cpu())
             advance(len(rows))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

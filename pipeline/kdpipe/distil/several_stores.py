@@ -145,7 +145,7 @@ def refuse_mixture(stores: Sequence[LogitStore]) -> None:
             "recipe seed": (ours.seed, theirs.seed),
             "classes": (_listed(first.classes), _listed(other.classes)),
         }
-        if (ours.thresholds or theirs.thresholds) and not np.array_equal(first.sample_ids, other.sample_ids):
+        if (ours.thresholds or theirs.thresholds) and not _alike(first.populations, other.populations):
             raise StaleStoreError(
                 f"{first.path} and {other.path} cannot be mixed: the recipe {ours.name} finds partners in a store's "
                 "own samples and order, which differ. Mix stores that were made from the same samples."
@@ -170,6 +170,10 @@ def refuse_coarse(store: LogitStore) -> None:
             f"{store.path} keeps its logits as {store.encoding.name}, which serves temperatures up to {limit:g}; the "
             "mix confidence reads them at 1. Use --store-mix mean, or a store with --encoding fp16."
         )
+
+
+def _alike(first: Sequence[npt.NDArray[np.uint8]], second: Sequence[npt.NDArray[np.uint8]]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
+from kdpipe.models.layout import arrange
 from kdpipe.models.program import quiet
 from kdpipe.printable import printable
 
@@ -25,6 +26,7 @@ class Wrapped(nn.Module):
         """Copy ``module``, which is left as it is."""
         super().__init__()
         self.module = copy.deepcopy(module).to("cpu")
+        arrange(self.module, channels_last=False)
         self.size = preset.size
         self.register_buffer("mean", torch.tensor(preset.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(preset.std).view(1, 3, 1, 1))

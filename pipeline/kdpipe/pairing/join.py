@@ -21,11 +21,12 @@ from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.pairing.probes import drift, lacking, stored_recipe
 from kdpipe.store import tree
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.segments import Samples
 
 Bools = npt.NDArray[np.bool_]
 
 
-def with_store_ids(store: LogitStore, dataset: Dataset) -> Dataset:
+def with_store_ids(store: LogitStore | Samples, dataset: Dataset) -> Dataset:
     """Return the dataset with the store's ids for samples that have another id and the same content.
 
     A row of the store whose own sample the dataset has is given to no other. Of several samples with the same content,
@@ -63,7 +64,7 @@ def as_stored(store: LogitStore, dataset: Dataset) -> Dataset:
 
 
 def matched(
-    store: LogitStore, ids: npt.NDArray[np.uint8], digest_of: Callable[[int], bytes | None]
+    store: LogitStore | Samples, ids: npt.NDArray[np.uint8], digest_of: Callable[[int], bytes | None]
 ) -> npt.NDArray[np.uint8]:
     """Return ``ids`` ``(n, 16)`` with the store's ids in place of those that it lacks and whose content it has.
 
@@ -74,15 +75,16 @@ def matched(
     if not unknown.size:
         return ids
     taken = set(rows.tolist())
+    known, digests = store.sample_ids, store.content_digests
     free: dict[bytes, list[int]] = defaultdict(list)
-    for row in reversed(range(store.num_samples)):
+    for row in reversed(range(len(known))):
         if row not in taken:
-            free[store.content_digests[row].tobytes()].append(row)
+            free[digests[row].tobytes()].append(row)
     found = ids.copy()
     for index in unknown.tolist():
         digest = digest_of(index)
         if digest is not None and free.get(digest):
-            found[index] = store.sample_ids[free[digest].pop()]
+            found[index] = known[free[digest].pop()]
     return found
 
 
@@ -220,7 +222,11 @@ def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], obj
     shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
     if len(shared) < store.num_samples:
         absent = store.num_samples - len(shared)
-        faults.append(f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}")
+        line = f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}"
+        if len(store.segments) > 1 and shared:
+            say(f"{line}: removed since the teacher's pass.")
+        else:
+            faults.append(line)
     if not shared:
         return faults
     dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)

@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -304,13 +304,18 @@ _ALWAYS_ALLOWED = 64 * 1024**2
 """Bytes of side arrays that may be read with any memory limit: 1.8 million samples."""
 
 
-def check_side_size(store: Path, split: str, specs: dict[str, Spec], *, memory_limit: int) -> None:
-    """Compare the memory of a split's side arrays with the limit, before anything is allocated.
+def check_side_size(store: Path, split: str, specs: Iterable[dict[str, Spec]], *, memory_limit: int) -> None:
+    """Compare the memory of the side arrays of a split's segments with the limit, before anything is allocated.
 
     Raises:
         StoreError: they exceed the limit.
     """
-    claimed = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for name, spec in specs.items() if name in SIDE)
+    claimed = sum(
+        math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+        for segment in specs
+        for name, spec in segment.items()
+        if name in SIDE
+    )
     if claimed > max(memory_limit, _ALWAYS_ALLOWED):
         raise StoreError(
             f"{store}: the ids, digests and labels of '{split}' take {claimed:,} bytes of memory, the limit is "
@@ -321,14 +326,16 @@ def check_side_size(store: Path, split: str, specs: dict[str, Spec], *, memory_l
 def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
     """Return a side array. Except in ``sample_id``, a chunk that the manifest does not list holds the fill value.
 
+    The files of a store under construction are not listed: those that are there count, and have no digests yet.
+
     Raises:
         CorruptStoreError: a file is damaged, or differs from the manifest.
     """
-    rows = spec.chunks[0]
+    rows, sealed = spec.chunks[0], found.state == "sealed"
     out = np.empty(spec.shape, spec.dtype)
     for number, start in enumerate(range(0, spec.shape[0], rows or 1)):
         file = "/".join(map(str, (split, name, "c", number, *[0] * (len(spec.shape) - 1))))
-        if file not in found.files and name != "sample_id":
+        if name != "sample_id" and (file not in found.files if sealed else not (store / file).is_file()):
             out[start : start + rows] = spec.fill
             continue
         chunk = np.empty(spec.chunks, spec.dtype)
@@ -338,7 +345,7 @@ def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -
             raise CorruptStoreError(
                 f"{store}: {file} is damaged ({error}). Run: kdpipe verify {shlex.quote(str(store))}"
             ) from error
-        if file not in found.files or manifest.digest_file(store / file) != found.files[file].digest:
+        if sealed and (file not in found.files or manifest.digest_file(store / file) != found.files[file].digest):
             raise CorruptStoreError(
                 f"{store}: {file} does not match its digest. Run: kdpipe verify {shlex.quote(str(store))}"
             )

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.errors import StoreError
-from kdpipe.store.planes import Plane, Rows
+from kdpipe.store.pieces import Rows
+from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore
 from kdpipe.views.philox import permutation
 
@@ -45,7 +46,7 @@ def windows(store: LogitStore, rows: Rows, *, data_seed: int, epoch: int) -> lis
             f"{store.path}: two chunks of '{store.split}' take {2 * chunk_bytes:,} bytes of memory, the limit is "
             f"{store.memory_limit:,}. Raise memory_limit (--memory-limit)."
         )
-    return draw(rows // store.chunk_rows, held=held, data_seed=data_seed, epoch=epoch)
+    return draw(store.chunks_of(rows), held=held, data_seed=data_seed, epoch=epoch)
 
 
 def draw(chunk: Indices, *, held: int, data_seed: int, epoch: int) -> list[Indices]:

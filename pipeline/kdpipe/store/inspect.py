@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.store import arrays, manifest
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest, file_sizes
@@ -17,6 +16,8 @@ from kdpipe.store.sections import array_name
 def summary(store: Path) -> dict[str, Any]:
     """Describe a sealed or unsealed store; ``samples``, ``classes`` and ``views`` are those of ``train``.
 
+    A split that has grown also has ``segments``: the samples of each, and the earlier rows that it replaces.
+
     Bytes per sample are those of one row of a plane: its codes and row maximum, without signals.
 
     Raises:
@@ -25,22 +26,22 @@ def summary(store: Path) -> dict[str, Any]:
     found = manifest.read(store)
     entries = found.files if found.state == "sealed" else Ledger(store).read()
     sizes = {name: entry.size for name, entry in entries.items()}
-    splits = {name: _split(found, name, sizes) for name in found.splits}
-    train = found.splits["train"]
+    splits = {name: _split(found, name, sizes) for name in found.names}
+    train = splits.get("train") or next(iter(splits.values()))
     return {
         "path": str(store),
         "format": found.format,
         "state": found.state,
         "shards_done": sum(split["shards_done"] for split in splits.values()),
         "shards_total": sum(split.shards for split in found.splits.values()),
-        "samples": train.samples,
+        "samples": train["samples"],
         "classes": len(found.classes),
-        "views": train.planes - 1,
+        "views": train["planes"] - 1,
         "encoding": found.fingerprint.encoding,
         "features": found.features,
         "signals": {name: _signal(found, name, sizes) for name in found.kept},
         "bytes": sum(file_sizes(store).values()),
-        "bytes_per_sample": splits["train"]["bytes_per_sample"],
+        "bytes_per_sample": train["bytes_per_sample"],
         "fp32_bytes_per_sample": 4 * len(found.classes),
         "digest": found.digest,
         "provenance": found.provenance.model_dump(exclude_none=True),
@@ -83,26 +84,34 @@ def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
 
 def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
     """Describe one split; ``sizes`` are those of the finished files by path."""
-    split = found.splits[name]
-    pattern = re.compile(rf"{re.escape(name)}/codes/c/(\d+)/(\d+)/0")
+    groups = found.segments(name)
+    cuts = [found.splits[group] for group in groups]
+    pattern = re.compile(rf"({re.escape(name)}(?:\.\d+)?)/codes/c/(\d+)/(\d+)/0")
     done, label_bytes = 0, 0
     for path in sizes:  # not over the shards that the manifest claims, which may be any number
         place = pattern.fullmatch(path)
-        row_max = place and arrays.shard_path(name, "row_max", view=int(place[1]), shard=int(place[2]))
+        row_max = place and arrays.shard_path(place[1], "row_max", view=int(place[2]), shard=int(place[3]))
         if row_max is not None and row_max in sizes:
             done += 1
             label_bytes += sizes[path] + sizes[row_max]
-    measured = found.fidelity.get(name)
-    return {
-        "samples": split.samples,
-        "planes": split.planes,
-        "chunk_rows": split.chunk_rows,
-        "shard_rows": split.shard_rows,
+    shards = sum(cut.shards for cut in cuts)
+    rows = sum(cut.samples * cut.planes for cut in cuts)
+    measured = found.fidelity_of(name)
+    described = {
+        "samples": found.samples(name),
+        "planes": cuts[0].planes,
+        "chunk_rows": cuts[0].chunk_rows,
+        "shard_rows": cuts[0].shard_rows,
         "shards_done": done,
-        "shards_total": split.shards,
-        "bytes_per_sample": label_bytes / (split.samples * split.planes) if done == split.shards else None,
-        "fidelity": None if measured is None else Fidelity.from_json(measured).summary(),
+        "shards_total": shards,
+        "bytes_per_sample": label_bytes / rows if done == shards else None,
+        "fidelity": None if measured is None else measured.summary(),
     }
+    if len(groups) > 1:
+        described["segments"] = {
+            group: {"samples": cut.samples, "replaces": cut.replaces} for group, cut in zip(groups, cuts, strict=True)
+        }
+    return described
 
 
 def _signal(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -127,8 +136,8 @@ def _budget(found: Manifest) -> dict[str, Any] | None:
         return None
     asked = found.choice.temperatures
     within = [t for t in found.temperatures if min(asked) <= t <= max(asked)]
-    measured = found.fidelity.get("train")
-    lost = [] if measured is None else [Fidelity.from_json(measured).mean(t) for t in within]
+    measured = found.fidelity_of("train")
+    lost = [] if measured is None else [measured.mean(t) for t in within]
     return {
         "max_kl": found.choice.max_kl,
         "temperatures": within,

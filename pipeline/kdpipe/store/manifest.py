@@ -21,6 +21,7 @@ from kdpipe.errors import CorruptStoreError, StoreNotFoundError
 from kdpipe.reading import hashed, parse_json, read_bytes, validated
 from kdpipe.store import tree
 from kdpipe.store.sections import (
+    MAX_GROUPS,
     PENULTIMATE,
     Choice,
     Digest,
@@ -29,6 +30,7 @@ from kdpipe.store.sections import (
     Fingerprint,
     Modest,
     Rendering,
+    RowOrder,
     Shape,
     Signals,
     Split,
@@ -39,7 +41,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering")
+_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order")
 
 
 class Manifest(BaseModel):
@@ -52,7 +54,8 @@ class Manifest(BaseModel):
     fingerprint: Fingerprint
     classes: tuple[Annotated[str, Field(max_length=4096)], ...] = Field(min_length=1, max_length=2**20, strict=False)
     encoding: Modest
-    splits: dict[Annotated[str, Field(pattern=rf"^{tree.SPLIT}$")], Split]
+    splits: dict[Annotated[str, Field(pattern=rf"^{tree.SPLIT}$")], Split] = Field(max_length=MAX_GROUPS)
+    """Splits, and under ``train.1`` and so on the further segments of a store that has grown."""
     dataset: str = Field(max_length=4096)
     """The dataset's name, for people; its identity is in the fingerprint."""
     teacher_probe: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(max_length=4096, strict=False)
@@ -68,6 +71,8 @@ class Manifest(BaseModel):
     """Loss of encoding over all rows of each sealed split; see ``kdpipe.encoding.fidelity``."""
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
+    order: RowOrder | None = None
+    """How the rows of each segment are ordered; ``None`` for the order of the dataset."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}
@@ -81,8 +86,25 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _has_train(self) -> Self:
-        if "train" not in self.splits:
+        if "train" not in self.splits and not self.is_part:
             raise ValueError("there is no split 'train'")
+        return self
+
+    @model_validator(mode="after")
+    def _segments_follow(self) -> Self:
+        for split in self.names:
+            groups = self.segments(split)
+            numbers = [tree.segment_of(group)[1] for group in groups]
+            if numbers != list(range(numbers[0] if self.is_part else 0, numbers[0] + len(numbers))):
+                raise ValueError(f"the segments of '{split}' are {', '.join(groups)}: some are missing")
+            if len({self.splits[group].planes for group in groups}) > 1:
+                raise ValueError(f"the segments of '{split}' have different numbers of planes")
+            earlier = 0
+            for group in groups:
+                cut = self.splits[group]
+                if cut.replaces > cut.samples or (cut.replaces > earlier and not self.is_part):
+                    raise ValueError(f"'{group}' replaces {cut.replaces} rows, more than there are")
+                earlier += cut.samples - cut.replaces
         return self
 
     @model_validator(mode="after")
@@ -102,6 +124,36 @@ class Manifest(BaseModel):
         return self
 
     @property
+    def is_part(self) -> bool:
+        """Whether it describes further segments alone, which are still to be put into their store."""
+        return bool(self.splits) and all("." in group for group in self.splits)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(dict.fromkeys(tree.segment_of(group)[0] for group in self.splits))
+
+    def segments(self, split: str) -> tuple[str, ...]:
+        """Return the groups of a split's segments, the oldest first."""
+        numbers = sorted(number for name, number in map(tree.segment_of, self.splits) if name == split)
+        return tuple(tree.group_name(split, number) for number in numbers)
+
+    def samples(self, split: str) -> int:
+        """Return the number of samples of a split; each counts once, though several segments may have it."""
+        cuts = [self.splits[group] for group in self.segments(split)]
+        return sum(cut.samples - cut.replaces for cut in cuts)
+
+    def fidelity_of(self, split: str) -> Fidelity | None:
+        """Return the loss of encoding over all rows of a split; ``None`` where it is not known of all segments."""
+        total = None
+        for group in self.segments(split):
+            if group not in self.fidelity:
+                return None
+            measured = Fidelity.from_json(self.fidelity[group])
+            total = measured if total is None else total + measured
+        return total
+
+    @property
     def kept(self) -> dict[str, Shape]:
         """Shapes of all signals beside the logits, by name: the penultimate features first, the others sorted."""
         first = {} if self.features is None else {PENULTIMATE: (self.features,)}
@@ -119,6 +171,11 @@ class Manifest(BaseModel):
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
         if not self.fingerprint.recipe.thresholds:
             del whole["fingerprint"]["recipe"]["thresholds"]
+        if self.fingerprint.memory_format is None:
+            del whole["fingerprint"]["memory_format"]
+        for group, cut in self.splits.items():
+            if not cut.replaces:
+                del whole["splits"][group]["replaces"]
         for key in _ABSENT_WHEN_EMPTY:
             if not whole[key]:
                 del whole[key]
@@ -210,9 +267,12 @@ def document(manifest: Manifest) -> bytes:
 def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
     """Compare names and sizes of a sealed store's files with its manifest.
 
+    The next segment of each split may be there already: it is put in its place just before the manifest lists it.
+
     Returns one line per fault, by their kind: what ``and 12 more ...`` calls them.
     """
-    entries = list(tree.walk(store))
+    coming = {tree.group_name(split, len(found.segments(split))) for split in found.names}
+    entries = [each for each in tree.walk(store) if not (each.own and each.name.split("/")[0] in coming)]
     present = {each.name: each.size for each in entries if each.is_file}
     strange = tree.strangers(entries, found.files.keys() | {"zarr.json"})
     return {

@@ -16,7 +16,17 @@ from kdpipe.encoding.registry import get_encoding, restore_encoding
 from kdpipe.errors import CorruptStoreError
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name, recorded
+from kdpipe.store.sections import (
+    PENULTIMATE,
+    Choice,
+    Fingerprint,
+    Rendering,
+    RowOrder,
+    Shape,
+    Split,
+    array_name,
+    recorded,
+)
 from kdpipe.store.settings import Provenance
 
 
@@ -63,7 +73,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """The part of a split that is known before the teacher runs."""
+    """The part of a split's segment that is known before the teacher runs."""
 
     sample_ids: npt.NDArray[np.uint8]
     """``(n, 16)``: BLAKE3-128 of each sample's key."""
@@ -80,6 +90,8 @@ class SplitPlan:
 
     keys: Sequence[str] = ()
     """Keys of the samples, for error messages."""
+    replaces: int = 0
+    """Rows of the store's earlier segments whose samples are among these."""
 
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the side arrays by name."""
@@ -129,6 +141,8 @@ class Plan:
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
+    order: RowOrder | None = None
+    """How the rows are ordered, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
 
@@ -162,6 +176,7 @@ class Plan:
                 chunk_rows=layout.chunk_rows,
                 shard_rows=layout.shard_rows,
                 probes=len(split.probe_rows),
+                replaces=split.replaces,
             )
         return Manifest(
             state="building",
@@ -176,6 +191,7 @@ class Plan:
             provenance=self.provenance,
             rendering=self.rendering,
             choice=self.choice,
+            order=self.order,
         )
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,11 +18,9 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
-from kdpipe.store import arrays, manifest
+from kdpipe.store import manifest
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import array_name
-
-Rows = npt.NDArray[np.int64]
+from kdpipe.store.pieces import Array, Part, Piece, Rows, Span
 
 _MOST_THREADS = 16
 """Each thread takes the memory of two chunks."""
@@ -61,8 +58,8 @@ class Plane:
 
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
-        taken = self.take(rows)
-        return self.encoding.decode(taken.codes.to(device), taken.row_max.to(device), self.classes)
+        codes, row_max = _taken(self.codes, rows), _taken(self.row_max, rows)
+        return self.encoding.decode(codes.to(device), row_max.to(device), self.classes)
 
     def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""
@@ -76,95 +73,70 @@ def _taken(kept: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
     return torch.from_numpy(kept.numpy().take(rows.numpy(), axis=0))
 
 
-class _Piece(NamedTuple):
-    """Rows ``source`` of a chunk, copied to the rows ``target`` of the result."""
-
-    chunk: int
-    source: slice | Rows
-    target: slice | Rows
-
-
-@dataclass(frozen=True)
-class _Array:
-    """The cut of an array's plane: chunks in shards, or (``row_max``) files of one chunk."""
-
-    name: str
-    dtype: str
-    row: tuple[int, ...]
-    chunk_rows: int
-    chunks_per_shard: int | None
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row, decoded."""
-        return np.dtype(self.dtype).itemsize * math.prod(self.row)
-
-    def path(self, split: str, view: int, chunk: int) -> str:
-        """Return the file that holds a chunk, relative to the store."""
-        return arrays.shard_path(split, self.name, view=view, shard=chunk // (self.chunks_per_shard or 1))
-
-    def load(self, path: Path, piece: _Piece, out: npt.NDArray[Any]) -> None:
-        """Decode a chunk into ``out``: directly if the whole chunk is wanted in order, else through a buffer."""
-        whole = piece.source == slice(0, self.chunk_rows) if isinstance(piece.source, slice) else False
-        into = out[piece.target] if whole else np.empty((self.chunk_rows, *self.row), self.dtype)
-        if self.chunks_per_shard is None:
-            arrays.read_file(path, into)
-        else:
-            arrays.read_chunk(path, piece.chunk % self.chunks_per_shard, self.chunks_per_shard, into)
-        if not whole:
-            out[piece.target] = into[piece.source]
-
-
 class _Job(NamedTuple):
-    """A piece of an array, the array that receives it, and its file, relative to the store."""
+    """A piece of a segment's array, the array that receives it, and its file, relative to the store."""
 
-    array: _Array
-    piece: _Piece
+    part: Part
+    array: Array
+    piece: Piece
     out: npt.NDArray[Any]
     file: str
 
 
 class PlaneReader:
-    """Decodes the planes of one split; each file is compared with its digest on its first use."""
+    """Decodes the planes of one split: the rows of its segments, one segment after the other.
+
+    Each file is compared with its digest on its first use.
+    """
 
     def __init__(
-        self, store: Path, found: Manifest, split: str, encoding: Encoding, *, beside: Sequence[str] = ()
+        self,
+        store: Path,
+        found: Manifest,
+        live: Mapping[str, Rows | None],
+        encoding: Encoding,
+        *,
+        beside: Sequence[str] = (),
     ) -> None:
-        """Prepare to read a store whose metadata was checked; planes hold the signals ``beside`` the logits."""
-        cut = found.splits[split]
-        self._store, self._split, self._samples = store, split, cut.samples
+        """Prepare to read a store whose metadata was checked; planes hold the signals ``beside`` the logits.
+
+        ``live`` are the rows of each segment that are rows of a plane, by group; ``None`` for all of them.
+        """
+        self._store = store
         self._found = found
         self._encoding = encoding
         self._classes = len(found.classes)
-        per_shard = cut.shard_rows // cut.chunk_rows
-        self._labels = (
-            _Array("codes", encoding.dtype, (encoding.width(self._classes),), cut.chunk_rows, per_shard),
-            _Array("row_max", "float32", (), cut.shard_rows, None),
-        )
-        self._signals = {
-            name: _Array(array_name(name), "float16", (math.prod(shape),), cut.chunk_rows, per_shard)
-            for name, shape in found.kept.items()
-        }
+        self._parts = [Part.of(found, name, encoding, live=rows) for name, rows in live.items()]
+        self._ends = np.cumsum([part.rows for part in self._parts])
         self._beside = tuple(beside)
+        self.row_bytes = sum(array.row_bytes for array in self._parts[0].in_planes(self._beside))
+        """Bytes of a row of a plane in memory: codes, row maximum and the signals beside them."""
         self._trusted: set[tuple[str, int, int]] = set()
         """Files with the right digest, by name, inode and time of change."""
         # Blosc's own threads would compete with the pool's.
         numcodecs.blosc.use_threads = False
 
     @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of a plane in memory: codes, row maximum and the signals beside them."""
-        return sum(array.row_bytes for array in self._in_planes)
-
-    @property
-    def _in_planes(self) -> tuple[_Array, ...]:
-        return (*self._labels, *(self._signals[name] for name in self._beside))
+    def rows(self) -> int:
+        """Number of rows of a plane."""
+        return int(self._ends[-1])
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the largest chunk, decoded."""
-        largest: int = max(array.chunk_rows * array.row_bytes for array in (*self._labels, *self._signals.values()))
+        largest: int = max(array.chunk_rows * array.row_bytes for part in self._parts for array in part.arrays)
         return largest
+
+    def chunks_of(self, rows: Rows) -> Rows:
+        """Return the chunk of each row, int64 ``(n,)``: numbers that differ between segments."""
+        number = np.searchsorted(self._ends, rows, side="right")
+        chunks, first = np.empty(len(rows), np.int64), 0
+        for index, part in enumerate(self._parts):
+            at, size = np.flatnonzero(number == index), part.labels[0].chunk_rows
+            own = rows[at] - (int(self._ends[index]) - part.rows)
+            chunks[at] = first + (own if part.live is None else part.live[own]) // size
+            first += -(-part.samples // size)
+        return chunks
 
     def read(self, view: int, start: int, stop: int) -> Plane:
         """Decode rows ``start`` to ``stop - 1`` of a view.
@@ -173,31 +145,63 @@ class PlaneReader:
             CorruptStoreError: a file differs from its digest, a chunk from its checksum, or values are invalid.
             StaleStoreError: another store has replaced this one since it was opened.
         """
-        return self._plane(view, stop - start, lambda array: _consecutive(start, stop, array))
+        return self._plane(view, stop - start, self._range(start, stop))
 
     def gather(self, view: int, rows: Rows) -> Plane:
         """Decode the chunks that hold ``rows`` and return the rows in their order; see ``read`` for errors."""
-        return self._plane(view, len(rows), lambda array: _scattered(rows, array))
+        return self._plane(view, len(rows), self._spans(rows))
 
     def signal(self, name: str, view: int, rows: Rows) -> npt.NDArray[np.float16]:
         """Return a signal of ``rows`` in their order, float16 ``(n, *shape)``; see ``read`` for errors."""
-        array = self._signals[name]
-        out = np.empty((len(rows), *array.row), np.float16)
-        self._fill_or_raise(view, self._jobs(view, array, _scattered(rows, array), out))
+        out = np.empty((len(rows), *self._parts[0].signals[name].row), np.float16)
+        jobs = [self._jobs(view, span, span.part.signals[name], out) for span in self._spans(rows)]
+        self._fill_or_raise(view, list(chain(*jobs)))
         return out.reshape(len(rows), *self._found.kept[name])
 
     def faults(self, view: int) -> Iterator[str]:
-        """Decode all of a view, about 128 MiB at a time; yield one line for each damaged chunk or file."""
-        for array in (*self._labels, *self._signals.values()):
-            span = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
-            for start in range(0, self._samples, span):
-                stop = min(start + span, self._samples)
-                out = np.empty((stop - start, *array.row), array.dtype)
-                yield from self._fill(view, self._jobs(view, array, _consecutive(start, stop, array), out))
+        """Decode all of a view, about 128 MiB at a time; yield one line for each damaged chunk or file.
 
-    def _plane(self, view: int, rows: int, cut: Callable[[_Array], list[_Piece]]) -> Plane:
-        outs = [np.empty((rows, *array.row), array.dtype) for array in self._in_planes]
-        jobs = [self._jobs(view, array, cut(array), out) for array, out in zip(self._in_planes, outs, strict=True)]
+        Rows with a newer one in a later segment are checked, too.
+        """
+        for part in self._parts:
+            for array in part.arrays:
+                step = array.chunk_rows * max(1, _SPAN_BYTES // (array.chunk_rows * array.row_bytes))
+                for start in range(0, part.samples, step):
+                    stop = min(start + step, part.samples)
+                    out = np.empty((stop - start, *array.row), array.dtype)
+                    yield from self._fill(view, self._jobs(view, Span(part, slice(start, stop)), array, out))
+
+    def _range(self, start: int, stop: int) -> list[Span]:
+        """Return the rows ``start`` to ``stop - 1`` of a plane, by segment."""
+        spans = []
+        for part, end in zip(self._parts, self._ends.tolist(), strict=True):
+            first, last = max(start, end - part.rows), min(stop, end)
+            if first < last:
+                own = slice(first - end + part.rows, last - end + part.rows)
+                spans.append(Span(part, own if part.live is None else part.live[own], to=first - start))
+        return spans
+
+    def _spans(self, rows: Rows) -> list[Span]:
+        """Return any rows of a plane, by segment."""
+        if len(self._parts) == 1:
+            (part,) = self._parts
+            return [Span(part, rows if part.live is None else part.live[rows])]
+        number = np.searchsorted(self._ends, rows, side="right")
+        spans = []
+        for index in np.unique(number).tolist():
+            part, at = self._parts[index], np.flatnonzero(number == index)
+            own = rows[at] - (int(self._ends[index]) - part.rows)
+            spans.append(Span(part, own if part.live is None else part.live[own], at=at))
+        return spans
+
+    def _plane(self, view: int, rows: int, spans: list[Span]) -> Plane:
+        in_planes = self._parts[0].in_planes(self._beside)
+        outs = [np.empty((rows, *array.row), array.dtype) for array in in_planes]
+        jobs = [
+            self._jobs(view, span, array, out)
+            for span in spans
+            for array, out in zip(span.part.in_planes(self._beside), outs, strict=True)
+        ]
         self._fill_or_raise(view, list(chain(*jobs)))
         codes, row_max, *signals = map(torch.from_numpy, outs)
         kept = self._found.kept
@@ -222,8 +226,9 @@ class PlaneReader:
         if now != self._found:
             raise StaleStoreError(f"{self._store} was replaced by another store since it was opened. Open it again.")
 
-    def _jobs(self, view: int, array: _Array, pieces: list[_Piece], out: npt.NDArray[Any]) -> list[_Job]:
-        return [_Job(array, piece, out, array.path(self._split, view, piece.chunk)) for piece in pieces]
+    def _jobs(self, view: int, span: Span, array: Array, out: npt.NDArray[Any]) -> list[_Job]:
+        part = span.part
+        return [_Job(part, array, piece, out, array.path(part.name, view, piece.chunk)) for piece in span.pieces(array)]
 
     def _fill(self, view: int, jobs: list[_Job]) -> Iterator[str]:
         """Decode in parallel; yield one line for each fault of a chunk, or else of its file."""
@@ -281,22 +286,5 @@ class PlaneReader:
 
     def _place(self, job: _Job, view: int) -> str:
         first = job.piece.chunk * job.array.chunk_rows
-        last = min(first + job.array.chunk_rows, self._samples) - 1
-        return f"{job.array.name} of view {view} of '{self._split}', rows {first} to {last}"
-
-
-def _consecutive(start: int, stop: int, array: _Array) -> list[_Piece]:
-    size = array.chunk_rows
-    pieces = []
-    for chunk in range(start // size, -(-stop // size) if start < stop else 0):
-        first, last = max(start, chunk * size), min(stop, (chunk + 1) * size)
-        source, target = slice(first - chunk * size, last - chunk * size), slice(first - start, last - start)
-        pieces.append(_Piece(chunk, source, target))
-    return pieces
-
-
-def _scattered(rows: Rows, array: _Array) -> list[_Piece]:
-    chunk = rows // array.chunk_rows
-    order = np.argsort(chunk, kind="stable")
-    groups: Iterable[Rows] = np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1)
-    return [_Piece(int(chunk[at[0]]), rows[at] % array.chunk_rows, at) for at in groups if len(at)]
+        last = min(first + job.array.chunk_rows, job.part.samples) - 1
+        return f"{job.array.name} of view {view} of '{job.part.name}', rows {first} to {last}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Limits, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
+from kdpipe.store.segments import populations, read_segments
 
 MEMORY_LIMIT = 8 * 1024**3
 """Default of ``open_store``: 8 GiB, enough for two planes of 1.28 million samples and 1,000 classes in fp16."""
@@ -80,9 +81,11 @@ def _checked(store: Path, found: Manifest, split: str, *, memory_limit: int, bes
     if faults:
         more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
         raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {shlex.quote(str(store))}")
-    if split not in found.splits:
-        hint = did_you_mean(split, found.splits)
-        raise StoreError(f"{store} has no split '{split}', only {', '.join(found.splits)}{hint}")
+    if split not in found.names:
+        hint = did_you_mean(split, found.names)
+        raise StoreError(f"{store} has no split '{split}', only {', '.join(found.names)}{hint}")
+    if found.is_part:
+        raise StoreError(f"{store} holds further segments of another store alone, which cannot be read by themselves.")
     metadata_faults = [
         name
         for name, file in found.files.items()
@@ -117,31 +120,69 @@ class LogitStore:
         """Signals that planes hold beside the logits."""
         for name in self.beside:
             self._check_signal(name)
-        self._reader = PlaneReader(path, found, split, self._encoding, beside=self.beside)
         self._planes: OrderedDict[int, Plane] = OrderedDict()
-        self._specs = arrays.specs(
-            found.splits[split],
-            encoding=self._encoding,
-            classes=self.num_classes,
-            signals=found.kept,
-        )
-        self._check_arrays()
-        # Ids first: their file is never absent, so a manifest that claims many samples needs a large file.
-        self.sample_ids: npt.NDArray[np.uint8] = self._side("sample_id")
+        groups = found.segments(split)
+        self._reader = PlaneReader(path, found, dict.fromkeys(groups), self._encoding, beside=self.beside)
+        specs = {
+            name: arrays.specs(
+                found.splits[name], encoding=self._encoding, classes=self.num_classes, signals=found.kept
+            )
+            for name in groups
+        }
+        self._check_arrays(specs)
+        self.segments = read_segments(path, found, specs)
+        """The samples that were cached together, the oldest segment first."""
+        if sum(len(each.live) for each in self.segments) != found.samples(split):
+            raise CorruptStoreError(f"{path}: the segments of '{split}' replace other rows than its manifest says.")
+        if len(groups) > 1:
+            live = {each.name: None if each.is_whole else each.live for each in self.segments}
+            self._reader = PlaneReader(path, found, live, self._encoding, beside=self.beside)
+        self.sample_ids: npt.NDArray[np.uint8] = self._joined("sample_ids")
         """``(n, 16)`` uint8."""
-        self.labels: npt.NDArray[np.int32] = self._side("labels")
+        self.labels: npt.NDArray[np.int32] = self._joined("labels")
         """``(n,)`` int32 hard labels at the time of the build, -1 for none."""
-        self.content_digests: npt.NDArray[np.uint8] = self._side("content_digest")
+        self.content_digests: npt.NDArray[np.uint8] = self._joined("content_digests")
         """``(n, 16)`` uint8: BLAKE3-128 of each sample's file or pixels."""
-        self.probe_rows: npt.NDArray[np.int64] = self._side("probe_row")
-        """``(p,)`` int64: the rows whose rendered pixels were hashed."""
-        self.probe_hashes: npt.NDArray[np.uint64] = self._side("probe_hash")
-        """``(num_views + 1, p)`` uint64."""
+        self.probe_rows, self.probe_hashes = self._probes()
+
+    def _joined(self, name: str) -> npt.NDArray[Any]:
+        """Return an array with an entry for each sample, of the rows that count in all segments."""
+        parts: list[npt.NDArray[Any]] = [getattr(each, name) for each in self.segments]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([part[each.live] for part, each in zip(parts, self.segments, strict=True)])
+
+    def _probes(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """Return the rows whose rendered pixels were hashed, ``(p,)``, and the hashes, ``(num_views + 1, p)``."""
+        rows, hashes, first = [], [], 0
+        for each in self.segments:
+            kept = each.live_probes
+            rows.append(first + np.searchsorted(each.live, each.probe_rows[kept]))
+            hashes.append(each.probe_hashes[:, kept])
+            first += len(each.live)
+        return np.concatenate(rows), np.concatenate(hashes, axis=1)
+
+    @property
+    def populations(self) -> tuple[npt.NDArray[np.uint8], ...]:
+        """The ids ``(N, 16)`` among which each segment's mixing partners are; see ``segments.populations``."""
+        return (self.sample_ids,) if len(self.segments) == 1 else populations(self.segments)
+
+    @property
+    def source_hashes(self) -> tuple[str, ...]:
+        """64-bit hashes of the decoded source images of ``probe_rows``; none in stores of older versions."""
+        recorded = self.manifest.rendering
+        found: list[str] = []
+        for each in self.segments:
+            known = () if recorded is None else recorded.sources.get(each.name, ())
+            if len(known) != len(each.probe_rows):
+                return ()
+            found += [mark for mark, kept in zip(known, each.live_probes, strict=True) if kept]
+        return tuple(found)
 
     @property
     def num_samples(self) -> int:
         """Number of samples in the split."""
-        return self.manifest.splits[self.split].samples
+        return self._reader.rows
 
     @property
     def num_classes(self) -> int:
@@ -151,7 +192,7 @@ class LogitStore:
     @property
     def num_views(self) -> int:
         """Number of augmented views, without the plain view 0."""
-        return self.manifest.splits[self.split].planes - 1
+        return self.manifest.splits[self.segments[0].name].planes - 1
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -191,8 +232,12 @@ class LogitStore:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows per chunk, the unit of decoding."""
-        return self.manifest.splits[self.split].chunk_rows
+        """Rows per chunk, the unit of decoding; the most of all segments."""
+        return max(self.manifest.splits[each.name].chunk_rows for each in self.segments)
+
+    def chunks_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the number of the chunk of each row, int64 ``(n,)``."""
+        return self._reader.chunks_of(rows)
 
     def codes(self, view: int) -> Plane:
         """Read a view's codes into memory, in parallel over its chunks; the last two views stay in memory.
@@ -202,9 +247,9 @@ class LogitStore:
             CorruptStoreError: a file differs from the manifest, or holds values that no encoder writes.
             StaleStoreError: another store has replaced this one since it was opened.
         """
-        self._check_view(view)
-        self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
         if view not in self._planes:
+            self._check_view(view)
+            self._check_memory(self.plane_bytes, f"a plane of '{self.split}'")
             allowed = min(_PLANES_KEPT, self.memory_limit // self.plane_bytes)
             while len(self._planes) >= allowed:
                 self._planes.popitem(last=False)
@@ -310,14 +355,27 @@ class LogitStore:
                 "memory_limit (--memory-limit), or read fewer rows at a time with rows() or logits()."
             )
 
-    def _side(self, name: str) -> npt.NDArray[Any]:
-        return arrays.read_side(self.path, self.manifest, self.split, name, self._specs[name])
-
-    def _check_arrays(self) -> None:
+    def _check_arrays(self, specs: dict[str, dict[str, arrays.Spec]]) -> None:
         """Refuse sizes that format 1 does not have or the memory limit does not allow, and metadata that differ."""
-        cut = self.manifest.splits[self.split]
+        for name, own in specs.items():
+            self._check_sizes(name, own)
+        arrays.check_side_size(self.path, self.split, specs.values(), memory_limit=self.memory_limit)
+        listed = Counter(path.split("/c/")[0] for path in self.manifest.files if "/codes/c/" in path)
+        for name, own in specs.items():
+            shards = self.manifest.splits[name].shards
+            if listed[f"{name}/codes"] != shards:
+                raise CorruptStoreError(
+                    f"{self.path} lists {listed[f'{name}/codes']} shards of '{name}', expected {shards}: its manifest "
+                    "was edited."
+                )
+            fault = arrays.check(self.path, name, own)
+            if fault is not None:
+                raise CorruptStoreError(f"{self.path}: {fault}.")
+
+    def _check_sizes(self, name: str, specs: dict[str, arrays.Spec]) -> None:
+        cut = self.manifest.splits[name]
         widest = max(
-            spec.shape[2] * np.dtype(spec.dtype).itemsize for spec in self._specs.values() if spec.shards is not None
+            spec.shape[2] * np.dtype(spec.dtype).itemsize for spec in specs.values() if spec.shards is not None
         )
         shard_bytes = cut.shard_rows * widest
         if (
@@ -327,18 +385,9 @@ class LogitStore:
             or self._reader.chunk_bytes > arrays.MAX_CHUNK_BYTES
         ):
             raise CorruptStoreError(
-                f"{self.path}: '{self.split}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
+                f"{self.path}: '{name}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
                 f"{cut.shard_rows} rows, sizes that kdpipe never writes."
             )
-        arrays.check_side_size(self.path, self.split, self._specs, memory_limit=self.memory_limit)
-        listed = sum(name.startswith(f"{self.split}/codes/c/") for name in self.manifest.files)
-        if listed != cut.shards:
-            raise CorruptStoreError(
-                f"{self.path} lists {listed} shards of '{self.split}', expected {cut.shards}: its manifest was edited."
-            )
-        fault = arrays.check(self.path, self.split, self._specs)
-        if fault is not None:
-            raise CorruptStoreError(f"{self.path}: {fault}.")
 
 
 def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:

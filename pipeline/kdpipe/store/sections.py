@@ -26,12 +26,17 @@ _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 """64 bits in hexadecimal digits."""
 
 
+MAX_GROUPS = 20_000
+"""Segments of all splits: there are names for this many."""
+
 PENULTIMATE = "features:penultimate"
 """The signal that has its own entry ``features`` in the manifest, and an array of that name."""
 
 _SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
 """Names of signals in format 1; a layer has the name of a module of the teacher."""
 
+RowOrder = Literal["shuffled"]
+"""A pseudo-random order of a segment's rows, so that any part of a plane is a fair sample of it."""
 Shape = tuple[int, ...]
 """Shape of a signal for one sample: ``(channels,)`` of features, ``(H, W)`` of an attention map."""
 
@@ -159,12 +164,14 @@ class Fingerprint(_Strict):
     """All ingredients of the codes: equal fingerprints give equal stores."""
 
     teacher: Teacher
-    dataset: dict[_Name, Digest] = Field(max_length=16)
+    dataset: dict[_Name, Digest] = Field(max_length=MAX_GROUPS)
     recipe: Recipe
     encoding: _Name
     precision: _Name
     batch_size: int = Field(gt=0, lt=2**31)
     device: _Name
+    memory_format: Literal["channels_last"] | None = None
+    """Memory format of the teacher's computation; ``None`` for torch's default."""
 
     def differences(self, asked: Fingerprint) -> list[str]:
         """Return a line for each part in which ``asked`` differs: ``part: the store has X, asked for Y``."""
@@ -177,13 +184,15 @@ class Fingerprint(_Strict):
 
 
 class Split(_Strict):
-    """Size of a split, and its cut into chunks and shards."""
+    """Size of a split's segment, and its cut into chunks and shards."""
 
     samples: int = Field(gt=0, lt=2**40)
     planes: int = Field(gt=0, lt=2**20)
     chunk_rows: int = Field(gt=0, lt=2**40)
     shard_rows: int = Field(gt=0, lt=2**40)
     probes: int = Field(ge=0, le=4096)
+    replaces: int = Field(0, ge=0, lt=2**40)
+    """Rows of earlier segments whose samples have a newer row in this one; absent if there are none."""
 
     @model_validator(mode="after")
     def _chunks_fill_shards(self) -> Self:
@@ -228,8 +237,10 @@ class Rendering(_Strict):
     """Library that decoded the image files, with its version."""
     trial: dict[_Name, _Hash] = Field(max_length=256)
     """Hash of the result of the resize and of each operation on synthetic images; see ``kdpipe.views.trial``."""
-    sources: dict[_Name, Annotated[tuple[_Hash, ...], Field(strict=False, max_length=4096)]] = Field(max_length=16)
-    """64-bit hashes of the probes' decoded source images, by split."""
+    sources: dict[_Name, Annotated[tuple[_Hash, ...], Field(strict=False, max_length=4096)]] = Field(
+        max_length=MAX_GROUPS
+    )
+    """64-bit hashes of the probes' decoded source images, by split and segment."""
 
     def differing(self, trial: Mapping[str, str]) -> list[str]:
         """Return the names whose result differs in ``trial``; if the resize does, that name alone."""

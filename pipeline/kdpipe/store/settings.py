@@ -1,10 +1,53 @@
-"""Settings of what a store tells its users; the texts under the fields are the command line's help."""
+"""Settings of what a store tells its users, and of the processes that write it; the texts under fields are help."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
 from pydantic import ConfigDict
 
-from kdpipe.settings import Settings
+from kdpipe.errors import ParamsError
+from kdpipe.settings import Parsed, Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the processes among which the shards of a store are dealt; each also takes what others leave."""
+
+    number: int
+    """From 1."""
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Parse ``NUMBER/OF``.
+
+        Raises:
+            ParamsError: it is something else.
+        """
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ParamsError(f"'{text}' is no part, expected NUMBER/OF from 1/OF to OF/OF, such as 3/16.")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        """Return the part as it is written."""
+        return f"{self.number}/{self.of}"
+
+    def dealt(self, things: list[T]) -> list[T]:
+        """Return all things in the order in which this part takes them, from its own share on."""
+        begin = (self.number - 1) * len(things) // self.of
+        return things[begin:] + things[:begin]
+
+
+WHOLE = Part(1, 1)
+"""The part of the only process."""
+
+PartSetting = Annotated[Part, Parsed("kdpipe.store.settings:Part.parse", "NUMBER/OF")]
 
 
 class Provenance(Settings):

@@ -11,9 +11,9 @@ import numpy as np
 
 from kdpipe import durable
 from kdpipe.encoding.registry import restore_encoding
-from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StaleStoreError, StoreError
 from kdpipe.reading import parse_json, read_bytes
-from kdpipe.store import arrays, manifest, tree
+from kdpipe.store import adoption, arrays, manifest, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
@@ -24,6 +24,68 @@ _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories that a kill may leave beside a store, such as ``.NAME.zarr.new``."""
 
 
+def opened(path: Path, plan: Plan, *, overwrite: bool) -> Manifest:
+    """Create, repair or reopen the store at ``path`` for the build, and return its manifest; the caller holds the lock.
+
+    Raises:
+        StaleStoreError: the store differs from the plan; the message lists the parts.
+        StoreError: something else is at ``path``.
+    """
+    clear(path)
+    adoption.recover(path)
+    adoption.discard(path)
+    wanted = plan.manifest()
+    found = existing(path, overwrite=overwrite)
+    if found is not None:
+        if not overwrite:
+            refuse_differences(path, found, wanted)
+        if differences(found, wanted):
+            found = None
+        else:
+            wanted = _carried_over(found, wanted)
+    if found is None:
+        create(path, plan, wanted)
+        found = wanted
+    elif found.state == "building":
+        repair(path, plan, wanted)
+        found = wanted
+    elif found.splits != wanted.splits:
+        reopen(path, plan, wanted, found=found)
+        found = wanted
+    elif found.provenance != wanted.provenance:
+        found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
+        manifest.write(path, found)
+    return found
+
+
+def refuse_differences(path: Path, found: Manifest, wanted: Manifest) -> None:
+    """Refuse a store that differs from the wanted one.
+
+    Raises:
+        StaleStoreError: the message lists the parts.
+    """
+    differing = differences(found, wanted)
+    if differing:
+        raise StaleStoreError(
+            f"{path} differs from what is asked for ({'; '.join(differing)}). "
+            "Rebuild it with --overwrite, or pass --out another path."
+        )
+
+
+def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
+    """Return the wanted manifest with the parts that a store keeps when its build continues."""
+    return wanted.model_copy(
+        update={
+            "encoding": found.encoding,
+            "choice": found.choice,
+            "fidelity": found.fidelity,
+            "planes": found.planes,
+            "provenance": found.provenance.updated(wanted.provenance),
+            "rendering": found.rendering or wanted.rendering,
+        }
+    )
+
+
 def clear(path: Path) -> None:
     """Remove the leftovers of a killed build beside the store at ``path``.
 
@@ -31,7 +93,7 @@ def clear(path: Path) -> None:
         CorruptStoreError: one of them holds something that kdpipe never writes.
     """
     for ending in _BESIDE:
-        left = _beside(path, ending)
+        left = beside(path, ending)
         if os.path.lexists(left):
             tree.remove(left)
 
@@ -60,11 +122,13 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
         return None
 
 
-def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...]) -> Plan | None:
+def settled(
+    path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple[float, ...], any_samples: bool = False
+) -> Plan | None:
     """Return ``plan`` with the encoding of the store at ``path`` if their other settings are equal, else ``None``.
 
     These are teacher, data, views and budget of KL, or the encoding if there is no budget. A resumed build thus
-    measures no second pilot and cannot make another choice.
+    measures no second pilot and cannot make another choice. With ``any_samples`` the data may differ.
     """
     try:
         found = manifest.read(path)
@@ -74,7 +138,8 @@ def settled(path: Path, plan: Plan, *, max_kl: float | None, temperatures: tuple
     if budget != (max_kl, () if max_kl is None else temperatures):
         return None
     name = plan.fingerprint.encoding if max_kl is None else found.fingerprint.encoding
-    if found.fingerprint != plan.fingerprint.model_copy(update={"encoding": name}):
+    known = {"encoding": name} | ({"dataset": found.fingerprint.dataset} if any_samples else {})
+    if found.fingerprint != plan.fingerprint.model_copy(update=known):
         return None
     return plan.encoded_by(encoding_of(path, found), found.choice)
 
@@ -84,6 +149,9 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     differing = found.fingerprint.differences(wanted.fingerprint)
     if not differing:
         differing += rendering_differences(found.rendering, wanted.rendering)
+    if found.order != wanted.order:
+        rows = [each.order or "dataset" for each in (found, wanted)]
+        differing.append(f"order: the store's rows are in the order '{rows[0]}', asked for '{rows[1]}'")
     if found.classes != wanted.classes:
         differing.append("classes: the names or their order differ")
     for name, split in wanted.splits.items():
@@ -103,11 +171,32 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     return differing
 
 
+def differences_but_samples(found: Manifest, wanted: Manifest) -> list[str]:
+    """Return a line for each part in which a store differs from the wanted one, but for the samples of its splits.
+
+    ``wanted`` has one segment of each split.
+    """
+    if set(found.names) != set(wanted.names):
+        return [f"splits: the store has {', '.join(found.names)}, asked for {', '.join(wanted.names)}"]
+    rendering = wanted.rendering and wanted.rendering.model_copy(update={"sources": {}})
+    alike = {
+        "fingerprint": wanted.fingerprint.model_copy(update={"dataset": found.fingerprint.dataset}),
+        "splits": {split: found.splits[split] for split in wanted.splits},
+        "rendering": rendering,
+    }
+    views = [
+        f"{split} views: the store has {found.splits[split].planes - 1}, asked for {cut.planes - 1}"
+        for split, cut in wanted.splits.items()
+        if cut.planes < found.splits[split].planes
+    ]
+    return views + differences(found, wanted.model_copy(update=alike))
+
+
 def create(path: Path, plan: Plan, wanted: Manifest) -> None:
     """Create an empty store at ``path``; an older store is removed once the new one is in place."""
     if path.exists():
         tree.refuse_strangers(path, what="replacing it")
-    fresh, old = _fresh(path, plan, wanted), _beside(path, "old")
+    fresh, old = _fresh(path, plan, wanted), beside(path, "old")
     Ledger(path).remove()
     if path.exists():
         path.rename(old)
@@ -162,7 +251,7 @@ def _sides(shape: Shape | None) -> str:
 
 
 def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
-    fresh = _beside(path, "new")
+    fresh = beside(path, "new")
     fresh.mkdir()
     try:
         (fresh / "zarr.json").write_bytes(manifest.document(wanted))
@@ -180,7 +269,8 @@ def _fresh(path: Path, plan: Plan, wanted: Manifest) -> Path:
     return fresh
 
 
-def _beside(path: Path, what: str) -> Path:
+def beside(path: Path, what: str) -> Path:
+    """Return the path of a hidden file or directory beside a store, such as ``.NAME.zarr.new``."""
     return path.with_name(f".{path.name}.{what}")
 
 

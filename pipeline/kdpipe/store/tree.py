@@ -23,8 +23,8 @@ SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
 SHOWN = 5
 """Faults of one kind that are printed; of the others only the number."""
 
-SPLIT = "(?:train|test)"
-"""Pattern of the names of splits."""
+SPLIT = r"(?:train|test)(?:\.[1-9][0-9]{0,3})?"
+"""Pattern of the names of groups: splits, and their further segments."""
 _ARRAY = rf"(?:codes|row_max|features|(?:features|attention)-[A-Za-z0-9_-]+|{'|'.join(SIDE)})"
 _CHUNK = "c(?:/[0-9]+){1,3}"
 FILE = rf"(?:{SPLIT}/)?zarr\.json|{SPLIT}/{_ARRAY}/(?:zarr\.json|{_CHUNK})"
@@ -33,6 +33,18 @@ _PARTIAL = rf"(?:{SPLIT}/)?(?:{_ARRAY}/)?zarr\.[0-9a-f]+\.partial|{SPLIT}/{_ARRA
 """Files that a kill leaves of a write by Zarr."""
 _OWN_FILE = re.compile(rf"{FILE}|{_PARTIAL}")
 _OWN_FOLDER = re.compile(rf"{SPLIT}(?:/{_ARRAY}(?:/c(?:/[0-9]+){{0,2}})?)?")
+
+
+def segment_of(group: str) -> tuple[str, int]:
+    """Return the split of a group and its number among the split's segments: ``train.2`` is ``("train", 2)``."""
+    split, _, number = group.partition(".")
+    return split, int(number or 0)
+
+
+def group_name(split: str, number: int) -> str:
+    """Return the group of a split's segment; see ``segment_of``."""
+    return f"{split}.{number}" if number else split
+
 
 _KINDS = {
     stat.S_IFLNK: "link",
@@ -145,6 +157,20 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder)
     else:
         folder.unlink()
+
+
+def remove_group(store: Path, group: str) -> None:
+    """Remove a group of a store, if it is there.
+
+    Raises:
+        CorruptStoreError: it holds something that kdpipe never writes; nothing is removed.
+    """
+    below = [each for each in walk(store) if each.name.split("/")[0] == group]
+    foreign = sorted(str(each) for each in below if not each.own)
+    if foreign:
+        raise CorruptStoreError(f"{store} holds {listed(foreign)}, not written by kdpipe. Move them elsewhere.")
+    if below:
+        shutil.rmtree(store / group)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -55,7 +55,7 @@ def _digest(path: Path) -> str | None:
 def _refusals(store: Path, found: Manifest) -> list[str]:
     """Open every split, which checks shapes, chunks, codecs and the side arrays; return the errors."""
     refusals = []
-    for split in found.splits:
+    for split in found.names:
         try:
             open_store(store, split=split)
         except (UnsealedStoreError, StaleStoreError):
@@ -73,7 +73,7 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
     Raises:
         StoreError: the store cannot be opened.
     """
-    splits = [open_store(store, split=split) for split in manifest.read(store).splits]
+    splits = [open_store(store, split=split) for split in manifest.read(store).names]
     views = [(opened, view) for opened in splits for view in range(opened.num_views + 1)]
     faults: list[str] = []
     with progress("decoding", total=len(views), unit="views") as done:

@@ -1,14 +1,15 @@
-"""Writer of a store: whole shards, one writer, a ledger to resume from, and a seal at the end.
+"""Writer of a store: whole shards, one writer of each, a ledger to resume from, and a seal at the end.
 
 A shard is finished once its files are on disk and in the ledger. A killed build continues with the first unfinished
-shard. Batches never straddle a shard, so the result has the same bytes.
+shard. Batches never straddle a shard, so the result has the same bytes, by however many processes (``build_together``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe import durable
-from kdpipe.encoding.base import Encoded
 from kdpipe.encoding.fidelity import Fidelity
-from kdpipe.errors import CorruptStoreError, DivergedError, ModelError, StaleStoreError
-from kdpipe.store import arrays, manifest, skeleton, tree
+from kdpipe.errors import ModelError
+from kdpipe.store import arrays, finished, manifest, shards, skeleton
+from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
-from kdpipe.store.sections import File, array_name
+from kdpipe.store.planes import Plane
+from kdpipe.store.settings import WHOLE, Part
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
+MEMORY_LIMIT = 1024**3
+"""Default of ``Builder.memory_limit``: enough for three of the largest shards of float32."""
 
 
 @contextmanager
@@ -51,7 +54,67 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
     with ExitStack() as held:
         with writing(path):
             held.enter_context(lock(path))
-            builder = _open(path, plan, overwrite=overwrite)
+            found = skeleton.opened(path, plan, overwrite=overwrite)
+            builder = Builder(path, found, keys=_keys(plan))
+        held.callback(builder.close)
+        yield builder
+
+
+@contextmanager
+def build_together(
+    path: Path,
+    plan: Callable[[], Plan],
+    part: Part,
+    *,
+    overwrite: bool = False,
+    patience: float = PATIENCE,
+) -> Iterator[Builder]:
+    """Build the store at ``path`` as one of several processes that run this, each on the shards that it leases.
+
+    The first makes the store and the last seals it; a process that dies leaves its shards to the others.
+
+    Args:
+        path: the store's directory, ``NAME.zarr``, which all processes see.
+        plan: returns the content of the store. The first process calls it under the lock, and then as all others do,
+            once the store is made.
+        part: the part of the shards that this process begins with.
+        overwrite: replace a store of other ingredients instead of raising an error.
+        patience: seconds without a sign of life of the other processes after which waiting for them is an error.
+
+    Raises:
+        StaleStoreError: as for ``build``; or this process would compute other logits than the others.
+        StoreLockedError: a process writes the store alone; or the others show no sign of life.
+    """
+    with ExitStack() as held:
+        with writing(path):
+            membership = held.enter_context(Membership(path, patience=patience))
+            if membership.alone:
+                wanted = plan()
+                found = skeleton.opened(path, wanted, overwrite=overwrite)
+                Builder(path, found, keys=_keys(wanted)).close()
+                membership.share()
+            wanted, found = plan(), manifest.read(path)
+            skeleton.refuse_differences(path, found, wanted.manifest())
+            if found.state != "sealed":
+                membership.join()
+            builder = Builder(path, found, keys=_keys(wanted), membership=membership, part=part)
+        held.callback(builder.close)
+        yield builder
+
+
+@contextmanager
+def continue_alone(path: Path) -> Iterator[Builder]:
+    """Open a store that exists, without its plan: to read what is finished, and to seal what is complete.
+
+    Raises:
+        StoreNotFoundError: there is no store at ``path``.
+        StoreLockedError: another process is writing it.
+    """
+    manifest.read(path)
+    with ExitStack() as held:
+        with writing(path):
+            held.enter_context(lock(path))
+            builder = Builder(path, manifest.read(path), keys={})
         held.callback(builder.close)
         yield builder
 
@@ -59,21 +122,45 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
 class Builder:
     """Writes the teacher's logits shard by shard, and seals the complete store."""
 
-    def __init__(self, path: Path, found: Manifest, *, keys: Mapping[str, Sequence[str]]) -> None:
-        """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples."""
+    def __init__(
+        self,
+        path: Path,
+        found: Manifest,
+        *,
+        keys: Mapping[str, Sequence[str]],
+        membership: Membership | None = None,
+        part: Part = WHOLE,
+    ) -> None:
+        """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples.
+
+        With a ``membership``, other processes write it, too, and this one begins with its ``part``.
+        """
         self.path = path
         self._keys = keys
         self.manifest = found
+        self.memory_limit = MEMORY_LIMIT
+        """Bytes of the logits and signals that are computed, encoded or written at once, though at least one shard."""
         self._encoding = encoding_of(path, found)
-        self._ledger = Ledger(path)
+        self._membership, self._part = membership, part
+        self._ledger = Ledger(path, token=None if membership is None else membership.token)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="kdpipe-writer")
         self._writing: list[Future[None]] = []
         self._done: dict[str, Entry] = {}
-        if self.sealed:
-            self._ledger.remove()
-        else:
-            self._done = _confirmed(path, self._ledger, found)
-            self._ledger.rewrite(list(self._done.values()), choice=found.choice)
+        self._number: dict[Shard, int] = {}
+        self._elsewhere = dict.fromkeys(found.splits, 0)
+        self._since = time.monotonic()
+        if membership is None and self.sealed:
+            self._remove_beside()
+        elif not self.sealed:
+            if membership is None:
+                self._done = finished.confirmed(path, self._ledger, found)
+                self._ledger.rewrite(list(self._done.values()), choice=found.choice)
+            else:
+                self._done = finished.in_place(path, self._ledger.read(), found)
+            places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
+            every = [shard for place in places for shard in self.shards(*place)]
+            self._number = {shard: number for number, shard in enumerate(every)}
+            self._count(self._done)
             self._root = arrays.open_root(path, mode="r+")
 
     @property
@@ -92,6 +179,57 @@ class Builder:
         """Return whether a shard is on disk and in the ledger."""
         return self.sealed or all(path in self._done for path in shard.paths)
 
+    def views(self, split: str) -> list[int]:
+        """Return the views of a split in the order in which this process computes them."""
+        return self._part.dealt(list(range(self.manifest.splits[split].planes)))
+
+    def unfinished(self, split: str, view: int) -> Iterator[Shard]:
+        """Yield the shards of a plane that are to be computed: those that are unfinished when their turn comes.
+
+        Of several processes that write the store, each gets other ones.
+        """
+        self._since = time.monotonic()
+        for shard in self._part.dealt(self.shards(split, view)):
+            if not self.is_done(shard) and self._leased(shard):
+                yield shard
+
+    def complete(self, split: str) -> bool:
+        """Write what was submitted; return whether all shards of a split are finished.
+
+        Waits while other processes compute the rest. False: one of them has died, and ``unfinished`` yields its shards.
+
+        Raises:
+            StoreLockedError: the others have shown no sign of life for a long time.
+        """
+        self.drain()
+        if self._membership is None:
+            return True
+        membership = self._membership
+
+        def ended() -> bool | None:
+            self._hear()
+            left = [shard for shard in self._number if shard.split == split and not self.is_done(shard)]
+            for shard in left:
+                if membership.lease(self._number[shard]):
+                    membership.release(self._number[shard])
+                    return False
+            return None if left else True
+
+        return membership.wait(ended, f"the {split} shards of other processes")
+
+    def rows_elsewhere(self, split: str) -> int:
+        """Return the rows, of all views, in shards that this process found finished, or heard of from another one."""
+        return self._elsewhere[split]
+
+    def touch(self) -> None:
+        """Tell the other processes, if there are any, that this one is at work; cheap enough for each batch."""
+        if self._membership is not None:
+            self._membership.touch()
+
+    def work(self) -> dict[str, Any]:
+        """Return the ``seconds`` that all processes took to compute the finished shards, and the ``devices``."""
+        return finished.work(self._done.values())
+
     def submit(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
@@ -105,9 +243,22 @@ class Builder:
             expected = (rows, *wanted[what]) if what in wanted else None
             if found != expected:
                 raise ModelError(f"the teacher computed {what} of shape {found} for a shard of {expected}.")
-        while len(self._writing) >= _QUEUE or (self._writing and self._writing[0].done()):
+        held = self.memory_limit // max(1, sum(each.nbytes for each in given.values()))
+        waiting = min(_QUEUE, held - 1)  # beside those of the next shard
+        while len(self._writing) >= max(1, waiting) or (self._writing and self._writing[0].done()):
             self._writing.pop(0).result()
-        self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}))
+        now = time.monotonic()
+        took, self._since = now - self._since, now
+        self._writing.append(self._executor.submit(self._write, shard, logits, signals or {}, took))
+        if waiting < 1:
+            self.drain()
+
+    def copy(self, shard: Shard, rows: Plane) -> None:
+        """Write a shard of rows of another store, with all signals, as they are encoded there."""
+        with writing(self.path):
+            entries = shards.copy(self.path, self._root, shard, rows)
+            self._ledger.append(list(entries.values()))
+        self._done.update(entries)
 
     def drain(self) -> None:
         """Wait until all submitted shards are on disk; raise the first error."""
@@ -123,6 +274,10 @@ class Builder:
         logits: npt.NDArray[np.float32] = self._encoding.decode(codes, row_max, len(self.manifest.classes)).numpy()
         return logits
 
+    def labels(self, split: str) -> npt.NDArray[np.int32]:
+        """Return the labels of a split, ``(n,)``, -1 for none."""
+        return np.asarray(arrays.member(self._root, split, "labels")[...]).astype(np.int32)
+
     def close(self) -> None:
         """Stop the writer thread; queued shards are dropped, and a resumed build computes them again."""
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -130,10 +285,20 @@ class Builder:
     def seal(self, about: dict[str, Any]) -> Manifest:
         """Digest every file, write the final manifest and remove the ledger.
 
+        Of several processes, this is done by the first that comes when all have ended their part.
+
         Raises:
             CorruptStoreError: a shard is missing, or a file does not belong to the store.
+            StoreLockedError: one of several processes does not end, and shows no sign of life.
         """
         self.drain()
+        if self._membership is not None:
+            self._membership.separate()
+            self.manifest = manifest.read(self.path)
+            if self.sealed:
+                self._remove_beside()
+                return self.manifest
+            self._done = finished.swept(self.path, finished.in_place(self.path, self._ledger.read(), self.manifest))
         expected = {
             path
             for split, cut in self.manifest.splits.items()
@@ -141,23 +306,7 @@ class Builder:
             for shard in self.shards(split, view)
             for path in shard.paths
         }
-        missing = sorted(expected - self._done.keys())
-        if missing:
-            raise CorruptStoreError(
-                f"{self.path} cannot be sealed: {len(missing)} files are missing, first {missing[0]}."
-            )
-        files = {}
-        allowed = expected | skeleton.side_files(self.manifest)
-        entries = list(tree.walk(self.path))
-        strange = tree.strangers(entries, allowed | {"zarr.json"})
-        if strange:
-            raise CorruptStoreError(
-                f"{self.path} cannot be sealed: {tree.listed(strange)} do not belong to it. Remove them, and run this "
-                "again."
-            )
-        for name in sorted(each.name for each in entries if each.is_file and each.name != "zarr.json"):
-            entry = self._done.get(name) or _entry(self.path, name)
-            files[name] = File(size=entry.size, digest=entry.digest)
+        files = finished.listed(self.path, self._done, shards=expected, side=skeleton.side_files(self.manifest))
         planes = {
             f"{split}/{view}": manifest.digest_json(
                 [files[path].digest for shard in self.shards(split, view) for path in shard.paths]
@@ -170,7 +319,7 @@ class Builder:
         sealed = self.manifest.model_copy(update=parts).sealed()
         with writing(self.path):
             manifest.write(self.path, sealed)
-            self._ledger.remove()
+            self._remove_beside()
         self.manifest = sealed
         return sealed
 
@@ -191,129 +340,61 @@ class Builder:
                 entry = self._done.get(shard.paths[0])
                 if entry is not None and entry.fidelity is not None:
                     total += entry.fidelity
-            totals[split] = total
+            if total.rows:
+                totals[split] = total
         return totals
 
-    def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
-        self._refuse_not_finite(shard, "logits", logits)
-        encoded = self._encoding.encode(logits)
-        values = {"codes": encoded.codes, "row_max": encoded.row_max}
-        for name, signal in signals.items():
-            kept = signal.to(torch.float16).flatten(1)
-            self._refuse_not_finite(shard, f"{name}, in float16,", kept)
-            values[array_name(name)] = kept.cpu().numpy()
-        lost = self._lost(logits, encoded)
+    def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:
         with writing(self.path):
-            for name in shard.paths:
-                (self.path / name).unlink(missing_ok=True)
-            for name, block in values.items():
-                arrays.member(self._root, shard.split, name)[shard.view, shard.start : shard.stop] = block
-            for name in shard.paths:
-                durable.fsync_file(self.path / name, up_to=self.path)
-            entries = {name: _entry(self.path, name) for name in shard.paths}
+            entries = shards.write(
+                self.path,
+                self._root,
+                shard,
+                encoding=self._encoding,
+                temperatures=self.manifest.temperatures,
+                logits=logits,
+                signals=signals,
+                keys=self._keys.get(shard.split, ()),
+            )
             codes = shard.paths[0]
-            entries[codes] = replace(entries[codes], fidelity=lost)
+            entries[codes] = replace(entries[codes], device=_name_of(logits.device), seconds=round(took, 3))
             self._ledger.append(list(entries.values()))
         self._done.update(entries)
+        if self._membership is not None:
+            self._membership.release(self._number[shard])
 
-    def _lost(self, logits: torch.Tensor, encoded: Encoded) -> Fidelity:
-        codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-        decoded = self._encoding.decode(codes, row_max, logits.shape[1])
-        return Fidelity.of(logits, decoded, self.manifest.temperatures)
-
-    def _refuse_not_finite(self, shard: Shard, what: str, values: torch.Tensor) -> None:
-        finite = torch.isfinite(values).all(dim=1)
-        if finite.all():
-            return
-        row = shard.start + int((~finite).nonzero()[0])
-        keys = self._keys[shard.split]
-        raise DivergedError(
-            f"the teacher's {what} of {shard.split} row {row}{f' ({keys[row]})' if keys else ''}, view "
-            f"{shard.view} are not finite; nothing of this shard was written. Try --precision fp32, and check "
-            "the weights."
-        )
-
-
-def _open(path: Path, plan: Plan, *, overwrite: bool) -> Builder:
-    """Create, repair or reopen the store at ``path`` for the build; the caller holds the lock."""
-    skeleton.clear(path)
-    wanted = plan.manifest()
-    found = skeleton.existing(path, overwrite=overwrite)
-    if found is not None:
-        differing = skeleton.differences(found, wanted)
-        if differing and not overwrite:
-            raise StaleStoreError(
-                f"{path} differs from what is asked for ({'; '.join(differing)}). "
-                "Rebuild it with --overwrite, or pass --out another path."
-            )
-        if differing:
-            found = None
-        else:
-            wanted = _carried_over(found, wanted)
-    if found is None:
-        skeleton.create(path, plan, wanted)
-        found = wanted
-    elif found.state == "building":
-        skeleton.repair(path, plan, wanted)
-        found = wanted
-    elif found.splits != wanted.splits:
-        skeleton.reopen(path, plan, wanted, found=found)
-        found = wanted
-    elif found.provenance != wanted.provenance:
-        found = found.model_copy(update={"provenance": wanted.provenance}).sealed()
-        manifest.write(path, found)
-    return Builder(path, found, keys={name: split.keys for name, split in plan.splits.items()})
-
-
-def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
-    """Return the wanted manifest with the parts that a store keeps when its build continues."""
-    return wanted.model_copy(
-        update={
-            "encoding": found.encoding,
-            "choice": found.choice,
-            "fidelity": found.fidelity,
-            "planes": found.planes,
-            "provenance": found.provenance.updated(wanted.provenance),
-            "rendering": found.rendering or wanted.rendering,
-        }
-    )
-
-
-def _confirmed(path: Path, ledger: Ledger, found: Manifest) -> dict[str, Entry]:
-    """Return the ledger's entries whose files are as recorded; delete shard files without an entry.
-
-    Nothing but the names of shards is deleted: a store with anything else was refused before.
-    """
-    present = {each.name: each for each in tree.walk(path) if each.own}
-    confirmed = {
-        name: entry
-        for name, entry in ledger.read().items()
-        if name in present
-        and present[name].is_file
-        and _measured(entry, found)
-        and _entry(path, name) == replace(entry, fidelity=None)
-    }
-    # Folders come after what is in them.
-    for name in sorted(present, reverse=True):
-        _, *place = name.split("/")
-        if len(place) > 1 and place[0] not in tree.SIDE and place[1] == "c":
-            if present[name].is_file and name not in confirmed:
-                (path / name).unlink()
-            elif present[name].is_folder and len(place) > 2:
-                with suppress(OSError):  # it is not empty
-                    (path / name).rmdir()
-    return confirmed
-
-
-def _measured(entry: Entry, found: Manifest) -> bool:
-    """Return whether an entry's figures, if it has any, can be those of a shard of the store."""
-    if entry.fidelity is None:
+    def _leased(self, shard: Shard) -> bool:
+        """Return whether this process is to compute a shard; of several, whether no other one does or has done."""
+        if self._membership is None:
+            return True
+        number = self._number[shard]
+        if not self._membership.lease(number):
+            return False
+        self._hear()
+        if self.is_done(shard):
+            self._membership.release(number)
+            return False
         return True
-    cut = found.splits.get(entry.path.split("/")[0])
-    fits = entry.fidelity.temperatures == found.temperatures
-    return cut is not None and fits and 0 < entry.fidelity.rows <= min(cut.shard_rows, cut.samples)
+
+    def _hear(self) -> None:
+        """Learn of the shards that other processes have finished."""
+        news = finished.in_place(self.path, self._ledger.news(), self.manifest)
+        self._count(news.keys() - self._done.keys())
+        self._done.update(news)
+
+    def _count(self, files: Collection[str]) -> None:
+        for shard in self._number if files else ():
+            if shard.paths[0] in files:
+                self._elsewhere[shard.split] += shard.stop - shard.start
+
+    def _remove_beside(self) -> None:
+        leases_of(self.path).unlink(missing_ok=True)
+        self._ledger.remove()
 
 
-def _entry(store: Path, name: str) -> Entry:
-    path = store / name
-    return Entry(name, path.stat().st_size, manifest.digest_file(path))
+def _name_of(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _keys(plan: Plan) -> dict[str, Sequence[str]]:
+    return {name: split.keys for name, split in plan.splits.items()}

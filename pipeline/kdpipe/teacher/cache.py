@@ -5,7 +5,8 @@ They are computed by a frozen teacher, or copied from files (``Imported``) where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from kdpipe.errors import ModelError
 from kdpipe.models import Preset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
-from kdpipe.store.plan import Plan, SplitPlan
-from kdpipe.store.sections import Fingerprint, Teacher, recorded
+from kdpipe.store.plan import Plan, Shard, SplitPlan
+from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
+from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
@@ -31,17 +33,21 @@ _PILOT_STREAM = 0x9107
 
 def plan(
     source: LogitSource,
-    datasets: dict[str, Dataset],
+    datasets: Mapping[str, Dataset],
     *,
     recipe: Recipe,
     seed: int,
     views: int,
     encoding: Encoding,
     batch_size: int,
+    replaces: Mapping[str, int] | None = None,
+    order: RowOrder | None = None,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
-    ``datasets`` are by split; ``train`` gets ``views`` augmented views, the others the plain view only.
+    ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
+    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces, and ``order`` is
+    that of the datasets' samples.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -50,7 +56,7 @@ def plan(
     probes = {name: probe_rows(dataset) for name, dataset in datasets.items()}
     splits = {}
     for name, dataset in datasets.items():
-        planes = 1 + views if name == "train" else 1
+        planes = 1 + views if segment_of(name)[0] == "train" else 1
         renderer = Renderer(dataset, recipe, seed=seed, geometry=geometry)
         rows = probes[name]
         splits[name] = SplitPlan(
@@ -61,8 +67,9 @@ def plan(
             probe_rows=rows,
             probe_hashes=probe_hashes(renderer, rows, planes=planes),
             keys=dataset.keys,
+            replaces=(replaces or {}).get(name, 0),
         )
-    train = datasets["train"]
+    first = datasets.get("train") or next(iter(datasets.values()))
     with recorded():
         fingerprint = Fingerprint(
             teacher=source.identity,
@@ -72,15 +79,17 @@ def plan(
             precision=source.precision,
             batch_size=batch_size,
             device=source.device.type,
+            memory_format=source.memory_format,
         )
     return Plan(
         fingerprint=fingerprint,
         teacher_probe=tuple(source.probe()),
-        dataset=train.name,
-        classes=train.classes,
+        dataset=first.name,
+        classes=first.classes,
         splits=splits,
         calibrated=encoding,
         signals=source.signals,
+        order=order,
         rendering=rendering(recipe, geometry, datasets, probes),
     )
 
@@ -112,29 +121,54 @@ def cache_plane(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> None:
-    """Compute the shards of a plane that are not on disk yet, and pass them to the builder's writer.
+    """Compute the unfinished shards of a plane, and pass them to the builder's writer.
 
     No batch crosses a shard boundary, so a resumed run computes the same ones. ``advance`` is called with the number
-    of samples of each batch, and of each shard that is on disk already.
+    of samples of each batch.
     """
-    missing = []
-    for shard in builder.shards(split, view):
-        if builder.is_done(shard):
-            advance(shard.stop - shard.start)
-        else:
-            missing.append(shard)
-    batches = [batch for shard in missing for batch in _cut(shard.start, shard.stop, batch_size)]
-    rendered = renderer.batches(batches, view)
-    for shard in missing:
-        logits: list[torch.Tensor] = []
-        signals: dict[str, list[torch.Tensor]] = {}
-        for _ in _cut(shard.start, shard.stop, batch_size):
-            batch_logits, batch_signals = forward.outputs(next(rendered))
-            logits.append(batch_logits)
-            for name, signal in batch_signals.items():
-                signals.setdefault(name, []).append(_storable(name, signal))
-            advance(len(batch_logits))
-        builder.submit(shard, torch.cat(logits), {name: torch.cat(blocks) for name, blocks in signals.items()})
+    begun: deque[Shard] = deque()
+
+    def batches() -> Iterator[npt.NDArray[np.int64]]:
+        for shard in builder.unfinished(split, view):
+            begun.append(shard)
+            yield from _cut(shard.start, shard.stop, batch_size)
+
+    outputs: _Outputs | None = None
+    for pixels in renderer.batches(batches(), view):
+        outputs = outputs or _Outputs(begun[0].stop - begun[0].start)
+        outputs.add(*forward.outputs(pixels))
+        builder.touch()
+        advance(len(pixels))
+        if outputs.full:
+            builder.submit(begun.popleft(), *outputs.take())
+            outputs = None
+
+
+class _Outputs:
+    """Logits and signals of the batches of a shard, copied one after the other into memory that is allocated once."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows, self._filled = rows, 0
+        self._values: dict[str, torch.Tensor] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether all rows are there."""
+        return self._filled == self._rows
+
+    def add(self, logits: torch.Tensor, signals: Mapping[str, torch.Tensor]) -> None:
+        """Add those of the next batch."""
+        here = slice(self._filled, self._filled + len(logits))
+        self._filled = here.stop
+        for name, value in {"": logits, **{each: _storable(each, found) for each, found in signals.items()}}.items():
+            if name not in self._values:
+                self._values[name] = value.new_empty((self._rows, *value.shape[1:]))
+            self._values[name][here] = value
+
+    def take(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the logits of all batches, and the signals by name, and forget them."""
+        values, self._values = self._values, {}
+        return values.pop(""), values
 
 
 def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
@@ -157,10 +191,11 @@ _CHECKED = 1_024
 
 
 class Imported:
-    """The logits of ``.npy`` files, by split; the files are memory-mapped."""
+    """The logits of ``.npy`` files, by split, which are mapped into memory while they are read."""
 
     device = torch.device("cpu")
     precision = "imported"
+    memory_format = None
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
@@ -176,10 +211,11 @@ class Imported:
         """
         self.preset = preset
         self._name = name
-        self._planes = {
-            split: _open(path, datasets[split], planes=1 + views if split == "train" else 1)
-            for split, path in files.items()
+        self._files = {
+            split: (path, datasets[split], 1 + views if split == "train" else 1) for split, path in files.items()
         }
+        for split in files:
+            self._planes(split)
         self._digest = digest_json({split: digest_file(path) for split, path in files.items()})
 
     @property
@@ -192,28 +228,44 @@ class Imported:
         return []
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.floating]:
-        """Return the logits of a view as they are in the file, ``(n, classes)``, memory-mapped."""
-        plane: npt.NDArray[np.floating] = self._planes[split][view]
+        """Return the logits of a view as they are in the file, ``(n, classes)``, mapped into memory anew.
+
+        What was read of it counts as memory of this process for as long as the array is kept.
+        """
+        plane: npt.NDArray[np.floating] = self._planes(split)[view]
         return plane
 
     def pilot(self, *, seed: int) -> torch.Tensor:
         """Return the logits of up to 2,048 random (sample, view) pairs, float32 ``(n, classes)``."""
-        planes = self._planes["train"]
+        planes = self._planes("train")
         views, samples = planes.shape[:2]
         drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:_PILOT_ROWS])
         rows = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
         return torch.from_numpy(rows[permutation(len(rows), seed=seed, stream=_IMPORTED_STREAM)])
 
+    def _planes(self, split: str) -> npt.NDArray[np.floating]:
+        path, dataset, planes = self._files[split]
+        return _open(path, dataset, planes=planes)
 
-def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
-    """Pass the shards of a plane that are not on disk yet to the builder's writer.
 
-    ``advance`` is called with the number of samples of each shard.
+def copy_plane(
+    builder: Builder,
+    split: str,
+    view: int,
+    *,
+    source: Imported,
+    order: npt.NDArray[np.int64],
+    advance: Callable[[int], None],
+) -> None:
+    """Pass the unfinished shards of a plane to the builder's writer.
+
+    ``order`` is the file's row of each row of the store. ``advance`` is called with the number of samples of each
+    shard.
     """
-    plane = source.plane(split, view)
-    for shard in builder.shards(split, view):
-        if not builder.is_done(shard):
-            builder.submit(shard, torch.from_numpy(plane[shard.start : shard.stop].astype(np.float32)))
+    for shard in builder.unfinished(split, view):
+        rows = source.plane(split, view)[order[shard.start : shard.stop]]
+        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
+        del rows
         advance(shard.stop - shard.start)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from kdpipe.errors import ModelError
 from kdpipe.models import Model, Preset, Signal, Watch, probe
+from kdpipe.models.layout import CHANNELS_LAST, arrange, choose
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.sections import Teacher
@@ -39,6 +40,10 @@ class LogitSource(Protocol):
         """Arithmetic of the computation; for a model, a key of ``PRECISIONS``."""
 
     @property
+    def memory_format(self) -> Literal["channels_last"] | None:
+        """Memory format of the computation, where it is not torch's default."""
+
+    @property
     def signals(self) -> Mapping[str, tuple[int, ...]]:
         """Shape for one image of each signal that comes with the logits, by name."""
 
@@ -60,18 +65,29 @@ class Forward:
     """A model in evaluation mode on a device; maps pixels to logits."""
 
     def __init__(
-        self, model: Model, *, device: torch.device, precision: str = "fp32", signals: Sequence[Signal] = ()
+        self,
+        model: Model,
+        *,
+        device: torch.device,
+        precision: str = "fp32",
+        signals: Sequence[Signal] = (),
+        channels_last: bool | None = None,
     ) -> None:
         """Move the model to ``device``, freeze it and watch the layers of ``signals``.
 
+        ``channels_last`` is as for ``kdpipe.models.layout.choose``.
+
         Raises:
-            ModelError: a layer does not exist, or cannot give its signal.
+            ModelError: a layer does not exist, or cannot give its signal; the network cannot compute in channels-last.
         """
         self.model = model
         self.device = device
         self.precision = precision
         self._dtype = PRECISIONS[precision]
         self._module = model.module.to(device).requires_grad_(False)
+        size = model.preset.size
+        self._last = choose(self._module, size, asked=channels_last, device=device, name=model.name)
+        arrange(self._module, channels_last=self._last)
         self._part = part_size(self._module, model.preset.size)
         self._watch = Watch(self._module, signals, size=model.preset.size, name=model.name)
         if device.type == "cuda" and precision == "fp32":
@@ -92,6 +108,11 @@ class Forward:
     def preset(self) -> Preset:
         """The model's evaluation preset."""
         return self.model.preset
+
+    @property
+    def memory_format(self) -> Literal["channels_last"] | None:
+        """Memory format of images and weights."""
+        return CHANNELS_LAST if self._last else None
 
     @property
     def signals(self) -> Mapping[str, tuple[int, ...]]:
@@ -117,6 +138,8 @@ class Forward:
 
     def _outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         inputs = self.model.preset.normalize(pixels)
+        if self._last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:
@@ -149,6 +172,11 @@ class Ensemble:
         self.precision = first.precision
 
     @property
+    def memory_format(self) -> Literal["channels_last"] | None:
+        """Channels-last if it is that of one of the teachers."""
+        return next((each.memory_format for each in self.teachers if each.memory_format is not None), None)
+
+    @property
     def identity(self) -> Teacher:
         """``average(NAME, NAME, ...)``; the digest covers the teachers' digests in order.
 
@@ -157,7 +185,7 @@ class Ensemble:
         parts = [teacher.identity for teacher in self.teachers]
         return Teacher(
             name=f"average({', '.join(part.name for part in parts)})",
-            digest=digest_json({"average": [part.digest for part in parts]}),
+            digest=digest_of([teacher.model for teacher in self.teachers]),
             preset={**parts[0].preset, "members": [part.preset for part in parts]},
             parameters=sum(part.parameters for part in parts),
         )
@@ -184,6 +212,11 @@ class Ensemble:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the mean of the teachers' float32 logits ``(n, classes)``, for uint8 ``(n, 3, H, W)`` pixels."""
         return torch.stack([teacher(pixels) for teacher in self.teachers]).mean(dim=0)
+
+
+def digest_of(models: Sequence[Model]) -> str:
+    """Return the digest of a teacher: a model's own, or one over those of the models that are averaged, in order."""
+    return models[0].digest if len(models) == 1 else digest_json({"average": [model.digest for model in models]})
 
 
 def _words(geometry: Geometry) -> str:

@@ -40,6 +40,8 @@ class TeacherSettings(Settings):
     """Side of the teacher's input in pixels."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the teacher's pass."""
+    channels_last: bool | None = None
+    """Compute in the channels-last memory format (default: on a CPU, for convolutions)."""
     batch_size: Positive = 256
     """Samples per forward pass."""
     device: str = "auto"

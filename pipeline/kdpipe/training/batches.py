@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kdpipe.training.group import Group
 from kdpipe.training.schedule import Order, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
 from kdpipe.views import Renderer, Renderers, SecondLabels
 
@@ -49,7 +50,9 @@ class Batch:
     """A batch of ``n`` samples, on the device."""
 
     pixels: tuple[torch.Tensor, ...]
-    """uint8 ``(n, 3, H, W)`` from each renderer: the students', then a live teacher's where it needs its own."""
+    """uint8 ``(n, 3, H, W)`` from each renderer: the students', then a live teacher's where it needs its own.
+
+    Those of this process's part of the samples, where several train one model."""
     labels: torch.Tensor
     """int64 ``(n,)``; -1 for none."""
     second: SecondLabels | None
@@ -87,8 +90,13 @@ class Batches:
         order: Order,
         batch_size: int,
         epochs: int,
+        group: Group | None = None,
     ) -> None:
-        """Render one dataset by each of ``renderers``, which differ only in the size of a model's input."""
+        """Render one dataset by each of ``renderers``, which differ only in the size of a model's input.
+
+        With a ``group``, batches have the pixels of this process's part alone.
+        """
+        self._group = group
         asked = renderers[0] if targets is None or targets.renderer is None else targets.renderer
         every = [*renderers] if asked in renderers else [*renderers, asked]
         self._order, self._batch_size, self._epochs, self._targets = order, batch_size, epochs, targets
@@ -132,7 +140,9 @@ class Batches:
         return batches_of(order, batch_size=self._batch_size)
 
     def _rendered(self, batches: list[Indices], view: int) -> Iterator[Batch]:
-        for indices, pixels in zip(batches, self._renderers.batches(batches, view), strict=True):
+        group = self._group
+        own = batches if group is None else [indices[group.own(len(indices))] for indices in batches]
+        for indices, pixels in zip(batches, self._renderers.batches(own, view), strict=True):
             yield self._batch(indices, pixels, view)
 
     def _batch(self, indices: Indices, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:

@@ -11,6 +11,7 @@ import torch
 
 from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import Preset, evaluating
+from kdpipe.models.layout import arranged
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.progress import Progress, silent
 from kdpipe.training.checkpoint import State
@@ -32,7 +33,8 @@ def predict(
     part = part_size(module, preset.size)
     with evaluating(module), progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
         for pixels in renderer.batches(plain_batches(renderer), view=0):
-            blocks.extend(module(preset.normalize(each)).float().cpu() for each in in_parts(pixels, part))
+            for each in in_parts(pixels, part):
+                blocks.append(module(arranged(preset.normalize(each), module)).float().cpu())
             advance(len(pixels))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

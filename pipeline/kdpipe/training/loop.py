@@ -14,6 +14,7 @@ from kdpipe.errors import KdpipeError
 from kdpipe.progress import Progress, silent
 from kdpipe.training.batches import Batches, Targets
 from kdpipe.training.fleet import Fleet
+from kdpipe.training.group import Group
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student, Trainee
 
@@ -69,12 +70,14 @@ def train_together(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = silent,
     say: Callable[[str], None] = lambda _message: None,
+    group: Group | None = None,
 ) -> list[Cost | KdpipeError]:
     """Train the modules of ``students`` in place on one pass over the data; write history and checkpoints of each.
 
     They share the dataset, the recipe, the device, the number of epochs, the batch size, ``order`` and ``targets``.
     Checkpoints are written at the end of each epoch and every ``checkpoint_every`` seconds, all at the same step.
-    ``should_stop`` is called after each step; ``say`` gets messages for a person.
+    ``should_stop`` is called after each step; ``say`` gets messages for a person. With a ``group``, other processes
+    call this with the same arguments, for one student.
 
     Returns the cost of each, or the error that ended it: too little memory, or divergence. The others continue
     without it and take over its memory; its module is empty then.
@@ -85,9 +88,13 @@ def train_together(
     """
     renderers = list({id(student.renderer): student.renderer for student in students}.values())
     shared = students[0].settings
-    batches = Batches(renderers, targets, order=order, batch_size=shared.batch_size, epochs=shared.epochs)
-    trainees = [Trainee(student, steps=batches.steps, source=renderers.index(student.renderer)) for student in students]
-    fleet = Fleet(trainees, batches, shared.epochs, checkpoint_every, should_stop, say)
+    batches = Batches(renderers, targets, order=order, batch_size=shared.batch_size, epochs=shared.epochs, group=group)
+    trainees = [
+        Trainee(student, steps=batches.steps, source=renderers.index(student.renderer), group=group)
+        for student in students
+    ]
+    stops = should_stop if group is None else group.agreed(should_stop)
+    fleet = Fleet(trainees, batches, shared.epochs, checkpoint_every, stops, say)
     if resume:
         fleet.resume()
     while fleet.active and fleet.epoch < fleet.epochs:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from kdpipe.models.layout import arrange
 from kdpipe.training.checkpoint import State
+from kdpipe.training.group import Group
 from kdpipe.training.settings import Optimization
 
 
@@ -23,16 +25,21 @@ class Learner:
         *,
         device: torch.device,
         beside: torch.nn.Module,
+        group: Group | None = None,
     ) -> None:
-        """Train ``module``, which is on ``device``, in place, with the modules ``beside`` it that are no part of it."""
+        """Train ``module``, which is on ``device``, in place, with the modules ``beside`` it that are no part of it.
+
+        With a ``group``, other processes train copies of them.
+        """
+        self._group = group
         self.module = module.train()
         self._beside = beside
         self.settings = settings
         self.device = device
         if settings.channels_last:
-            module.to(memory_format=torch.channels_last)
+            arrange(module, channels_last=True)
         self._learned = torch.nn.ModuleList([module, self._beside])
-        self._optimizer = _optimizer(self._learned, settings)
+        self._optimizer = _optimizer(self._learned, settings, foreach=_foreach(device))
         self._dtype = arithmetic(settings.amp, device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._average = None if settings.ema is None else Average(module, settings.ema)
@@ -47,12 +54,25 @@ class Learner:
             logits = self._forward(images)
         return logits.float()
 
-    def step(self, loss: torch.Tensor, *, rate: float) -> None:
-        """Take one step down the gradient of ``loss`` at the learning rate ``rate``."""
+    def of_batch(self, images: torch.Tensor, *, rows: int) -> torch.Tensor:
+        """Return the logits of a batch of ``rows``, whose images are those of this process's part."""
+        if self._group is None:
+            return self.forward(images)
+        logits = self.forward(images) if len(images) else None
+        classes = self._group.classes(logits, rows)
+        if logits is None:
+            nothing = next(each for each in self.module.parameters() if each.requires_grad).sum() * 0
+            logits = nothing + torch.zeros(0, classes, device=self.device)
+        return self._group.whole(logits, rows)
+
+    def step(self, loss: torch.Tensor, *, rate: float, rows: int = 0) -> None:
+        """Take one step down the gradient of ``loss``, of a batch of ``rows``, at the learning rate ``rate``."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._scaler.scale(loss))
+        if self._group is not None:
+            self._group.take_step(self._learned, rows)
         if self.settings.clip_grad_norm is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._learned.parameters(), self.settings.clip_grad_norm)
@@ -81,7 +101,7 @@ class Learner:
         if self._average is not None:
             self.module.load_state_dict(self._average.values)
         if self.settings.channels_last:
-            self.module.to(memory_format=torch.contiguous_format)
+            arrange(self.module, channels_last=False)
 
     def empty(self) -> None:
         """Free the memory of all weights; only their shapes are left."""
@@ -114,6 +134,8 @@ class Learner:
         self._beside.load_state_dict(state.get("beside", {}))
         own = _fixed(self._optimizer)
         self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:
+            group["foreach"] = _foreach(self.device)
         if _fixed(self._optimizer) != own or not _fits(self._optimizer):
             raise ValueError("the optimizer's state is not that of these weights and settings")
         self._scaler.load_state_dict(state["scaler"])
@@ -162,7 +184,7 @@ class Average:
 def _fixed(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Return the settings of each group that do not change from step to step."""
     return [
-        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        {name: value for name, value in group.items() if name not in ("params", "lr", "foreach")}
         for group in optimizer.param_groups
     ]
 
@@ -183,13 +205,27 @@ def arithmetic(amp: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(amp, torch.float32)
 
 
-def _optimizer(module: torch.nn.Module, settings: Optimization) -> torch.optim.Optimizer:
+def _foreach(device: torch.device) -> bool | None:
+    """Return whether to update all weights by one call for each operation: on a CPU faster, with the same bits.
+
+    ``None`` leaves it to torch. Its fused kernels for a CPU are faster still, but wrong, without an error, where a
+    gradient and its weights differ in memory format; a step takes 0.3 to 2 % less time with them.
+    """
+    return True if device.type == "cpu" else None
+
+
+def _optimizer(module: torch.nn.Module, settings: Optimization, *, foreach: bool | None) -> torch.optim.Optimizer:
     decays_all = settings.decay_on == "all" or (settings.decay_on == "auto" and settings.optimizer == "sgd")
     groups = [{"params": list(module.parameters())}] if decays_all else _groups(module)
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+        return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, foreach=foreach)
     return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=settings.nesterov
+        groups,
+        lr=settings.lr,
+        momentum=0.9,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        foreach=foreach,
     )
 
 

@@ -53,6 +53,9 @@ _LOG_MARK = ".kdpipe"
 
 _MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize", "calibration", "max_drop", *_LOGS)
 
+_SETTLED = ("channels_last",)
+"""Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
+
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
 
@@ -62,6 +65,8 @@ class RunDirectory:
     """The files of one run, by name."""
 
     path: Path
+    follows: bool = False
+    """Whether another process writes the run, which this one only reads."""
     _place: Place = field(default_factory=Place, init=False, repr=False, compare=False)
     _labels: dict[str, npt.NDArray[np.int32]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -111,6 +116,8 @@ class RunDirectory:
             RunError: the directory holds something else than a run, a run that is neither to be resumed nor to be
                 replaced, or a run with other settings is resumed.
         """
+        if self.follows:
+            return
         written = self.path / "run.json"
         if not written.is_file():
             self._refuse_strangers()
@@ -154,6 +161,8 @@ class RunDirectory:
             RunError: as ``refuse_start`` does.
             UnwritableError: the disk is full or fails; a run made earlier is kept.
         """
+        if self.follows:
+            return
         self.refuse_start(record, resume=resume, overwrite=overwrite, labels=labels)
         self._labels.update(labels or {})
         self._place.settle(self.path)
@@ -286,6 +295,8 @@ class RunDirectory:
 
     def save_checkpoint(self, state: State) -> None:
         """Write ``checkpoint.pt`` atomically and keep the one before."""
+        if self.follows:
+            return
         self.check_place()
         held = {split: torch.from_numpy(labels) for split, labels in self._labels.items()}
         checkpoint.write(self.checkpoint, {**state, "labels": held} if held else state)
@@ -303,6 +314,8 @@ class RunDirectory:
 
     def drop_newest_checkpoint(self) -> None:
         """Remove the newest checkpoint; the one before it is resumed from."""
+        if self.follows:
+            return
         self.checkpoint.unlink()
 
     def failure(self) -> str | None:
@@ -312,11 +325,15 @@ class RunDirectory:
 
     def write_failure(self, message: str) -> None:
         """Record the error that ended this student, so that the others are resumed without it."""
+        if self.follows:
+            return
         self.check_place()
         durable.write_json(self.path / "failure.json", {"message": message})
 
     def write_history(self, history: History) -> None:
         """Write ``history.csv`` atomically."""
+        if self.follows:
+            return
         self.check_place()
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
@@ -361,6 +378,8 @@ def _difference(before: Any, now: Any) -> str | None:
         return None if old == new else f"{old} then, {new} now"
     old = old or {}
     for key in {**old, **new}:
+        if key in _SETTLED and new.get(key) is None:
+            continue
         if key not in _MAY_CHANGE and old.get(key) != new.get(key) and not (key not in old and new[key] is False):
             return f"{key}: {old.get(key)} then, {new.get(key)} now"
     return None

@@ -46,8 +46,8 @@ class Optimization(Settings):
     """Decay, such as 0.999, of a moving average of the weights, which is tested and saved in their place."""
     amp: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Arithmetic of the trained model; auto: bf16 or fp16 on CUDA, fp32 elsewhere."""
-    channels_last: bool = False
-    """Keep images and weights in the channels-last memory format."""
+    channels_last: bool | None = None
+    """Keep images and weights in the channels-last memory format (default: on a CPU, for convolutions)."""
     compile: bool = False
     """Compile the forward pass with torch.compile."""
 

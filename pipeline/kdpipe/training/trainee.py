@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from kdpipe.training.batches import Batch
 from kdpipe.training.checkpoint import State, refuse_odd, unfit
 from kdpipe.training.evaluation import Validation
 from kdpipe.training.failures import LossWatch, attempt, largest_that_fits, not_finite, ran_out_of_memory
+from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective, top1
 from kdpipe.training.optimization import Learner
 from kdpipe.training.runs import History, RunDirectory
@@ -113,15 +115,23 @@ class Student:
 class Trainee:
     """A student, its position, and the step that moves it on."""
 
-    def __init__(self, student: Student, *, steps: int, source: int) -> None:
-        """Train ``student`` in epochs of ``steps`` batches, on the pixels of renderer number ``source``."""
+    def __init__(self, student: Student, *, steps: int, source: int, group: Group | None = None) -> None:
+        """Train ``student`` in epochs of ``steps`` batches, on the pixels of renderer number ``source``.
+
+        With a ``group``, other processes train the same student.
+        """
+        self._alone = group is None
         self.student, self.run = student, student.run
         self.position = Position()
         self.seen = 0
         """Samples that the epoch under way has used."""
         self._objective = student.objective
         self._learner = Learner(
-            student.module, student.settings, device=student.renderer.device, beside=self._objective.beside
+            student.module,
+            student.settings,
+            device=student.renderer.device,
+            beside=self._objective.beside,
+            group=group,
         )
         self._of_labeled = {*self._objective.of_labeled, "train_top1"}
         self._steps, self._source = steps, source
@@ -151,8 +161,10 @@ class Trainee:
     def too_large(self, batch: Callable[[int], Batch]) -> DeviceError:
         """Return an error with the largest batch size that fits; smaller batches, ``batch(size)``, are tried."""
         size, device = self.student.settings.batch_size, self._learner.device
-        fits = largest_that_fits(lambda size: self._step(batch(size)), below=size)
         said = f"{device} ran out of memory at a batch size of {size}"
+        if not self._alone:  # others do not take part in smaller steps
+            return DeviceError(f"{said}. Try a smaller --batch-size, or more ranks.")
+        fits = largest_that_fits(lambda size: self._step(batch(size)), below=size)
         if fits is None:
             return DeviceError(f"{said}, and 2 do not fit either: take a smaller model.")
         reduced = " or --amp auto" if self.student.settings.amp == "fp32" and device.type == "cuda" else ""
@@ -248,9 +260,10 @@ class Trainee:
 
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Take one step; return the mean of each loss term and the training accuracy."""
-        logits, terms = self._objective(self._learner.forward, batch, batch.pixels[self._source])
+        forward = partial(self._learner.of_batch, rows=len(batch))
+        logits, terms = self._objective(forward, batch, batch.pixels[self._source])
         step = self.position.epoch * self._steps + self.position.step
-        self._learner.step(terms["loss"], rate=rate(self.student.settings, step, self._steps))
+        self._learner.step(terms["loss"], rate=rate(self.student.settings, step, self._steps), rows=len(batch))
         terms["train_top1"] = top1(logits, batch.labels)
         return {name: value.detach() for name, value in terms.items()}
 

@@ -28,6 +28,8 @@ from kdpipe.views.philox import Draws, philox
 from kdpipe.views.recipe import Recipe, claim, operation
 
 Integers = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.uint8]
+"""Sample ids, ``(N, 16)``."""
 Alpha = Annotated[float, between(0.01, 100)]
 
 
@@ -167,19 +169,27 @@ def mix(images: torch.Tensor, partners: torch.Tensor, drawn: Amounts) -> torch.T
 
 
 class Population:
-    """The samples among which partners are found, in a store's order, and those of them that a dataset has."""
+    """The samples among which partners are found, in a store's order, and those of them that a dataset has.
 
-    def __init__(self, dataset: Dataset, sample_ids: npt.NDArray[np.uint8] | None, *, seed: int) -> None:
-        """Look up ``sample_ids``, uint8 ``(N, 16)``, in the dataset; by default they are the dataset's own."""
+    Those of a store that has grown are in several segments: the partners of a sample are in the newest that has it.
+    """
+
+    def __init__(self, dataset: Dataset, sample_ids: Ids | Sequence[Ids] | None, *, seed: int) -> None:
+        """Look up ``sample_ids``, uint8 ``(N, 16)`` of each segment, in the dataset; by default the dataset's own."""
         self._dataset = dataset
         self._seed = seed
-        population = dataset.sample_ids if sample_ids is None else sample_ids
-        self._index_of = find_ids(population, dataset.sample_ids)
-        self._row_of = find_ids(dataset.sample_ids, population)
+        given = dataset.sample_ids if sample_ids is None else sample_ids
+        segments = [given] if isinstance(given, np.ndarray) else given
+        self._ends = np.cumsum([len(ids) for ids in segments])
+        self._index_of = np.concatenate([find_ids(ids, dataset.sample_ids) for ids in segments])
+        self._row_of = np.full(len(dataset), -1)
+        for ids, end in zip(segments, self._ends, strict=True):
+            rows = find_ids(dataset.sample_ids, ids)
+            self._row_of = np.where(rows < 0, self._row_of, rows + end - len(ids))
 
     def __len__(self) -> int:
         """Return the number of samples."""
-        return len(self._index_of)
+        return int(self._ends[-1])
 
     def partners(self, indices: Integers, view: int) -> Integers:
         """Return the dataset's index of the partner of each of ``indices``, all int64 ``(n,)``.
@@ -203,8 +213,25 @@ class Population:
         rows = np.unique(np.concatenate(needed)) if needed else np.zeros(0, dtype=np.int64)
         return int((self._index_of[rows] < 0).sum())
 
+    def alone(self, views: Iterable[int]) -> npt.NDArray[np.bool_]:
+        """Return which samples of the dataset have a partner in ``views`` that it lacks, ``(len(dataset),)``."""
+        indices = np.arange(len(self._row_of))
+        found = np.zeros(len(indices), dtype=bool)
+        for view in views:
+            found |= self._index_of[self._partners(indices, view)] < 0
+        return found
+
     def _partners(self, indices: Integers, view: int) -> Integers:
-        return partners(self._row_of[indices], population=len(self), seed=self._seed, view=view)
+        """Return the row of each partner, counted through all segments."""
+        rows = self._row_of[indices]
+        if len(self._ends) == 1:
+            return partners(rows, population=len(self), seed=self._seed, view=view)
+        found, segment = np.empty_like(rows), np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(segment).tolist():
+            at, size = segment == number, int(np.diff(self._ends, prepend=0)[number])
+            first = int(self._ends[number]) - size
+            found[at] = first + partners(rows[at] - first, population=size, seed=self._seed, view=view)
+        return found
 
 
 def partners(rows: Integers, *, population: int, seed: int, view: int) -> Integers:

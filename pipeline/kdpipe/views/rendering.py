@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -83,21 +84,22 @@ class Renderer:
         seed: int,
         geometry: Geometry | None,
         device: torch.device | str = "cpu",
-        population: npt.NDArray[np.uint8] | None = None,
+        population: mixing.Ids | Sequence[mixing.Ids] | None = None,
         workers: int | None = None,
     ) -> None:
         """Prepare to render; see ``render`` for the arguments.
 
         ``population`` are the ids, uint8 ``(N, 16)``, of the samples among which a recipe that mixes finds partners, in
-        a store's order (default: those of the dataset, or of the one that it is a subset of). ``workers`` processes
-        decode a streamed dataset in ``batches`` (default: the dataset's, else one for each processor).
+        a store's order and for each of its segments (default: those of the dataset, or of the one that it is a subset
+        of). ``workers`` processes decode a streamed dataset in ``batches`` (default: the dataset's, else one for each
+        processor, which ranks share).
         """
         self.dataset = dataset
         self.recipe = recipe if isinstance(recipe, Recipe) else Recipe.parse(recipe)
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
-        self._workers = workers or dataset.workers or processors()
+        self._workers = workers or dataset.workers or processors(of_rank=True)
         self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
@@ -134,8 +136,11 @@ class Renderer:
         needed = self._needed(np.array(indices, dtype=np.int64), view)
         return self._finish(self._framed(self._decoded(needed), needed, view), needed, view)
 
-    def batches(self, batches: Sequence[Integers], view: int) -> Iterator[torch.Tensor]:
-        """Render one batch after the other; worker processes render those of a streamed dataset ahead."""
+    def batches(self, batches: Iterable[Integers], view: int) -> Iterator[torch.Tensor]:
+        """Render one batch after the other; worker processes render those of a streamed dataset ahead.
+
+        ``batches`` are taken when they are needed.
+        """
         if self.dataset.in_memory:
             return (self(indices, view) for indices in batches)
         return (images for (images,) in Renderers.of([self]).batches(batches, view))
@@ -230,7 +235,7 @@ class Renderers:
         """Render ``view`` of the samples at ``indices`` by each; see ``Renderer``."""
         return tuple(renderer(indices, view) for renderer in self._renderers)
 
-    def batches(self, batches: Sequence[Integers], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    def batches(self, batches: Iterable[Integers], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """Render one batch after the other by each; worker processes render those of a streamed dataset ahead."""
         first = self._renderers[0]
         if first.dataset.in_memory:
@@ -249,9 +254,10 @@ class Renderers:
                         multiprocessing_context=worker_context(),
                     )
                 )
-            self._queue.batches = [(first._needed(indices, view), view) for indices in batches]
+            self._queue.start((first._needed(indices, view), view) for indices in batches)
             rendered = iter(self._loader[0])
-        for (needed, _), made in zip(self._queue.batches, rendered, strict=True):
+        for made in rendered:
+            needed, _ = self._queue.taken.popleft()
             if isinstance(made, KdpipeError):
                 raise made
             yield tuple(
@@ -263,13 +269,17 @@ class _Queue(Sampler[list[Batch]]):
     """The batches that the worker processes render next; the processes outlive one plane or epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.start(iter(()))
+
+    def start(self, batches: Iterator[Batch]) -> None:
+        """Begin with other batches, each of which is taken when a worker process is free for it."""
+        self._waiting = batches
+        self.taken: deque[Batch] = deque()
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return ([batch] for batch in self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+        for batch in self._waiting:
+            self.taken.append(batch)
+            yield [batch]
 
 
 class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...] | KdpipeError]):

@@ -131,3 +131,18 @@ def test_rounding_down_does_not_leave_the_range() -> None:
 def test_rows_that_no_encoder_writes_are_found() -> None:
     codes = torch.tensor([[0, -1], [-1, 0], [-1, -1], [1, 0], [0, float("nan")], [0, -float("inf")]]).half()
     assert FP16.invalid(codes, 2).tolist() == [False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(256, 1_000), (3, 40_000), (1_100, 1_000)])
+def test_a_batch_is_decoded_alike_by_any_number_of_threads(rows: int, classes: int) -> None:
+    logits = torch.randn(rows, classes, generator=torch.Generator().manual_seed(0)) * 9
+    encoded = FP16.encode(logits)
+    expected = encoded.codes.astype(np.float32) + encoded.row_max[:, None]
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            decoded = FP16.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), classes)
+            assert np.array_equal(decoded.numpy(), expected)
+    finally:
+        torch.set_num_threads(threads)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,10 @@ DIFFERENT: dict[str, tuple[Plan, str]] = {
     "precision": (small_plan(precision="bf16"), "precision: the store has fp32, asked for bf16"),
     "batch size": (small_plan(batch_size=8), "batch_size: the store has 4, asked for 8"),
     "device": (small_plan(device="cuda"), "device: the store has cpu, asked for cuda"),
+    "memory format": (
+        small_plan(memory_format="channels_last"),
+        "memory_format: the store has nothing, asked for channels_last",
+    ),
     "classes": (other_classes(), "classes: the names or their order differ"),
     "views": (small_plan(views=0), "train views: the store has 1, asked for 0"),
     "teacher's code": (
@@ -270,3 +276,19 @@ def test_summary_of_an_unsealed_store(started: Callable[[int], Path], shards: in
     assert found["shards_total"] == stores.SHARDS
     assert found["digest"] is None
     assert (found["bytes_per_sample"] is None) == (shards < stores.SHARDS)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(1, 0), (2 * 8 * 5 * 4, 1), (2**30, 2)])
+def test_no_more_logits_are_in_memory_than_the_limit_allows(limit: int, kept: int, tmp_path: Path) -> None:
+    with build(tmp_path / "small.zarr", small_plan(train=24)) as builder:
+        builder.memory_limit = limit
+        submitted = []
+        for shard in (*builder.shards("train", 0), *builder.shards("train", 1)):
+            logits = torch.randn(shard.stop - shard.start, 5)
+            submitted.append(weakref.ref(logits))
+            builder.submit(shard, logits)
+            del logits
+            assert kept or builder.is_done(shard)
+            deadline = time.monotonic() + 5  # the writer's thread may still be leaving its last shard
+            while sum(reference() is not None for reference in submitted) > kept:
+                assert time.monotonic() < deadline

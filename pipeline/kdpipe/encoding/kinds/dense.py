@@ -21,6 +21,10 @@ from kdpipe.registry import between
 _FLOAT32_MANTISSA = 23
 _LOWEST = 0xFBFF
 """Bit pattern of the lowest finite float16; those of minus infinity and of negative NaN are larger."""
+_GRAIN = 32_768
+"""Elements of the largest tensor on which torch's operators use one thread."""
+_BATCH = 2**20
+"""Elements of a batch that one thread decodes: waiting for other threads may cost more than the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Dense:
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Decode to float32 ``(n, classes)``."""
+        if codes.dtype is torch.float16 and _for_one_thread(codes):
+            return _decoded_in_pieces(codes, row_max[:, None])
         logits = codes.to(torch.float32)
         return logits + row_max[:, None] if logits is codes else logits.add_(row_max[:, None])
 
@@ -112,6 +118,21 @@ def fp16() -> Dense:
 def fp16r(bits: Annotated[int, between(1, 9)]) -> Dense:
     """Float16 with the mantissa rounded to fewer bits; the zeros compress away."""
     return Dense("float16", mantissa=bits)
+
+
+def _for_one_thread(codes: torch.Tensor) -> bool:
+    """Return whether torch would divide the work on a batch among threads."""
+    return codes.device.type == "cpu" and _GRAIN < codes.numel() <= _BATCH and torch.get_num_threads() > 1
+
+
+def _decoded_in_pieces(codes: torch.Tensor, row_max: torch.Tensor) -> torch.Tensor:
+    """Return ``codes + row_max`` in float32, computed in this thread alone; ``row_max`` is ``(n, 1)``."""
+    logits = torch.empty(codes.shape, dtype=torch.float32)
+    rows = max(1, _GRAIN // codes.shape[1])
+    for start in range(0, len(codes), rows):
+        here = slice(start, start + rows)
+        logits[here].copy_(codes[here]).add_(row_max[here])
+    return logits
 
 
 def _round_mantissa(values: torch.Tensor, bits: int) -> torch.Tensor:
