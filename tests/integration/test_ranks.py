@@ -21,8 +21,7 @@ from kdpipe.testing.stores import contents
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
 from tests.processes import Server, Started
 
-VIEWS = 12
-SHARDS = VIEWS + 2
+VIEWS = 9
 
 
 def _arguments(built: Built, out: Path) -> tuple[object, ...]:
@@ -87,16 +86,15 @@ def test_ranks_make_the_store_of_one_process(ranks: Callable[..., list[Started]]
     assert [errors for _, errors in ended[1:]] == ["", ""]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
 def test_the_shards_of_a_killed_rank_are_computed_by_the_others(
-    ranks: Callable[..., list[Started]], alone: Path, tmp_path: Path, killed: int
+    ranks: Callable[..., list[Started]], alone: Path, tmp_path: Path
 ) -> None:
     started = ranks(3)
     _wait_for_shards(tmp_path / "logits.zarr", 3)
-    started[killed].kill()
+    started[0].kill()
     codes = [process.wait() for process in started]
-    assert codes.pop(killed) in (-signal.SIGKILL, 0)
-    assert codes == [0, 0]
+    assert codes[0] in (-signal.SIGKILL, 0)
+    assert codes[1:] == [0, 0]
     _check(tmp_path / "logits.zarr", alone)
 
 
@@ -104,7 +102,7 @@ def test_killed_and_continued_by_other_numbers(
     ranks: Callable[..., list[Started]], built: Built, alone: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "logits.zarr"
-    for world, shards in ((3, 2), (2, 6)):
+    for world, shards in ((3, 2), (2, 5)):
         started = ranks(world)
         _wait_for_shards(store, shards)
         for process in started:
@@ -112,7 +110,7 @@ def test_killed_and_continued_by_other_numbers(
         for process in started:
             process.wait()
     kept = {name: (store / name).stat().st_mtime_ns for name in Ledger(store).read()}
-    assert len(kept) >= 2 * 6
+    assert len(kept) >= 2 * 5
     assert run_command(None, *_arguments(built, store)).code == 0
     assert {name: (store / name).stat().st_mtime_ns for name in kept} == kept
     _check(store, alone)
