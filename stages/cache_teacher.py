@@ -227,14 +227,12 @@ def _fill(
     began = time.perf_counter()
     builder.memory_limit = params.output.memory_bytes
     geometry = Geometry.of(forward.preset)
-    renderers = {
-        split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
-        for split, dataset in datasets.items()
-    }
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
     known: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
+        # One at a time: each has processes that decode.
+        renderer = Renderer(datasets[split], recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
         total = len(datasets[split]) * builder.manifest.splits[split].planes
         with progress(f"caching {split}", total=total) as advance:
             count = _counted(builder, split, advance)
@@ -246,7 +244,7 @@ def _fill(
                         split,
                         view,
                         forward=forward,
-                        renderer=renderers[split],
+                        renderer=renderer,
                         batch_size=params.teacher.batch_size,
                         advance=count,
                     )

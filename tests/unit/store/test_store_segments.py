@@ -17,6 +17,7 @@ import torch
 
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
+from kdpipe.stages.storing import seal
 from kdpipe.store import adoption, manifest
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.growing import grow
@@ -309,3 +310,18 @@ def test_a_growth_takes_these_steps(sealed: Path) -> None:
         process.join(60)
         assert hears.recv() == STEPS
     assert open_store(sealed).num_samples == 37
+
+
+def test_a_growth_that_is_complete_can_be_sealed(sealed: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(sealed, tmp_path / "other" / "small.zarr"))
+    plan = further(sealed, ids(17, seed=6))
+    grown(other, plan)
+    with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+        stores.fill(builder, at_most=3)
+    with pytest.raises(CorruptStoreError, match="cannot be sealed: 6 files are missing"):
+        seal(sealed)
+    with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+        assert stores.fill(builder) == 3
+    seal(sealed)
+    assert manifest.read(sealed).digest == manifest.read(other).digest
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["other", sealed.name]
