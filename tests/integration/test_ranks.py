@@ -16,6 +16,7 @@ import pytest
 
 from kdpipe import open_store
 from kdpipe.store.ledger import Ledger
+from kdpipe.store.verify import verify_files
 from kdpipe.testing import stores
 from kdpipe.testing.stores import contents
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
@@ -24,9 +25,10 @@ from tests.processes import Server, Started
 VIEWS = 9
 
 
-def _arguments(built: Built, out: Path) -> tuple[object, ...]:
+def _arguments(built: Built, out: Path, *, teacher: tuple[object, ...] = ()) -> tuple[object, ...]:
+    named = teacher or ("--teacher", "resnet8", "--weights", built.weights)
     return (
-        *("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", built.weights, "--out", out),
+        *("cache-teacher", *LIMITS, *named, "--out", out),
         *("--views", VIEWS, "--batch-size", 20, "--device", "cpu"),
     )
 
@@ -48,13 +50,12 @@ def alone(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(built: Built, tmp_path: Path, commands: Server) -> Callable[..., list[Started]]:
     """Starts so many ranks of a job that makes the store below ``tmp_path``."""
 
-    def start(world: int, **more: tuple[object, ...]) -> list[Started]:
+    def start(world: int, teacher: tuple[object, ...] = ()) -> list[Started]:
         started = []
         for rank in range(world):
             place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
             with patch.dict(os.environ, {name: str(value) for name, value in place.items()}):
-                extra = more.get(f"rank{rank}", ())
-                started.append(commands.start(*_arguments(built, tmp_path / "logits.zarr"), *extra))
+                started.append(commands.start(*_arguments(built, tmp_path / "logits.zarr", teacher=teacher)))
         return started
 
     return start
@@ -129,14 +130,16 @@ def test_asked_to_stop_and_continued(ranks: Callable[..., list[Started]], alone:
     _check(store, alone)
 
 
-def test_a_rank_that_would_compute_other_logits_is_refused(
-    ranks: Callable[..., list[Started]], alone: Path, tmp_path: Path
+def test_a_rank_whose_device_computes_other_logits_is_refused(
+    ranks: Callable[..., list[Started]], tmp_path: Path
 ) -> None:
-    started = ranks(2, rank1=("--precision", "bf16"))
+    other = ("--teacher", "tests.networks:drifting", "--input-size", 16, "--statistics", "data")
+    started = ranks(2, teacher=other)
     errors = [process.communicate()[1] for process in started]
-    other = next(text for text, process in zip(errors, started, strict=True) if process.returncode)
-    assert "logits.zarr differs from what is asked for (precision:" in other
     assert sorted(process.returncode for process in started) == [0, 1]
+    refusal = next(text for text, process in zip(errors, started, strict=True) if process.returncode)
+    assert "its logits for the fixed probe input differ" in refusal.splitlines()[-1]
+    assert verify_files(tmp_path / "logits.zarr") == []
 
 
 def test_parts_of_a_job_array(
