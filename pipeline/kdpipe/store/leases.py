@@ -26,10 +26,11 @@ from kdpipe.store.ledger import Ledger
 
 PATIENCE = 900.0
 """Seconds without a sign of life of any process after which waiting for the others ends."""
-_POLL = 0.1
+_POLL, _SLOWEST_POLL = 0.05, 1.0
+"""Seconds between two looks at the others: at first, and later."""
 _APPEARS = 120.0
 """Seconds until the store that another process has made must be seen."""
-_REFUSED = 10
+_REFUSED = 8
 """Looks at the lock of a process that shares it with none, before this one is refused."""
 _TOUCH = 5.0
 """Seconds between two signs of life."""
@@ -149,8 +150,10 @@ class Membership:
             StoreLockedError: no process has given a sign of life for the time that this one has patience.
         """
         seen, since = self._signs(), time.monotonic()
+        pause = _POLL
         while (result := done()) is None:
-            time.sleep(_POLL)
+            time.sleep(pause)
+            pause = min(1.2 * pause, _SLOWEST_POLL)
             signs = self._signs()
             if signs != seen:
                 seen, since = signs, time.monotonic()
