@@ -294,6 +294,19 @@ def _fleet() -> str:
     return _markdown(heading, rows)
 
 
+def _scale() -> str:
+    rows = []
+    for count, each in _read("scale")["sizes"].items():
+        first, again = each["first"], each["again"]
+        seconds = (each["listing"]["cpu_seconds"], again["load_cpu_seconds"], first["load_cpu_seconds"])
+        memory = (again["peak_mb_beyond"], again["worker_private_mb_beyond"])
+        rows.append(
+            (f"{int(count):,}", *(f"{each:.2f}" for each in seconds), *(f"{max(0, each):.0f}" for each in memory))
+        )
+    heading = ("images", "`ImageFolder`, s", "later command, s", "first command, s", "MB", "MB per worker")
+    return _markdown(heading, rows[1:])
+
+
 def _skew() -> str:
     recall = _read("skew")["recall"]
     rows = [
@@ -520,6 +533,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "robust": _robust,
     "auxiliary": _auxiliary,
     "fleet": _fleet,
+    "scale": _scale,
     "skew": _skew,
     "views-speed": _views_speed,
     "consistency": _consistency,
