@@ -1,4 +1,6 @@
-"""Windows of chunks against a full shuffle: distinct classes in a batch, dataset sorted by class.
+"""Windows of chunks against a full shuffle: distinct classes in a batch of a dataset that is sorted by class.
+
+The rows of the store are in the order of the dataset, or shuffled, which is the default of `cache-teacher`.
 
     python benchmarks/shuffle.py
 
@@ -15,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.pairing.growth import row_order
 from kdpipe.store.blocks import draw
 from kdpipe.store.plan import Layout
 from kdpipe.views import permutation
@@ -36,11 +39,19 @@ def main() -> None:
     chunk_rows = Layout.choose(samples=options.samples, row_bytes=2 * options.classes).chunk_rows
     chunk = np.arange(options.samples) // chunk_rows
     full = permutation(options.samples, seed=0, stream=0)
+    in_rows = labels[row_order(options.samples, seed=0)]
     rows = []
     for part in options.parts:
         windows = draw(chunk, held=max(1, (int(chunk[-1]) + 1) // part), data_seed=0, epoch=0)
-        distinct = distinct_classes(labels[np.concatenate(windows)], options.batch_size)
-        rows.append({"window": f"1/{part} of a plane", "windows": len(windows), "distinct_classes": round(distinct, 1)})
+        order = np.concatenate(windows)
+        rows.append(
+            {
+                "window": f"1/{part} of a plane",
+                "windows": len(windows),
+                "distinct_classes": round(distinct_classes(labels[order], options.batch_size), 1),
+                "of_shuffled_rows": round(distinct_classes(in_rows[order], options.batch_size), 1),
+            }
+        )
     result = {
         "command": "python benchmarks/shuffle.py",
         **{key: getattr(options, key) for key in ("samples", "classes", "batch_size")},

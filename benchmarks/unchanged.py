@@ -70,7 +70,7 @@ def of_run(path: Path) -> dict[str, str]:
 
 def stores(work: Path, teacher: Path) -> dict[str, str]:
     """Return the digest of a store for each encoding and each recipe."""
-    fast = ["cache-teacher", *SMALL, "--teacher", f"run:{teacher}", "--views", "2"]
+    fast = ["cache-teacher", *SMALL, "--order", "dataset", "--teacher", f"run:{teacher}", "--views", "2"]
     cache = [*fast, *CONTIGUOUS]
     found = {}
     for encoding in ENCODINGS:

@@ -447,10 +447,15 @@ def _grammatical(name: str) -> str:
 def _shuffle() -> str:
     windows = _read("shuffle")["windows"]
     rows = [
-        (each["window"].removesuffix(" of a plane"), str(each["windows"]), f"{each['distinct_classes']:.0f}")
+        (
+            each["window"].removesuffix(" of a plane"),
+            str(each["windows"]),
+            f"{each['distinct_classes']:.0f}",
+            f"{each['of_shuffled_rows']:.0f}",
+        )
         for each in windows
     ]
-    heading = ("a window holds, of a plane", "windows in an epoch", "distinct classes in a batch of 256")
+    heading = ("a window holds, of a plane", "windows in an epoch", "rows by class", "shuffled rows")
     return _markdown(heading, rows)
 
 

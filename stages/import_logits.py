@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+import numpy as np
+
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import DatasetError
 from kdpipe.models import Preset
+from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
-from kdpipe.stages.storing import check_top1, report, settle
+from kdpipe.stages.storing import check_top1, ordered, report, settle
 from kdpipe.store.writer import build
 from kdpipe.teacher.cache import Imported, copy_plane, plan
 from kdpipe.teacher.settings import ImportSettings
@@ -31,8 +34,16 @@ def run(params: ImportLogits) -> None:
     )
     scored = "test" if "test" in datasets else "train"
     top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)
+    stored, order = ordered(datasets, params, seed=view.seed)
     wanted = plan(
-        source, datasets, recipe=view.recipe, seed=view.seed, views=view.augmented, encoding=asked, batch_size=1
+        source,
+        stored,
+        recipe=view.recipe,
+        seed=view.seed,
+        views=view.augmented,
+        encoding=asked,
+        batch_size=1,
+        order=order,
     )
     wanted = settle(wanted, params, pilot=lambda: source.pilot(seed=view.seed))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
@@ -43,10 +54,11 @@ def run(params: ImportLogits) -> None:
             began = time.perf_counter()
             for split, dataset in datasets.items():
                 planes = builder.manifest.splits[split].planes
+                rows = np.arange(len(dataset)) if order is None else row_order(len(dataset), seed=view.seed)
                 with progress(f"importing {split}", total=len(dataset) * planes) as advance:
                     advance(builder.rows_elsewhere(split))
                     for number in range(planes):
-                        copy_plane(builder, split, number, source=source, advance=advance)
+                        copy_plane(builder, split, number, source=source, order=rows, advance=advance)
                     builder.drain()
             sealed = builder.seal(
                 {

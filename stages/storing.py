@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,16 +14,29 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.chooser import choose_encoding
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ModelError
+from kdpipe.errors import ModelError, StoreError
 from kdpipe.metrics import Logits, accuracy
+from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import Storing
+from kdpipe.store import adoption, manifest
 from kdpipe.store.inspect import fidelity_lines, summary
 from kdpipe.store.plan import Plan
-from kdpipe.store.sections import Candidate, Choice
+from kdpipe.store.sections import Candidate, Choice, RowOrder
 from kdpipe.store.skeleton import settled
 from kdpipe.store.writer import continue_alone
+
+
+def ordered(
+    datasets: Mapping[str, Dataset], params: Storing, *, seed: int
+) -> tuple[dict[str, Dataset], RowOrder | None]:
+    """Return the datasets in the order of the store's rows, and that order."""
+    order: RowOrder | None = None if params.output.order == "dataset" else "shuffled"
+    if params.output.order is None:
+        with suppress(StoreError):
+            order = manifest.read(params.output.out).order
+    return {split: in_order(dataset, order, seed=seed) for split, dataset in datasets.items()}, order
 
 
 def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
@@ -77,7 +91,7 @@ def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> f
 
 
 def seal(path: Path) -> None:
-    """Seal a store whose shards are all finished, where no process of those that computed them came to it.
+    """Seal a store, or its growth, whose shards are all finished, if none of the processes that computed them did.
 
     Raises:
         CorruptStoreError: shards are missing.
@@ -85,7 +99,7 @@ def seal(path: Path) -> None:
     """
     with continue_alone(path) as builder:
         if builder.sealed:
-            say(f"{path} is sealed already.")
+            _seal_growth(path)
             return
         top1 = None
         if "test" in builder.manifest.splits:
@@ -97,6 +111,22 @@ def seal(path: Path) -> None:
             "teacher_test_top1": top1,
         }
         say(f"{path} sealed, digest {builder.seal(about).digest}.")
+    _report(path)
+
+
+def _seal_growth(path: Path) -> None:
+    """Seal further segments of a sealed store, and put them in their place; the caller holds the store's lock."""
+    part = adoption.part_path(path)
+    if not part.is_dir():
+        say(f"{path} is sealed already.")
+        return
+    with continue_alone(part) as builder:
+        if not builder.sealed:
+            known = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": dict(versions())}
+            tested = "test" in builder.manifest.names
+            builder.seal(known | builder.work() | ({"teacher_test_top1": None} if tested else {}))
+    grown = adoption.recover(path)
+    say(f"{path} has not grown." if grown is None else f"{path} has grown, digest {grown.digest}.")
     _report(path)
 
 

@@ -195,6 +195,12 @@ def _cached_targets(
         if settings.store_mix == "confidence":
             refuse_coarse(store)
         parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        if not store.fits and store.manifest.order is None:
+            say(
+                f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
+                "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
+                "the store anew."
+            )
     if len(parts) == 1:
         return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,9 @@ class StoreOutput(Settings):
     """Output"""
 
     out: Annotated[Path, Field(description="Store to write, NAME.zarr.")]
+    order: Literal["shuffled", "dataset"] | None = None
+    """Order of the rows: shuffled, so that any part of a view is a fair sample of it, or that of the dataset (default:
+    that of the store if there is one, or shuffled)."""
     overwrite: bool = False
     """Rebuild a store that was made from other ingredients instead of refusing. Images that are new or have changed are
     added to a store without it."""

@@ -107,8 +107,10 @@ def test_overwrite_rebuilds_a_store_of_other_ingredients(built: Built, kdpipe: K
     )
     assert changed.code == 0
     assert open_store(store).digest != open_store(built.store).digest
-    assert np.array_equal(open_store(store).plane(0), open_store(built.store).plane(0))
-    assert not np.array_equal(open_store(store).plane(1), open_store(built.store).plane(1))
+    found, before = open_store(store), open_store(built.store)
+    order, other = (np.lexsort(each.sample_ids.T) for each in (found, before))  # which the seed shuffles, too
+    np.testing.assert_allclose(found.plane(0)[order], before.plane(0)[other], atol=1e-3)
+    assert not np.allclose(found.plane(1)[order], before.plane(1)[other], atol=1e-3)
 
 
 def test_a_bad_teacher_is_stopped_before_the_training_views(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:

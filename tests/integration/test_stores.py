@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kdpipe import open_store
+from kdpipe import dataset, open_store
+from kdpipe.pairing.join import join
 from tests.conftest import LIMITS, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
@@ -109,10 +110,11 @@ class TestImport:
     def files(self, built: Built, tmp_path: Path) -> dict[str, Path]:
         """Save what the built store holds as somebody else would hand it over."""
         train, test = open_store(built.store), open_store(built.store, split="test")
+        rows = {each.split: join(each, dataset.load("digits", each.split, each.num_samples)) for each in (train, test)}
         arrays = {
-            "train": train.plane(0),
-            "views": np.stack([train.plane(view) for view in range(3)]),
-            "test": test.plane(0).astype(np.float64),
+            "train": train.plane(0)[rows["train"]],
+            "views": np.stack([train.plane(view)[rows["train"]] for view in range(3)]),
+            "test": test.plane(0)[rows["test"]].astype(np.float64),
         }
         for name, values in arrays.items():
             np.save(tmp_path / f"{name}.npy", values)

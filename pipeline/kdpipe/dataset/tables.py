@@ -32,7 +32,8 @@ _COUNT_BYTES = 8
 _DIGEST_BYTES = 32
 _SAVED_EVERY = 1.0
 """Seconds of work that a kill may lose."""
-_MANY_BLOCKS = 4096
+_MANY_BLOCKS = 256
+"""Blocks from which a table is written anew as one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Table:
         blocks = self._blocks()
         if not blocks:
             return np.empty(0, dtype=self.kind)
-        entries = np.concatenate(blocks)
+        entries = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         newest = _newest(entries)
         if len(entries) > 2 * len(newest) or len(blocks) > _MANY_BLOCKS:
             self._rewrite(newest)

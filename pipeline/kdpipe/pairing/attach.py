@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from kdpipe.dataset import Dataset, sample_id
 from kdpipe.errors import DatasetError, StoreError
+from kdpipe.pairing.growth import row_order
 from kdpipe.pairing.join import check_classes, join_checked, locate, matched, with_store_ids
 from kdpipe.pairing.probes import refuse_another_order, replay
 from kdpipe.pairing.shared import Origin, SharedTargets
@@ -237,9 +238,10 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
     if known.classes is not None:
         check_classes(store, known.classes, where=name)
     if by_index:
-        _check_order(store, len(dataset), known.labels, name=name)
-        refuse_another_order(store, dataset.__getitem__, files=known.files, name=name)
-        return np.arange(len(dataset))
+        index = _index_of(store, len(dataset), name=name)
+        _check_order(store, known.labels, index, name=name)
+        refuse_another_order(store, dataset.__getitem__, files=known.files, index=index, name=name)
+        return np.argsort(index)
     listed = False
     if keys is None:
         if known.paths is None:
@@ -256,20 +258,32 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
     return locate(store, ids, keys=keys, where=f"samples of {name}")
 
 
-def _check_order(store: LogitStore, samples: int, labels: npt.NDArray[Any] | None, *, name: str) -> None:
-    """Compare the number and the labels of a dataset's samples with the store's, in its order."""
+def _index_of(store: LogitStore, samples: int, *, name: str) -> npt.NDArray[np.int64]:
+    """Return the dataset's index of each row of a store that was made of all of its samples."""
     if samples != store.num_samples:
         raise StoreError(
             f"{name} has {samples} samples, {store.path} has {store.num_samples} of '{store.split}': they cannot be "
             "joined by index. Give the samples' keys."
         )
+    if store.manifest.order is None:
+        return np.arange(samples)
+    if len(store.segments) > 1:
+        raise StoreError(f"{store.path} has grown, so its rows have no index in {name}. Give the samples' keys.")
+    return row_order(samples, seed=store.manifest.fingerprint.recipe.seed)
+
+
+def _check_order(
+    store: LogitStore, labels: npt.NDArray[Any] | None, index: npt.NDArray[np.int64], *, name: str
+) -> None:
+    """Compare the labels of a dataset with the store's, whose rows have the samples at ``index``."""
     if labels is None:
         return
-    differing = np.flatnonzero((labels != store.labels) & (labels >= 0) & (store.labels >= 0))
+    kept = store.labels[np.argsort(index)]
+    differing = np.flatnonzero((labels != kept) & (labels >= 0) & (kept >= 0))
     if differing.size:
         first = int(differing[0])
         raise StoreError(
-            f"{name} has the label {labels[first]} at index {first}, {store.path} has {store.labels[first]} "
+            f"{name} has the label {labels[first]} at index {first}, {store.path} has {kept[first]} "
             f"({differing.size} differ): another order, or corrected labels. Give the samples' keys."
         )
 

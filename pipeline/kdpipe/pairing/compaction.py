@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import StoreError
+from kdpipe.pairing.growth import row_order
 from kdpipe.pairing.join import join_checked, with_store_ids
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering, replay, stored_recipe, teacher_preset
 from kdpipe.progress import Progress, silent
@@ -36,7 +37,9 @@ class _Kept:
 def compact(
     stores: Mapping[str, LogitStore], datasets: Mapping[str, Dataset], out: Path, *, progress: Progress = silent
 ) -> Manifest:
-    """Copy a store to ``out`` with the samples of ``datasets``, in their order, and return the copy's manifest.
+    """Copy a store to ``out`` with the samples of ``datasets``, and return the copy's manifest.
+
+    Its rows are in the order of the datasets, or shuffled as those of the store.
 
     ``stores`` are all splits of the store, opened for its signals, and ``datasets`` the same splits. A copy that was
     interrupted is continued.
@@ -68,7 +71,9 @@ def compact(
 
 def _kept(store: LogitStore, dataset: Dataset) -> _Kept:
     paired = with_store_ids(store, dataset)
-    paired = paired.subset(np.arange(len(paired)))  # whose fingerprint covers the store's ids
+    order, seed = store.manifest.order, store.manifest.fingerprint.recipe.seed
+    rows = np.arange(len(paired)) if order is None else row_order(len(paired), seed=seed)
+    paired = paired.subset(rows)  # whose fingerprint covers the store's ids
     return _Kept(paired, join_checked(store, paired))
 
 
@@ -103,4 +108,5 @@ def _plan(stores: Mapping[str, LogitStore], kept: Mapping[str, _Kept]) -> Plan:
         signals=found.kept,
         provenance=found.provenance,
         rendering=rendering(stored_recipe(first), geometry, datasets, probes),
+        order=found.order,
     )

@@ -17,9 +17,11 @@ from kdpipe.dataset.samples import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.sections import RowOrder
 from kdpipe.store.segments import Segment
-from kdpipe.views import Population
+from kdpipe.views import Population, permutation
 
+_ORDER_STREAM = 0x0_0DE8
 Bools = npt.NDArray[np.bool_]
 
 
@@ -30,6 +32,8 @@ class Standing:
     store: LogitStore
     dataset: Dataset
     """With the store's ids of samples that were renamed."""
+    renamed: bool
+    """Whether there are such samples."""
     rows: npt.NDArray[np.int64]
     """The store's row of each sample, -1 for none, ``(n,)``."""
     changed: Bools
@@ -44,7 +48,7 @@ class Standing:
         Raises:
             StaleStoreError: the store's recipe cannot be drawn.
         """
-        dataset = with_store_ids(store, dataset)
+        given, dataset = dataset, with_store_ids(store, dataset)
         rows = find_ids(dataset.sample_ids, store.sample_ids)
         changed = (rows >= 0) & (store.content_digests[rows] != dataset.content_digests).any(axis=1)
         unmixed = np.zeros(len(dataset), dtype=bool)
@@ -53,7 +57,7 @@ class Standing:
             seed = store.manifest.fingerprint.recipe.seed
             population = Population(dataset.subset(same), store.populations, seed=seed)
             unmixed[same] = population.alone(range(1, store.num_views + 1))
-        return cls(store, dataset, rows, changed, unmixed)
+        return cls(store, dataset, dataset is not given, rows, changed, unmixed)
 
     @property
     def served(self) -> Bools:
@@ -82,7 +86,7 @@ class Standing:
 
     def drift(self) -> Drift | None:
         """Compare the teacher's pixels of the probes among the served samples; see ``probes.drift``."""
-        served = np.flatnonzero(self.served)
+        served = np.flatnonzero(self.served & np.isin(self.rows, self.store.probe_rows))
         return drift(self.store, self.dataset.subset(served), self.rows[served]) if len(served) else None
 
     def __str__(self) -> str:
@@ -102,6 +106,16 @@ def alone(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
     return replace(dataset.subset(indices), origin=None)
 
 
+def row_order(samples: int, *, seed: int) -> npt.NDArray[np.int64]:
+    """Return the dataset's index of each row of a segment whose rows are shuffled; ``seed`` is the recipe's."""
+    return permutation(samples, seed=seed, stream=_ORDER_STREAM)
+
+
+def in_order(dataset: Dataset, order: RowOrder | None, *, seed: int) -> Dataset:
+    """Return a dataset in the order of a segment's rows."""
+    return dataset if order is None else alone(dataset, row_order(len(dataset), seed=seed))
+
+
 def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Dataset] | None:
     """Return the images of each segment as a dataset, by group; ``None`` if some were removed or have changed.
 
@@ -115,8 +129,8 @@ def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Da
             indices = find_ids(each.sample_ids, dataset.sample_ids)
         if (indices < 0).any() or (dataset.content_digests[indices] != each.content_digests).any():
             return None
-        in_order = np.array_equal(indices, np.arange(len(dataset)))
+        same = np.array_equal(indices, np.arange(len(dataset)))
         # A dataset with the store's ids of renamed samples still has the fingerprint of its own.
         own = fingerprint(dataset.sample_ids, dataset.content_digests, classes=dataset.classes)
-        found[each.name] = dataset if in_order and own == dataset.fingerprint else alone(dataset, indices)
+        found[each.name] = dataset if same and own == dataset.fingerprint else alone(dataset, indices)
     return found

@@ -194,9 +194,16 @@ _SEARCHED = 4096
 
 
 def refuse_another_order(
-    store: LogitStore, item: Callable[[int], Any], *, files: Sequence[Path] | None, name: str
+    store: LogitStore,
+    item: Callable[[int], Any],
+    *,
+    files: Sequence[Path] | None,
+    index: npt.NDArray[np.int64],
+    name: str,
 ) -> None:
-    """Compare some items with the images that the store has at their positions: its probes, and an even sample.
+    """Compare some items with the images that the store has of them: its probes, and an even sample.
+
+    ``index`` is the item's index of each row of the store.
 
     The store knows an image by the digest of its file or pixels, and its probes also by hashes of their decoded pixels
     and of their pixels at the teacher's input size. ``item`` returns the dataset's items by index, ``files`` are its
@@ -209,23 +216,23 @@ def refuse_another_order(
     known = _known(store)
     probes = store.probe_rows.tolist()
     spread = np.linspace(0, store.num_samples - 1, min(COMPARED, store.num_samples)).astype(np.int64).tolist()
-    seen = [(row, list(_marks(item, files, row))) for row in sorted({*probes, *spread})]
+    seen = [(row, list(_marks(item, files, int(index[row])))) for row in sorted({*probes, *spread})]
     right = [row for row, marks in seen if any(row in known[mark] for mark in marks if mark in known)]
     if not right and any(marks for row, marks in seen if row in probes):
-        seen += [(row, list(_marks(item, files, row))) for row in _alike(store, probes)]
+        seen += [(row, list(_marks(item, files, int(index[row])))) for row in _alike(store, probes)]
     for row, marks in seen:
         others = sorted({other for mark in marks for other in known.get(mark, ())})
         if others and row not in others:
             raise StoreError(
-                f"{name} has at index {row} the image that {store.path} has at index {others[0]}: it is in another "
-                "order. Give the samples' keys."
+                f"{name} has at index {index[row]} the image that {store.path} has at index {index[others[0]]}: it is "
+                "in another order. Give the samples' keys."
             )
     kinds = {mark[0] for row, marks in seen if row in right for mark in marks if row in known.get(mark, ())}
     for row, marks in seen:
         if "digest" in kinds and marks and not any(mark in known for mark in marks):
             raise StoreError(
-                f"{name} has at index {row} an image that {store.path} lacks, and others at the places of the store's. "
-                "Give the samples' keys, or restore the images."
+                f"{name} has at index {index[row]} an image that {store.path} lacks, and others at the places of the "
+                "store's. Give the samples' keys, or restore the images."
             )
 
 

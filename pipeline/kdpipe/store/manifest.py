@@ -30,6 +30,7 @@ from kdpipe.store.sections import (
     Fingerprint,
     Modest,
     Rendering,
+    RowOrder,
     Shape,
     Signals,
     Split,
@@ -40,7 +41,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering")
+_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order")
 
 
 class Manifest(BaseModel):
@@ -70,6 +71,8 @@ class Manifest(BaseModel):
     """Loss of encoding over all rows of each sealed split; see ``kdpipe.encoding.fidelity``."""
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
+    order: RowOrder | None = None
+    """How the rows of each segment are ordered; ``None`` for the order of the dataset."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}

@@ -16,7 +16,17 @@ from kdpipe.encoding.registry import get_encoding, restore_encoding
 from kdpipe.errors import CorruptStoreError
 from kdpipe.store import arrays
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.sections import PENULTIMATE, Choice, Fingerprint, Rendering, Shape, Split, array_name, recorded
+from kdpipe.store.sections import (
+    PENULTIMATE,
+    Choice,
+    Fingerprint,
+    Rendering,
+    RowOrder,
+    Shape,
+    Split,
+    array_name,
+    recorded,
+)
 from kdpipe.store.settings import Provenance
 
 
@@ -131,8 +141,15 @@ class Plan:
     provenance: Provenance = field(default_factory=Provenance)
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
+    order: RowOrder | None = None
+    """How the rows are ordered, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
+
+    @property
+    def keys(self) -> dict[str, Sequence[str]]:
+        """Keys of the samples by split, for error messages."""
+        return {name: split.keys for name, split in self.splits.items()}
 
     def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
         """Return the plan with another encoding, and how it was chosen."""
@@ -179,6 +196,7 @@ class Plan:
             provenance=self.provenance,
             rendering=self.rendering,
             choice=self.choice,
+            order=self.order,
         )
 
 

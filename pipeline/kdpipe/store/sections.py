@@ -35,6 +35,8 @@ PENULTIMATE = "features:penultimate"
 _SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
 """Names of signals in format 1; a layer has the name of a module of the teacher."""
 
+RowOrder = Literal["shuffled"]
+"""A pseudo-random order of a segment's rows, so that any part of a plane is a fair sample of it."""
 Shape = tuple[int, ...]
 """Shape of a signal for one sample: ``(channels,)`` of features, ``(H, W)`` of an attention map."""
 

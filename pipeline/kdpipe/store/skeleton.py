@@ -149,6 +149,9 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     differing = found.fingerprint.differences(wanted.fingerprint)
     if not differing:
         differing += rendering_differences(found.rendering, wanted.rendering)
+    if found.order != wanted.order:
+        rows = [each.order or "dataset" for each in (found, wanted)]
+        differing.append(f"order: the store's rows are in the order '{rows[0]}', asked for '{rows[1]}'")
     if found.classes != wanted.classes:
         differing.append("classes: the names or their order differ")
     for name, split in wanted.splits.items():

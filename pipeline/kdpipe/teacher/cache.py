@@ -20,7 +20,7 @@ from kdpipe.models import Preset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
-from kdpipe.store.sections import Fingerprint, Teacher, recorded
+from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder
@@ -41,11 +41,13 @@ def plan(
     encoding: Encoding,
     batch_size: int,
     replaces: Mapping[str, int] | None = None,
+    order: RowOrder | None = None,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
-    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces.
+    views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces, and ``order`` is
+    that of the datasets' samples.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -87,6 +89,7 @@ def plan(
         splits=splits,
         calibrated=encoding,
         signals=source.signals,
+        order=order,
         rendering=rendering(recipe, geometry, datasets, probes),
     )
 
@@ -245,13 +248,22 @@ class Imported:
         return _open(path, dataset, planes=planes)
 
 
-def copy_plane(builder: Builder, split: str, view: int, *, source: Imported, advance: Callable[[int], None]) -> None:
+def copy_plane(
+    builder: Builder,
+    split: str,
+    view: int,
+    *,
+    source: Imported,
+    order: npt.NDArray[np.int64],
+    advance: Callable[[int], None],
+) -> None:
     """Pass the unfinished shards of a plane to the builder's writer.
 
-    ``advance`` is called with the number of samples of each shard.
+    ``order`` is the file's row of each row of the store. ``advance`` is called with the number of samples of each
+    shard.
     """
     for shard in builder.unfinished(split, view):
-        rows = source.plane(split, view)[shard.start : shard.stop]
+        rows = source.plane(split, view)[order[shard.start : shard.stop]]
         builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
         del rows
         advance(shard.stop - shard.start)
