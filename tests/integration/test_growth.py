@@ -155,6 +155,10 @@ def test_fewer_samples_need_nothing(kdpipe: Kdpipe, images: Path, tmp_path: Path
     assert outcome.code == 0
     assert f"'train' samples: 1 removed since {store} was sealed." in outcome.err
     assert stores.contents(store) == before
+    digest = open_store(store).digest
+    assert cached(kdpipe, images, store, "--title", "Insects").code == 0
+    assert open_store(store).manifest.provenance.title == "Insects"
+    assert open_store(store).digest == digest
 
 
 def test_a_part_first_and_all_later(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
