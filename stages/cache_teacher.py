@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 
-from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError, StoreError
@@ -24,7 +23,7 @@ from kdpipe.stages.ranks import launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, ordered, report, settle
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import Normalization, frozen, load_teacher
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import RowOrder
@@ -32,7 +31,7 @@ from kdpipe.store.settings import Part
 from kdpipe.store.tree import segment_of
 from kdpipe.store.writer import Builder, build, build_together
 from kdpipe.teacher.cache import cache_plane, pilot, plan
-from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher, digest_of
+from kdpipe.teacher.forward import FrozenTeacher, digest_of
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.views import Geometry, Recipe, Renderer
@@ -160,26 +159,14 @@ def _part(params: CacheTeacher) -> Part | None:
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
-    device = models.resolve_device(settings.device)
     loaded = [
         load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code)
         for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
     ]
-    channels_last = _memory_format(params, digest_of(loaded))
-    teachers = [
-        Forward(
-            model,
-            device=device,
-            precision=settings.precision,
-            signals=settings.signals,
-            channels_last=channels_last,
-        )
-        for model in loaded
-    ]
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
-    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+    return frozen(loaded, settings, channels_last=_memory_format(params, digest_of(loaded)))
 
 
 def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
@@ -227,14 +214,12 @@ def _fill(
     began = time.perf_counter()
     builder.memory_limit = params.output.memory_bytes
     geometry = Geometry.of(forward.preset)
-    renderers = {
-        split: Renderer(dataset, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
-        for split, dataset in datasets.items()
-    }
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
     known: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
+        # One at a time: each has processes that decode.
+        renderer = Renderer(datasets[split], recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
         total = len(datasets[split]) * builder.manifest.splits[split].planes
         with progress(f"caching {split}", total=total) as advance:
             count = _counted(builder, split, advance)
@@ -246,7 +231,7 @@ def _fill(
                         split,
                         view,
                         forward=forward,
-                        renderer=renderers[split],
+                        renderer=renderer,
                         batch_size=params.teacher.batch_size,
                         advance=count,
                     )

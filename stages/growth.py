@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.base import Encoding
-from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.pairing.growth import Standing, by_segment
-from kdpipe.pairing.join import moved_samples, remarks, with_store_ids
+from kdpipe.pairing.join import remarks, with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.store import adoption, manifest
@@ -72,7 +72,13 @@ class Continued:
         encoding = _encoded(params, wanted, found)
         if encoding is None:
             return None
-        standings = {split: Standing.of(open_store(path, split), dataset) for split, dataset in datasets.items()}
+        try:
+            standings = {split: Standing.of(open_store(path, split), dataset) for split, dataset in datasets.items()}
+        except CorruptStoreError:
+            # A store of one segment is compared as it is, and adding views computes damaged shards again.
+            if len(found.splits) == len(found.names) or params.output.overwrite:
+                return None
+            raise
         if not standings["train"].served.any():
             return None
         continued = cls(path, found, encoding, standings)
@@ -91,7 +97,10 @@ class Continued:
     def _obstacle(self, *, views: int) -> str | None:
         """Return why the store cannot be continued; ``None`` if it can."""
         if views > self.views and self.segments is None:
-            return f"views cannot be added to {self.views}, because images of its samples were removed or have changed"
+            return (
+                f"views cannot be added to {self.views}, because images of its samples were removed or have changed; "
+                "kdpipe compact leaves their rows out"
+            )
         if not self.fresh:
             return None
         drifts = (standing.drift() for standing in self.standings.values())
@@ -113,7 +122,7 @@ class Continued:
         """Report which samples were renamed, are new, have changed or were removed."""
         for split, standing in self.standings.items():
             served = np.flatnonzero(standing.served)
-            if moved_samples(standing.dataset)[served].any():
+            if standing.renamed and len(served):
                 for line in remarks(standing.store, standing.dataset.subset(served), standing.rows[served]):
                     say(line)
             changes = str(standing)

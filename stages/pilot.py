@@ -20,6 +20,7 @@ from kdpipe.distil.targets import LiveTargets
 from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.chooser import stored_bytes
 from kdpipe.models import Model
+from kdpipe.models.layout import choose
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.plan import Plan
 from kdpipe.stages.sources import load_model
@@ -198,11 +199,13 @@ def time_training(params: Plan, whole: Dataset, pilot: Dataset, forward: FrozenT
 
 def _student(model: Model, pilot: Dataset, params: Plan, *, folder: Path) -> Student:
     device = models.resolve_device(params.teacher.device)
-    geometry = Geometry.of(model.preset)
+    geometry, module = Geometry.of(model.preset), model.module.to(device)
+    layout = choose(module, model.preset.size, asked=None, device=device, name=model.name)
+    settings = {"epochs": 1, "batch_size": params.forecast.train_batch_size, "channels_last": layout}
     return Student(
-        model.module.to(device),
+        module,
         Renderer(pilot, params.view.recipe, seed=params.view.seed, geometry=geometry, device=device),
         DistillationObjective(model.preset, Distillation(make("kd"), kd_weight=0.9, ce_weight=0.1)),
-        Optimization.model_validate({"epochs": 1, "batch_size": params.forecast.train_batch_size}),
+        Optimization.model_validate(settings),
         RunDirectory(folder),
     )

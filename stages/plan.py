@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdpipe import durable, models
+from kdpipe import durable
 from kdpipe.benchmark.machine import machine
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.base import Encoding
@@ -22,10 +22,10 @@ from kdpipe.stages.console import say, show
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.plan import Plan
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import Normalization, frozen, load_teacher
 from kdpipe.store.plan import Layout
 from kdpipe.teacher.forecast import Pass, Rates, Training, teacher_pass
-from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.forward import FrozenTeacher
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.views import Geometry, Renderer
 
@@ -100,17 +100,11 @@ def run(params: Plan) -> None:
 def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     settings = params.teacher
     given = Normalization(settings.mean, settings.std, settings.input_size, settings.statistics is not None)
-    device = models.resolve_device(settings.device)
-    teachers = [
-        Forward(
-            load_teacher(name, train_split, given, weights=weights, trust_code=params.code.trust_code),
-            device=device,
-            precision=settings.precision,
-            signals=settings.signals,
-        )
+    loaded = [
+        load_teacher(name, train_split, given, weights=weights, trust_code=params.code.trust_code)
         for name, weights in settings.with_weights
     ]
-    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)
+    return frozen(loaded, settings, channels_last=settings.channels_last)
 
 
 def _encoding(logits: torch.Tensor, params: Plan, *, rows: int) -> tuple[Choice, Encoding]:

@@ -20,7 +20,7 @@ from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import Storing
-from kdpipe.store import manifest
+from kdpipe.store import adoption, manifest
 from kdpipe.store.inspect import fidelity_lines, summary
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import Candidate, Choice, RowOrder
@@ -92,7 +92,7 @@ def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> f
 
 
 def seal(path: Path) -> None:
-    """Seal a store whose shards are all finished, where no process of those that computed them came to it.
+    """Seal a store, or its growth, whose shards are all finished, if none of the processes that computed them did.
 
     Raises:
         CorruptStoreError: shards are missing.
@@ -100,7 +100,7 @@ def seal(path: Path) -> None:
     """
     with continue_alone(path) as builder:
         if builder.sealed:
-            say(f"{path} is sealed already.")
+            _seal_growth(path)
             return
         top1 = None
         if "test" in builder.manifest.splits:
@@ -112,6 +112,22 @@ def seal(path: Path) -> None:
             "teacher_test_top1": top1,
         }
         say(f"{path} sealed, digest {builder.seal(about).digest}.")
+    _report(path)
+
+
+def _seal_growth(path: Path) -> None:
+    """Seal further segments of a sealed store, and put them in their place; the caller holds the store's lock."""
+    part = adoption.part_path(path)
+    if not part.is_dir():
+        say(f"{path} is sealed already.")
+        return
+    with continue_alone(part) as builder:
+        if not builder.sealed:
+            known = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": dict(versions())}
+            tested = "test" in builder.manifest.names
+            builder.seal(known | builder.work() | ({"teacher_test_top1": None} if tested else {}))
+    grown = adoption.recover(path)
+    say(f"{path} has not grown." if grown is None else f"{path} has grown, digest {grown.digest}.")
     _report(path)
 
 

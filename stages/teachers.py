@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from kdpipe.models import Model, Preset
 from kdpipe.models.preset import Statistics, Triple
 from kdpipe.stages.console import say
 from kdpipe.stages.sources import refuse_another_order, side_of
-from kdpipe.teacher.settings import brings_weights
+from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
+from kdpipe.teacher.settings import TeacherSettings, brings_weights
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,19 @@ def load_teacher(
         say(f"{name} takes images of {model.preset.size} px; mean and std: {source}.")
     refuse_another_order(model, train, origin=weights or name)
     return model
+
+
+def frozen(loaded: Sequence[Model], settings: TeacherSettings, *, channels_last: bool | None) -> FrozenTeacher:
+    """Return loaded teachers on their device; several as one that averages."""
+    device = models.resolve_device(settings.device)
+    teachers = [
+        Forward(
+            model,
+            device=device,
+            precision=settings.precision,
+            signals=settings.signals,
+            channels_last=channels_last,
+        )
+        for model in loaded
+    ]
+    return teachers[0] if len(teachers) == 1 else Ensemble(teachers)

@@ -85,7 +85,12 @@ def _leave(own: Sequence[TrainStudent], failure: KdpipeError) -> None:
 
 def _train_together(params: TrainStudent, ranks: Ranks) -> None:
     """Train one student by all ranks, each on its part of every batch; the first writes its run directory."""
-    own = params if ranks.rank == 0 else params.but(dvclive=False, tensorboard=False, wandb=False)
+    if ranks.rank > 0:
+        own = params.but(dvclive=False, tensorboard=False, wandb=False)
+    elif params.run.resume and not (params.run.out / "run.json").is_file():  # it is also passed to ranks that start
+        own = params.but(resume=False)
+    else:
+        own = params
     device = models.resolve_device(params.run.device)
     with joined(ranks.rank, ranks.world, device, patience=PATIENCE) as group:
         _train([own], group)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 from torch import nn
 
 from kdpipe.testing.doubles import Dropping, Starving, small_network
@@ -29,6 +32,21 @@ def plain(num_classes: int) -> nn.Module:
 def dropping(num_classes: int) -> nn.Module:
     """Return a network that draws from torch's generator at every step."""
     return Dropping(small(num_classes))
+
+
+def drifting(num_classes: int) -> nn.Module:
+    """Return a network with the same weights on each rank of a launcher, and other logits."""
+    return _Drifting(small(num_classes), float(os.environ.get("RANK", "0")))
+
+
+class _Drifting(nn.Module):
+    def __init__(self, network: nn.Module, drift: float) -> None:
+        super().__init__()
+        self.network, self._drift = network, drift
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(images)
+        return logits + self._drift
 
 
 def starving(num_classes: int) -> nn.Module:

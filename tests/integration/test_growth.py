@@ -12,7 +12,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from kdpipe import dataset, open_store
+from kdpipe import attach, dataset, open_store
 from kdpipe.dataset import Dataset
 from kdpipe.pairing.join import join_checked
 from kdpipe.pairing.probes import replay
@@ -120,6 +120,13 @@ def test_only_what_changed_is_computed(kdpipe: Kdpipe, images: Path, tmp_path: P
     assert cached(kdpipe, images, whole).code == 0
     for split in ("train", "test"):
         assert seen(store, loaded(images, split)) == seen(whole, loaded(images, split))
+    data = loaded(images, "train")
+    attached, expected = (attach(open_store(path), data) for path in (store, whole))
+    for index in range(len(data)):
+        for mine, its in zip(attached[index], expected[index], strict=True):
+            assert np.array_equal(mine, its)
+    recomputed = kdpipe("verify", store, "--data", f"folder:{images}", "--teacher", "growing_teacher:build")
+    assert recomputed.code == 0, recomputed.err
     described = [json.loads(kdpipe("inspect", path, "--json").out)["about"] for path in (store, whole)]
     assert described[0]["teacher_test_top1"] == described[1]["teacher_test_top1"]
     assert described[0]["seconds"] > 0
@@ -148,6 +155,10 @@ def test_fewer_samples_need_nothing(kdpipe: Kdpipe, images: Path, tmp_path: Path
     assert outcome.code == 0
     assert f"'train' samples: 1 removed since {store} was sealed." in outcome.err
     assert stores.contents(store) == before
+    digest = open_store(store).digest
+    assert cached(kdpipe, images, store, "--title", "Insects").code == 0
+    assert open_store(store).manifest.provenance.title == "Insects"
+    assert open_store(store).digest == digest
 
 
 def test_a_part_first_and_all_later(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
@@ -223,6 +234,24 @@ def test_views_are_added_to_all_segments(kdpipe: Kdpipe, images: Path, tmp_path:
     assert "nothing to do" in cached(kdpipe, images, store, views=3).err
 
 
+def test_views_whose_addition_was_stopped(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    """The store is finished first, also where an image was renamed since; then it grows."""
+    store = tmp_path / "grown.zarr"
+    assert cached(kdpipe, images, store, views=1).code == 0
+    picture(images / "train" / "bee" / "new.png", seed=77)
+    assert cached(kdpipe, images, store, views=1).code == 0
+    refused(cached(kdpipe, images, store, "--min-top1", 1, views=3), "below --min-top1")
+    assert json.loads(kdpipe("inspect", store, "--json").out)["state"] == "building"
+    (images / "train" / "ant" / "0.png").rename(images / "train" / "bee" / "moved.png")
+    picture(images / "train" / "ant" / "newer.png", seed=78)
+    assert cached(kdpipe, images, store, views=3).code == 0
+    assert [len(each.sample_ids) for each in open_store(store).segments] == [8, 1, 1]
+    (images / "train" / "bee" / "moved.png").rename(images / "train" / "ant" / "0.png")
+    assert cached(kdpipe, images, tmp_path / "whole.zarr", views=3).code == 0
+    data = loaded(images, "train")
+    assert seen(store, data) == seen(tmp_path / "whole.zarr", data)
+
+
 def test_views_of_images_that_are_gone_are_refused(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
     store = tmp_path / "grown.zarr"
     assert cached(kdpipe, images, store).code == 0
@@ -230,6 +259,20 @@ def test_views_of_images_that_are_gone_are_refused(kdpipe: Kdpipe, images: Path,
     refused(cached(kdpipe, images, store, views=3), "views cannot be added to 2", "removed or have changed")
     assert cached(kdpipe, images, store, "--overwrite", views=3).code == 0
     assert [len(each.sample_ids) for each in open_store(store).segments] == [8]
+
+
+def test_damaged_stores(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    """Adding views computes a lost shard again; a store that has grown is not made anew for it."""
+    store, shard = tmp_path / "grown.zarr", tmp_path / "grown.zarr" / "train" / "codes" / "c" / "1" / "0" / "0"
+    assert cached(kdpipe, images, store).code == 0
+    content = shard.read_bytes()
+    shard.unlink()
+    assert cached(kdpipe, images, store, views=3).code == 0
+    assert shard.read_bytes() == content
+    change(images)
+    assert cached(kdpipe, images, store, views=3).code == 0
+    shard.unlink()
+    refused(cached(kdpipe, images, store, views=3), "train/codes/c/1/0/0 is missing", "kdpipe verify")
 
 
 def test_mixing_finds_partners_within_a_segment(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:

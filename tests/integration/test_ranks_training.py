@@ -139,7 +139,7 @@ def test_one_student_of_several_ranks_is_that_of_one_process(
     assert sorted(path.name for path in (tmp_path / "three").iterdir()) == sorted(
         path.name for path in (tmp_path / "one").iterdir()
     )
-    taught = _student(built, tmp_path / "taught", "--student", "resnet8", "--loss", "dkd")
+    taught = _student(built, tmp_path / "taught", "--student", "resnet8", "--loss", "dkd", "--resume")
     assert [each.wait() for each in _ranks(commands, 2, *taught)] == [0, 0]
     assert RunDirectory(tmp_path / "taught").finished
 

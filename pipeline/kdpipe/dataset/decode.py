@@ -85,8 +85,11 @@ def decode(content: bytes, where: str) -> Pixels:
         raise _unreadable(where, error) from error
 
 
-def _decode_jpeg(content: bytes) -> Pixels | None:
-    """Return the pixels of a JPEG file by simplejpeg; None for what is left to Pillow, such as CMYK and damage."""
+def _decode_jpeg(content: bytes, *, scale: int = 1) -> Pixels | None:
+    """Return the pixels of a JPEG file by simplejpeg; None for what is left to Pillow, such as CMYK and damage.
+
+    With a ``scale`` of 8 they are those of an eighth of its size.
+    """
     decoder = _simplejpeg()
     if decoder is None or not content.startswith(b"\xff\xd8\xff"):
         return None
@@ -94,7 +97,8 @@ def _decode_jpeg(content: bytes) -> Pixels | None:
         height, width, colors, _ = decoder.decode_jpeg_header(content)
         if colors not in ("YCbCr", "Gray", "RGB") or height * width > _MAX_PIXELS:
             return None
-        image: Pixels = decoder.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, strict=True)
+        least = {"min_height": max(1, height // scale), "min_width": max(1, width // scale)} if scale > 1 else {}
+        image: Pixels = decoder.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False, strict=True, **least)
     except ValueError:
         return None
     return image.transpose(2, 0, 1)
@@ -122,10 +126,12 @@ def check(content: bytes, where: str) -> None:
     Raises:
         DatasetError: ``decode`` would refuse it.
     """
+    if _decode_jpeg(content, scale=8) is not None:
+        return
     try:
         with Image.open(io.BytesIO(content)) as image:
             _refuse_too_large(image)
-            image.draft(None, (image.width // 8, image.height // 8))
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
             if image.mode == "RGB":
                 image.load()
             else:

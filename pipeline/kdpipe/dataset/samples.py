@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 ID_BYTES = 16
+_BLOCK = 65_536
+"""Digests that are Python objects at a time."""
 
 
 def sample_id(key: str) -> bytes:
@@ -37,11 +40,20 @@ def sample_ids(keys: Sequence[str]) -> npt.NDArray[np.uint8]:
     names = Names.of(keys)
     if (wrong := names.first_invalid()) is not None:
         raise DatasetError(f"the sample name {wrong!r} is not valid UTF-8; rename it")
-    ids = as_digests(b"".join([blake3(name).digest(length=ID_BYTES) for name in names.encoded()]))
+    ids = digests_of(names)
     if (repeated := _repeated(ids)) is not None:
         key = names[repeated]
         raise DatasetError(f"two samples have the key {key!r} (names are compared in Unicode form NFC); rename one")
     return ids
+
+
+def digests_of(names: Names) -> npt.NDArray[np.uint8]:
+    """Return BLAKE3-128 of each name in UTF-8, uint8 ``(n, 16)``."""
+    digests, encoded = np.empty((len(names), ID_BYTES), dtype=np.uint8), names.encoded()
+    for first in range(0, len(names), _BLOCK):
+        block = b"".join([blake3(name).digest(length=ID_BYTES) for name in islice(encoded, _BLOCK)])
+        digests[first : first + _BLOCK] = np.frombuffer(block, dtype=np.uint8).reshape(-1, ID_BYTES)
+    return digests
 
 
 def _repeated(ids: npt.NDArray[np.uint8]) -> int | None:

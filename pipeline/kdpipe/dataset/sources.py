@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from blake3 import blake3
 
 from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory
@@ -35,8 +34,8 @@ Digests = npt.NDArray[np.uint8]
 _NAME = ("name", "u1", samples.ID_BYTES)
 _STATE = np.dtype([("bytes", "<u8"), ("modified", "<i8"), ("changed", "<i8"), ("inode", "<u8")])
 _FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
-_PACKED = struct.Struct("<16sIIB")
-"""The layout of ``_FOUND``."""
+_PACKED_STATE, _PACKED_FOUND = struct.Struct("<QqqQ"), struct.Struct("<16sIIB")
+"""The layouts of ``_STATE`` and ``_FOUND``."""
 _FILES = np.dtype([_NAME, ("state", _STATE), ("found", _FOUND)])
 """An entry of the table of files; its name is the digest of the path."""
 _DECODED = np.dtype([_NAME])
@@ -162,17 +161,17 @@ def _states(paths: Names) -> tuple[Records, dict[int, str]]:
     """Return the entries of files, ``(n,)``, with their names and states, and why some cannot be read."""
     entries = np.zeros(len(paths), dtype=_FILES)
     entries["found"]["size"] = 1
-    names = b"".join([blake3(path).digest(length=samples.ID_BYTES) for path in paths.encoded()])
-    entries["name"] = samples.as_digests(names)
-    states, broken = [], {}
+    entries["name"] = samples.digests_of(paths)
+    states, broken = bytearray(len(paths) * _PACKED_STATE.size), {}
     for place, path in enumerate(paths):
         try:
             info = os.stat(path)  # noqa: PTH116 (a Path for each of a million files takes longer than the call)
-            states.append((info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
         except OSError as error:
             broken[place] = str(_lost(path, error))
-            states.append((0, 0, 0, 0))
-    entries["state"] = np.array(states, dtype=_STATE)
+            continue
+        state = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
+        _PACKED_STATE.pack_into(states, place * _PACKED_STATE.size, *state)
+    entries["state"] = np.frombuffer(states, dtype=_STATE)
     return entries, broken
 
 
@@ -210,7 +209,7 @@ def _look(paths: Names, index: int, decoded: bool) -> bytes | DatasetError:
             decode.check(content, path)
     except DatasetError as error:
         return error
-    return _PACKED.pack(samples.bytes_digest(content), height, width, remarks)
+    return _PACKED_FOUND.pack(samples.bytes_digest(content), height, width, remarks)
 
 
 def _try(files: tuple[Names, Digests], index: int, _decoded: bool) -> DatasetError | None:

@@ -3,5 +3,6 @@
 - ``join``: the store's row of each sample of a dataset, checked for changed files and pixels;
 - ``moved``: samples that were moved or relabeled since, recognized by content; ``order``: a check by position;
 - ``probes``: the teacher's pixels again, and where they differ;
+- ``growth``: the samples that a store lacks of a dataset that changed; ``compaction``: a copy without unused rows;
 - ``attach``: a dataset with soft targets for other trainers; ``shared`` holds them in memory for workers.
 """

@@ -32,6 +32,8 @@ class Standing:
     store: LogitStore
     dataset: Dataset
     """With the store's ids of samples that were renamed."""
+    renamed: bool
+    """Whether there are such samples."""
     rows: npt.NDArray[np.int64]
     """The store's row of each sample, -1 for none, ``(n,)``."""
     changed: Bools
@@ -46,7 +48,7 @@ class Standing:
         Raises:
             StaleStoreError: the store's recipe cannot be drawn.
         """
-        dataset = with_store_ids(store, dataset)
+        given, dataset = dataset, with_store_ids(store, dataset)
         rows = find_ids(dataset.sample_ids, store.sample_ids)
         changed = (rows >= 0) & (store.content_digests[rows] != dataset.content_digests).any(axis=1)
         unmixed = np.zeros(len(dataset), dtype=bool)
@@ -55,7 +57,7 @@ class Standing:
             seed = store.manifest.fingerprint.recipe.seed
             population = Population(dataset.subset(same), store.populations, seed=seed)
             unmixed[same] = population.alone(range(1, store.num_views + 1))
-        return cls(store, dataset, rows, changed, unmixed)
+        return cls(store, dataset, dataset is not given, rows, changed, unmixed)
 
     @property
     def served(self) -> Bools:
@@ -84,7 +86,7 @@ class Standing:
 
     def drift(self) -> Drift | None:
         """Compare the teacher's pixels of the probes among the served samples; see ``probes.drift``."""
-        served = np.flatnonzero(self.served)
+        served = np.flatnonzero(self.served & np.isin(self.rows, self.store.probe_rows))
         return drift(self.store, self.dataset.subset(served), self.rows[served]) if len(served) else None
 
     def __str__(self) -> str:
@@ -127,8 +129,8 @@ def by_segment(segments: Iterable[Segment], dataset: Dataset) -> Mapping[str, Da
             indices = find_ids(each.sample_ids, dataset.sample_ids)
         if (indices < 0).any() or (dataset.content_digests[indices] != each.content_digests).any():
             return None
-        in_order = np.array_equal(indices, np.arange(len(dataset)))
+        same = np.array_equal(indices, np.arange(len(dataset)))
         # A dataset with the store's ids of renamed samples still has the fingerprint of its own.
         own = fingerprint(dataset.sample_ids, dataset.content_digests, classes=dataset.classes)
-        found[each.name] = dataset if in_order and own == dataset.fingerprint else alone(dataset, indices)
+        found[each.name] = dataset if same and own == dataset.fingerprint else alone(dataset, indices)
     return found

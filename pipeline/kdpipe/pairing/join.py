@@ -48,21 +48,6 @@ def _places(subset: Dataset, origin: Dataset) -> npt.NDArray[np.int64]:
     return np.array([place[key] for key in subset.keys], dtype=np.int64)
 
 
-def as_stored(store: LogitStore, dataset: Dataset) -> Dataset:
-    """Return a loaded dataset with the ids and the order of the store, so that planes can be added to it.
-
-    Itself where it is in that order already, or where the store does not hold exactly its samples.
-    """
-    if len(dataset) != store.num_samples or np.array_equal(dataset.sample_ids, store.sample_ids):
-        return dataset
-    paired = with_store_ids(store, dataset)
-    indices = find_ids(store.sample_ids, paired.sample_ids)
-    if (indices < 0).any():
-        return dataset
-    # Without its origin: the partners of mixing recipes are drawn from the store's order.
-    return replace(paired.subset(indices), origin=None)
-
-
 def matched(
     store: LogitStore | Samples, ids: npt.NDArray[np.uint8], digest_of: Callable[[int], bytes | None]
 ) -> npt.NDArray[np.uint8]:

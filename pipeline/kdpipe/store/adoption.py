@@ -54,6 +54,9 @@ def _about(base: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
     merged = {**base, **part, "created": base.get("created"), "grown": part.get("created")}
     if seconds:
         merged["seconds"] = round(sum(seconds), 2)
+    devices = [name for each in (base, part) for name in each.get("devices", ())]
+    if devices:
+        merged["devices"] = sorted(set(devices))
     return {key: value for key, value in merged.items() if key in part or key in base or value is not None}
 
 

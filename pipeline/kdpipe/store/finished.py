@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,19 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import File
 
 
-def confirmed(path: Path, ledger: Ledger, found: Manifest) -> dict[str, Entry]:
-    """Return the ledger's entries whose files are as recorded; delete shard files without an entry."""
+def confirmed(path: Path, ledger: Ledger, found: Manifest, *, touch: Callable[[], None]) -> dict[str, Entry]:
+    """Return the ledger's entries whose files are as recorded; delete shard files without an entry.
+
+    ``touch`` is called before each file is read.
+    """
     regular = {each.name for each in tree.walk(path) if each.own and each.is_file}
     entries = {name: entry for name, entry in ledger.read().items() if name in regular}
-    return swept(
-        path,
-        {name: entry for name, entry in in_place(path, entries, found).items() if entry_of(path, name) == entry.file},
-    )
+    kept = {}
+    for name, entry in in_place(path, entries, found).items():
+        touch()
+        if entry_of(path, name) == entry.file:
+            kept[name] = entry
+    return swept(path, kept)
 
 
 def in_place(path: Path, entries: Mapping[str, Entry], found: Manifest) -> dict[str, Entry]:

@@ -26,8 +26,11 @@ from kdpipe.store.ledger import Ledger
 
 PATIENCE = 900.0
 """Seconds without a sign of life of any process after which waiting for the others ends."""
-_POLL = 0.1
-_REFUSED = 10
+_POLL, _SLOWEST_POLL = 0.05, 1.0
+"""Seconds between two looks at the others: at first, and later."""
+_APPEARS = 120.0
+"""Seconds until the store that another process has made must be seen."""
+_REFUSED = 8
 """Looks at the lock of a process that shares it with none, before this one is refused."""
 _TOUCH = 5.0
 """Seconds between two signs of life."""
@@ -50,7 +53,7 @@ class Membership:
         """
         self._store, self._patience = store, patience
         self._path = store.with_name(store.name + ".lock")
-        self.token = f"{re.sub('[^A-Za-z0-9-]', '', socket.gethostname())[:32]}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.token = f"{_host()}-{os.getpid()}-{secrets.token_hex(2)}"
         """Name of this process's ledger."""
         self._ledger = Ledger(store, token=self.token)
         self._touched = 0.0
@@ -58,7 +61,8 @@ class Membership:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self.alone = True
         """Whether no other process has the lock."""
-        self._descriptor = self._enter()
+        self._descriptor: int | None = None
+        self._enter()
 
     def __enter__(self) -> Self:
         """Return the membership."""
@@ -68,15 +72,34 @@ class Membership:
         """Give back all locks, and remove the lock's file if this was the last process."""
         if self._leases is not None:
             os.close(self._leases)
+        if self._descriptor is None:
+            return
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
                 self._path.unlink()
-        os.close(self._descriptor)
+        self._drop()
+
+    def prepare(self, make: Callable[[], None], made: Callable[[], bool]) -> None:
+        """Call ``make`` if this is the first process, and then let the others in; else wait until it is ``made``.
+
+        Where the first process has died before, another one is the first.
+        """
+        since = time.monotonic()
+        while True:
+            if self.alone:
+                make()
+                self.share()
+            # Over a network, a new file may be seen a minute later.
+            if made() or time.monotonic() - since > _APPEARS:
+                return
+            self._drop()
+            time.sleep(_POLL)
+            self._enter()
 
     def share(self) -> None:
         """Let others in, once the empty store is made."""
-        os.close(self._descriptor)
+        self._drop()
         self._descriptor = self._wait_for(shared=True)
         self.alone = False
 
@@ -91,7 +114,7 @@ class Membership:
         Raises:
             StoreLockedError: some process shows no sign of life, and does not end.
         """
-        os.close(self._descriptor)
+        self._drop()
         self._descriptor = self._wait_for(shared=False)
         self.alone = True
 
@@ -117,7 +140,7 @@ class Membership:
         if now - self._touched >= _TOUCH:
             self._touched = now
             self._ledger.touch()
-            if self.alone:
+            if self.alone and self._descriptor is not None:
                 os.utime(self._descriptor)
 
     def wait(self, done: Callable[[], T | None], what: str) -> T:
@@ -127,8 +150,10 @@ class Membership:
             StoreLockedError: no process has given a sign of life for the time that this one has patience.
         """
         seen, since = self._signs(), time.monotonic()
+        pause = _POLL
         while (result := done()) is None:
-            time.sleep(_POLL)
+            time.sleep(pause)
+            pause = min(1.2 * pause, _SLOWEST_POLL)
             signs = self._signs()
             if signs != seen:
                 seen, since = signs, time.monotonic()
@@ -139,14 +164,19 @@ class Membership:
                 )
         return result
 
-    def _enter(self) -> int:
+    def _enter(self) -> None:
         try:
-            descriptor = durable.take_lock(self._path)
-            durable.write_holder(descriptor, f"{os.getpid()} {_TOGETHER}")
+            self._descriptor = durable.take_lock(self._path)
+            durable.write_holder(self._descriptor, f"{os.getpid()} {_TOGETHER}")
+            self.alone = True
         except HeldError:
+            self._descriptor = self._wait_for(shared=True)
             self.alone = False
-            return self._wait_for(shared=True)
-        return descriptor
+
+    def _drop(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _wait_for(self, *, shared: bool) -> int:
         refused = 0
@@ -179,9 +209,20 @@ class Membership:
         return found
 
     def _names(self, signs: dict[str, int]) -> str:
-        names = [name.removeprefix(f"{self._store.name}.ledger.") for name in signs if name != self._path.name]
-        others = [name.rpartition("-")[0] for name in names if name != self.token]
+        """Return which other processes have ledgers, without those of this machine that have ended."""
+        tokens = [name.removeprefix(f"{self._store.name}.ledger.") for name in signs if name != self._path.name]
+        names = [token.rpartition("-")[0] for token in tokens if token != self.token]
+        others = [name for name in names if not _has_ended(name)]
         return f" The others (host-process): {', '.join(others[:8])}." if others else ""
+
+
+def _has_ended(name: str) -> bool:
+    host, _, process = name.rpartition("-")
+    return host == _host() and process.isdecimal() and not Path(f"/proc/{process}").exists() and Path("/proc").exists()
+
+
+def _host() -> str:
+    return re.sub("[^A-Za-z0-9-]", "", socket.gethostname())[:32]
 
 
 def leases_of(store: Path) -> Path:

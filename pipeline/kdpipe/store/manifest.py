@@ -271,7 +271,7 @@ def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
 
     Returns one line per fault, by their kind: what ``and 12 more ...`` calls them.
     """
-    coming = {tree.group_name(split, len(found.segments(split))) for split in found.names}
+    coming = {tree.group_name(split, len(found.segments(split))) for split in found.names} - found.splits.keys()
     entries = [each for each in tree.walk(store) if not (each.own and each.name.split("/")[0] in coming)]
     present = {each.name: each.size for each in entries if each.is_file}
     strange = tree.strangers(entries, found.files.keys() | {"zarr.json"})

@@ -78,6 +78,10 @@ def merge(
 def _opened(path: Path, *, memory_limit: int) -> dict[str, LogitStore]:
     """Open all splits of a store, which checks its structure."""
     first = open_store(path, memory_limit=memory_limit)
+    for group, cut in first.manifest.splits.items():
+        listed = all(f"{group}/{view}" in first.manifest.planes for view in range(cut.planes))
+        if not listed or group not in first.manifest.fingerprint.dataset:
+            raise CorruptStoreError(f"{path} lists no digests of '{group}': its manifest was edited.")
     others = [split for split in first.manifest.names if split != "train"]
     return {"train": first} | {split: open_store(path, split, memory_limit=memory_limit) for split in others}
 

@@ -146,6 +146,11 @@ class Plan:
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
 
+    @property
+    def keys(self) -> dict[str, Sequence[str]]:
+        """Keys of the samples by split, for error messages."""
+        return {name: split.keys for name, split in self.splits.items()}
+
     def encoded_by(self, fitted: Encoding, choice: Choice | None) -> Plan:
         """Return the plan with another encoding, and how it was chosen."""
         fingerprint = self.fingerprint.model_copy(update={"encoding": fitted.name})

@@ -55,19 +55,14 @@ def build(path: Path, plan: Plan, *, overwrite: bool = False) -> Iterator[Builde
         with writing(path):
             held.enter_context(lock(path))
             found = skeleton.opened(path, plan, overwrite=overwrite)
-            builder = Builder(path, found, keys=_keys(plan))
+            builder = Builder(path, found, keys=plan.keys)
         held.callback(builder.close)
         yield builder
 
 
 @contextmanager
 def build_together(
-    path: Path,
-    plan: Callable[[], Plan],
-    part: Part,
-    *,
-    overwrite: bool = False,
-    patience: float = PATIENCE,
+    path: Path, plan: Callable[[], Plan], part: Part, *, overwrite: bool = False, patience: float = PATIENCE
 ) -> Iterator[Builder]:
     """Build the store at ``path`` as one of several processes that run this, each on the shards that it leases.
 
@@ -88,16 +83,14 @@ def build_together(
     with ExitStack() as held:
         with writing(path):
             membership = held.enter_context(Membership(path, patience=patience))
-            if membership.alone:
-                wanted = plan()
-                found = skeleton.opened(path, wanted, overwrite=overwrite)
-                Builder(path, found, keys=_keys(wanted)).close()
-                membership.share()
+            membership.prepare(
+                lambda: _prepare(path, plan(), overwrite, membership), lambda: (path / "zarr.json").exists()
+            )
             wanted, found = plan(), manifest.read(path)
             skeleton.refuse_differences(path, found, wanted.manifest())
             if found.state != "sealed":
                 membership.join()
-            builder = Builder(path, found, keys=_keys(wanted), membership=membership, part=part)
+            builder = Builder(path, found, keys=wanted.keys, membership=membership, part=part)
         held.callback(builder.close)
         yield builder
 
@@ -130,10 +123,12 @@ class Builder:
         keys: Mapping[str, Sequence[str]],
         membership: Membership | None = None,
         part: Part = WHOLE,
+        touch: Callable[[], None] = lambda: None,
     ) -> None:
         """Continue a store that exists and is locked by this process; ``keys`` are those of each split's samples.
 
-        With a ``membership``, other processes write it, too, and this one begins with its ``part``.
+        With a ``membership``, other processes write it, too, and this one begins with its ``part``. ``touch`` is called
+        while finished shards are read.
         """
         self.path = path
         self._keys = keys
@@ -153,7 +148,7 @@ class Builder:
             self._remove_beside()
         elif not self.sealed:
             if membership is None:
-                self._done = finished.confirmed(path, self._ledger, found)
+                self._done = finished.confirmed(path, self._ledger, found, touch=touch)
                 self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             else:
                 self._done = finished.in_place(path, self._ledger.read(), found)
@@ -392,9 +387,11 @@ class Builder:
         self._ledger.remove()
 
 
+def _prepare(path: Path, plan: Plan, overwrite: bool, membership: Membership) -> None:
+    """Create, repair or reopen a store that several processes write, before the others begin."""
+    found = skeleton.opened(path, plan, overwrite=overwrite)
+    Builder(path, found, keys=plan.keys, touch=membership.touch).close()
+
+
 def _name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _keys(plan: Plan) -> dict[str, Sequence[str]]:
-    return {name: split.keys for name, split in plan.splits.items()}

@@ -8,6 +8,8 @@ sees a part: its statistics are those of the process's own samples, and the runn
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,10 +17,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from blake3 import blake3
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdpipe.errors import RunError
 from kdpipe.training.failures import ran_out_of_memory
+
+_POLL = 0.05
 
 
 class Group:
@@ -110,11 +116,14 @@ def joined(rank: int, world: int, device: torch.device, *, patience: float) -> I
     Raises:
         RunError: they cannot be connected in this time.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    place = ":".join(os.environ.get(name, f"no {name}") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    limit = timedelta(seconds=patience)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=patience), rank=rank, world_size=world)
+        store, _, _ = next(iter(rendezvous("env://", rank, world, timeout=limit)))
+        met = _meet(store, rank, world, patience=patience)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=met, timeout=limit, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as error:
-        place = ":".join(os.environ.get(name, f"no {name}") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise RunError(
             f"rank {rank} waited up to {patience:.0f} s to meet the other {world - 1} at {place}: "
             f"{_first_line(error)}. Start all of them by torchrun."
@@ -123,6 +132,36 @@ def joined(rank: int, world: int, device: torch.device, *, patience: float) -> I
         yield Group(rank, world)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(store: Any, rank: int, world: int, *, patience: float) -> Any:
+    """Return a part of the launcher's store for these processes alone, once all of them have come.
+
+    torchrun starts ranks again with the same store, in which those before have left their addresses. Each rank enters
+    a name that it has drawn, rank 0 lists them, and they have met when all have confirmed one list.
+    """
+    own, deadline = secrets.token_hex(8), time.monotonic() + patience
+    store.set(f"kdpipe/name/{rank}", own)
+    while True:
+        if rank == 0:
+            store.set("kdpipe/names", " ".join(_entered(store, f"kdpipe/name/{each}") for each in range(world)))
+        names = _entered(store, "kdpipe/names")
+        if own in names:
+            store.set(f"kdpipe/confirmed/{rank}", names)
+        missing = [each for each in range(world) if _entered(store, f"kdpipe/confirmed/{each}") != names]
+        if own not in names:
+            missing = [0]
+        if not missing:
+            part = f"kdpipe/{blake3(names.encode()).hexdigest(length=8)}"
+            return dist.PrefixStore(part, store)  # type: ignore[attr-defined]
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not there: rank {', '.join(map(str, missing[:8]))}")
+        time.sleep(_POLL)
+
+
+def _entered(store: Any, key: str) -> str:
+    found: str = store.get(key).decode() if store.check([key]) else "-"
+    return found
 
 
 def _reduce(values: torch.Tensor, operation: str = "SUM") -> None:

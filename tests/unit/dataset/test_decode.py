@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from kdpipe.dataset import Dataset, load
-from kdpipe.dataset.decode import decode, decoder_name, describe, from_pillow
+from kdpipe.dataset.decode import check, decode, decoder_name, describe, from_pillow
 from kdpipe.errors import DatasetError
 
 
@@ -194,8 +194,19 @@ def by_kdpipe(content: bytes) -> np.ndarray | None:
         return None
 
 
+def passes(content: bytes) -> bool:
+    try:
+        check(content, "a.jpg")
+    except DatasetError:
+        return False
+    return True
+
+
 def same(content: bytes) -> bool:
+    """Return whether a file has Pillow's pixels, or is refused as by Pillow, and its check says so."""
     found, expected = by_kdpipe(content), by_pillow(content)
+    if passes(content) != (expected is not None):
+        return False
     return found is expected if found is None or expected is None else np.array_equal(found, expected)
 
 

@@ -23,6 +23,7 @@ from kdpipe.store.settings import Provenance
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.testing import stores
 from tests.unit.store.growths import further, grown, ids
+from tests.unit.store.test_store_damage import signed
 
 
 def half(number: int, *, samples: int = 12, **ingredients: Any) -> Plan:
@@ -125,6 +126,19 @@ def test_a_damaged_file_is_not_copied(halves: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(CorruptStoreError, match="train/codes/c/1/0/0 does not match its digest"):
         merge(halves, tmp_path / "all.zarr")
     assert sorted(each.name for each in tmp_path.iterdir()) == ["first.zarr", "second.zarr"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [lambda found: found["planes"].pop("train/1"), lambda found: found["fingerprint"]["dataset"].pop("train")],
+    ids=["planes", "dataset"],
+)
+def test_a_manifest_without_digests_is_refused(
+    halves: tuple[Path, Path], tmp_path: Path, edit: Callable[[dict[str, Any]], object]
+) -> None:
+    signed(halves[1], edit)
+    with pytest.raises(CorruptStoreError, match="lists no digests of 'train'"):
+        merge(halves, tmp_path / "all.zarr")
 
 
 def test_the_union_is_written_by_one_process(halves: tuple[Path, Path], tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError
+from kdpipe.stages.storing import seal
 from kdpipe.store import adoption, manifest
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.growing import grow
@@ -209,6 +210,35 @@ def test_a_segment_is_no_split(three: Path) -> None:
         open_store(three, "train.1")
 
 
+def test_the_next_segment_may_be_there_already(sealed: Path, three: Path, tmp_path: Path) -> None:
+    """As a kill leaves it that comes just before the manifest; no other group may."""
+    other = tmp_path / "other.zarr"
+    stores.small_store(other)
+    shutil.copytree(three / "train.1", other / "train.1")
+    assert verify_files(other) == []
+    assert open_store(other).num_samples == 20
+    shutil.copytree(three / "train.2", other / "train.2")
+    assert any(fault.startswith("train.2/") and "does not belong" in fault for fault in verify_files(other))
+    (other / "train.1" / "notes.txt").write_text("strange")
+    shutil.rmtree(other / "train.2")
+    assert verify_files(other) == ["train.1/notes.txt does not belong to the store"]
+
+
+def test_segments_that_are_being_built_are_no_store(sealed: Path) -> None:
+    with grow(sealed, further(sealed, ids(17, seed=6)), onto=manifest.read(sealed)) as builder:
+        stores.fill(builder, at_most=2)
+    part = adoption.part_path(sealed)
+    found = summary(part)
+    assert (found["state"], found["samples"], found["shards_done"]) == ("building", 17, 2)
+    with pytest.raises(UnsealedStoreError):
+        open_store(part)
+    with grow(sealed, further(sealed, ids(17, seed=6)), onto=manifest.read(sealed)) as builder:
+        stores.fill(builder)
+        builder.seal({})
+        with pytest.raises(StoreError, match="further segments of another store"):
+            open_store(part)
+
+
 def test_a_store_as_before_says_nothing_of_segments(sealed: Path) -> None:
     content = (sealed / "zarr.json").read_text()
     assert "replaces" not in content
@@ -309,3 +339,18 @@ def test_a_growth_takes_these_steps(sealed: Path) -> None:
         process.join(60)
         assert hears.recv() == STEPS
     assert open_store(sealed).num_samples == 37
+
+
+def test_a_growth_that_is_complete_can_be_sealed(sealed: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(sealed, tmp_path / "other" / "small.zarr"))
+    plan = further(sealed, ids(17, seed=6))
+    grown(other, plan)
+    with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+        stores.fill(builder, at_most=3)
+    with pytest.raises(CorruptStoreError, match="cannot be sealed: 6 files are missing"):
+        seal(sealed)
+    with grow(sealed, plan, onto=manifest.read(sealed)) as builder:
+        assert stores.fill(builder) == 3
+    seal(sealed)
+    assert manifest.read(sealed).digest == manifest.read(other).digest
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["other", sealed.name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from kdpipe.errors import StaleStoreError, StoreLockedError
 from kdpipe.store.ledger import Ledger
+from kdpipe.store.plan import Plan
 from kdpipe.store.reader import open_store
 from kdpipe.store.settings import Part
 from kdpipe.store.writer import Builder, build, build_together
@@ -85,6 +87,32 @@ def test_a_process_that_hangs_is_waited_for_within_limits(tmp_path: Path, sealed
         process.join()
         assert process.exitcode == 0
     assert contents(store) == contents(sealed_once)
+
+
+def dies_at_once(store: Path, told: Connection) -> None:
+    def plan() -> Plan:
+        told.send("first")
+        time.sleep(60)
+        return small_plan()
+
+    with build_together(store, plan, Part(1, 2)):
+        pass
+
+
+def test_the_first_process_dies_before_it_has_made_the_store(tmp_path: Path, sealed_once: Path) -> None:
+    store = tmp_path / "a.zarr"
+    with (
+        forked(dies_at_once, store) as (process, hears),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert hears.recv() == "first"
+        killed = pool.submit(lambda: (time.sleep(0.3), process.kill()))
+        with build_together(store, small_plan, Part(2, 2)) as builder:
+            killed.result()
+            assert work(builder) == SHARDS
+            builder.seal({"made": "for a test"})
+    assert contents(store) == contents(sealed_once)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
 
 
 def test_another_plan_is_refused_while_others_write(tmp_path: Path) -> None:

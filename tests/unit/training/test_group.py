@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from kdpipe.errors import RunError
 from kdpipe.training.group import Group, joined
@@ -47,15 +48,31 @@ def test_a_process_that_takes_no_step() -> None:
     assert time.monotonic() - began < 30
 
 
-def test_processes_that_do_not_meet() -> None:
-    meeting = _meeting()
-    with (
-        patch.dict(os.environ, meeting),
-        pytest.raises(RunError, match=r"rank 0 waited up to 1 s to meet the other 1 at 127.0.0.1:\d+: "),
-        joined(0, 2, CPU, patience=1),
-    ):
+def test_processes_meet_again_in_the_store_of_torchrun() -> None:
+    """Started again, they find there what those before have left."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for _ in range(2):
+        with (
+            patch.dict(os.environ, meeting),
+            forked(idle, meeting) as (process, hears),
+            joined(0, 2, CPU, patience=30),
+        ):
+            assert hears.recv() == "met"
+            process.kill()
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, "rank 1, 2"), (1, "rank 0")])
+def test_processes_that_do_not_meet(rank: int, missing: str) -> None:
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    message = rf"rank {rank} waited up to 1 s to meet the other 2 at 127.0.0.1:\d+: not there: {missing}. Start all"
+    with patch.dict(os.environ, meeting), pytest.raises(RunError, match=message), joined(rank, 3, CPU, patience=1):
         pass
-    with pytest.raises(RunError, match="no MASTER_ADDR"), joined(0, 2, CPU, patience=1):
+
+
+def test_processes_without_a_place_to_meet() -> None:
+    with pytest.raises(RunError, match="no MASTER_ADDR:no MASTER_PORT"), joined(0, 2, CPU, patience=1):
         pass
 
 
