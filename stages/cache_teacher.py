@@ -93,7 +93,9 @@ class _Pass:
             return settle(
                 wanted,
                 self.params,
-                pilot=lambda: _pilot(self.datasets["train"], self.recipe, params=self.params, forward=self.forward),
+                pilot=lambda rows: _pilot(
+                    self.datasets["train"], self.recipe, params=self.params, forward=self.forward, rows=rows
+                ),
             )
 
 
@@ -193,11 +195,16 @@ def _normalizations(params: CacheTeacher) -> list[Normalization]:
     return [replace(given, recorded=Preset.parse(each), recorded_in=out) for each in recorded]
 
 
-def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher) -> torch.Tensor:
+def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher, rows: int) -> torch.Tensor:
     geometry = Geometry.of(forward.preset)
     renderer = Renderer(train, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
     return pilot(
-        forward, renderer, views=params.view.augmented, seed=params.view.seed, batch_size=params.teacher.batch_size
+        forward,
+        renderer,
+        views=params.view.augmented,
+        seed=params.view.seed,
+        batch_size=params.teacher.batch_size,
+        rows=rows,
     )
 
 

@@ -45,7 +45,7 @@ def run(params: ImportLogits) -> None:
         batch_size=1,
         order=order,
     )
-    wanted = settle(wanted, params, pilot=lambda: source.pilot(seed=view.seed))
+    wanted = settle(wanted, params, pilot=lambda rows: source.pilot(seed=view.seed, rows=rows))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
         builder.memory_limit = params.output.memory_bytes
         if builder.sealed:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.encoding.chooser import choose_encoding
+from kdpipe.encoding.chooser import choose_encoding, pilot_rows, usual
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ModelError, StoreError
 from kdpipe.metrics import Logits, accuracy
@@ -26,6 +26,7 @@ from kdpipe.store.plan import Plan
 from kdpipe.store.sections import Candidate, Choice, RowOrder
 from kdpipe.store.skeleton import settled
 from kdpipe.store.writer import continue_alone
+from kdpipe.teacher.cache import PILOT_ROWS
 
 
 def ordered(
@@ -39,24 +40,25 @@ def ordered(
     return {split: in_order(dataset, order, seed=seed) for split, dataset in datasets.items()}, order
 
 
-def settle(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+def settle(wanted: Plan, params: Storing, *, pilot: Callable[[int], torch.Tensor]) -> Plan:
     """Return the plan of the store with its encoding and provenance settled.
 
-    ``pilot`` gives logits to fit or to choose the encoding by; it is not called without need.
+    ``pilot`` gives so many logits to fit or to choose the encoding by; it is not called without need.
     """
     return replace(_encoded(wanted, params, pilot=pilot), provenance=params.provenance)
 
 
-def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[], torch.Tensor]) -> Plan:
+def _encoded(wanted: Plan, params: Storing, *, pilot: Callable[[int], torch.Tensor]) -> Plan:
     asked, settings = get_encoding(params.encoding.encoding), params.encoding
     if settings.max_kl is None and "table" not in asked.describe():
         return wanted
     known = settled(params.output.out, wanted, max_kl=settings.max_kl, temperatures=settings.at_temperature)
     if known is not None:
         return known
+    names = [asked.name] if settings.max_kl is None else usual(len(wanted.classes))
+    logits = pilot(pilot_rows(names, classes=len(wanted.classes), least=PILOT_ROWS))
     if settings.max_kl is None:
-        return wanted.encoded_by(asked.calibrate(pilot()), None)
-    logits = pilot()
+        return wanted.encoded_by(asked.calibrate(logits), None)
     rows = sum(len(split.sample_ids) * split.planes for split in wanted.splits.values())
     choice = choose_encoding(logits, max_kl=settings.max_kl, temperatures=settings.at_temperature, rows=rows)
     headings = "".join(f"{f'KL at T={temperature:g}':>14}" for temperature in choice.temperatures)

@@ -1,16 +1,17 @@
 """Make the files of this directory that are missing: ``python -m tests.golden.make`` from the root of the repository.
 
-``format1.zarr`` is a small sealed store, ``format1.json`` its content, ``crop_flip.json`` the hashes of rendered
-digits, ``views.json`` those of synthetic pictures in the views of the first operations, ``flips_and_rotations.json`` in
-those of the operations that came later. All are made once and committed: a change of the code that makes them differ
-breaks the stores that people have. Never make them again for a format that has been released; add files for the next
-one.
+``format1.zarr`` is a small sealed store, ``format1.json`` its content, ``klt.zarr`` and ``klt.json`` those of an
+encoding that came later, ``crop_flip.json`` the hashes of rendered digits, ``views.json`` those of pictures in
+the views of the first operations, ``flips_and_rotations.json`` in those of the operations that came later. All are made
+once and committed: a change of the code that makes them differ breaks the stores that people have. Never make them
+again for a format that has been released; add files for the next one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from blake3 import blake3
 
 from kdpipe import durable
 from kdpipe.dataset import load
+from kdpipe.encoding.registry import get_encoding
+from kdpipe.store.plan import Plan
 from kdpipe.store.reader import open_store
 from kdpipe.testing import stores
 from kdpipe.views import render
@@ -27,9 +30,19 @@ from tests.unit.views import pictures
 HERE = Path(__file__).parent
 STORE = HERE / "format1.zarr"
 VALUES = HERE / "format1.json"
+ROTATED = HERE / "klt.zarr"
+ROTATED_VALUES = HERE / "klt.json"
 PIXELS = HERE / "crop_flip.json"
 VIEWS = HERE / "views.json"
 ORIENTED = HERE / "flips_and_rotations.json"
+
+
+def rotated_plan() -> Plan:
+    """Return the plan of the small store whose encoding is rotated."""
+    pilot = stores.random_logits("train", 1, samples=64)
+    pilot[:, 1] = pilot[:, 0]
+    fitted = get_encoding("klt0.4").calibrate(torch.from_numpy(pilot))
+    return replace(stores.small_plan(encoding="klt0.4"), calibrated=fitted)
 
 
 def pixel_hashes() -> dict[str, str]:
@@ -84,6 +97,9 @@ if __name__ == "__main__":
     if not STORE.exists():
         stores.small_store(STORE)
         durable.write_text(VALUES, json.dumps(store_values(STORE)) + "\n")
+    if not ROTATED.exists():
+        stores.small_store(ROTATED, rotated_plan())
+        durable.write_text(ROTATED_VALUES, json.dumps(store_values(ROTATED)) + "\n")
     hashes = {
         PIXELS: pixel_hashes,
         VIEWS: view_hashes,

@@ -27,7 +27,8 @@ from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 
-_PILOT_ROWS = 2_048
+PILOT_ROWS = 2_048
+"""Rows of a pilot, unless the encoding needs more."""
 _PILOT_STREAM = 0x9107
 
 
@@ -94,17 +95,19 @@ def plan(
     )
 
 
-def pilot(forward: FrozenTeacher, renderer: Renderer, *, views: int, seed: int, batch_size: int) -> torch.Tensor:
-    """Return the teacher's logits for up to 2,048 random (sample, view) pairs, float32 ``(n, classes)`` on the CPU.
+def pilot(
+    forward: FrozenTeacher, renderer: Renderer, *, views: int, seed: int, batch_size: int, rows: int = PILOT_ROWS
+) -> torch.Tensor:
+    """Return the teacher's logits for up to ``rows`` random (sample, view) pairs, float32 ``(n, classes)`` on the CPU.
 
     ``seed`` draws the samples, which are distributed over the views 0 to ``views`` in turn: the pilot covers classes
     and views.
     """
-    drawn = permutation(len(renderer.dataset), seed=seed, stream=_PILOT_STREAM)[:_PILOT_ROWS]
+    drawn = permutation(len(renderer.dataset), seed=seed, stream=_PILOT_STREAM)[:rows]
     blocks = []
     for view in range(views + 1):
-        rows = drawn[view :: views + 1]
-        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        here = drawn[view :: views + 1]
+        batches = [here[start : start + batch_size] for start in range(0, len(here), batch_size)]
         blocks += [forward(pixels).cpu() for pixels in renderer.batches(batches, view)]
     pooled = torch.cat(blocks)
     shuffled = permutation(len(pooled), seed=seed, stream=_PILOT_STREAM + 1)
@@ -235,13 +238,13 @@ class Imported:
         plane: npt.NDArray[np.floating] = self._planes(split)[view]
         return plane
 
-    def pilot(self, *, seed: int) -> torch.Tensor:
-        """Return the logits of up to 2,048 random (sample, view) pairs, float32 ``(n, classes)``."""
+    def pilot(self, *, seed: int, rows: int = PILOT_ROWS) -> torch.Tensor:
+        """Return the logits of up to ``rows`` random (sample, view) pairs, float32 ``(n, classes)``."""
         planes = self._planes("train")
         views, samples = planes.shape[:2]
-        drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:_PILOT_ROWS])
-        rows = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
-        return torch.from_numpy(rows[permutation(len(rows), seed=seed, stream=_IMPORTED_STREAM)])
+        drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:rows])
+        values = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
+        return torch.from_numpy(values[permutation(len(values), seed=seed, stream=_IMPORTED_STREAM)])
 
     def _planes(self, split: str) -> npt.NDArray[np.floating]:
         path, dataset, planes = self._files[split]
