@@ -154,6 +154,16 @@ def test_codes_do_not_depend_on_threads_or_batches() -> None:
         torch.set_num_threads(threads)
 
 
+def test_sums_are_exact_in_any_order() -> None:
+    """The same classes in another order, and so other orders of all sums, have the same codes."""
+    logits, order = correlated(200, 32), torch.randperm(32, generator=torch.Generator().manual_seed(2))
+    fitted = get_encoding("klt0.3").calibrate(correlated(600, 32, seed=1))
+    rows = [base64.b64encode(row.astype("<i2").tobytes()).decode() for row in basis_of(fitted)[:, order.numpy()]]
+    reordered = restore_encoding({**fitted.describe(), "table": list(rows)})
+    assert np.array_equal(reordered.encode(logits[:, order]).codes, fitted.encode(logits).codes)
+    assert torch.equal(decoded(reordered, logits[:, order]), decoded(fitted, logits)[:, order])
+
+
 def test_it_is_chosen_where_a_store_pays_for_its_table() -> None:
     pilot = correlated(1024)
     large = choose_encoding(pilot, max_kl=1e-3, temperatures=[1, 4], rows=10_000_000)

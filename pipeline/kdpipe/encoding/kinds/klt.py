@@ -56,6 +56,8 @@ _MOVES = 64
 """Most coefficients that are moved in a row."""
 _ROWS = {"cpu": 64, "cuda": 1024}
 """Rows that are encoded at once: few enough for a processor's cache, many for a GPU."""
+_DECODED_ROWS = 4_096
+"""Rows that are unpacked at once, so that a whole plane needs little memory beside its logits."""
 _BINS_PER_UNIT = 16
 _PROBABILITY = 1 << 16
 _LARGEST_ERROR = float(2 << 21)
@@ -170,11 +172,15 @@ class KLT:
         return _tensor(self.basis, classes, str(device), dtype)
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:
-        """Decode to float32 ``(n, classes)`` with one product of matrices."""
+        """Decode to float32 ``(n, classes)`` with one product of matrices for a batch."""
         basis = self._basis(classes, codes.device, torch.float32)
-        packed = codes[:, : len(basis)].to(torch.int32)
-        values = ((packed >> 1) ^ -(packed & 1)).to(torch.float32)
-        logits = (values @ basis).mul_(self._quantum / _GRID / _UNIT)
+        logits = torch.empty(len(codes), classes, device=codes.device)
+        for start in range(0, len(codes), _DECODED_ROWS):
+            here = slice(start, start + _DECODED_ROWS)
+            packed = codes[here, : len(basis)].to(torch.int32)
+            values = ((packed >> 1) ^ -(packed & 1)).to(torch.float32)
+            torch.mm(values, basis, out=logits[here])
+        logits.mul_(self._quantum / _GRID / _UNIT)
         return logits.sub_(logits.amax(dim=1, keepdim=True)).add_(row_max[:, None])
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:
