@@ -38,6 +38,7 @@ SPAN = (1.0, 4.0)
 BUDGET = 1e-3
 PILOT = 4_096
 PILOTS = (500, 1_000, 2_000)
+MORE = tuple(f"klt{step:g}" for step in (1.2, 1.4, 1.7, 2, 2.5, 3, 4))
 BATCH = 128
 
 Row = dict[str, Any]
@@ -62,7 +63,7 @@ def main() -> None:
     }
     table: list[Row] = []
     for name, (pilot, held_out) in sets.items():
-        for each in (*CANDIDATES, *WIDE):
+        for each in (*CANDIDATES, *WIDE, *MORE):
             table.append({"logits": name, **measured(get_encoding(each).calibrate(pilot), held_out)})
             print(*table[-1].values(), flush=True)
         table += [{"logits": name, **published(each, held_out)} for each in FORMATS if each.k < held_out.shape[1]]

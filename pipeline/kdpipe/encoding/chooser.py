@@ -25,7 +25,7 @@ CANDIDATES = (
     *(f"tailp{bits}@{temperature}" for bits in range(8, 1, -1) for temperature in (1, 2, 4, 8, 16, 32)),
 )
 """The encodings that are measured by default."""
-WIDE = tuple(f"klt{step}" for step in (0.1, 0.15, 0.2, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45, 0.5, 0.6, 0.8))
+WIDE = tuple(f"klt{step:g}" for step in (0.1, 0.2, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45, 0.5, 0.6, 0.8, 1))
 """Those that are measured besides for 64 classes or more: with few classes, there is little to gain by a rotation."""
 
 _WIDE = 64

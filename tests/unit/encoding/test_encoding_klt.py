@@ -194,6 +194,14 @@ def test_directions_without_variance_are_left_out() -> None:
     assert kl(logits, decoded(chosen, logits), 1).mean() < 1e-3
 
 
+def test_a_pilot_of_too_few_rows_leaves_nothing_out() -> None:
+    logits = correlated(200, 100)
+    for rows in (2, 50, 199):
+        chosen = get_encoding("klt0.2").calibrate(correlated(rows, 100, seed=1))
+        assert len(basis_of(chosen)) == 100
+        assert kl(logits, decoded(chosen, logits), 1).mean() < 2e-3
+
+
 def test_numbers_of_classes_that_it_does_not_serve() -> None:
     with pytest.raises(ParamsError, match=r"klt serves 2 to 2,048 classes, found 21,841\. Use tailp"):
         get_encoding("klt0.4").width(21_841)

@@ -47,6 +47,8 @@ _MOST = 2**15 - 1
 """Largest magnitude of a coefficient's code."""
 _NEGLIGIBLE = 0.02
 """Coefficients with a smaller deviation on the pilot, in steps, are left out: none of them would be rounded to 1."""
+_ENOUGH = 2
+"""Rows of the pilot for each class, from which on a direction without variance is one, and not one of too few rows."""
 
 _WEIGHTED = (1, 2)
 """Temperatures of the KL that the encoder lowers; at higher ones an equal error of all classes is near the optimum."""
@@ -140,7 +142,8 @@ class KLT:
         moments = values.mT @ values
         variances, vectors = _eigen(moments.numpy().tobytes(), logits.shape[1])
         deviations = np.sqrt(np.maximum(variances, 0) / len(logits))
-        kept = int((deviations > _NEGLIGIBLE * self._quantum).sum())
+        enough = len(logits) >= _ENOUGH * logits.shape[1]
+        kept = int((deviations > _NEGLIGIBLE * self._quantum).sum()) if enough else logits.shape[1]
         basis = vectors[: max(1, kept)]
         return replace(self, basis=basis.tobytes(), classes=logits.shape[1])
 
