@@ -452,9 +452,27 @@ def _encodings() -> str:
     return _markdown((*heading, "times smaller than float32"), rows, numbers_from=4)
 
 
+def _transform() -> str:
+    named = {"teacher": "EfficientNet-Lite0, held-out images", "cifar10": "`resnet20` on CIFAR-10, 10 classes"}
+    named |= {"described-1000": "1,000 described classes", "independent-1000": "1,000 independent classes"}
+    found = _read("transform_coding")["within_budget"]
+    rows = [
+        (
+            named[rotated["logits"]],
+            f"`{_grammatical(other['name'])}`",
+            f"{other['bytes']:.1f}",
+            f"`{_grammatical(rotated['name'])}`",
+            f"{rotated['bytes']:.1f}",
+        )
+        for rotated, other in zip(found[::2], found[1::2], strict=True)
+    ]
+    heading = ("logits", "smallest of the others", "bytes per row", "smallest `klt`")
+    return _markdown((*heading, "bytes per row, without its table"), rows, numbers_from=1)
+
+
 def _grammatical(name: str) -> str:
     """Return an encoding as it is written today, where the results have ``tailp6@1.4``."""
-    return re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name)
+    return re.sub(r"^(klt)(?=\d)", r"\1:", re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name))
 
 
 def _shuffle() -> str:
@@ -576,6 +594,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rivals": _rivals,
     "rows-read": _rows_read,
     "encodings": _encodings,
+    "transform-coding": _transform,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
