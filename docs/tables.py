@@ -294,6 +294,19 @@ def _fleet() -> str:
     return _markdown(heading, rows)
 
 
+def _scale() -> str:
+    rows = []
+    for count, each in _read("scale")["sizes"].items():
+        first, again = each["first"], each["again"]
+        seconds = (each["listing"]["cpu_seconds"], again["load_cpu_seconds"], first["load_cpu_seconds"])
+        memory = (again["peak_mb_beyond"], again["worker_private_mb_beyond"])
+        rows.append(
+            (f"{int(count):,}", *(f"{each:.2f}" for each in seconds), *(f"{max(0, each):.0f}" for each in memory))
+        )
+    heading = ("images", "`ImageFolder`, s", "later command, s", "first command, s", "MB", "MB per worker")
+    return _markdown(heading, rows[1:])
+
+
 def _skew() -> str:
     recall = _read("skew")["recall"]
     rows = [
@@ -344,6 +357,40 @@ def _cifar10() -> str:
         for name, arm in (("from the store", "cache"), ("live teacher", "live"), ("none", "none"))
     ]
     return _markdown(("soft targets", "test top-1 %", "seconds per epoch of 50,000 images"), rows)
+
+
+_RIVALS = {
+    "kdpipe": "kdpipe: `resnet8` with a store, checkpoints included",
+    "bare step": "the bare step: pixels, logits and labels ready in memory",
+    "hack": "a batch cropped by one gather, with the logits of the plain images",
+    "hack in channels-last": "the same in channels-last",
+    "memmap": "torchvision's transforms, the plain images' logits in an fp16 `.npy` file",
+    "live": "torchvision's transforms, the teacher in the loop",
+    "timm": "timm's loader and optimizer, the teacher in the loop",
+}
+
+
+def _rivals() -> str:
+    measured = _read("rivals")
+    images, medians = measured["images_per_training"], measured["median_cpu_seconds"]
+    rows = [
+        (
+            words,
+            f"{1000 * medians[name] / images:.2f}",
+            "1" if name == "kdpipe" else _interval(measured["over_kdpipe"][name]),
+        )
+        for name, words in _RIVALS.items()
+    ]
+    return _markdown(("loop", "CPU ms per image", "over kdpipe's [95 % interval]"), rows)
+
+
+def _rows_read() -> str:
+    rows = []
+    for threads, each in _read("rivals")["rows"].items():
+        figures = (f"{each['median_cpu_ms'][name]:.2f}" for name in ("store", "npy fp16", "npy to float32"))
+        rows.append((threads, *figures, _interval(each["store_speed_over_npy_fp16"])))
+    heading = ("torch's threads", "`store.logits`", "`.npy`, fp16", "`.npy`, to float32", "speed over `.npy` fp16")
+    return _markdown(heading, rows)
 
 
 def _store() -> str:
@@ -520,11 +567,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "robust": _robust,
     "auxiliary": _auxiliary,
     "fleet": _fleet,
+    "scale": _scale,
     "skew": _skew,
     "views-speed": _views_speed,
     "consistency": _consistency,
     "cifar10": _cifar10,
     "store": _store,
+    "rivals": _rivals,
+    "rows-read": _rows_read,
     "encodings": _encodings,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,

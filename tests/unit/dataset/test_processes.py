@@ -150,13 +150,18 @@ def test_worker_processes_end_with_their_parent(tmp_path: Path, sent: signal.Sig
         env={**os.environ, "PYTHONPATH": f"{ROOT}/pipeline"},
     )
     assert process.stdout is not None
-    workers = {int(process.stdout.readline()) for _ in range(4)}
-    assert len(workers) == 2
-    if sent == signal.SIGINT:
-        os.killpg(process.pid, sent)  # as a terminal does
-    else:
+    try:
+        workers: set[int] = set()
+        while len(workers) < 2:
+            workers.add(int(process.stdout.readline()))
+        if sent == signal.SIGINT:
+            os.killpg(process.pid, sent)  # as a terminal does
+        else:
+            process.kill()
+        _, errors = process.communicate(timeout=120)  # until all have closed their output
+    finally:
         process.kill()
-    _, errors = process.communicate(timeout=60)  # until all have closed their output
+        process.wait()
     assert errors.count("Traceback") == (sent == signal.SIGINT)
     until = time.monotonic() + 60
     while any(Path(f"/proc/{worker}").exists() for worker in workers):

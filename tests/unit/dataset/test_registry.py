@@ -111,7 +111,13 @@ def test_settings_are_checked_and_documented() -> None:
         False,
         "auto",
     )
-    for wrong in ({}, {"data": "digits", "limit_train": 0}, {"data": "d", "loading": "disk"}, {"data": "d", "x": 1}):
+    for wrong in (
+        {},
+        {"data": "digits", "limit_train": 0},
+        {"data": "d", "loading": "disk"},
+        {"data": "d", "workers": 0},
+        {"data": "d", "x": 1},
+    ):
         with pytest.raises(ValidationError):
             DatasetSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValidationError):

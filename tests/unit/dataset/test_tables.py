@@ -78,6 +78,15 @@ def test_damage_costs_what_comes_after_it(table: Table) -> None:
         assert content(table) == {value: value for value in range(place * 3 // len(whole))}
 
 
+def test_what_others_could_have_written_is_replaced(table: Table) -> None:
+    add(table, (1, 10))
+    table.path.chmod(0o666)
+    assert content(table) == {}
+    add(table, (2, 20))
+    assert content(table) == {2: 20}
+    assert table.path.stat().st_mode & 0o777 == 0o600
+
+
 def test_two_writers_add_to_one_table(table: Table) -> None:
     with table.saving() as first, Table(table.path, KIND).saving() as second:
         first(entries((1, 10)))

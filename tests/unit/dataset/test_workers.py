@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from kdpipe.dataset import Dataset, cache_directory, load
 from kdpipe.errors import DatasetError
+from kdpipe.views import Renderer
 
 from .conftest import MakeFolder, picture
 
@@ -90,6 +91,16 @@ def test_workers_see_the_same_pixels(make_folder: MakeFolder, context: str, load
     loader = DataLoader(Torch(found), batch_size=3, num_workers=1, multiprocessing_context=context)
     images = torch.cat([batch for batch, _ in loader])
     assert torch.equal(images, torch.stack(found.images(range(6))))
+
+
+def test_a_dataset_says_how_many_processes_read_it(make_folder: MakeFolder) -> None:
+    spec = f"folder:{make_folder()}"
+    found = load(spec, "train", loading="stream", workers=3)
+    assert Renderer(found, "none", seed=0, geometry=None).workers == 3
+    assert Renderer(found.subset([0]), "none", seed=0, geometry=None).workers == 3
+    assert Renderer(found, "none", seed=0, geometry=None, workers=1).workers == 1
+    with pytest.raises(DatasetError, match="workers is 0, expected at least 1"):
+        load(spec, "train", workers=0)
 
 
 def test_errors_come_back_from_workers(make_folder: MakeFolder) -> None:
