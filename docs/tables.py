@@ -475,6 +475,17 @@ def _grammatical(name: str) -> str:
     return re.sub(r"^(klt)(?=\d)", r"\1:", re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name))
 
 
+def _growth() -> str:
+    found = _read("growth")
+    rows = [
+        ("a pass over all images", f"{found['whole_pass_cpu_s']:.0f}", f"{found['whole_bytes'] / 1e6:.2f}"),
+        ("growth", f"{found['growth_cpu_s']:.1f}", f"{found['growth_bytes'] / 1e6:.2f}"),
+        ("the same again, nothing new", f"{found['nothing_new_cpu_s']:.1f}", "0"),
+    ]
+    heading = (f"{found['added']:,} images added to {found['samples']:,}", "CPU seconds", "MB written")
+    return _markdown(heading, rows)
+
+
 def _shuffle() -> str:
     windows = _read("shuffle")["windows"]
     rows = [
@@ -595,6 +606,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rows-read": _rows_read,
     "encodings": _encodings,
     "transform-coding": _transform,
+    "growth": _growth,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),

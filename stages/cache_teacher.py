@@ -131,8 +131,10 @@ def _continue(work: _Pass, store: Continued, wanted: Plan) -> None:
     store.say_changes()
     grows = bool(store.fresh)
     if grows:
+        began = time.perf_counter()
         work.grow(store)
         store = store.again(work.datasets)
+        say(f"{work.out} has grown after {time.perf_counter() - began:.1f} s, digest {store.found.digest}.")
     segments = store.segments
     if segments is None or (grows and store.views == views):
         describe(work.out, work.params.provenance, part=work.part)
@@ -260,7 +262,8 @@ def _fill(
             **known,
         }
     )
-    say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
+    if grown is None:
+        say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
 
 
 def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:

@@ -14,7 +14,7 @@ SMALL, DROPPING = (f"tests.networks:{name}" for name in ("small", "dropping"))
 SEEN: list[tuple[int, ...]] = []
 """Shapes of the batches that ``counting`` networks took."""
 
-PROBES = 1
+PROBES = 2
 """Forward passes in evaluation mode before a command trains."""
 
 

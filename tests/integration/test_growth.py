@@ -110,6 +110,8 @@ def test_only_what_changed_is_computed(kdpipe: Kdpipe, images: Path, tmp_path: P
     assert outcome.code == 0
     assert f"'train' samples: 1 new, 1 changed, 1 removed since {store} was sealed." in outcome.err
     assert f"'test' samples: 1 new since {store} was sealed." in outcome.err
+    assert f"digest {open_store(store).digest}" in outcome.err
+    assert ".growth" not in outcome.err
     after = stores.contents(store)
     assert all(after[name] == content for name, content in before.items() if name != "zarr.json")
     assert [len(each.sample_ids) for each in open_store(store).segments] == [8, 2]

@@ -16,6 +16,7 @@ import torch
 import zarr
 
 from kdpipe import dataset, models, open_store
+from kdpipe.pairing.join import join
 from kdpipe.views import Geometry, Renderer
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused, run_command
 from tests.processes import Server
@@ -59,7 +60,7 @@ def test_every_view_is_what_the_layers_say_of_its_pixels(built: Built, store: Pa
             }
             assert set(opened.signals) == set(expected)
             for name, signals in expected.items():
-                found = opened.signal(name, range(limit), view)
+                found = opened.signal(name, join(opened, data), view)
                 assert found.shape == tuple(signals.shape)
                 assert np.abs(found - signals.numpy()).max() <= 1e-3 * (1 + float(signals.abs().max()))
 

@@ -62,6 +62,7 @@ class Sums:
     preset = PRESET
     device = torch.device("cpu")
     precision = "fp32"
+    memory_format = None
     signals: Mapping[str, tuple[int, ...]] = None  # type: ignore[assignment]
     identity = Teacher(name="sums", digest="ab" * 16, preset=PRESET.describe(), parameters=0)
 
