@@ -140,15 +140,15 @@ def test_moves_lower_the_kl_at_no_cost() -> None:
 
 
 def test_codes_do_not_depend_on_threads_or_batches() -> None:
-    logits = correlated(200, 150)
-    fitted = get_encoding("klt0.3").calibrate(correlated(600, 150, seed=1))
+    logits, pilot = correlated(130, 80), correlated(300, 80, seed=1)
+    fitted = get_encoding("klt0.3").calibrate(pilot)
     expected, threads = fitted.encode(logits).codes, torch.get_num_threads()
     try:
-        for count in (1, 2, 3):
+        for count in (1, 2):
             torch.set_num_threads(count)
-            assert get_encoding("klt0.3").calibrate(correlated(600, 150, seed=1)) == fitted
-            for size in (7, 64, 200):
-                parts = [fitted.encode(logits[start : start + size]).codes for start in range(0, 200, size)]
+            assert get_encoding("klt0.3").calibrate(pilot) == fitted
+            for size in (7, 64, 130):
+                parts = [fitted.encode(logits[start : start + size]).codes for start in range(0, 130, size)]
                 assert np.array_equal(np.concatenate(parts), expected)
     finally:
         torch.set_num_threads(threads)
