@@ -293,7 +293,7 @@ def test_runs_that_cannot_be_compressed(parent: Path, kdpipe: Kdpipe, tmp_path: 
     refused(compress(damaged), "is damaged or was replaced")
     seeds = tmp_path / "seeds"
     shutil.copytree(parent, seeds / "seed-0")
-    refused(compress(seeds), "holds a run for each of 1 seeds; name one, such as", "seed-0")
+    refused(compress(seeds), "does not hold all of its seed runs: it has no metrics.json")
     refused(compress(parent, "--out", parent.parent), "the run to compress. Pass another --out.")
     refused(compress(parent, "--out", parent, "--overwrite"), "the run to compress. Pass another --out.")
     assert not (tmp_path / "out").exists()
