@@ -486,6 +486,18 @@ def _growth() -> str:
     return _markdown(heading, rows)
 
 
+def _forecast() -> str:
+    def written(value: float) -> str:
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+    rows = [
+        (case, what, written(each["forecast"]), written(each["measured"]), f"{each['ratio']:.2f}")
+        for case, found in _read("forecast")["cases"].items()
+        for what, each in found["figures"].items()
+    ]
+    return _markdown(("data", "figure", "forecast", "measured", "ratio"), rows, numbers_from=2)
+
+
 def _shuffle() -> str:
     windows = _read("shuffle")["windows"]
     rows = [
@@ -607,6 +619,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": _encodings,
     "transform-coding": _transform,
     "growth": _growth,
+    "forecast": _forecast,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
