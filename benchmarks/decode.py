@@ -141,7 +141,7 @@ OTHERS: dict[str, tuple[Callable[[bytes], Pixels], type[Exception]]] = {
     "kdpipe": (by_kdpipe, DatasetError),
     "torchvision": (by_torchvision, RuntimeError),
 }
-"""What is compared with Pillow, and its error for a file that it refuses."""
+"""The decoders that are compared with Pillow, each with its error for a file that it refuses."""
 
 
 def verdict(content: bytes, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What `kdpipe plan` says, against what then happens: seconds of a pass and of an epoch, bytes and files.
+"""The forecast of `kdpipe plan` against the measured run: seconds of a pass and of an epoch, bytes and files.
 
     python benchmarks/forecast.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors \\
         --photos folder:PATH/photos

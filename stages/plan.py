@@ -68,6 +68,7 @@ def run(params: Plan) -> None:
     )
     refuse_unfit(forward, renderer, name=forward.identity.name)
     logits, start, rows = pilot.passes(forward, renderer, params)
+    classes = len(train_split.classes)
     samples = {"train": len(train_split), "test": 0 if test is None else len(test)}
     plain, augmented = sum(samples.values()), samples["train"] * params.view.augmented
     choice, encoding = _encoding(logits, params, rows=plain + augmented)
@@ -77,16 +78,15 @@ def run(params: Plan) -> None:
         for devices in sorted({1, params.forecast.devices})
     ]
     training = None if params.forecast.student is None else pilot.time_training(params, train_split, drawn, forward)
-    classes = len(train_split.classes)
     numbers = {0, 1, 4, params.view.augmented} if params.view.recipe.augments else {0}
     stores = [_store(samples, views, encoding, choice, classes=classes) for views in sorted(numbers)]
     found = Forecast(
-        data={"spec": train_split.spec, **samples, "classes": len(train_split.classes), "listed_seconds": listed},
+        data={"spec": train_split.spec, **samples, "classes": classes, "listed_seconds": listed},
         rates=rates,
         choice=choice,
         encoding=encoding,
         stores=stores,
-        plane_bytes=samples["train"] * (encoding.width(len(train_split.classes)) * _itemsize(encoding) + 4),
+        plane_bytes=samples["train"] * (encoding.width(classes) * _itemsize(encoding) + 4),
         passes=passes,
         training=training,
         pays_from=None if training is None else training.pays_from(passes[0].seconds),

@@ -54,7 +54,7 @@ class ItemSource:
     names: npt.NDArray[np.uint8] | None = None
     """16 bytes for each item that change with its content, ``(n, 16)``, by which it is remembered; None for none."""
     looked: Records = field(default_factory=lambda: np.empty(0, dtype=_FOUND))
-    """What was found out about all items before the survey."""
+    """Records of all items that were known before the survey."""
 
     parallel: bool = False
 

@@ -32,7 +32,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _PRELOADED = "kdpipe.views.rendering"
-"""What worker processes need: there is one fork server for all, so it is named here, though it is of another room."""
+"""Module that worker processes import first. One fork server serves all, so it is named here, in another room."""
 _SMALLEST = 4096
 """Bytes of the smallest array that is shared."""
 _ALIGNMENT = 64
@@ -208,7 +208,7 @@ def _look_at(
 
 
 _work: Callable[[Any], Any]
-"""What a worker process does with a task."""
+"""The function that a worker process applies to a task."""
 
 
 def _begin(function: Callable[[T, Task], Result], shared: Shared[T]) -> None:

@@ -110,7 +110,7 @@ def _sorting(column: Column, row: Row) -> tuple[float | str, str, bool]:
 
 @dataclass(frozen=True)
 class Given:
-    """What the runs were given: a table, and a command for each run that has one."""
+    """Data and settings of the runs: a table, and a command for each run that has one."""
 
     table: Table
     commands: tuple[tuple[str, str], ...]

@@ -72,7 +72,7 @@ class Manifest(BaseModel):
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
-    """How the rows of each segment are ordered; ``None`` for the order of the dataset."""
+    """Order of the rows of each segment; ``None`` for that of the dataset."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}

@@ -142,7 +142,7 @@ class Plan:
     rendering: Rendering | None = None
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
-    """How the rows are ordered, as in a manifest."""
+    """Order of the rows, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
 
