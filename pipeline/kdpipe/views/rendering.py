@@ -99,7 +99,8 @@ class Renderer:
         self.seed = seed
         self.geometry = geometry
         self.device = torch.device(device)
-        self._workers = workers or dataset.workers or processors(of_rank=True)
+        self.workers = workers or dataset.workers or processors(of_rank=True)
+        """Number of processes that decode a streamed dataset."""
         self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
@@ -107,11 +108,6 @@ class Renderer:
             self._population = mixing.Population(self._images, population, seed=seed)
             self._index_of = find_ids(dataset.sample_ids, self._images.sample_ids)
         self._start()
-
-    @property
-    def workers(self) -> int:
-        """Number of processes that decode a streamed dataset."""
-        return self._workers
 
     def _start(self) -> None:
         pixels = self._images.pixels
@@ -248,7 +244,7 @@ class Renderers:
                     DataLoader(
                         _Worker(self._renderers),
                         batch_sampler=self._queue,
-                        num_workers=first._workers,
+                        num_workers=first.workers,
                         collate_fn=itemgetter(0),
                         persistent_workers=True,
                         multiprocessing_context=worker_context(),
