@@ -13,6 +13,7 @@ from __future__ import annotations
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,6 +27,7 @@ from kdpipe.printable import printable
 from kdpipe.reading import hashed
 from kdpipe.sharing.buckets import Bucket
 from kdpipe.sharing.disk import Disk
+from kdpipe.sharing.host import Host
 from kdpipe.sharing.place import BLOCK, Expected, PassingError, Place, Stream, Version, checked, timeout
 from kdpipe.sharing.watching import watched
 from kdpipe.sharing.web import Web
@@ -40,6 +42,7 @@ _SCHEMES: dict[str, Callable[[str], Place]] = {
     "s3": Bucket.of,
     "gs": Bucket.of,
     "az": Bucket.of,
+    "ssh": Host.of,
 }
 _Result = TypeVar("_Result")
 
@@ -118,6 +121,7 @@ class Folder:
             RemoteError: it has another size or digest, or cannot be read; ``target`` is as before.
             UnwritableError: the disk is full or fails.
         """
+        checked(name)
         part = target.with_name(f"{target.name}.part")
         with durable.writing(target, kept="what has arrived is kept"):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -129,10 +133,7 @@ class Folder:
                 found = _digest(part)
             if found != digest:
                 part.unlink()
-                raise RemoteError(
-                    f"{self.describe(name)} does not match its digest in the manifest: it was damaged or changed at "
-                    "the server. Tell its publisher."
-                )
+                raise self._changed(name, "does not match its digest in the manifest")
             part.replace(target)
 
     def upload(self, path: Path, name: str) -> None:
@@ -181,13 +182,13 @@ class Folder:
     def _read(self, name: str, limit: int) -> tuple[bytes, Version | None]:
         def whole() -> tuple[bytes, Version | None]:
             content = bytearray()
-            stream = self._opened(name, 0)
-            if stream.total is not None and stream.total > limit:
-                raise self._too_large(name, limit)
-            for block in stream.blocks:
-                content += block
-                if len(content) > limit:
+            with self._opened(name, 0) as stream:
+                if stream.total is not None and stream.total > limit:
                     raise self._too_large(name, limit)
+                for block in stream.blocks:
+                    content += block
+                    if len(content) > limit:
+                        raise self._too_large(name, limit)
             if stream.total is not None and len(content) < stream.total:
                 raise self._broken(name, len(content), stream.total)
             return bytes(content), stream.version
@@ -218,13 +219,9 @@ class Folder:
 
     def _append(self, name: str, part: Path, at: int, size: int) -> Iterator[int]:
         """Write what the server sends from the byte ``at`` on; yield the end of the file after each block."""
-        stream = self._opened(name, at)
-        if stream.total is not None and stream.total != size:
-            raise RemoteError(
-                f"{self.describe(name)} has {stream.total:,} bytes, expected {size:,}: it was damaged or changed at "
-                "the server. Tell its publisher."
-            )
-        with part.open("r+b") as file:
+        with self._opened(name, at) as stream, part.open("r+b") as file:
+            if stream.total is not None and stream.total != size:
+                raise self._changed(name, f"has {stream.total:,} bytes, expected {size:,}")
             file.truncate(stream.start)
             file.seek(stream.start)
             end = stream.start
@@ -232,20 +229,20 @@ class Folder:
                 end += len(block)
                 if end > size:
                     file.truncate(0)
-                    raise RemoteError(
-                        f"{self.describe(name)} has more than the expected {size:,} bytes: it was damaged or changed "
-                        "at the server. Tell its publisher."
-                    )
+                    raise self._changed(name, f"has more than the expected {size:,} bytes")
                 file.write(block)
                 file.flush()
                 yield end
 
-    def _opened(self, name: str, start: int) -> Stream:
+    def _opened(self, name: str, start: int) -> AbstractContextManager[Stream]:
         address = self.describe(checked(name))
         return watched(lambda: self.place.open(name, start), seconds=timeout(), of=address)
 
     def _too_large(self, name: str, limit: int) -> RemoteError:
         return RemoteError(f"{self.describe(name)} is larger than {limit:,} bytes, which no such file of kdpipe is.")
+
+    def _changed(self, name: str, how: str) -> RemoteError:
+        return RemoteError(f"{self.describe(name)} {how}: it was damaged or changed at the server. Tell its publisher.")
 
     def _broken(self, name: str, at: int, size: int) -> PassingError:
         return PassingError(

@@ -184,6 +184,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """Keep the address, for messages."""
         self._address = address
 
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        """Follow a redirect; close its answer if it cannot be followed."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
@@ -230,6 +240,8 @@ def _translated(address: str, method: str) -> Iterator[None]:
             why = printable(getattr(failure.reason, "verify_message", "") or failure.reason.reason)
             raise RemoteError(f"{address}: {why}. Check the certificate of the server.") from None
         raise PassingError(f"{address}: {printable(failure.reason)[:200]}. Check the URL and the network.") from None
+    except ValueError:
+        raise RemoteError(f"{address}: the server's answer is malformed. Check the URL.") from None
     except (OSError, http.client.HTTPException) as failure:
         why = printable(failure)[:200] or type(failure).__name__
         raise PassingError(f"{address}: the connection failed ({why}).") from None
@@ -250,6 +262,11 @@ def _refusal(code: int, address: str, method: str) -> RemoteError:
         return RemoteError(f"{address}: the server takes no uploads ({code}). Publish to a folder, a bucket or by ssh.")
     if code in _OVERLOADED:
         return PassingError(f"{address}: the server fails ({code}). Run this again later.")
+    if 300 <= code < 400:
+        return RemoteError(
+            f"{address}: the server redirects to no address that is followed ({code}): to another scheme, or in a "
+            "circle. Check the URL."
+        )
     return RemoteError(f"{address}: the server answers {method} with {code}. Check the URL.")
 
 
