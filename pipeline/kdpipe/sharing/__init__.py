@@ -1,1 +1,4 @@
-"""Stores at a URL: plain files on any web server, in a bucket, on a host by ssh, or in a folder."""
+"""Stores at a shared place, of plain files: a folder, a web server, a bucket or a host with ssh.
+
+- ``address`` and ``catalog``: ``URL/NAME@VERSION``, and ``index.json`` with a row for each version;
+"""

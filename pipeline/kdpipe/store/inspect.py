@@ -45,6 +45,7 @@ def summary(store: Path) -> dict[str, Any]:
         "fp32_bytes_per_sample": 4 * len(found.classes),
         "digest": found.digest,
         "provenance": found.provenance.model_dump(exclude_none=True),
+        "derived_from": None if found.derived_from is None else found.derived_from.model_dump(mode="json"),
         "teacher": found.fingerprint.teacher.model_dump(),
         "dataset": {"name": found.dataset, "fingerprint": found.fingerprint.dataset},
         "recipe": found.fingerprint.recipe.model_dump(exclude={"thresholds"}),

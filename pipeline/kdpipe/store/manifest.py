@@ -24,6 +24,7 @@ from kdpipe.store.sections import (
     MAX_GROUPS,
     PENULTIMATE,
     Choice,
+    DerivedFrom,
     Digest,
     File,
     FileName,
@@ -41,7 +42,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order")
+_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "derived_from")
 
 
 class Manifest(BaseModel):
@@ -73,6 +74,8 @@ class Manifest(BaseModel):
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
     """Order of the rows of each segment; ``None`` for that of the dataset."""
+    derived_from: DerivedFrom | None = None
+    """The store that this one was derived from by withholding a part; not part of the digest."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}
@@ -86,7 +89,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _has_train(self) -> Self:
-        if "train" not in self.splits and not self.is_part:
+        withheld = self.derived_from is not None and "splits" in self.derived_from.withheld
+        if "train" not in self.splits and not self.is_part and not withheld:
             raise ValueError("there is no split 'train'")
         return self
 
@@ -274,7 +278,7 @@ def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
     coming = {tree.group_name(split, len(found.segments(split))) for split in found.names} - found.splits.keys()
     entries = [each for each in tree.walk(store) if not (each.own and each.name.split("/")[0] in coming)]
     present = {each.name: each.size for each in entries if each.is_file}
-    strange = tree.strangers(entries, found.files.keys() | {"zarr.json"})
+    strange = tree.strangers(entries, found.files.keys() | {"zarr.json", *tree.COMPANIONS})
     return {
         "files are missing": [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())],
         "do not belong to the store": [f"{name} does not belong to the store" for name in strange],

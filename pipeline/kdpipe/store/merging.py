@@ -21,7 +21,7 @@ from kdpipe.store import manifest, skeleton, tree
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
-from kdpipe.store.sections import File
+from kdpipe.store.sections import DerivedFrom, File
 from kdpipe.store.segments import Ids
 from kdpipe.store.settings import Provenance
 
@@ -178,6 +178,7 @@ def _union(found: dict[Path, Manifest], copies: Sequence[_Copy], replaced: dict[
             "splits": splits,
             "dataset": ", ".join(dict.fromkeys(each.dataset for each in manifests))[:4096],
             "provenance": _provenance([each.provenance for each in manifests]),
+            "derived_from": _derived([each.derived_from for each in manifests if each.derived_from is not None]),
             "fidelity": fidelity,
             "rendering": rendering and rendering.model_copy(update={"sources": sources}),
             "files": files,
@@ -195,6 +196,12 @@ def _provenance(given: Sequence[Provenance]) -> Provenance:
         if said:
             joined[field] = "; ".join(said)
     return Provenance(**joined)
+
+
+def _derived(origins: Sequence[DerivedFrom]) -> DerivedFrom | None:
+    """Return the first origin, with all that was withheld of any store, as it holds for a part of the union."""
+    withheld = dict.fromkeys(each for origin in origins for each in origin.withheld)
+    return origins[0].model_copy(update={"withheld": tuple(withheld)}) if origins else None
 
 
 def _files(found: Manifest, group: str) -> list[str]:
