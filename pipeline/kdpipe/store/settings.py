@@ -66,6 +66,8 @@ class Provenance(Settings):
     """Permitted uses of the logits."""
     contact: str | None = None
     """Contact for questions about the store."""
+    citation: str | None = None
+    """Citation for those who use the logits."""
     notes: str | None = None
     """Further notes for the store's users."""
 
