@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
-from kdpipe.stages import commands
+from kdpipe.stages import commands, exchange
 
 if TYPE_CHECKING:
     from kdpipe.settings import Settings
@@ -219,7 +219,7 @@ def verify(
     show(f"{store}: {', '.join(checked)}.")
 
 
-for _name, _command in commands.NAMED.items():
+for _name, _command in (commands.NAMED | exchange.NAMED).items():
     app.command(_name)(_command)
 
 
