@@ -17,7 +17,7 @@ from kdpipe import durable
 from kdpipe.errors import CorruptStoreError, KdpipeError, StaleStoreError, StoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.reading import open_regular
-from kdpipe.store import manifest, skeleton, tree
+from kdpipe.store import manifest, partial, skeleton, tree
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
@@ -78,6 +78,7 @@ def merge(
 def _opened(path: Path, *, memory_limit: int) -> dict[str, LogitStore]:
     """Open all splits of a store, which checks its structure."""
     first = open_store(path, memory_limit=memory_limit)
+    partial.refuse(path, first.manifest.checksum, what="merging it")
     for group, cut in first.manifest.splits.items():
         listed = all(f"{group}/{view}" in first.manifest.planes for view in range(cut.planes))
         if not listed or group not in first.manifest.fingerprint.dataset:

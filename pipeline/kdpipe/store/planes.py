@@ -20,6 +20,7 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
 from kdpipe.store import manifest
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.partial import Absent
 from kdpipe.store.pieces import Array, Part, Piece, Rows, Span
 
 _MOST_THREADS = 16
@@ -97,13 +98,17 @@ class PlaneReader:
         encoding: Encoding,
         *,
         beside: Sequence[str] = (),
+        absent: Absent | None = None,
     ) -> None:
         """Prepare to read a store whose metadata was checked; planes hold the signals ``beside`` the logits.
+
+        Files that are ``absent`` are fetched before they are decoded, or refused.
 
         ``live`` are the rows of each segment that are rows of a plane, by group; ``None`` for all of them.
         """
         self._store = store
         self._found = found
+        self._absent = absent
         self._encoding = encoding
         self._classes = len(found.classes)
         self._parts = [Part.of(found, name, encoding, live=rows) for name, rows in live.items()]
@@ -232,6 +237,8 @@ class PlaneReader:
 
     def _fill(self, view: int, jobs: list[_Job]) -> Iterator[str]:
         """Decode in parallel; yield one line for each fault of a chunk, or else of its file."""
+        if self._absent is not None:
+            self._absent.require({job.file for job in jobs})
         pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="kdpipe-decode")
         try:
             decoded = [pool.submit(self._decode, job) for job in jobs]
