@@ -4,7 +4,8 @@
 
 Bare training steps (SGD with momentum, cross entropy) and forward passes of networks with random weights, on batches
 that lie in memory: 128 images of 32 x 32, or 8 of 224 x 224. CPU time, interleaved rounds. Compiling is measured from
-the first call until the step has run, in a cache folder of its own. Writes benchmarks/results/memory_formats.json.
+the first call until the step has run, in a cache folder of its own. ``OMP_NUM_THREADS`` should not be set: with 1, the
+compiler makes other code, which takes twice the time. Writes benchmarks/results/memory_formats.json.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 from timing import interleaved, machine, ratio
