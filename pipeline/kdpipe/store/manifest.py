@@ -41,7 +41,7 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order")
+_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "unread")
 
 
 class Manifest(BaseModel):
@@ -73,6 +73,9 @@ class Manifest(BaseModel):
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
     """Order of the rows of each segment; ``None`` for that of the dataset."""
+    unread: bool = False
+    """Whether a store under construction learns the content of its images in the pass; its dataset's digests are then
+    those of the names alone."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}
@@ -88,6 +91,12 @@ class Manifest(BaseModel):
     def _has_train(self) -> Self:
         if "train" not in self.splits and not self.is_part:
             raise ValueError("there is no split 'train'")
+        return self
+
+    @model_validator(mode="after")
+    def _sealed_is_read(self) -> Self:
+        if self.unread and self.state == "sealed":
+            raise ValueError("it is sealed, and does not have the content of its images")
         return self
 
     @model_validator(mode="after")
