@@ -3,7 +3,8 @@
     python docs/tables.py            fills every table in place
     python docs/tables.py --check    fails where a document differs from the results
 
-A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is one of ``TABLES``.
+A table stands between two comments, ``<!-- table: NAME -->`` and ``<!-- end -->``; NAME is one of ``TABLES``. The
+tables of ``kdpipe list`` are in ``stages/listed.json``, so that the command need not import what it lists.
 """
 
 from __future__ import annotations
@@ -62,8 +63,22 @@ def main() -> None:
             )
         elif filled != text:
             path.write_text(filled, encoding="utf-8")
+    faults += _list_tables(check=check)
     if faults:
         sys.exit("\n".join(faults))
+
+
+def _list_tables(*, check: bool) -> list[str]:
+    """Write the tables of ``kdpipe list``, or return a line where the file differs from what is registered."""
+    from kdpipe.stages.listing import LISTED, kept
+
+    now = kept()
+    if LISTED.is_file() and LISTED.read_text(encoding="utf-8") == now:
+        return []
+    if check:
+        return [f"{LISTED.name} differs from what is registered; run python docs/tables.py"]
+    LISTED.write_text(now, encoding="utf-8")
+    return []
 
 
 def _read(name: str) -> Any:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
+from kdpipe.stages import commands, exchange
 
 if TYPE_CHECKING:
     from kdpipe.settings import Settings
@@ -186,6 +187,7 @@ def verify(
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
     from kdpipe.stages.console import progress, say, show
+    from kdpipe.store.inspect import not_here
     from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
@@ -199,7 +201,8 @@ def verify(
         from kdpipe.store.inspect import summary
         from kdpipe.store.reader import open_store
 
-        for split in summary(store)["splits"]:
+        found = summary(store)
+        for split in found["here"] or found["splits"]:
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress), say=say)
     if teacher and data is not None and not faults:
@@ -215,123 +218,12 @@ def verify(
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
-    show(f"{store}: {', '.join(checked)}.")
+    absent = not_here(store)
+    show(f"{store}: {', '.join(checked)}{'' if absent is None else f'; {absent}'}.")
 
 
-@app.command()
-def merge(
-    stores: Annotated[list[Path], typer.Argument(help="Two or more stores, NAME.zarr.")],
-    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
-) -> None:
-    """Join stores of the same teacher, recipe and encoding that have different samples; files are copied as they are.
-
-    Example:
-
-        kdpipe merge first-half.zarr second-half.zarr --out all.zarr
-    """
-    from kdpipe.stages.merging import merge_stores
-
-    merge_stores(stores, out)
-
-
-@app.command()
-def compact(
-    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
-    data: Annotated[str, typer.Option(help="The dataset whose samples are kept, as in the other commands.")],
-    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
-) -> None:
-    """Copy a store that has grown without the rows of images that were removed or have changed.
-
-    Example:
-
-        kdpipe compact logits.zarr --data folder:images --out compacted.zarr
-    """
-    from kdpipe.stages.merging import compact_store
-
-    compact_store(store, data, out)
-
-
-@app.command("list")
-def list_command(
-    kind: Annotated[
-        str,
-        typer.Argument(
-            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks, "
-            "engines or formats."
-        ),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List what can be chosen by name, with parameters, help and source.
-
-    Example:
-
-        kdpipe list losses
-    """
-    from kdpipe.stages.listing import show_list
-
-    show_list(kind, as_json=as_json)
-
-
-@app.command("models")
-def models_command(
-    name: Annotated[
-        str | None, typer.Argument(help="One model; any name that a stage takes (default: the zoo).")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    size: Annotated[
-        int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
-    ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List the layers of NAME instead, for --signals.")] = False,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code that a run or a .pt2 names.")] = False,
-) -> None:
-    """Measure models: parameters, multiply-accumulates and the length of the penultimate features.
-
-    Example:
-
-        kdpipe models resnet20 --num-classes 100
-    """
-    from kdpipe.stages import listing
-
-    if layers:
-        listing.show_layers(name, num_classes=num_classes, size=size, trust_code=trust_code)
-    else:
-        listing.show_costs(name, num_classes=num_classes, size=size or 32)
-
-
-@app.command("presets")
-def presets_command(
-    name: Annotated[str | None, typer.Argument(help="Print this one as a params file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List published training recipes with their results, or print one for --params.
-
-    Example:
-
-        kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
-    """
-    from kdpipe.stages import presets
-
-    presets.show_presets(name, as_json=as_json)
-
-
-@app.command("cache")
-def cache_command(
-    prune: Annotated[
-        bool, typer.Option("--prune", help="Remove files of ended processes, and what exceeds the limit.")
-    ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all files of the caches.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the caches of decoded images, or remove what is not needed; KDPIPE_CACHE_LIMIT is their limit in GB.
-
-    Example:
-
-        kdpipe cache --prune
-    """
-    from kdpipe.stages.caches import show_caches
-
-    show_caches(prune=prune, everything=everything, as_json=as_json)
+for _name, _command in (commands.NAMED | exchange.NAMED).items():
+    app.command(_name)(_command)
 
 
 def _lines(found: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from kdpipe.errors import ParamsError, did_you_mean
@@ -11,6 +13,9 @@ from kdpipe.stages.console import show, show_json
 
 Row = dict[str, Any]
 """One line of a table, by column: name or form, help, source."""
+
+LISTED = Path(__file__).with_name("listed.json")
+"""The tables of ``NEED_TORCH``, written by ``docs/tables.py``: torch takes longer to import than all else."""
 
 _HALF = (0.5, 0.5, 0.5)
 
@@ -21,7 +26,7 @@ def show_list(kind: str, *, as_json: bool) -> None:
     Raises:
         ParamsError: there is no such kind.
     """
-    rows = table(kind)
+    rows = known(kind)
     if as_json:
         show_json(rows)
         return
@@ -32,8 +37,21 @@ def show_list(kind: str, *, as_json: bool) -> None:
         show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def known(kind: str) -> list[Row]:
+    """Return the rows of one of ``KINDS`` without importing torch; see ``table`` for errors."""
+    if kind not in NEED_TORCH:
+        return table(kind)
+    rows: list[Row] = json.loads(LISTED.read_text(encoding="utf-8"))[kind]
+    return rows
+
+
+def kept() -> str:
+    """Return what ``LISTED`` must hold: the tables of ``NEED_TORCH`` as they are registered now."""
+    return json.dumps({kind: table(kind) for kind in NEED_TORCH}, indent=1, ensure_ascii=False) + "\n"
+
+
 def table(kind: str) -> list[Row]:
-    """Return the rows of one of ``KINDS``.
+    """Return the rows of one of ``KINDS``, as its things are registered.
 
     Raises:
         ParamsError: there is no such kind.
@@ -194,3 +212,6 @@ KINDS: dict[str, Callable[[], list[Row]]] = {
     "formats": _formats,
 }
 """Returns the rows of each list, by its name."""
+
+NEED_TORCH = ("losses", "recipes", "encodings", "attacks", "corruptions", "tasks", "engines", "formats")
+"""The kinds whose things are registered by modules that import torch."""

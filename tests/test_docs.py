@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pydoc
 import re
@@ -22,7 +23,7 @@ from kdpipe.distil.curves import Curve
 from kdpipe.stages import cli
 from kdpipe.stages.flags import parser_of, resolve
 from kdpipe.stages.fleet import students_of
-from kdpipe.stages.listing import KINDS
+from kdpipe.stages.listing import KINDS, LISTED, NEED_TORCH, kept
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.views import Recipe
 from tests.conftest import ROOT, Built, Outcome
@@ -178,6 +179,11 @@ def test_the_reference_has_every_command_setting_and_list() -> None:
     for line in (written + lists).splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in {4, 5, 6, 7, 8}, line
+
+
+def test_what_list_prints_is_what_is_registered() -> None:
+    assert LISTED.read_text(encoding="utf-8") == kept(), "run python docs/tables.py"
+    assert set(json.loads(kept())) == set(NEED_TORCH) <= set(KINDS)
 
 
 def test_the_names_of_the_api_page_exist() -> None:

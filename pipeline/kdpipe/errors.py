@@ -78,6 +78,26 @@ class UnwritableStoreError(StoreError, UnwritableError):
     """The store cannot be written: the disk is full, or the path is read-only."""
 
 
+class RemoteError(KdpipeError):
+    """A place of shared stores cannot be reached, read or written, or sends something else than it should."""
+
+
+class RemoteMissingError(RemoteError):
+    """A place of shared stores has no such file."""
+
+
+class RemoteExistsError(RemoteError):
+    """A place of shared stores has a file that was to be created."""
+
+
+class RemoteChangedError(RemoteError):
+    """A file at a place of shared stores was changed by someone else meanwhile."""
+
+
+class UntrustedStoreError(StoreError):
+    """A shared store is not what it was: its signature or signer is wrong, or a version has changed."""
+
+
 class UnsupportedLossError(KdpipeError):
     """The loss needs something that the store or the data lacks."""
 

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from kdpipe import open_store
+from kdpipe.stages import cli
+from kdpipe.stages.listing import KINDS
 from tests.conftest import LIMITS, ROOT, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
@@ -269,6 +271,32 @@ def test_help_imports_neither_torch_nor_zarr() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.lower().count("example:") == 3
+
+
+LOOKING = {
+    **{f"list {kind}": ["list", kind] for kind in KINDS},
+    "list --json": ["list", "losses", "--json"],
+    "cache": ["cache"],
+    "inspect": ["inspect", str(ROOT / "tests/golden/format1.zarr")],
+    "help of all stages": [*cli.EXAMPLES],
+}
+"""Arguments of commands that only look; of the last, the commands whose help is printed."""
+
+
+def test_commands_that_look_import_no_torch(tmp_path: Path) -> None:
+    script = (
+        "import json, sys\n"
+        "from kdpipe.stages.cli import main\n"
+        "for case, arguments in json.loads(sys.argv[1]).items():\n"
+        "    for each in [[one, '--help'] for one in arguments] if case.startswith('help') else [arguments]:\n"
+        "        try: main(each)\n"
+        "        except SystemExit as done: assert not done.code, each\n"
+        "        assert not {'torch', 'torchvision'} & set(sys.modules), each\n"
+    )
+    environment = os.environ | {"KDPIPE_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", script, json.dumps(LOOKING)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_module_and_models(kdpipe: Kdpipe) -> None:

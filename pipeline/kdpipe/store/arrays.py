@@ -175,8 +175,8 @@ def specs(
         "labels": Spec((samples,), (side,), None, "int32", ("sample",), -1),
         "sample_id": Spec((samples, 16), (side, 16), None, "uint8", ("sample", "byte"), 0),
         "content_digest": Spec((samples, 16), (side, 16), None, "uint8", ("sample", "byte"), 0),
-        "probe_row": Spec((probes,), (probes,), None, "int64", ("probe",), -1),
-        "probe_hash": Spec((planes, probes), (planes, probes), None, "uint64", ("view", "probe"), 0),
+        "probe_row": Spec((probes,), (max(1, probes),), None, "int64", ("probe",), -1),
+        "probe_hash": Spec((planes, probes), (planes, max(1, probes)), None, "uint64", ("view", "probe"), 0),
     }
     if split.pixel_digests:
         found[PIXELS] = Spec((samples, 16), (split.shard_rows, 16), None, "uint8", ("sample", "byte"), 0)

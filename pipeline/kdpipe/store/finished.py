@@ -74,13 +74,14 @@ def listed(path: Path, entries: Mapping[str, Entry], *, shards: Set[str], side: 
             "cache-teacher again."
         )
     present = list(tree.walk(path))
-    strange = tree.strangers(present, shards | side | {"zarr.json"})
+    beside = {"zarr.json", *tree.COMPANIONS}
+    strange = tree.strangers(present, shards | side | beside)
     if strange:
         raise CorruptStoreError(
             f"{path} cannot be sealed: {tree.listed(strange)} do not belong to it. Remove them, and run this again."
         )
     found = {}
-    for name in sorted(each.name for each in present if each.is_file and each.name != "zarr.json"):
+    for name in sorted(each.name for each in present if each.is_file and each.name not in beside):
         entry = entries.get(name) or entry_of(path, name)
         found[name] = File(size=entry.size, digest=entry.digest)
     return found

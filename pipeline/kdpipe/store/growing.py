@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kdpipe.errors import StaleStoreError
-from kdpipe.store import adoption, manifest
+from kdpipe.store import adoption, manifest, partial
 from kdpipe.store.leases import PATIENCE, Membership
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.manifest import Manifest
@@ -69,5 +69,6 @@ def grow_together(
 
 
 def _refuse_changed(path: Path, onto: Manifest) -> None:
+    partial.refuse(path, onto.checksum, what="adding to it")
     if manifest.read(path) != onto:
         raise StaleStoreError(f"{path} was changed by another process meanwhile. Run this again.")

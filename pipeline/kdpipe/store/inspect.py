@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdpipe.store import arrays, manifest
+from kdpipe.store import arrays, manifest, partial
 from kdpipe.store.ledger import Ledger
 from kdpipe.store.manifest import Manifest, file_sizes
 from kdpipe.store.sections import array_name
@@ -15,6 +15,8 @@ from kdpipe.store.sections import array_name
 
 def summary(store: Path) -> dict[str, Any]:
     """Describe a sealed or unsealed store; ``samples``, ``classes`` and ``views`` are those of ``train``.
+
+    ``here`` are the views of each split that are here; ``None`` for all of them.
 
     A split that has grown also has ``segments``: the samples of each, and the earlier rows that it replaces.
 
@@ -43,8 +45,10 @@ def summary(store: Path) -> dict[str, Any]:
         "bytes": sum(file_sizes(store).values()),
         "bytes_per_sample": train["bytes_per_sample"],
         "fp32_bytes_per_sample": 4 * len(found.classes),
+        "here": None if partial.read(store, found.checksum) is None else here(store, found),
         "digest": found.digest,
         "provenance": found.provenance.model_dump(exclude_none=True),
+        "derived_from": None if found.derived_from is None else found.derived_from.model_dump(mode="json"),
         "teacher": found.fingerprint.teacher.model_dump(),
         "dataset": {"name": found.dataset, "fingerprint": found.fingerprint.dataset},
         "recipe": found.fingerprint.recipe.model_dump(exclude={"thresholds"}),
@@ -80,6 +84,50 @@ def fidelity_lines(found: Mapping[str, Any]) -> list[str]:
             "pilot was not typical: make a store with a lower --max-kl."
         )
     return lines
+
+
+def here(store: Path, found: Manifest) -> dict[str, list[int]]:
+    """Return the views of each split of which all files are here; a split without ids and labels is left out."""
+    absent = manifest.absent(store, found)
+    lacking = {(group, view) for group, view in map(partial.place_of, filter(absent.has, found.files))}
+    present = {}
+    for split in found.names:
+        groups = found.segments(split)
+        if not any((group, None) in lacking for group in groups):
+            views = range(found.splits[groups[0]].planes)
+            present[split] = [view for view in views if not any((group, view) in lacking for group in groups)]
+    return present
+
+
+def not_here(store: Path) -> str | None:
+    """Return one line on the parts of a store that are not here; ``None`` where all are.
+
+    Raises:
+        StoreError: the manifest cannot be read.
+    """
+    found = manifest.read(store)
+    if partial.read(store, found.checksum) is None:
+        return None
+    present, parts = here(store, found), []
+    for split in found.names:
+        views = found.splits[found.segments(split)[0]].planes
+        left = [view for view in range(views) if view not in present.get(split, ())]
+        if split not in present or not present[split]:
+            parts.append(f"all of {split}" if split not in present else f"all views of {split}")
+        elif left:
+            parts.append(f"view{'s' * (len(left) > 1)} {_ranges(left)} of {split}")
+    return f"not here: {', '.join(parts)}" if parts else None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return sorted numbers as ``0, 5 to 8``."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and groups[-1][-1] == number - 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return ", ".join(str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in groups)
 
 
 def _split(found: Manifest, name: str, sizes: Mapping[str, int]) -> dict[str, Any]:

@@ -19,11 +19,13 @@ from kdpipe import durable
 from kdpipe.encoding.fidelity import TEMPERATURES, Fidelity
 from kdpipe.errors import CorruptStoreError, StoreNotFoundError
 from kdpipe.reading import hashed, parse_json, read_bytes, validated
-from kdpipe.store import tree
+from kdpipe.store import partial, tree
+from kdpipe.store.partial import Absent, Supply
 from kdpipe.store.sections import (
     MAX_GROUPS,
     PENULTIMATE,
     Choice,
+    DerivedFrom,
     Digest,
     File,
     FileName,
@@ -41,7 +43,9 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "unread")
+_ABSENT_WHEN_EMPTY = (
+    *("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "unread", "derived_from"),
+)
 
 
 class Manifest(BaseModel):
@@ -76,6 +80,8 @@ class Manifest(BaseModel):
     unread: bool = False
     """Whether a store under construction learns the content of its images in the pass; its dataset's digests are then
     those of the names alone."""
+    derived_from: DerivedFrom | None = None
+    """The store that this one was derived from by withholding a part; not part of the digest."""
     files: dict[FileName, File] = {}
     """Every file but the root ``zarr.json``, once sealed."""
     planes: Annotated[dict[Annotated[str, Field(max_length=128)], Digest], Field(max_length=2**21)] = {}
@@ -89,7 +95,8 @@ class Manifest(BaseModel):
 
     @model_validator(mode="after")
     def _has_train(self) -> Self:
-        if "train" not in self.splits and not self.is_part:
+        withheld = self.derived_from is not None and "splits" in self.derived_from.withheld
+        if "train" not in self.splits and not self.is_part and not withheld:
             raise ValueError("there is no split 'train'")
         return self
 
@@ -242,7 +249,11 @@ def read(store: Path) -> Manifest:
         older = (store / ".zgroup").exists() or (store / ".zarray").exists()
         what = "is a Zarr v2 store; kdpipe reads format 3 only" if older else "holds no logit store"
         raise StoreNotFoundError(f"{store} {what}. Make one with: kdpipe cache-teacher --out {shlex.quote(str(store))}")
-    content = read_bytes(root, limit=MAX_MANIFEST_BYTES, error=CorruptStoreError)
+    return parse(read_bytes(root, limit=MAX_MANIFEST_BYTES, error=CorruptStoreError), root=root)
+
+
+def parse(content: bytes, *, root: Path) -> Manifest:
+    """Return the manifest of the bytes of a root ``zarr.json``; see ``read`` for errors, which name ``root``."""
     document = parse_json(content, of=root, error=CorruptStoreError)
     try:
         described = document["attributes"]["kdpipe"]
@@ -279,15 +290,18 @@ def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
     """Compare names and sizes of a sealed store's files with its manifest.
 
     The next segment of each split may be there already: it is put in its place just before the manifest lists it.
+    A partial store may lack files that its list does not name.
 
     Returns one line per fault, by their kind: what ``and 12 more ...`` calls them.
     """
     coming = {tree.group_name(split, len(found.segments(split))) for split in found.names} - found.splits.keys()
     entries = [each for each in tree.walk(store) if not (each.own and each.name.split("/")[0] in coming)]
     present = {each.name: each.size for each in entries if each.is_file}
-    strange = tree.strangers(entries, found.files.keys() | {"zarr.json"})
+    strange = tree.strangers(entries, found.files.keys() | {"zarr.json", tree.PRESENT, *tree.COMPANIONS})
+    here = partial.read(store, found.checksum)
+    missing = [name for name in sorted(found.files.keys() - present.keys()) if here is None or here.names(name)]
     return {
-        "files are missing": [f"{name} is missing" for name in sorted(found.files.keys() - present.keys())],
+        "files are missing": [f"{name} is missing" for name in missing],
         "do not belong to the store": [f"{name} does not belong to the store" for name in strange],
         "files have other sizes": [
             f"{name} has {present[name]} bytes, expected {file.size}"
@@ -295,6 +309,13 @@ def missing_or_resized(store: Path, found: Manifest) -> dict[str, list[str]]:
             if name in present and present[name] != file.size
         ],
     }
+
+
+def absent(store: Path, found: Manifest, *, supply: Supply | None = None) -> Absent:
+    """Return the files of a store that are not here, as they need not be; ``supply`` fetches them."""
+    here = partial.read(store, found.checksum)
+    files = () if here is None else found.files.keys() - file_sizes(store).keys()
+    return Absent(store, files, source=None if here is None else here.source, supply=supply)
 
 
 def file_sizes(store: Path) -> dict[str, int]:

@@ -17,13 +17,13 @@ from kdpipe import durable
 from kdpipe.errors import CorruptStoreError, KdpipeError, StaleStoreError, StoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.reading import open_regular
-from kdpipe.store import manifest, skeleton, tree
+from kdpipe.store import manifest, partial, skeleton, tree
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
-from kdpipe.store.sections import File
+from kdpipe.store.sections import DerivedFrom, File
 from kdpipe.store.segments import Ids
-from kdpipe.store.settings import Provenance
+from kdpipe.store.settings import MOST_CHARACTERS, Provenance
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def merge(
 def _opened(path: Path, *, memory_limit: int) -> dict[str, LogitStore]:
     """Open all splits of a store, which checks its structure."""
     first = open_store(path, memory_limit=memory_limit)
+    partial.refuse(path, first.manifest.checksum, what="merging it")
     for group, cut in first.manifest.splits.items():
         listed = all(f"{group}/{view}" in first.manifest.planes for view in range(cut.planes))
         if not listed or group not in first.manifest.fingerprint.dataset:
@@ -178,6 +179,7 @@ def _union(found: dict[Path, Manifest], copies: Sequence[_Copy], replaced: dict[
             "splits": splits,
             "dataset": ", ".join(dict.fromkeys(each.dataset for each in manifests))[:4096],
             "provenance": _provenance([each.provenance for each in manifests]),
+            "derived_from": _derived([each.derived_from for each in manifests if each.derived_from is not None]),
             "fidelity": fidelity,
             "rendering": rendering and rendering.model_copy(update={"sources": sources}),
             "files": files,
@@ -193,8 +195,14 @@ def _provenance(given: Sequence[Provenance]) -> Provenance:
     for field in Provenance.model_fields:
         said = dict.fromkeys(getattr(each, field) for each in given if getattr(each, field) is not None)
         if said:
-            joined[field] = "; ".join(said)
+            joined[field] = "; ".join(said)[:MOST_CHARACTERS]
     return Provenance(**joined)
+
+
+def _derived(origins: Sequence[DerivedFrom]) -> DerivedFrom | None:
+    """Return the first origin, with all that was withheld of any store, as it holds for a part of the union."""
+    withheld = dict.fromkeys(each for origin in origins for each in origin.withheld)
+    return origins[0].model_copy(update={"withheld": tuple(withheld)}) if origins else None
 
 
 def _files(found: Manifest, group: str) -> list[str]:

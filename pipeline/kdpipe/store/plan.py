@@ -19,6 +19,7 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import (
     PENULTIMATE,
     Choice,
+    DerivedFrom,
     Fingerprint,
     Rendering,
     RowOrder,
@@ -153,6 +154,8 @@ class Plan:
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
     """Order of the rows, as in a manifest."""
+    derived_from: DerivedFrom | None = None
+    """The store that it is derived from, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
     unread: bool = False
@@ -211,6 +214,7 @@ class Plan:
             choice=self.choice,
             order=self.order,
             unread=self.unread,
+            derived_from=self.derived_from,
         )
 
 

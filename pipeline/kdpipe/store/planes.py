@@ -20,6 +20,7 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
 from kdpipe.store import manifest
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.partial import Absent
 from kdpipe.store.pieces import Array, Part, Piece, Rows, Span
 
 _MOST_THREADS = 16
@@ -59,7 +60,9 @@ class Plane:
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
         codes, row_max = _taken(self.codes, rows), _taken(self.row_max, rows)
-        return self.encoding.decode(codes.to(device), row_max.to(device), self.classes)
+        if device != "cpu":
+            codes, row_max = codes.to(device), row_max.to(device)
+        return self.encoding.decode(codes, row_max, self.classes)
 
     def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""
@@ -97,13 +100,17 @@ class PlaneReader:
         encoding: Encoding,
         *,
         beside: Sequence[str] = (),
+        absent: Absent | None = None,
     ) -> None:
         """Prepare to read a store whose metadata was checked; planes hold the signals ``beside`` the logits.
+
+        Files that are ``absent`` are fetched before they are decoded, or refused.
 
         ``live`` are the rows of each segment that are rows of a plane, by group; ``None`` for all of them.
         """
         self._store = store
         self._found = found
+        self._absent = absent
         self._encoding = encoding
         self._classes = len(found.classes)
         self._parts = [Part.of(found, name, encoding, live=rows) for name, rows in live.items()]
@@ -232,6 +239,8 @@ class PlaneReader:
 
     def _fill(self, view: int, jobs: list[_Job]) -> Iterator[str]:
         """Decode in parallel; yield one line for each fault of a chunk, or else of its file."""
+        if self._absent is not None:
+            self._absent.require({job.file for job in jobs})
         pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="kdpipe-decode")
         try:
             decoded = [pool.submit(self._decode, job) for job in jobs]

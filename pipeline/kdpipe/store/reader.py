@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,9 +20,10 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
-from kdpipe.store import arrays, manifest
+from kdpipe.store import arrays, claims, manifest
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Limits, encoding_of
+from kdpipe.store.partial import Absent, Supply, place_of
+from kdpipe.store.plan import encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
 from kdpipe.store.segments import populations, read_segments
@@ -30,12 +31,15 @@ from kdpipe.store.segments import populations, read_segments
 MEMORY_LIMIT = 8 * 1024**3
 """Default of ``open_store``: 8 GiB, enough for two planes of 1.28 million samples and 1,000 classes in fp16."""
 _PLANES_KEPT = 2
-_LARGEST = Limits()
-"""The largest shards of format 1; one of a single row may be larger."""
 
 
 def open_store(
-    path: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT, beside: Sequence[str] = ()
+    path: str | Path,
+    split: str = "train",
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    beside: Sequence[str] = (),
+    supply: Supply | None = None,
 ) -> LogitStore:
     """Open one split of a sealed store; names and sizes of its files are compared with the manifest first.
 
@@ -44,6 +48,7 @@ def open_store(
         split: ``train`` or ``test``.
         memory_limit: bytes for planes in memory, of which there are two at most. Each thread has a buffer besides.
         beside: signals, such as ``features:layer3``, that planes hold beside the logits, for training.
+        supply: fetches files that are not here when they are needed.
 
     Raises:
         StoreNotFoundError: there is no store at ``path``.
@@ -55,7 +60,7 @@ def open_store(
     store = Path(path)
     found = manifest.read(store)
     try:
-        return _checked(store, found, split, memory_limit=memory_limit, beside=beside)
+        return _checked(store, found, split, memory_limit=memory_limit, beside=beside, supply=supply)
     except (CorruptStoreError, OSError):
         if is_still(store, found):
             raise
@@ -70,7 +75,9 @@ def is_still(store: Path, found: Manifest) -> bool:
         return False
 
 
-def _checked(store: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str]) -> LogitStore:
+def _checked(
+    store: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str], supply: Supply | None
+) -> LogitStore:
     """Open a split, after a comparison of the store's files with the manifest that was read."""
     if found.state != "sealed":
         raise UnsealedStoreError(
@@ -86,23 +93,33 @@ def _checked(store: Path, found: Manifest, split: str, *, memory_limit: int, bes
         raise StoreError(f"{store} has no split '{split}', only {', '.join(found.names)}{hint}")
     if found.is_part:
         raise StoreError(f"{store} holds further segments of another store alone, which cannot be read by themselves.")
+    absent = manifest.absent(store, found, supply=supply)
+    own = found.segments(split)
+    absent.require(name for name in found.files if name.split("/")[0] in own and place_of(name)[1] is None)
     metadata_faults = [
         name
         for name, file in found.files.items()
-        if name.endswith("zarr.json") and manifest.digest_file(store / name) != file.digest
+        if name.endswith("zarr.json") and not absent.has(name) and manifest.digest_file(store / name) != file.digest
     ]
     if metadata_faults:
         raise CorruptStoreError(
             f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {shlex.quote(str(store))}"
         )
-    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside)
+    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside, absent=absent)
 
 
 class LogitStore:
     """One split of a sealed store."""
 
     def __init__(
-        self, path: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str] = ()
+        self,
+        path: Path,
+        found: Manifest,
+        split: str,
+        *,
+        memory_limit: int,
+        beside: Sequence[str] = (),
+        absent: Absent | None = None,
     ) -> None:
         """Open a split of a checked store; use ``open_store``."""
         self.path = path
@@ -120,23 +137,27 @@ class LogitStore:
         """Signals that planes hold beside the logits."""
         for name in self.beside:
             self._check_signal(name)
+        self.absent = absent
+        """The files that are not here; ``None`` where all are."""
         self._planes: OrderedDict[int, Plane] = OrderedDict()
         groups = found.segments(split)
-        self._reader = PlaneReader(path, found, dict.fromkeys(groups), self._encoding, beside=self.beside)
+        self._reader = PlaneReader(
+            path, found, dict.fromkeys(groups), self._encoding, beside=self.beside, absent=absent
+        )
         specs = {
             name: arrays.specs(
                 found.splits[name], encoding=self._encoding, classes=self.num_classes, signals=found.kept
             )
             for name in groups
         }
-        self._check_arrays(specs)
+        claims.check_arrays(path, found, split, specs, memory_limit=memory_limit, chunk=self._reader.chunk_bytes)
         self.segments = read_segments(path, found, specs)
         """The samples that were cached together, the oldest segment first."""
         if sum(len(each.live) for each in self.segments) != found.samples(split):
             raise CorruptStoreError(f"{path}: the segments of '{split}' replace other rows than its manifest says.")
         if len(groups) > 1:
             live = {each.name: None if each.is_whole else each.live for each in self.segments}
-            self._reader = PlaneReader(path, found, live, self._encoding, beside=self.beside)
+            self._reader = PlaneReader(path, found, live, self._encoding, beside=self.beside, absent=absent)
         self.sample_ids: npt.NDArray[np.uint8] = self._joined("sample_ids")
         """``(n, 16)`` uint8."""
         self.labels: npt.NDArray[np.int32] = self._joined("labels")
@@ -345,7 +366,7 @@ class LogitStore:
             raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
 
     def _check_rows(self, rows: npt.NDArray[np.int64]) -> None:
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
+        if rows.size and np.maximum.reduce(rows.view(np.uint64)) >= self.num_samples:  # negative ones are large there
             raise IndexError(f"rows must lie in 0..{self.num_samples - 1}")
 
     def _check_memory(self, wanted: int, what: str) -> None:
@@ -355,43 +376,11 @@ class LogitStore:
                 "memory_limit (--memory-limit), or read fewer rows at a time with rows() or logits()."
             )
 
-    def _check_arrays(self, specs: dict[str, dict[str, arrays.Spec]]) -> None:
-        """Refuse sizes that format 1 does not have or the memory limit does not allow, and metadata that differ."""
-        for name, own in specs.items():
-            self._check_sizes(name, own)
-        arrays.check_side_size(self.path, self.split, specs.values(), memory_limit=self.memory_limit)
-        listed = Counter(path.split("/c/")[0] for path in self.manifest.files if "/codes/c/" in path)
-        for name, own in specs.items():
-            shards = self.manifest.splits[name].shards
-            if listed[f"{name}/codes"] != shards:
-                raise CorruptStoreError(
-                    f"{self.path} lists {listed[f'{name}/codes']} shards of '{name}', expected {shards}: its manifest "
-                    "was edited."
-                )
-            fault = arrays.check(self.path, name, own)
-            if fault is not None:
-                raise CorruptStoreError(f"{self.path}: {fault}.")
-
-    def _check_sizes(self, name: str, specs: dict[str, arrays.Spec]) -> None:
-        cut = self.manifest.splits[name]
-        widest = max(
-            spec.shape[2] * np.dtype(spec.dtype).itemsize for spec in specs.values() if spec.shards is not None
-        )
-        shard_bytes = cut.shard_rows * widest
-        if (
-            cut.chunk_rows > cut.samples
-            or cut.shard_rows > _LARGEST.shard_rows
-            or (shard_bytes > _LARGEST.shard_bytes and cut.shard_rows > 1)
-            or self._reader.chunk_bytes > arrays.MAX_CHUNK_BYTES
-        ):
-            raise CorruptStoreError(
-                f"{self.path}: '{name}' claims {cut.samples} samples in chunks of {cut.chunk_rows} and shards of "
-                f"{cut.shard_rows} rows, sizes that kdpipe never writes."
-            )
-
 
 def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
     numbers = np.asarray(rows).reshape(-1)
+    if numbers.dtype == np.int64:
+        return np.ascontiguousarray(numbers)
     if numbers.size and numbers.dtype.kind not in "iu":
         raise TypeError(f"rows must be integers, found {numbers.dtype}")
-    return numbers.astype(np.int64)
+    return np.ascontiguousarray(numbers, dtype=np.int64)

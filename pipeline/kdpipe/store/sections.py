@@ -22,6 +22,7 @@ FileName = Annotated[str, Field(max_length=512, pattern=rf"^(?:{FILE})$")]
 _Name = Annotated[str, Field(max_length=128)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 """64 bits in hexadecimal digits."""
 
@@ -264,6 +265,30 @@ def rendering_differences(found: Rendering | None, wanted: Rendering | None, *, 
         and not (unread and known is not None and any(map(str.__eq__, known, hashes)))
     ]
     return differing + [f"{name}: gives other pixels here" for name in found.differing(wanted.trial)]
+
+
+Withheld = Literal["views", "splits", "encoding", "signals", "labels", "names"]
+"""A part of a store that another one, derived from it, lacks."""
+
+
+class DerivedFrom(_Strict):
+    """The store that this one was derived from without a teacher, and the parts that were withheld."""
+
+    digest: Digest
+    encoding: _Name
+    """That store's encoding."""
+    withheld: Annotated[tuple[Withheld, ...], Field(strict=False, min_length=1, max_length=16)]
+    """``encoding``: its logits were encoded again, and ``fidelity`` is measured against that store."""
+    kl: Annotated[dict[Annotated[str, Field(max_length=32)], _Loss], Field(max_length=64)] = {}
+    """Mean KL of the rows against that store by temperature; empty where the codes are copies."""
+    source_kl: Annotated[dict[Annotated[str, Field(max_length=32)], _Loss], Field(max_length=64)] = {}
+    """That store's own mean KL against its teacher's logits; empty where it is not known."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if len(set(self.withheld)) < len(self.withheld):
+            raise ValueError("something is withheld twice")
+        return self
 
 
 class File(_Strict):

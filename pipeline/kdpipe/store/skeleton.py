@@ -13,7 +13,7 @@ from kdpipe import durable
 from kdpipe.encoding.registry import restore_encoding
 from kdpipe.errors import CorruptStoreError, KdpipeError, StaleStoreError, StoreError
 from kdpipe.reading import parse_json, read_bytes
-from kdpipe.store import adoption, arrays, manifest, tree
+from kdpipe.store import adoption, arrays, manifest, partial, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
@@ -115,7 +115,7 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     try:
-        return manifest.read(path)
+        found = manifest.read(path)
     except StoreError as error:
         if not _is_ours(path):
             raise StoreError(
@@ -124,6 +124,9 @@ def existing(path: Path, *, overwrite: bool) -> Manifest | None:
         if isinstance(error, CorruptStoreError) and not overwrite:
             raise CorruptStoreError(f"{error} Rebuild it with --overwrite.") from None
         return None
+    if not overwrite:
+        partial.refuse(path, found.checksum, what="writing it")
+    return found
 
 
 def settled(

@@ -36,7 +36,12 @@ FILE = rf"(?:{SPLIT}/)?zarr\.json|{SPLIT}/{_ARRAY}/(?:zarr\.json|{_CHUNK})"
 """Pattern of the names of a store's files, relative to the store."""
 _PARTIAL = rf"(?:{SPLIT}/)?(?:{_ARRAY}/)?zarr\.[0-9a-f]+\.partial|{SPLIT}/{_ARRAY}/{_CHUNK}\.[0-9a-f]+\.partial"
 """Files that a kill leaves of a write by Zarr."""
-_OWN_FILE = re.compile(rf"{FILE}|{_PARTIAL}")
+COMPANIONS = ("README.md", "croissant.json", "LICENSE", "CITATION", "CITATION.cff", "manifest.sig")
+"""Files that may lie in a store beside its own: for people, catalogs and tools. No digest covers them."""
+PRESENT = "present.json"
+"""The list of the parts that are here, in a store that lacks others; see ``partial``."""
+_COMPANION = "|".join(map(re.escape, (*COMPANIONS, PRESENT)))
+_OWN_FILE = re.compile(rf"{FILE}|{_PARTIAL}|{_COMPANION}")
 _OWN_FOLDER = re.compile(rf"{SPLIT}(?:/{_ARRAY}(?:/c(?:/[0-9]+){{0,2}})?)?")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from kdpipe.errors import StaleStoreError, StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest, tree
+from kdpipe.store.inspect import here
 from kdpipe.store.manifest import Manifest, file_sizes, missing_or_resized
 from kdpipe.store.reader import LogitStore, is_still, open_store
 from kdpipe.store.segments import pixel_digests
@@ -58,7 +59,7 @@ def _digest(path: Path) -> str | None:
 def _refusals(store: Path, found: Manifest) -> list[str]:
     """Open every split, which checks shapes, chunks, codecs and the side arrays; return the errors."""
     refusals = []
-    for split in found.names:
+    for split in here(store, found):
         try:
             open_store(store, split=split)
         except (UnsealedStoreError, StaleStoreError):
@@ -88,8 +89,8 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
     Raises:
         StoreError: the store cannot be opened.
     """
-    splits = [open_store(store, split=split) for split in manifest.read(store).names]
-    views = [(opened, view) for opened in splits for view in range(opened.num_views + 1)]
+    splits = [(open_store(store, split=split), views) for split, views in here(store, manifest.read(store)).items()]
+    views = [(opened, view) for opened, present in splits for view in present]
     faults: list[str] = []
     with progress("decoding", total=len(views), unit="views") as done:
         for opened, view in views:

@@ -227,7 +227,7 @@ class TestFeatures:
 
 
 def test_provenance_is_a_group_of_settings_with_help() -> None:
-    assert list(Provenance.model_fields) == ["title", "license", "allowed_use", "contact", "notes"]
+    assert list(Provenance.model_fields) == ["title", "license", "allowed_use", "contact", "citation", "notes"]
     for name, field in Provenance.model_fields.items():
         assert field.description, name
         assert "\n" not in field.description

@@ -1,0 +1,167 @@
+"""Commands that take arguments instead of a stage's settings: stores are joined, and lists are printed.
+
+``cli`` registers them. Rooms are imported inside the commands, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two or more stores, NAME.zarr.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Join stores of the same teacher, recipe and encoding that have different samples; files are copied as they are.
+
+    Example:
+
+        kdpipe merge first-half.zarr second-half.zarr --out all.zarr
+    """
+    from kdpipe.stages.merging import merge_stores
+
+    merge_stores(stores, out)
+
+
+def compact(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    data: Annotated[str, typer.Option(help="The dataset whose samples are kept, as in the other commands.")],
+    out: Annotated[Path, typer.Option(help="Store to write, NAME.zarr.")],
+) -> None:
+    """Copy a store that has grown without the rows of images that were removed or have changed.
+
+    Example:
+
+        kdpipe compact logits.zarr --data folder:images --out compacted.zarr
+    """
+    from kdpipe.stages.merging import compact_store
+
+    compact_store(store, data, out)
+
+
+def list_command(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="losses, recipes, encodings, models, datasets, presets, metrics, curves, attacks, corruptions, tasks, "
+            "engines or formats."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what can be chosen by name, with parameters, help and source.
+
+    Example:
+
+        kdpipe list losses
+    """
+    from kdpipe.stages.listing import show_list
+
+    show_list(kind, as_json=as_json)
+
+
+def models_command(
+    name: Annotated[
+        str | None, typer.Argument(help="One model; any name that a stage takes (default: the zoo).")
+    ] = None,
+    num_classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    size: Annotated[
+        int | None, typer.Option(help="Side of the input in pixels: 32, or with --layers the model's own.")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List the layers of NAME instead, for --signals.")] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code that a run or a .pt2 names.")] = False,
+) -> None:
+    """Measure models: parameters, multiply-accumulates and the length of the penultimate features.
+
+    Example:
+
+        kdpipe models resnet20 --num-classes 100
+    """
+    from kdpipe.stages import listing
+
+    if layers:
+        listing.show_layers(name, num_classes=num_classes, size=size, trust_code=trust_code)
+    else:
+        listing.show_costs(name, num_classes=num_classes, size=size or 32)
+
+
+def presets_command(
+    name: Annotated[str | None, typer.Argument(help="Print this one as a params file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List published training recipes with their results, or print one for --params.
+
+    Example:
+
+        kdpipe presets cifar100-kd-wrn_40_2-wrn_16_2 > params.yaml
+    """
+    from kdpipe.stages import presets
+
+    presets.show_presets(name, as_json=as_json)
+
+
+def cache_command(
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove files of ended processes, and what exceeds the limit.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove all files of the caches.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the caches of decoded images, or remove what is not needed; KDPIPE_CACHE_LIMIT is their limit in GB.
+
+    Example:
+
+        kdpipe cache --prune
+    """
+    from kdpipe.stages.caches import show_caches
+
+    show_caches(prune=prune, everything=everything, as_json=as_json)
+
+
+def pull(
+    source: Annotated[str, typer.Argument(help="URL/NAME@VERSION, or URL/NAME for the newest version.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Store to write (default: NAME-VERSION.zarr in this folder).")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Pull this split alone; repeat for several (default: all).")
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=0, help="Pull the plain view and this many augmented ones (default: all).")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Compare with this dataset before the first view, as in the other commands.")
+    ] = None,
+    signer: Annotated[
+        str | None, typer.Option(help="Refuse a version that this signer has not signed: a name in allowed_signers.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another store at --out; files that both have are kept.")
+    ] = False,
+) -> None:
+    """Pull a version of a store from a URL or folder, or a part of it; run again, it goes on, and repairs files.
+
+    Example:
+
+        kdpipe pull https://models.example.org/stores/cifar10@v2 --split test --data cifar10:data
+    """
+    from kdpipe.stages.pull import pull as run
+
+    splits = tuple(dict.fromkeys(split)) if split else None
+    run(source, out, splits=splits, views=views, data=data, signer=signer, overwrite=overwrite)
+
+
+NAMED: dict[str, Callable[..., None]] = {
+    "merge": merge,
+    "compact": compact,
+    "list": list_command,
+    "models": models_command,
+    "presets": presets_command,
+    "cache": cache_command,
+    "pull": pull,
+}
+"""The commands by name."""
