@@ -30,6 +30,7 @@ from kdpipe.store.plan import Plan, Shard, SplitPlan, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import Candidate, Choice, DerivedFrom
 from kdpipe.store.segments import Segment
+from kdpipe.store.tree import PIXELS
 from kdpipe.store.writer import Builder, build
 
 HIDDEN = "(hidden)"
@@ -98,7 +99,7 @@ def reencoded(
                 for group, cut in kept.splits.items():
                     reader = _reader(source, group, kept)
                     for view in range(cut.planes):
-                        _write(builder, reader, rows[group], group, view, recode=recode)
+                        _write(builder, reader, source.segments[group], rows[group], view, recode=recode)
                         done(reader.rows)
             builder.seal(source.manifest.about)
         sealed = _described(builder.manifest, kept, origin, recode=recode)
@@ -110,23 +111,26 @@ def reencoded(
 def _write(
     builder: Builder,
     reader: PlaneReader,
+    segment: Segment,
     rows: npt.NDArray[np.int64] | None,
-    group: str,
     view: int,
     *,
     recode: bool,
 ) -> None:
     """Write the unfinished shards of a plane."""
-    waiting = list(builder.unfinished(group, view))
+    waiting = list(builder.unfinished(segment.name, view))
+    digests = segment.read_pixels() if view == 0 and segment.read_pixels is not None else None
     whole: Plane | None = None
     if rows is not None and len(waiting) > 1 and reader.rows * reader.row_bytes <= _IN_MEMORY:
         whole = reader.read(view, 0, reader.rows)
     for shard in waiting:
         plane = _taken(reader, shard, rows, whole)
+        pixels = digests[shard.start : shard.stop] if shard.pixels and digests is not None else None
         if recode:
-            builder.submit(shard, plane.logits(slice(None)), plane.beside)
+            more = {} if pixels is None else {PIXELS: torch.from_numpy(pixels)}
+            builder.submit(shard, plane.logits(slice(None)), {**plane.beside, **more})
         else:
-            builder.copy(shard, plane)
+            builder.copy(shard, plane, pixels)
 
 
 def _taken(reader: PlaneReader, shard: Shard, rows: npt.NDArray[np.int64] | None, whole: Plane | None) -> Plane:
@@ -210,6 +214,7 @@ def _split(
         probe_rows=probes,
         probe_hashes=hashes,
         replaces=replaces,
+        pixel_digests=hidden is None and segment.read_pixels is not None,
     )
 
 
