@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kdpipe.errors import KdpipeError, ParamsError
-from kdpipe.stages import commands
+from kdpipe.stages import commands, exchange
 
 if TYPE_CHECKING:
     from kdpipe.settings import Settings
@@ -187,6 +187,7 @@ def verify(
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
     from kdpipe.stages.console import progress, say, show
+    from kdpipe.store.inspect import not_here
     from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
@@ -200,7 +201,8 @@ def verify(
         from kdpipe.store.inspect import summary
         from kdpipe.store.reader import open_store
 
-        for split in summary(store)["splits"]:
+        found = summary(store)
+        for split in found["here"] or found["splits"]:
             opened = open_store(store, split=split)
             faults += verify_data(opened, dataset.load(data, split, progress=progress), say=say)
     if teacher and data is not None and not faults:
@@ -216,10 +218,11 @@ def verify(
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
-    show(f"{store}: {', '.join(checked)}.")
+    absent = not_here(store)
+    show(f"{store}: {', '.join(checked)}{'' if absent is None else f'; {absent}'}.")
 
 
-for _name, _command in commands.NAMED.items():
+for _name, _command in (commands.NAMED | exchange.NAMED).items():
     app.command(_name)(_command)
 
 

@@ -111,10 +111,20 @@ class Folder:
             return None
         return content, version if version is not None else blake3(content).hexdigest(length=16)
 
-    def fetch(self, name: str, target: Path, *, size: int, digest: str, report: Report = lambda _bytes: None) -> None:
+    def fetch(
+        self,
+        name: str,
+        target: Path,
+        *,
+        size: int,
+        digest: str,
+        part: Path | None = None,
+        report: Report = lambda _bytes: None,
+    ) -> None:
         """Copy a file of known size and digest to ``target``, which appears whole and checked or not at all.
 
-        The bytes of an earlier attempt, in ``target`` with the suffix ``.part``, are not fetched again.
+        The bytes of an earlier attempt are in ``part``, by default ``target`` with the suffix ``.part``, and are not
+        fetched again.
 
         Raises:
             RemoteMissingError: there is no such file.
@@ -122,9 +132,10 @@ class Folder:
             UnwritableError: the disk is full or fails.
         """
         checked(name)
-        part = target.with_name(f"{target.name}.part")
+        part = part or target.with_name(f"{target.name}.part")
         with durable.writing(target, kept="what has arrived is kept"):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (target.parent, part.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             resumed = self._collect(name, part, size, report)
             found = _digest(part)
             if found != digest and resumed:
@@ -135,6 +146,7 @@ class Folder:
                 part.unlink()
                 raise self._changed(name, "does not match its digest in the manifest")
             part.replace(target)
+            durable.fsync_directory(target.parent)
 
     def upload(self, path: Path, name: str) -> None:
         """Write a local file to the place, whole or not at all, over what is there."""

@@ -23,7 +23,7 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.reader import MEMORY_LIMIT, LogitStore, open_store
 from kdpipe.store.sections import DerivedFrom, File
 from kdpipe.store.segments import Ids
-from kdpipe.store.settings import Provenance
+from kdpipe.store.settings import MOST_CHARACTERS, Provenance
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _provenance(given: Sequence[Provenance]) -> Provenance:
     for field in Provenance.model_fields:
         said = dict.fromkeys(getattr(each, field) for each in given if getattr(each, field) is not None)
         if said:
-            joined[field] = "; ".join(said)
+            joined[field] = "; ".join(said)[:MOST_CHARACTERS]
     return Provenance(**joined)
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from kdpipe.errors import ParamsError
 from kdpipe.settings import Parsed, Settings
@@ -49,6 +49,10 @@ WHOLE = Part(1, 1)
 
 PartSetting = Annotated[Part, Parsed("kdpipe.store.settings:Part.parse", "NUMBER/OF")]
 
+MOST_CHARACTERS = 32_768
+"""Characters of a statement."""
+Statement = Annotated[str, Field(max_length=MOST_CHARACTERS)]
+
 
 class Provenance(Settings):
     """Provenance
@@ -58,17 +62,17 @@ class Provenance(Settings):
 
     model_config = ConfigDict(strict=True)
 
-    title: str | None = None
+    title: Statement | None = None
     """Title of the store."""
-    license: str | None = None
+    license: Statement | None = None
     """License of the logits, preferably an SPDX identifier."""
-    allowed_use: str | None = None
+    allowed_use: Statement | None = None
     """Permitted uses of the logits."""
-    contact: str | None = None
+    contact: Statement | None = None
     """Contact for questions about the store."""
-    citation: str | None = None
+    citation: Statement | None = None
     """Citation for those who use the logits."""
-    notes: str | None = None
+    notes: Statement | None = None
     """Further notes for the store's users."""
 
     def updated(self, newer: Provenance) -> Provenance:

@@ -22,7 +22,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
         def place(kind: str) -> Place:
             if kind not in started:
-                base = tmp_path_factory.mktemp(kind)
+                base = tmp_path_factory.mktemp(kind.replace(" ", "-"))
                 start: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
                     "web": lambda base: servers.nginx(base, writable=True),
                     "read-only web": servers.nginx,

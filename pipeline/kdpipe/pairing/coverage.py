@@ -1,0 +1,69 @@
+"""Coverage: which of the samples of a dataset a store has logits of, before anything else of the store is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdpipe.dataset import Dataset, find_ids
+from kdpipe.pairing.join import moved_samples, with_store_ids
+from kdpipe.store.reader import LogitStore
+
+_NAMED = 2
+"""Samples that a message names."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The samples of a split of a dataset that a store has."""
+
+    split: str
+    samples: int
+    covered: int
+    by_content: int
+    """Those of ``covered`` that have another name in the store."""
+    changed: int
+    """Those of ``covered`` whose content has changed since."""
+    lacking: Sequence[str]
+    """Keys of a few samples that the store lacks."""
+    same_classes: bool
+
+    @classmethod
+    def of(cls, store: LogitStore, dataset: Dataset) -> Coverage:
+        """Compare ids and contents; no plane is read."""
+        known = with_store_ids(store, dataset)
+        rows = find_ids(known.sample_ids, store.sample_ids)
+        found = rows >= 0
+        moved = moved_samples(known) & found
+        changed = (store.content_digests[rows[found]] != known.content_digests[found]).any(axis=1)
+        return cls(
+            split=dataset.split,
+            samples=len(dataset),
+            covered=int(found.sum()),
+            by_content=int(moved.sum()),
+            changed=int(changed.sum()),
+            lacking=[known.keys[index] for index in np.flatnonzero(~found)[:_NAMED].tolist()],
+            same_classes=tuple(dataset.classes) == store.classes,
+        )
+
+    @property
+    def usable(self) -> int:
+        """Samples that the store has, unchanged."""
+        return self.covered - self.changed
+
+    def __str__(self) -> str:
+        """Return one line for a person."""
+        parts = [f"{self.usable:,} of {self.samples:,} {self.split} images match"]
+        if self.by_content:
+            parts[0] += f", {self.by_content:,} by content"
+        if self.changed:
+            parts.append(f"{self.changed:,} have changed since")
+        if self.lacking:
+            left = self.samples - self.covered - len(self.lacking)
+            more = f" and {left:,} more" if left > 0 else ""
+            parts.append(f"lacking: {', '.join(self.lacking)}{more}")
+        if not self.same_classes:
+            parts.append("the classes have other names or another order")
+        return "; ".join(parts)

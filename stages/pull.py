@@ -1,0 +1,82 @@
+"""The command `kdpipe pull`: a version of a store, or a part of it, from a shared place."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from kdpipe import dataset
+from kdpipe.errors import MissingSplitError, StaleStoreError
+from kdpipe.pairing.coverage import Coverage
+from kdpipe.sharing import published
+from kdpipe.sharing.published import Published
+from kdpipe.sharing.pulling import Pull, Wanted
+from kdpipe.stages.console import progress, say, show
+from kdpipe.store.inspect import not_here
+from kdpipe.store.reader import open_store
+
+
+def pull(
+    source: str,
+    out: Path | None,
+    *,
+    splits: tuple[str, ...] | None,
+    views: int | None,
+    data: str | None,
+    signer: str | None,
+    overwrite: bool,
+) -> None:
+    """Pull a version; manifest, signature, license and the match with ``data`` come before the first plane.
+
+    Raises:
+        KdpipeError: see ``published.find`` and ``Pull``; or the signature is wrong, or no image matches.
+    """
+    found = published.find(source)
+    _introduce(found, signer)
+    place = _default(found) if out is None else out
+    with Pull.begun(found, place, Wanted(splits, views), overwrite=overwrite, progress=progress) as pulling:
+        to_fetch = pulling.missing()
+        pulling.fetch(pulling.sides())
+        amount = f"{to_fetch / 1e6:,.1f} of {pulling.size / 1e6:,.1f} MB to fetch"
+        if data is None:
+            say(f"{amount}.")
+        else:
+            matches = _coverage(pulling, data)
+            say(f"{'; '.join(map(str, matches))}; {amount}.")
+            if not any(each.usable for each in matches):
+                raise StaleStoreError(f"no image of {data} matches {found.describe()}: no view was fetched.")
+        pulling.fetch(pulling.planes())
+        pulling.finish()
+        moved = f"{pulling.fetched / 1e6:,.2f} MB fetched"
+        moved += f", {pulling.reused / 1e6:,.2f} MB from other stores here" if pulling.reused else ""
+    rest = not_here(place)
+    show(f"{place}: {moved}; {'complete' if rest is None else rest}. Digest {found.manifest.digest}.")
+    target = shlex.quote(str(place))
+    if rest is None or "train" in pulling.wanted:
+        say(f"Next: kdpipe train-student --data {data or 'DATA'} --store {target} --student NAME --out DIR")
+
+
+def _introduce(found: Published, signer: str | None) -> None:
+    """Check the signature, and report license and origin."""
+    given = found.manifest.provenance
+    if signer is not None:
+        raise StaleStoreError(f"{found.describe()} is not signed by {signer}.")
+    say(f"{found.describe()}: {given.title or found.manifest.dataset}. License: {given.license or 'none stated'}.")
+
+
+def _coverage(pulling: Pull, data: str) -> list[Coverage]:
+    matches = []
+    splits = dict.fromkeys(group.partition(".")[0] for group in pulling.wanted)
+    for split in splits:
+        try:
+            samples = dataset.load(data, split, progress=progress)
+        except MissingSplitError as missing:
+            say(f"warning: {missing}.")
+            continue
+        matches.append(Coverage.of(open_store(pulling.work, split), samples))
+    return matches
+
+
+def _default(found: Published) -> Path:
+    version = "" if found.address.version is None else f"-{found.address.version}"
+    return Path(f"{found.address.name.removesuffix('.zarr')}{version}.zarr")
