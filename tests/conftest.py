@@ -46,14 +46,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    before = os.environ.get("KDPIPE_CACHE")
-    os.environ["KDPIPE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)
-    yield
-    if before is None:
-        del os.environ["KDPIPE_CACHE"]
-    else:
-        os.environ["KDPIPE_CACHE"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDPIPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("KDPIPE_CONFIG", str(tmp_path_factory.mktemp("config")))
+        torch.set_num_threads(1)
+        yield
 
 
 def run_command(capsys: pytest.CaptureFixture[str] | None, *arguments: object) -> Outcome:

@@ -90,6 +90,10 @@ class RemoteChangedError(RemoteError):
     """A file at a place of shared stores was changed by someone else meanwhile."""
 
 
+class UntrustedStoreError(StoreError):
+    """A shared store is not what it was: its signature or signer is wrong, or a version has changed."""
+
+
 class UnsupportedLossError(KdpipeError):
     """The loss needs something that the store or the data lacks."""
 

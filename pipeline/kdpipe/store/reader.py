@@ -377,7 +377,7 @@ class LogitStore:
             raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
 
     def _check_rows(self, rows: npt.NDArray[np.int64]) -> None:
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
+        if rows.size and np.maximum.reduce(rows.view(np.uint64)) >= self.num_samples:  # negative ones are large there
             raise IndexError(f"rows must lie in 0..{self.num_samples - 1}")
 
     def _check_memory(self, wanted: int, what: str) -> None:
@@ -390,6 +390,8 @@ class LogitStore:
 
 def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
     numbers = np.asarray(rows).reshape(-1)
+    if numbers.dtype == np.int64:
+        return np.ascontiguousarray(numbers)
     if numbers.size and numbers.dtype.kind not in "iu":
         raise TypeError(f"rows must be integers, found {numbers.dtype}")
-    return numbers.astype(np.int64)
+    return np.ascontiguousarray(numbers, dtype=np.int64)
