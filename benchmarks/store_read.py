@@ -3,10 +3,12 @@
     pip install -c constraints.txt -e '.[bench]'
     python benchmarks/store_read.py --samples 200000 --classes 1000
     python benchmarks/store_read.py --store PATH/logits.zarr --result benchmarks/results/store_read_cifar10.json
+    python benchmarks/store_read.py --only logits
 
 Makes a store of random logits in --work, or takes a real one, and keeps the same codes as one array in memory and as
 LMDB, HDF5, safetensors and one .pt file per sample. Ways to do the same thing are timed in turn, round by round; files
-are in the page cache, for all alike. Writes benchmarks/results/store_read.json, or what --result names.
+are in the page cache and freed memory stays with the process (as in kdpipe's commands), for all alike. Writes
+benchmarks/results/store_read.json, or what --result names.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ import numpy.typing as npt
 import torch
 import zarr
 from blake3 import blake3
-from peers import PEERS
 from timing import interleaved, machine, ratio
 
+from kdpipe.models.parts import keep_memory
 from kdpipe.models.preset import IMAGENET_MEAN, IMAGENET_STD, Preset
 from kdpipe.store.blocks import Pool, windows
 from kdpipe.store.plan import Plan, SplitPlan
@@ -43,7 +45,7 @@ from kdpipe.store.writer import build
 RESULT = Path(__file__).parent / "results" / "store_read.json"
 PRESET = Preset(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
 """Of the teacher that the store of random logits names."""
-TARGETS = {"gather": 0.8, "gather_and_decode": 0.8, "decode_plane": 0.6, "verify": 0.8}
+TARGETS = {"logits": 0.8, "gather": 0.8, "gather_and_decode": 0.8, "decode_plane": 0.6, "verify": 0.8}
 """Target speed of each, as a fraction of the plain way that its ratio names first."""
 
 
@@ -60,11 +62,17 @@ def main() -> None:
     parser.add_argument("--pt-samples", type=int, default=5_000, help="samples that get a .pt file of their own")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/store_read"))
     parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--only", choices=("logits",), help="print this section alone, and write no result")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
+    keep_memory()
     path = options.store or synthetic(options)
     store = open_store(path)
+    if options.only:
+        print(json.dumps(logits(store, options), indent=2))
+        return
     sections = {
+        "logits": logits(store, options),
         "decode_plane": decode_plane(store, options),
         "verify": verify(path, options),
         **batches(store, options),
@@ -206,6 +214,49 @@ def verify(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     return compared(ways, rounds=options.rounds, against={"kdpipe_verify": "plain_loop"})
 
 
+def logits(store: LogitStore, options: argparse.Namespace) -> dict[str, Any]:
+    """Read shuffled float32 batches of the opened store in one thread; against indexing the codes as a mapped ``.npy``.
+
+    The mapped file gives the codes as they are, float16, and its pages are in memory. The other ways are the steps of
+    the store's: rows copied, converted to twice the bytes, and shifted by their maxima, each in one call.
+    """
+    plane, file = store.codes(0), options.work / "codes.npy"
+    np.save(file, plane.codes.numpy())
+    mapped: npt.NDArray[Any] = np.load(file, mmap_mode="r")
+    codes, maxima = plane.codes.numpy(), plane.row_max.numpy()
+    order = np.random.default_rng(2).permutation(len(codes))
+    size, count = options.batch_size, options.batches
+    chosen = [order[start : start + size] for start in range(0, min(len(order), count * size), size)]
+
+    def over(read: Callable[[npt.NDArray[np.int64]], object]) -> Callable[[], float]:
+        def seconds() -> float:
+            began = time.process_time()
+            for rows in chosen:
+                read(rows)
+            return (time.process_time() - began) / len(chosen)
+
+        return seconds
+
+    def converted(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(codes.take(rows, axis=0)).float()
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    ways = {
+        "npy_mapped": over(lambda rows: mapped[rows]),
+        "npy_mapped_to_float32": over(lambda rows: mapped[rows].astype(np.float32)),
+        "step_copied": over(lambda rows: codes.take(rows, axis=0)),
+        "step_converted": over(converted),
+        "step_shifted": over(lambda rows: converted(rows).add_(torch.from_numpy(maxima.take(rows)[:, None]))),
+        "kdpipe_logits": over(store.logits),
+    }
+    against = dict.fromkeys(("kdpipe_logits", "step_shifted", "step_converted", "step_copied"), "npy_mapped")
+    found = compared(ways, rounds=options.rounds, against=against)
+    file.unlink()
+    torch.set_num_threads(threads)
+    return found
+
+
 def batches(store: LogitStore, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Read shuffled batches: from a plane, from one array in memory, from windows, and as others keep them."""
     plane = store.codes(0)
@@ -241,6 +292,8 @@ def batches(store: LogitStore, options: argparse.Namespace) -> dict[str, dict[st
     folder = options.work / "peers"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    from peers import PEERS  # they need the extra ``bench``
+
     for name, make in PEERS.items():
         kept = raw[: options.pt_samples] if name == "pt_files" else raw
         read = make(folder, kept)

@@ -65,6 +65,7 @@ class _Pass:
             batch_size=self.params.teacher.batch_size,
             replaces=replaces,
             order=self.order,
+            pixel_digests=True,
         )
 
     def build(self, wanted: Plan, datasets: Mapping[str, Dataset]) -> None:

@@ -44,6 +44,7 @@ def run(params: ImportLogits) -> None:
         encoding=asked,
         batch_size=1,
         order=order,
+        pixel_digests=all(each.in_memory or each.digests_pixels for each in stored.values()),
     )
     wanted = settle(wanted, params, pilot=lambda rows: source.pilot(seed=view.seed, rows=rows))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
@@ -58,7 +59,9 @@ def run(params: ImportLogits) -> None:
                 with progress(f"importing {split}", total=len(dataset) * planes) as advance:
                     advance(builder.rows_elsewhere(split))
                     for number in range(planes):
-                        copy_plane(builder, split, number, source=source, order=rows, advance=advance)
+                        copy_plane(
+                            builder, split, number, source=source, order=rows, dataset=stored[split], advance=advance
+                        )
                     builder.drain()
             sealed = builder.seal(
                 {

@@ -1,7 +1,8 @@
 """Make the files of this directory that are missing: ``python -m tests.golden.make`` from the root of the repository.
 
 ``format1.zarr`` is a small sealed store, ``format1.json`` its content, ``klt.zarr`` and ``klt.json`` those of an
-encoding that came later, ``crop_flip.json`` the hashes of rendered digits, ``views.json`` those of pictures in
+encoding that came later, ``klt_deviations.zarr`` and ``.json`` those since its encoder weighs the length of codes,
+``crop_flip.json`` the hashes of rendered digits, ``views.json`` those of pictures in
 the views of the first operations, ``flips_and_rotations.json`` in those of the operations that came later. All are made
 once and committed: a change of the code that makes them differ breaks the stores that people have. Never make them
 again for a format that has been released; add files for the next one.
@@ -32,6 +33,8 @@ STORE = HERE / "format1.zarr"
 VALUES = HERE / "format1.json"
 ROTATED = HERE / "klt.zarr"
 ROTATED_VALUES = HERE / "klt.json"
+WEIGHED = HERE / "klt_deviations.zarr"
+WEIGHED_VALUES = HERE / "klt_deviations.json"
 PIXELS = HERE / "crop_flip.json"
 VIEWS = HERE / "views.json"
 ORIENTED = HERE / "flips_and_rotations.json"
@@ -97,9 +100,9 @@ if __name__ == "__main__":
     if not STORE.exists():
         stores.small_store(STORE)
         durable.write_text(VALUES, json.dumps(store_values(STORE)) + "\n")
-    if not ROTATED.exists():
-        stores.small_store(ROTATED, rotated_plan())
-        durable.write_text(ROTATED_VALUES, json.dumps(store_values(ROTATED)) + "\n")
+    if not WEIGHED.exists():
+        stores.small_store(WEIGHED, rotated_plan())
+        durable.write_text(WEIGHED_VALUES, json.dumps(store_values(WEIGHED)) + "\n")
     hashes = {
         PIXELS: pixel_hashes,
         VIEWS: view_hashes,

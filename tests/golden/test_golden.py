@@ -32,20 +32,23 @@ def test_format_1_reads_as_it_was_written() -> None:
     assert summary(make.STORE)["digest"] == open_store(make.STORE).digest == expected["digest"]
 
 
-def test_a_rotated_store_reads_as_it_was_written() -> None:
-    expected: dict[str, Any] = json.loads(make.ROTATED_VALUES.read_text())
-    found: dict[str, Any] = make.store_values(make.ROTATED)
-    for split, values in expected["splits"].items():
+@pytest.mark.parametrize(
+    ("store", "values"), [(make.ROTATED, make.ROTATED_VALUES), (make.WEIGHED, make.WEIGHED_VALUES)]
+)
+def test_a_rotated_store_reads_as_it_was_written(store: Path, values: Path) -> None:
+    expected: dict[str, Any] = json.loads(values.read_text())
+    found: dict[str, Any] = make.store_values(store)
+    for split, wanted in expected["splits"].items():
         # A product of matrices, exact up to the rounding of its scale.
-        assert np.allclose(found["splits"][split].pop("logits"), values.pop("logits"), rtol=0, atol=1e-6)
+        assert np.allclose(found["splits"][split].pop("logits"), wanted.pop("logits"), rtol=0, atol=1e-6)
     assert found == expected
-    assert verify_files(make.ROTATED) == []
+    assert verify_files(store) == []
 
 
 def test_a_rotated_store_is_written_with_the_same_codes(tmp_path: Path) -> None:
     """Equal logits have equal codes and an equal table, on this machine and on that of the golden store."""
     stores.small_store(tmp_path / "a.zarr", make.rotated_plan())
-    golden = open_store(make.ROTATED)
+    golden = open_store(make.WEIGHED)
     assert open_store(tmp_path / "a.zarr").encoding == golden.encoding
     for view in range(golden.num_views + 1):
         assert torch.equal(open_store(tmp_path / "a.zarr").codes(view).codes, golden.codes(view).codes)

@@ -57,6 +57,8 @@ class ItemSource:
     """Records of all items that were known before the survey."""
 
     parallel: bool = False
+    digests_pixels: bool = True
+    """Whether content digests are those of pixels."""
 
     def item(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
         """Return the pixels, uint8 ``(3, height, width)``, and the label of one item.

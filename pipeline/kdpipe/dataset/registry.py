@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,33 @@ class Source(Protocol):
         Raises:
             DatasetError: The image cannot be decoded, or has changed.
         """
+        ...
+
+
+STATE = np.dtype([("bytes", "<u8"), ("modified", "<i8"), ("changed", "<i8"), ("inode", "<u8")])
+"""The state of a file, by which a change of its content is noticed."""
+LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), ("pixels", "u1", 16), ("state", STATE)])
+"""What reading an image tells: content digest, size, remarks as in ``Survey``, pixel digest, state of its file."""
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A source that tells what it learns by reading an image."""
+
+    def look(self, index: int, digest: bytes | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        """Return an image as ``Source.read``, and its ``LOOKED``; ``digest`` is ``None`` where it is unknown."""
+        ...
+
+    def pixel_digests(
+        self,
+        indices: npt.NDArray[np.int64],
+        digests: npt.NDArray[np.uint8],
+        *,
+        what: str,
+        progress: Progress,
+        processes: int = 1,
+    ) -> npt.NDArray[np.uint8]:
+        """Return digests of shape and pixels of images with these content digests, both ``(k, 16)``."""
         ...
 
 

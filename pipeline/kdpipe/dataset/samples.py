@@ -14,8 +14,9 @@ from blake3 import blake3
 
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
-from kdpipe.dataset.registry import Channels, Source
+from kdpipe.dataset.registry import LOOKED, Channels, Looking, Source
 from kdpipe.errors import DatasetError
+from kdpipe.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -241,6 +242,51 @@ class Dataset:
     def images(self, indices: Sequence[int] | npt.NDArray[Any]) -> list[torch.Tensor]:
         """Return several images, each as ``image`` does."""
         return [self.image(int(index)) for index in indices]
+
+    def look(self, indices: Sequence[int] | npt.NDArray[Any]) -> tuple[list[torch.Tensor], npt.NDArray[Any]]:
+        """Return several images as ``images`` does, and what was learned of each, ``LOOKED`` ``(k,)``."""
+        import torch
+
+        images, looked = [], np.zeros(len(indices), dtype=LOOKED)
+        for place, index in enumerate(indices):
+            pixels, looked[place] = self._look(int(index))
+            images.append(torch.from_numpy(pixels))
+        return images, looked
+
+    def _look(self, index: int) -> tuple[npt.NDArray[np.uint8], Any]:
+        digest = self.content_digests[index]
+        if self.buffer is None and isinstance(self.source, Looking):
+            return self.source.look(int(self.source_indices[index]), digest.tobytes())
+        pixels = self._array(index)
+        of_pixels = digest if self.digests_pixels else np.frombuffer(array_digest(pixels), dtype=np.uint8)
+        found = np.zeros((), dtype=LOOKED)
+        found["digest"], found["size"], found["pixels"] = digest, pixels.shape[1:], of_pixels
+        return pixels, found
+
+    @property
+    def digests_pixels(self) -> bool:
+        """Whether content digests are those of pixels, as those of arrays are."""
+        return bool(getattr(self.source, "digests_pixels", False))
+
+    def pixel_digests(self, indices: npt.NDArray[np.int64], *, progress: Progress = silent) -> npt.NDArray[np.uint8]:
+        """Return the digest of shape and pixels of some decoded images, uint8 ``(k, 16)``.
+
+        Those of streamed files are remembered; the others are decoded.
+
+        Raises:
+            DatasetError: as for ``image``.
+        """
+        if self.digests_pixels:
+            return self.content_digests[indices]
+        if self.buffer is None and isinstance(self.source, Looking):
+            return self.source.pixel_digests(
+                self.source_indices[indices],
+                self.content_digests[indices],
+                what=f"decoding {self.split}",
+                progress=progress,
+                processes=self.workers or 1,
+            )
+        return as_digests(b"".join(array_digest(self._array(int(index))) for index in indices))
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Dataset:
         """Return the dataset of these samples, in this order; each keeps its key, id and pixels.

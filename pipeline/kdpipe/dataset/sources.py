@@ -21,7 +21,7 @@ from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
-from kdpipe.dataset.registry import Survey
+from kdpipe.dataset.registry import LOOKED, STATE, Survey
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at
 from kdpipe.errors import DatasetError, did_you_mean
@@ -32,14 +32,15 @@ Records = npt.NDArray[Any]
 Digests = npt.NDArray[np.uint8]
 
 _NAME = ("name", "u1", samples.ID_BYTES)
-_STATE = np.dtype([("bytes", "<u8"), ("modified", "<i8"), ("changed", "<i8"), ("inode", "<u8")])
 _FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
 _PACKED_STATE, _PACKED_FOUND = struct.Struct("<QqqQ"), struct.Struct("<16sIIB")
-"""The layouts of ``_STATE`` and ``_FOUND``."""
-_FILES = np.dtype([_NAME, ("state", _STATE), ("found", _FOUND)])
+"""The layouts of ``STATE`` and ``_FOUND``."""
+_FILES = np.dtype([_NAME, ("state", STATE), ("found", _FOUND)])
 """An entry of the table of files; its name is the digest of the path."""
 _DECODED = np.dtype([_NAME])
 """An entry of the table of images that can be decoded; its name is the content digest."""
+_PIXELS = np.dtype([_NAME, ("pixels", "u1", samples.ID_BYTES)])
+"""An entry of the table of pixel digests; its name is the content digest."""
 
 _SETTLED_NS = 2_000_000_000
 _LARGEST_FILE = 1024**3
@@ -144,6 +145,41 @@ class FileSource:
         path = self.paths[index]
         return decode.decode(_surveyed(path, digest), path)
 
+    def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        """Return one image as ``read`` does, and what was learned of it, ``LOOKED``."""
+        pixels, found = self.read(index, digest), np.zeros((), dtype=LOOKED)
+        found["digest"], found["size"] = np.frombuffer(digest, dtype=np.uint8), pixels.shape[1:]
+        found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
+        return pixels, found
+
+    def pixel_digests(
+        self,
+        indices: npt.NDArray[np.int64],
+        digests: Digests,
+        *,
+        what: str,
+        progress: Progress,
+        processes: int = 1,
+    ) -> Digests:
+        """Return the digests of the pixels of images; decode those that were not decoded for it before."""
+        table = self._table("decoded", f"pixels {decode.decoder_name()}", _PIXELS)
+        known, entries = table.read(), np.zeros(len(indices), dtype=_PIXELS)
+        entries["name"] = digests
+        rows = samples.find_ids(digests, known["name"])
+        entries["pixels"][rows >= 0] = known["pixels"][rows[rows >= 0]]
+        new = np.flatnonzero(rows < 0)
+        tasks = Names.of(self.paths).take(indices[new]), digests[new]
+        with progress(what, total=len(indices)) as report, table.saving() as save:
+            report(len(indices) - len(new))
+            done = 0
+            for block, _ in look_at(_pixels, tasks, len(new), threads=processors(), processes=processes):
+                places = new[done : done + len(block)]
+                done += len(block)
+                entries["pixels"][places] = samples.as_digests(b"".join(block))
+                save(entries[places])
+                report(len(block))
+        return entries["pixels"]
+
     def _table(self, folder: str, kind: str, entry: np.dtype[Any]) -> Table:
         name = samples.sample_id(f"{kind} {self.memory}").hex()
         return Table(cache_directory() / folder / f"{name}.bin", entry)
@@ -171,7 +207,7 @@ def _states(paths: Names) -> tuple[Records, dict[int, str]]:
             continue
         state = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
         _PACKED_STATE.pack_into(states, place * _PACKED_STATE.size, *state)
-    entries["state"] = np.frombuffer(states, dtype=_STATE)
+    entries["state"] = np.frombuffer(states, dtype=STATE)
     return entries, broken
 
 
@@ -223,11 +259,27 @@ def _try(files: tuple[Names, Digests], index: int, _decoded: bool) -> DatasetErr
     return None
 
 
+def _pixels(files: tuple[Names, Digests], index: int, _decoded: bool) -> bytes:
+    """Return the digest of a file's pixels."""
+    paths, digests = files
+    path = paths[index]
+    return samples.array_digest(decode.decode(_surveyed(path, digests[index].tobytes()), path))
+
+
 def _surveyed(path: str, digest: bytes) -> bytes:
     content = content_of(path)
     if samples.bytes_digest(content) != digest:
         raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
     return content
+
+
+def pixel_digest_of(path: Path) -> bytes:
+    """Return the digest of shape and pixels of an image file.
+
+    Raises:
+        DatasetError: it cannot be read or decoded.
+    """
+    return samples.array_digest(decode.decode(content_of(str(path)), str(path)))
 
 
 def content_of(path: str) -> bytes:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from kdpipe.errors import CorruptStoreError
@@ -20,6 +23,10 @@ TEMPERATURES = (1.0, 2.0, 4.0)
 """Temperatures at which every store is measured."""
 
 _BLOCK_ROWS = 4096
+"""Rows that an accelerator compares at once."""
+_BLOCK_VALUES = 32_767
+"""Logits that a thread compares at once: they stay in its cache, and torch does not divide so few among threads."""
+_MOST_THREADS = 16
 
 _UNIT = 2.0**60
 """KL is summed in whole multiples of 1 / _UNIT: sums of integers do not depend on their order."""
@@ -36,9 +43,14 @@ def kl(reference: torch.Tensor, decoded: torch.Tensor, temperature: float) -> to
     ``reference`` and ``decoded`` are logits ``(n, classes)``; :math:`p_T = \mathrm{softmax}(z / T)`. Unlike the
     distillation loss, it is not multiplied by :math:`T^2`.
     """
-    p = (reference.double() / temperature).log_softmax(dim=1)
-    q = (decoded.double() / temperature).log_softmax(dim=1)
-    return (p.exp() * (p - q)).sum(dim=1).clamp_(min=0)
+    return _kl(reference.double(), decoded.double(), temperature)
+
+
+def _kl(reference: torch.Tensor, decoded: torch.Tensor, temperature: float) -> torch.Tensor:
+    p = (reference / temperature).log_softmax(dim=1)
+    q = (decoded / temperature).log_softmax(dim=1)
+    difference = p - q
+    return p.exp_().mul_(difference).sum(dim=1).clamp_(min=0)
 
 
 @dataclass(frozen=True)
@@ -63,23 +75,27 @@ class Fidelity:
     def of(
         cls, reference: torch.Tensor, decoded: torch.Tensor, temperatures: tuple[float, ...] = TEMPERATURES
     ) -> Fidelity:
-        """Compare the teacher's float32 logits ``(n, classes)`` with the decoded ones, in float64 blocks of rows."""
-        total = cls.none(temperatures)
-        for start in range(0, len(reference), _BLOCK_ROWS):
-            block = slice(start, start + _BLOCK_ROWS)
-            total += cls._of_block(reference[block], decoded[block], temperatures)
-        return total
+        """Compare the teacher's float32 logits ``(n, classes)`` with the decoded ones, in float64.
 
-    @classmethod
-    def _of_block(cls, reference: torch.Tensor, decoded: torch.Tensor, temperatures: tuple[float, ...]) -> Fidelity:
+        Rows are compared in blocks, on a CPU by as many threads as torch has; the figures depend on neither.
+        """
+        blocks = _blocks(*reference.shape, on_cpu=reference.device.type == "cpu")
+        compare = partial(_compared, reference, decoded, temperatures)
+        threads = min(_threads(), len(blocks), _MOST_THREADS)
+        if threads < 2 or reference.device.type != "cpu":
+            compared = list(map(compare, blocks))
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="kdpipe-fidelity") as pool:
+                compared = list(pool.map(compare, blocks))
+        if not compared:
+            return cls.none(temperatures)
         sums, histograms = [], []
-        for temperature in temperatures:
-            values = kl(reference, decoded, temperature).cpu().numpy()
+        for values in np.concatenate([values for values, _ in compared], axis=1):
             sums.append(sum(map(int, np.rint(values * _UNIT).tolist())))
             bins = np.minimum(np.searchsorted(_EDGES, values), len(_EDGES) - 1)
             places, counts = np.unique(bins, return_counts=True)
             histograms.append(tuple(zip(places.tolist(), counts.tolist(), strict=True)))
-        agreeing = int((reference.argmax(dim=1) == decoded.argmax(dim=1)).sum())
+        agreeing = sum(agreeing for _, agreeing in compared)
         return cls(temperatures, len(reference), agreeing, tuple(sums), tuple(histograms))
 
     def __add__(self, other: Fidelity) -> Fidelity:
@@ -163,6 +179,33 @@ class Fidelity:
             and all(place < len(_EDGES) and count for h in self.histograms for place, count in h)
             and all(list(h) == sorted(dict(h).items()) for h in self.histograms)
         )
+
+
+def _blocks(rows: int, classes: int, *, on_cpu: bool) -> list[slice]:
+    """Return the rows of each block; no block of many is a single long row, whose sum torch would divide."""
+    size = _BLOCK_ROWS
+    if on_cpu:
+        size = min(size, max(1 if classes <= _BLOCK_VALUES else 2, _BLOCK_VALUES // classes))
+    starts = list(range(0, rows, size))
+    if len(starts) > 1 and rows - starts[-1] < min(size, 2):
+        del starts[-1]
+    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _compared(
+    reference: torch.Tensor, decoded: torch.Tensor, temperatures: tuple[float, ...], rows: slice
+) -> tuple[npt.NDArray[np.float64], int]:
+    """Return the KL of rows at each temperature, ``(temperatures, rows)``, and how many agree in the top class."""
+    mine, its = reference[rows], decoded[rows]
+    agreeing = int((mine.argmax(dim=1) == its.argmax(dim=1)).sum())
+    mine, its = mine.double(), its.double()
+    return np.stack([_kl(mine, its, temperature).cpu().numpy() for temperature in temperatures]), agreeing
 
 
 def _bin(pair: str) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,12 @@ import torch
 from blake3 import blake3
 
 from kdpipe.dataset import Dataset, sample_id
+from kdpipe.dataset.sources import pixel_digest_of
 from kdpipe.errors import DatasetError, StoreError
 from kdpipe.pairing.growth import row_order
-from kdpipe.pairing.join import check_classes, join_checked, locate, matched, with_store_ids
+from kdpipe.pairing.join import check_classes, join_checked, locate, with_store_ids
 from kdpipe.pairing.probes import refuse_another_order, replay
+from kdpipe.pairing.recognition import recognized
 from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.reading import open_regular
 from kdpipe.store.reader import LogitStore
@@ -254,7 +257,7 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
         raise DatasetError(f"there are {len(keys)} keys for the {len(dataset)} samples of {name}; give each its own.")
     ids = np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
     if listed and known.files is not None:
-        ids = matched(store, ids, partial(_file_digest, known.files))
+        ids = recognized(store, ids, content_of=partial(_digests, known.files), pixels_of=partial(_pixels, known.files))
     return locate(store, ids, keys=keys, where=f"samples of {name}")
 
 
@@ -308,12 +311,22 @@ def _known(dataset: Any) -> _Known:
     return _Known(classes, paths, labels if countable else None, files)
 
 
-def _file_digest(files: Sequence[Path], index: int) -> bytes | None:
-    try:
-        with open_regular(files[index], follow=True) as file:
-            return blake3(file.read()).digest(length=16)
-    except OSError:
-        return None
+def _digests(files: Sequence[Path], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return content digests of some files, ``(k, 16)``; zeros for those that cannot be read."""
+    found = np.zeros((len(indices), 16), dtype=np.uint8)
+    for place, index in enumerate(indices):
+        with suppress(OSError), open_regular(files[index], follow=True) as file:
+            found[place] = np.frombuffer(blake3(file.read()).digest(length=16), dtype=np.uint8)
+    return found
+
+
+def _pixels(files: Sequence[Path], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return pixel digests of some files, ``(k, 16)``; zeros for those that cannot be decoded."""
+    found = np.zeros((len(indices), 16), dtype=np.uint8)
+    for place, index in enumerate(indices):
+        with suppress(DatasetError):
+            found[place] = np.frombuffer(pixel_digest_of(files[index]), dtype=np.uint8)
+    return found
 
 
 def _paths(dataset: Any) -> list[str] | None:

@@ -21,6 +21,7 @@ from kdpipe.progress import Progress, silent
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan, SplitPlan
 from kdpipe.store.reader import LogitStore
+from kdpipe.store.segments import Ids, pixel_digests
 from kdpipe.store.writer import build
 from kdpipe.views import Geometry
 
@@ -59,14 +60,22 @@ def compact(
     with build(out, _plan(stores, kept)) as builder:
         if builder.sealed:
             return builder.manifest
+        digests = {split: _pixel_digests(store) for split, store in stores.items()}
         total = sum(len(each.rows) * (stores[split].num_views + 1) for split, each in kept.items())
         with progress("copying", total=total, unit="rows") as done:
             for split, each in kept.items():
                 for view in range(stores[split].num_views + 1):
                     for shard in builder.unfinished(split, view):
-                        builder.copy(shard, stores[split].gather(view, each.rows[shard.start : shard.stop]))
+                        rows = each.rows[shard.start : shard.stop]
+                        pixels = digests[split][rows] if shard.pixels else None
+                        builder.copy(shard, stores[split].gather(view, rows), pixels)
                     done(len(each.rows))
         return builder.seal(first.manifest.about | {"compacted": first.digest})
+
+
+def _pixel_digests(store: LogitStore) -> Ids:
+    found = pixel_digests(store.segments)
+    return np.zeros_like(store.sample_ids) if found is None else found
 
 
 def _kept(store: LogitStore, dataset: Dataset) -> _Kept:
@@ -92,6 +101,7 @@ def _plan(stores: Mapping[str, LogitStore], kept: Mapping[str, _Kept]) -> Plan:
                 replay(stores[split], each.dataset), probes[split], planes=stores[split].num_views + 1
             ),
             keys=each.dataset.keys,
+            pixel_digests=all(part.read_pixels is not None for part in stores[split].segments),
         )
         for split, each in kept.items()
     }

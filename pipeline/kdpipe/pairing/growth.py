@@ -16,6 +16,7 @@ from kdpipe.dataset import Dataset, find_ids
 from kdpipe.dataset.samples import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
+from kdpipe.pairing.recognition import differing
 from kdpipe.store.reader import LogitStore
 from kdpipe.store.sections import RowOrder
 from kdpipe.store.segments import Segment
@@ -50,7 +51,7 @@ class Standing:
         """
         given, dataset = dataset, with_store_ids(store, dataset)
         rows = find_ids(dataset.sample_ids, store.sample_ids)
-        changed = (rows >= 0) & (store.content_digests[rows] != dataset.content_digests).any(axis=1)
+        changed = differing(store, dataset, rows)
         unmixed = np.zeros(len(dataset), dtype=bool)
         same = np.flatnonzero((rows >= 0) & ~changed)
         if stored_recipe(store).mixes and len(same):

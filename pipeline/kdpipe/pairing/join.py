@@ -1,15 +1,14 @@
-"""Join of a dataset and a store by sample id or content, with checks for changed files, labels and pixels.
+"""Join of a dataset and a store by sample id, content or pixels, with checks for changed files, labels and pixels.
 
 The id of a sample is the digest of its key, and the key of a file has the name of its class folder. A label that is
 corrected by moving the file thus changes the id, though the teacher saw the same bytes. The views of a sample are drawn
-from its id, so a sample that is recognized by content gets the id that the store has: its pixels are then those that
-the teacher saw.
+from its id, so a sample that is recognized by content or pixels gets the id that the store has: its pixels are then
+those that the teacher saw.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,24 +18,28 @@ import numpy.typing as npt
 from kdpipe.dataset import Dataset, find_ids, sample_id
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.pairing.probes import drift, lacking, stored_recipe
+from kdpipe.pairing.recognition import differing, store_ids
+from kdpipe.progress import Progress, silent
 from kdpipe.store import tree
 from kdpipe.store.reader import LogitStore
 from kdpipe.store.segments import Samples
 
 Bools = npt.NDArray[np.bool_]
+_ENDINGS = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+"""Endings that an image may have had before it was saved again."""
 
 
-def with_store_ids(store: LogitStore | Samples, dataset: Dataset) -> Dataset:
-    """Return the dataset with the store's ids for samples that have another id and the same content.
+def with_store_ids(store: LogitStore | Samples, dataset: Dataset, *, progress: Progress = silent) -> Dataset:
+    """Return the dataset with the store's ids for samples that have another id and the same content, or pixels.
 
-    A row of the store whose own sample the dataset has is given to no other. Of several samples with the same content,
-    each gets a row of its own, in order. Samples of unknown content keep their ids, and so does everything else.
+    A row of the store whose own sample the dataset has is given to no other. Of several samples with the same image,
+    each gets a row of its own, in order. Unknown samples keep their ids, and so does everything else.
     """
     if dataset.origin is None:
-        ids, origin = matched(store, dataset.sample_ids, lambda index: dataset.content_digests[index].tobytes()), None
+        ids, origin = store_ids(store, dataset, progress=progress), None
     else:
         # A subset has the ids of the dataset that it was taken from, where all of them were matched at once.
-        origin = with_store_ids(store, dataset.origin)
+        origin = with_store_ids(store, dataset.origin, progress=progress)
         ids = origin.sample_ids[_places(dataset, origin)]
     if np.array_equal(ids, dataset.sample_ids) and origin is dataset.origin:
         return dataset
@@ -48,44 +51,13 @@ def _places(subset: Dataset, origin: Dataset) -> npt.NDArray[np.int64]:
     return np.array([place[key] for key in subset.keys], dtype=np.int64)
 
 
-def matched(
-    store: LogitStore | Samples, ids: npt.NDArray[np.uint8], digest_of: Callable[[int], bytes | None]
-) -> npt.NDArray[np.uint8]:
-    """Return ``ids`` ``(n, 16)`` with the store's ids in place of those that it lacks and whose content it has.
-
-    ``digest_of`` returns the content digest of a sample by its index, ``None`` where that is unknown.
-    """
-    rows = find_ids(ids, store.sample_ids)
-    unknown = np.flatnonzero(rows < 0)
-    if not unknown.size:
-        return ids
-    taken = set(rows.tolist())
-    known, digests = store.sample_ids, store.content_digests
-    free: dict[bytes, list[int]] = defaultdict(list)
-    for row in reversed(range(len(known))):
-        if row not in taken:
-            free[digests[row].tobytes()].append(row)
-    found = ids.copy()
-    for index in unknown.tolist():
-        digest = digest_of(index)
-        if digest is not None and free.get(digest):
-            found[index] = known[free[digest].pop()]
-    return found
-
-
 def remarks(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[str]:
     """Return what a user should know of a dataset that is joined to a store by ``rows``: one line each.
 
-    They are warnings of labels that differ from those at the time of the teacher's pass, and the number of samples that
-    were recognized by their content.
+    They are warnings of labels that differ from those at the time of the teacher's pass, and the numbers of samples
+    that were recognized by content and by pixels.
     """
-    lines = []
-    moved = int(moved_samples(dataset).sum())
-    if moved:
-        lines.append(
-            f"{moved:,} of {len(dataset):,} '{dataset.split}' samples have other names than in {store.path} and were "
-            "matched by content: their views are those that the teacher saw."
-        )
+    lines = [line] if (line := _recognized(store, dataset, rows)) else []
     differing = relabeled(store, dataset, rows)
     if differing.any():
         first = int(differing.argmax())
@@ -96,6 +68,27 @@ def remarks(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) ->
             f"{names[dataset.labels[first]]} now). Training uses the dataset's labels."
         )
     return lines
+
+
+def _recognized(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> str:
+    """Return one line on the samples that other things than their names tell; nothing if there are none."""
+    moved = moved_samples(dataset)
+    other = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
+    by_content, by_pixels, saved_again = (int(found.sum()) for found in (moved & ~other, moved & other, other & ~moved))
+    counts = [f"content ({by_content:,})", f"pixels ({by_pixels:,})"] if by_content and by_pixels else []
+    parts = []
+    if by_content or by_pixels:
+        how = " or ".join(counts) or ("content" if by_content else "pixels")
+        parts.append(
+            f"{by_content + by_pixels:,} of {len(dataset):,} '{dataset.split}' samples have other names than in"
+        )
+        parts[-1] += f" {store.path} and were matched by {how}"
+    if saved_again:
+        whose = "" if parts else f" of {len(dataset):,} '{dataset.split}' samples"
+        parts.append(
+            f"{saved_again:,}{whose} have other bytes and the same pixels{'' if parts else f' as in {store.path}'}"
+        )
+    return f"{'; '.join(parts)}: their views are those that the teacher saw." if parts else ""
 
 
 def moved_samples(dataset: Dataset) -> Bools:
@@ -148,12 +141,26 @@ def locate(
     rows = find_ids(sample_ids, store.sample_ids)
     missing = np.flatnonzero(rows < 0)
     if missing.size:
+        renamed = _renamed(store, [keys[index] for index in missing.tolist()])
         raise DatasetError(
             f"{store.path} has no logits for {missing.size} of the {len(rows)} {where}, first "
-            f"{keys[missing[0]]}. The store was made from {store.manifest.dataset}; "
+            f"{keys[missing[0]]}.{renamed} The store was made from {store.manifest.dataset}; "
             "use that dataset, or make a store for this one."
         )
     return rows
+
+
+def _renamed(store: LogitStore, keys: Sequence[str]) -> str:
+    """Return how many of the samples that a store lacks have the name of one that it has, but for its ending."""
+    if all(each.read_pixels is None for each in store.segments):
+        return ""
+    found = np.zeros(len(keys), dtype=bool)
+    stems = [key.rpartition(".")[0] for key in keys]
+    for ending in _ENDINGS:
+        ids = np.frombuffer(b"".join(sample_id(stem + ending) for stem in stems), dtype=np.uint8).reshape(-1, 16)
+        found |= find_ids(ids, store.sample_ids) >= 0
+    count = int(found.sum())
+    return f" {count:,} have the names of others but for the ending: same names, other pixels." if count else ""
 
 
 def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
@@ -169,9 +176,10 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
     rows = join(store, dataset)
     changed = changed_content(store, dataset, rows)
     if changed:
+        known = any(each.read_pixels is not None for each in store.segments)
         raise DatasetError(
-            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made, first {changed[0]}. "
-            "Restore them, or make a new store."
+            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made"
+            f"{' (same names, other pixels)' if known else ''}, first {changed[0]}. Restore them, or make a new store."
         )
     missing = lacking(store, dataset)
     if missing:
@@ -191,9 +199,8 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
 
 
 def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[str]:
-    """Return the keys of the samples whose file or pixels have changed since the teacher's pass."""
-    changed = (store.content_digests[rows] != dataset.content_digests).any(axis=1)
-    return [dataset.keys[index] for index in np.flatnonzero(changed).tolist()]
+    """Return the keys of the samples whose image has changed since the teacher's pass; see ``differing``."""
+    return [dataset.keys[index] for index in np.flatnonzero(differing(store, dataset, rows)).tolist()]
 
 
 def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], object] = lambda _: None) -> list[str]:

@@ -32,7 +32,7 @@ from kdpipe.reading import open_regular, parse_json, read_bytes
 from kdpipe.store import manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.sections import Shape, Split, array_name
-from kdpipe.store.tree import SIDE
+from kdpipe.store.tree import PIXELS, SIDE
 
 MAX_CHUNK_BYTES = 2**31 - 1 - 16
 """Capacity of one Blosc buffer."""
@@ -178,6 +178,8 @@ def specs(
         "probe_row": Spec((probes,), (max(1, probes),), None, "int64", ("probe",), -1),
         "probe_hash": Spec((planes, probes), (planes, max(1, probes)), None, "uint64", ("view", "probe"), 0),
     }
+    if split.pixel_digests:
+        found[PIXELS] = Spec((samples, 16), (split.shard_rows, 16), None, "uint8", ("sample", "byte"), 0)
     for name, shape in (signals or {}).items():
         length = math.prod(shape)
         found[array_name(name)] = Spec(
@@ -307,6 +309,8 @@ def member(root: zarr.Group, split: str, name: str) -> zarr.Array[Any]:
 
 def shard_path(split: str, name: str, *, view: int, shard: int) -> str:
     """Return the path of a shard of one of the arrays, relative to the store."""
+    if name == PIXELS:
+        return f"{split}/{name}/c/{shard}/0"
     return f"{split}/{name}/c/{view}/{shard}" + ("" if name == "row_max" else "/0")
 
 

@@ -181,6 +181,8 @@ class Manifest(BaseModel):
         for group, cut in self.splits.items():
             if not cut.replaces:
                 del whole["splits"][group]["replaces"]
+            if not cut.pixel_digests:
+                del whole["splits"][group]["pixel_digests"]
         for key in _ABSENT_WHEN_EMPTY:
             if not whole[key]:
                 del whole[key]

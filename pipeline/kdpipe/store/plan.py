@@ -29,6 +29,7 @@ from kdpipe.store.sections import (
     recorded,
 )
 from kdpipe.store.settings import Provenance
+from kdpipe.store.tree import PIXELS
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class SplitPlan:
     """Keys of the samples, for error messages."""
     replaces: int = 0
     """Rows of the store's earlier segments whose samples are among these."""
+    pixel_digests: bool = False
+    """Whether digests of the decoded images are written with the shards of the plain view."""
 
     def side_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Return the side arrays by name."""
@@ -116,11 +119,13 @@ class Shard:
     stop: int
     signals: tuple[str, ...] = ()
     """Names of the signals beside the logits."""
+    pixels: bool = False
+    """Whether digests of the decoded images are written with it."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Its files, relative to the store: codes, row maxima and signals."""
-        names = ("codes", "row_max", *map(array_name, self.signals))
+        """Its files, relative to the store: codes, row maxima and signals, and digests of the decoded images."""
+        names = ("codes", "row_max", *map(array_name, self.signals), *((PIXELS,) if self.pixels else ()))
         return tuple(arrays.shard_path(self.split, name, view=self.view, shard=self.number) for name in names)
 
 
@@ -185,6 +190,7 @@ class Plan:
                 shard_rows=layout.shard_rows,
                 probes=len(split.probe_rows),
                 replaces=split.replaces,
+                pixel_digests=split.pixel_digests,
             )
         return Manifest(
             state="building",

@@ -60,7 +60,9 @@ class Plane:
     def logits(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return float32 ``(len(rows), classes)`` on ``device``; ``rows`` are as for ``take``."""
         codes, row_max = _taken(self.codes, rows), _taken(self.row_max, rows)
-        return self.encoding.decode(codes.to(device), row_max.to(device), self.classes)
+        if device != "cpu":
+            codes, row_max = codes.to(device), row_max.to(device)
+        return self.encoding.decode(codes, row_max, self.classes)
 
     def signals(self, rows: torch.Tensor | slice, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         """Return the signals beside the logits, float32 ``(len(rows), *shape)`` on ``device``, by name."""

@@ -184,6 +184,17 @@ class LogitStore:
         return np.concatenate(rows), np.concatenate(hashes, axis=1)
 
     @property
+    def place(self) -> str:
+        """The path, or the address that its files are fetched from, to open it by again."""
+        address = None if self.absent is None else self.absent.address
+        return str(self.path) if address is None else address
+
+    def with_beside(self, signals: Sequence[str]) -> LogitStore:
+        """Open the same split again, with planes that hold some signals beside the logits."""
+        supply = None if self.absent is None else self.absent.supply
+        return open_store(self.path, self.split, memory_limit=self.memory_limit, beside=signals, supply=supply)
+
+    @property
     def populations(self) -> tuple[npt.NDArray[np.uint8], ...]:
         """The ids ``(N, 16)`` among which each segment's mixing partners are; see ``segments.populations``."""
         return (self.sample_ids,) if len(self.segments) == 1 else populations(self.segments)
@@ -366,7 +377,7 @@ class LogitStore:
             raise StoreError(f"{self.path} has views 0 to {self.num_views} of '{self.split}', not {view}.")
 
     def _check_rows(self, rows: npt.NDArray[np.int64]) -> None:
-        if rows.size and not (rows.min() >= 0 and rows.max() < self.num_samples):
+        if rows.size and np.maximum.reduce(rows.view(np.uint64)) >= self.num_samples:  # negative ones are large there
             raise IndexError(f"rows must lie in 0..{self.num_samples - 1}")
 
     def _check_memory(self, wanted: int, what: str) -> None:
@@ -379,6 +390,8 @@ class LogitStore:
 
 def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
     numbers = np.asarray(rows).reshape(-1)
+    if numbers.dtype == np.int64:
+        return np.ascontiguousarray(numbers)
     if numbers.size and numbers.dtype.kind not in "iu":
         raise TypeError(f"rows must be integers, found {numbers.dtype}")
-    return numbers.astype(np.int64)
+    return np.ascontiguousarray(numbers, dtype=np.int64)

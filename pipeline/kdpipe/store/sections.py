@@ -194,6 +194,8 @@ class Split(_Strict):
     probes: int = Field(ge=0, le=4096)
     replaces: int = Field(0, ge=0, lt=2**40)
     """Rows of earlier segments whose samples have a newer row in this one; absent if there are none."""
+    pixel_digests: bool = False
+    """Whether there are digests of the decoded images; absent if there are none."""
 
     @model_validator(mode="after")
     def _chunks_fill_shards(self) -> Self:

@@ -5,8 +5,9 @@ Segments never change. A sample may have rows in several: the newest counts, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from kdpipe.store import arrays
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import encoding_of
+from kdpipe.store.tree import PIXELS
 
 Rows = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint8]
@@ -34,6 +36,8 @@ class Segment:
     probe_hashes: npt.NDArray[np.uint64]
     live: Rows
     """Rows without a newer one in a later segment, in order."""
+    read_pixels: Callable[[], Ids] | None = None
+    """Reads the digests of the decoded images, ``(N, 16)``; ``None`` where there are none."""
 
     @property
     def is_whole(self) -> bool:
@@ -69,9 +73,26 @@ def read_segments(store: Path, found: Manifest, specs: dict[str, dict[str, Spec]
                 probe_rows=sides["probe_row"],
                 probe_hashes=sides["probe_hash"],
                 live=live,
+                read_pixels=partial(arrays.read_side, store, found, name, PIXELS, specs[name][PIXELS])
+                if PIXELS in specs[name]
+                else None,
             )
         )
     return tuple(segments)
+
+
+def pixel_digests(segments: Sequence[Segment]) -> Ids | None:
+    """Return the digest of each decoded image of the rows that count, ``(n, 16)``; zeros where it is unknown.
+
+    ``None`` if no segment has any.
+
+    Raises:
+        CorruptStoreError: a file is damaged.
+    """
+    if all(each.read_pixels is None for each in segments):
+        return None
+    found = [np.zeros_like(each.sample_ids) if each.read_pixels is None else each.read_pixels() for each in segments]
+    return np.concatenate([own[each.live] for own, each in zip(found, segments, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kdpipe.store.ledger import Entry
 from kdpipe.store.plan import Shard
 from kdpipe.store.planes import Plane
 from kdpipe.store.sections import array_name
+from kdpipe.store.tree import PIXELS
 
 
 def write(
@@ -35,7 +36,8 @@ def write(
 ) -> dict[str, Entry]:
     """Write a shard of float32 ``logits``, and return the entries of its files by path.
 
-    ``signals`` are written in float16. ``keys`` are those of the split's samples, if they are known.
+    ``signals`` are written in float16, digests of images among them as they are. ``keys`` are those of the split's
+    samples, if they are known.
 
     Raises:
         DivergedError: a value is not finite; nothing is written.
@@ -44,6 +46,9 @@ def write(
     encoded, lost = encode(encoding, logits, temperatures=tuple(temperatures))
     values = {"codes": encoded.codes, "row_max": encoded.row_max}
     for name, signal in signals.items():
+        if name == PIXELS:
+            values[name] = signal.numpy()
+            continue
         kept = signal.to(torch.float16).flatten(1)
         _refuse_not_finite(shard, f"{name}, in float16,", kept, keys)
         values[array_name(name)] = kept.cpu().numpy()
@@ -53,18 +58,28 @@ def write(
     return entries
 
 
-def copy(path: Path, root: zarr.Group, shard: Shard, rows: Plane) -> dict[str, Entry]:
+def copy(
+    path: Path, root: zarr.Group, shard: Shard, rows: Plane, pixels: npt.NDArray[Any] | None = None
+) -> dict[str, Entry]:
     """Write a shard of rows of another store, as they are encoded, and return the entries of its files by path."""
     values = {"codes": rows.codes.numpy(), "row_max": rows.row_max.numpy()}
     values |= {array_name(name): kept.flatten(1).numpy() for name, kept in rows.beside.items()}
+    if pixels is not None:
+        values[PIXELS] = pixels
     return _put(path, root, shard, values)
+
+
+def name_of(device: torch.device) -> str:
+    """Return the name of a device, for the ledger."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _put(path: Path, root: zarr.Group, shard: Shard, values: Mapping[str, npt.NDArray[Any]]) -> dict[str, Entry]:
     for name in shard.paths:
         finished.clear(path / name)
     for name, block in values.items():
-        arrays.member(root, shard.split, name)[shard.view, shard.start : shard.stop] = block
+        rows = slice(shard.start, shard.stop)
+        arrays.member(root, shard.split, name)[rows if name == PIXELS else (shard.view, rows)] = block
     for name in shard.paths:
         durable.fsync_file(path / name, up_to=path)
     return {name: finished.entry_of(path, name) for name in shard.paths}

@@ -18,7 +18,7 @@ from kdpipe.store.arrays import Spec
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Plan, encoding_of
-from kdpipe.store.sections import Shape, rendering_differences
+from kdpipe.store.sections import Shape, Split, rendering_differences
 
 _BESIDE = ("new", "old", "manifest", "ledger")
 """Endings of the hidden files and directories that a kill may leave beside a store, such as ``.NAME.zarr.new``."""
@@ -82,6 +82,10 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
             "planes": found.planes,
             "provenance": found.provenance.updated(wanted.provenance),
             "rendering": found.rendering or wanted.rendering,
+            "splits": {
+                name: cut.model_copy(update={"pixel_digests": found.splits[name].pixel_digests})
+                for name, cut in wanted.splits.items()
+            },
         }
     )
 
@@ -162,7 +166,7 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
         planes = kept.planes if kept is not None else 0
         if planes > split.planes or (planes < split.planes and found.state != "sealed"):
             differing.append(f"{name} views: the store has {planes - 1}, asked for {split.planes - 1}")
-        elif kept is None or kept.model_copy(update={"planes": split.planes}) != split:
+        elif kept is None or kept.model_copy(update=_apart_from_cut(split)) != split:
             differing.append(f"{name}: its cut into chunks and shards is that of another version")
     for name in sorted(found.kept.keys() | wanted.kept.keys()):
         mine, other = (_sides(one.kept.get(name)) for one in (found, wanted))
@@ -172,6 +176,11 @@ def differences(found: Manifest, wanted: Manifest) -> list[str]:
     if not same_length or not np.allclose(found.teacher_probe, wanted.teacher_probe, rtol=1e-2, atol=1e-2):
         differing.append("teacher: its logits for the fixed probe input differ, so its code has changed")
     return differing
+
+
+def _apart_from_cut(split: Split) -> dict[str, object]:
+    """Return what may differ where a store continues: its views, and digests that older versions did not write."""
+    return {"planes": split.planes, "pixel_digests": split.pixel_digests}
 
 
 def differences_but_samples(found: Manifest, wanted: Manifest) -> list[str]:

@@ -20,12 +20,15 @@ from kdpipe.errors import CorruptStoreError
 SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
 """Side arrays: those known before the teacher runs. The others are written shard by shard."""
 
+PIXELS = "pixel_digest"
+"""The array of the digests of decoded images, written with the shards of the plain view."""
+
 SHOWN = 5
 """Faults of one kind that are printed; of the others only the number."""
 
 SPLIT = r"(?:train|test)(?:\.[1-9][0-9]{0,3})?"
 """Pattern of the names of groups: splits, and their further segments."""
-_ARRAY = rf"(?:codes|row_max|features|(?:features|attention)-[A-Za-z0-9_-]+|{'|'.join(SIDE)})"
+_ARRAY = rf"(?:codes|row_max|{PIXELS}|features|(?:features|attention)-[A-Za-z0-9_-]+|{'|'.join(SIDE)})"
 _CHUNK = "c(?:/[0-9]+){1,3}"
 FILE = rf"(?:{SPLIT}/)?zarr\.json|{SPLIT}/{_ARRAY}/(?:zarr\.json|{_CHUNK})"
 """Pattern of the names of a store's files, relative to the store."""

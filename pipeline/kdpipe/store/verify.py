@@ -6,12 +6,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from kdpipe.errors import StaleStoreError, StoreError, UnsealedStoreError
 from kdpipe.progress import Progress, silent
 from kdpipe.store import manifest, tree
 from kdpipe.store.inspect import here
 from kdpipe.store.manifest import Manifest, file_sizes, missing_or_resized
-from kdpipe.store.reader import is_still, open_store
+from kdpipe.store.reader import LogitStore, is_still, open_store
+from kdpipe.store.segments import pixel_digests
 
 
 def verify_files(store: Path, *, progress: Progress = silent) -> list[str]:
@@ -66,6 +69,17 @@ def _refusals(store: Path, found: Manifest) -> list[str]:
     return refusals
 
 
+def _unread(opened: LogitStore) -> list[str]:
+    """Read the digests of a split's decoded images; return what is wrong with them."""
+    try:
+        digests = pixel_digests(opened.segments)
+    except StoreError as error:
+        return [str(error).removeprefix(f"{opened.path}: ")]
+    known = np.concatenate([np.full(len(each.live), each.read_pixels is not None) for each in opened.segments])
+    empty = 0 if digests is None else int((known & ~digests.any(axis=1)).sum())
+    return [f"{empty} rows of '{opened.split}' have no pixel digest"] if empty else []
+
+
 def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
     """Decode every chunk of every split and check checksums, digests, row maxima and codes; return a few faults.
 
@@ -80,5 +94,7 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
     with progress("decoding", total=len(views), unit="views") as done:
         for opened, view in views:
             faults += opened.faults(view)
+            if view == 0:
+                faults += _unread(opened)
             done(1)
     return tree.first_few(faults, more="faults")

@@ -27,6 +27,7 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
 from kdpipe.store.planes import Plane
 from kdpipe.store.settings import WHOLE, Part
+from kdpipe.store.tree import PIXELS
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
@@ -168,7 +169,8 @@ class Builder:
         cut = self.manifest.splits[split]
         bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
         signals = tuple(self.manifest.kept)
-        return [Shard(split, view, number, start, stop, signals) for number, (start, stop) in enumerate(bounds)]
+        pixels = cut.pixel_digests and view == 0
+        return [Shard(split, view, number, *rows, signals, pixels) for number, rows in enumerate(bounds)]
 
     def is_done(self, shard: Shard) -> bool:
         """Return whether a shard is on disk and in the ledger."""
@@ -228,11 +230,14 @@ class Builder:
     def submit(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor] | None = None) -> None:
         """Queue float32 logits ``(stop - start, classes)`` for encoding and writing.
 
-        The store's signals must be given by name, ``(stop - start, *shape)``. Waits while too many shards are queued.
-        An error of an earlier shard is raised here.
+        The store's signals must be given by name, ``(stop - start, *shape)``, and with a shard that has them the
+        images' digests, ``pixel_digest``, uint8 ``(stop - start, 16)``. Waits while too many shards are queued. An
+        error of an earlier shard is raised here.
         """
         rows, given = shard.stop - shard.start, {"logits": logits, **(signals or {})}
-        wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept}
+        wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept} | (
+            {PIXELS: (16,)} if shard.pixels else {}
+        )
         for what in sorted(given.keys() | wanted.keys()):
             found = tuple(given[what].shape) if what in given else None
             expected = (rows, *wanted[what]) if what in wanted else None
@@ -248,10 +253,10 @@ class Builder:
         if waiting < 1:
             self.drain()
 
-    def copy(self, shard: Shard, rows: Plane) -> None:
-        """Write a shard of rows of another store, with all signals, as they are encoded there."""
+    def copy(self, shard: Shard, rows: Plane, pixels: npt.NDArray[np.uint8] | None = None) -> None:
+        """Write a shard of rows of another store, with all signals, as they are encoded there; see ``submit``."""
         with writing(self.path):
-            entries = shards.copy(self.path, self._root, shard, rows)
+            entries = shards.copy(self.path, self._root, shard, rows, pixels)
             self._ledger.append(list(entries.values()))
         self._done.update(entries)
 
@@ -352,7 +357,7 @@ class Builder:
                 keys=self._keys.get(shard.split, ()),
             )
             codes = shard.paths[0]
-            entries[codes] = replace(entries[codes], device=_name_of(logits.device), seconds=round(took, 3))
+            entries[codes] = replace(entries[codes], device=shards.name_of(logits.device), seconds=round(took, 3))
             self._ledger.append(list(entries.values()))
         self._done.update(entries)
         if self._membership is not None:
@@ -391,7 +396,3 @@ def _prepare(path: Path, plan: Plan, overwrite: bool, membership: Membership) ->
     """Create, repair or reopen a store that several processes write, before the others begin."""
     found = skeleton.opened(path, plan, overwrite=overwrite)
     Builder(path, found, keys=plan.keys, touch=membership.touch).close()
-
-
-def _name_of(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

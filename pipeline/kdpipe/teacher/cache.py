@@ -22,10 +22,11 @@ from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
-from kdpipe.store.tree import segment_of
+from kdpipe.store.tree import PIXELS, segment_of
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
+from kdpipe.views.rendering import Looked
 
 PILOT_ROWS = 2_048
 """Rows of a pilot, unless the encoding needs more."""
@@ -43,12 +44,13 @@ def plan(
     batch_size: int,
     replaces: Mapping[str, int] | None = None,
     order: RowOrder | None = None,
+    pixel_digests: bool = False,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
     views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces, and ``order`` is
-    that of the datasets' samples.
+    that of the datasets' samples. ``pixel_digests`` are kept of images that are decoded for the pass.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -69,6 +71,7 @@ def plan(
             probe_hashes=probe_hashes(renderer, rows, planes=planes),
             keys=dataset.keys,
             replaces=(replaces or {}).get(name, 0),
+            pixel_digests=pixel_digests,
         )
     first = datasets.get("train") or next(iter(datasets.values()))
     with recorded():
@@ -136,10 +139,18 @@ def cache_plane(
             begun.append(shard)
             yield from _cut(shard.start, shard.stop, batch_size)
 
+    rendered: Iterator[tuple[torch.Tensor, Looked | None]]
+    if view == 0 and builder.manifest.splits[split].pixel_digests:
+        rendered = renderer.looks(batches())
+    else:
+        rendered = ((pixels, None) for pixels in renderer.batches(batches(), view))
     outputs: _Outputs | None = None
-    for pixels in renderer.batches(batches(), view):
+    for pixels, looked in rendered:
         outputs = outputs or _Outputs(begun[0].stop - begun[0].start)
-        outputs.add(*forward.outputs(pixels))
+        logits, signals = forward.outputs(pixels)
+        if looked is not None:
+            signals = {**signals, PIXELS: torch.from_numpy(looked["pixels"].copy())}
+        outputs.add(logits, signals)
         builder.touch()
         advance(len(pixels))
         if outputs.full:
@@ -175,10 +186,12 @@ class _Outputs:
 
 
 def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
-    """Return a signal in float16; attention maps are divided by their largest entry.
+    """Return a signal in float16, and digests as they are; attention maps are divided by their largest entry.
 
     Every use normalizes them, and squared activations may exceed float16.
     """
+    if name == PIXELS:
+        return signal
     if name.startswith("attention:"):
         signal = signal / signal.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     return signal.to(torch.float16)
@@ -258,16 +271,20 @@ def copy_plane(
     *,
     source: Imported,
     order: npt.NDArray[np.int64],
+    dataset: Dataset,
     advance: Callable[[int], None],
 ) -> None:
     """Pass the unfinished shards of a plane to the builder's writer.
 
-    ``order`` is the file's row of each row of the store. ``advance`` is called with the number of samples of each
-    shard.
+    ``order`` is the file's row of each row of the store, and ``dataset`` has the order of the store. ``advance`` is
+    called with the number of samples of each shard.
     """
     for shard in builder.unfinished(split, view):
         rows = source.plane(split, view)[order[shard.start : shard.stop]]
-        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)))
+        beside = {}
+        if shard.pixels:
+            beside[PIXELS] = torch.from_numpy(dataset.pixel_digests(np.arange(shard.start, shard.stop)))
+        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)), beside)
         del rows
         advance(shard.stop - shard.start)
 

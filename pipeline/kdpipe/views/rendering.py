@@ -33,8 +33,12 @@ from kdpipe.views.resample import cut
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
 Integers = npt.NDArray[np.int64]
-Batch = tuple[Integers, int]
-"""Indices of the images that a batch is made of, and its view."""
+Batch = tuple[Integers, int, bool]
+"""Indices of the images that a batch is made of, its view, and whether to return what is learned of its images."""
+Looked = npt.NDArray[Any]
+"""What was learned of images, ``kdpipe.dataset.registry.LOOKED`` ``(n,)``."""
+Made = tuple[tuple[torch.Tensor, ...], Looked | None]
+"""The images of a batch for each renderer, and what was learned of them."""
 
 _COUNT, _HEIGHT, _WIDTH, _SIDE = 32, 40, 48, 32
 """Synthetic images of ``trial``: their number, their size, and the size that they are resized to."""
@@ -141,6 +145,14 @@ class Renderer:
             return (self(indices, view) for indices in batches)
         return (images for (images,) in Renderers.of([self]).batches(batches, view))
 
+    def looks(self, batches: Iterable[Integers]) -> Iterator[tuple[torch.Tensor, Looked]]:
+        """Render the plain view as ``batches`` does, and yield also what was learned of each image, ``LOOKED``."""
+        if not self.dataset.in_memory:
+            yield from ((images, looked) for (images,), looked in Renderers.of([self]).looks(batches))
+            return
+        for indices in batches:
+            yield self(indices, 0), self.dataset.look(indices)[1]
+
     def work(self, images: Images, needed: Integers, view: int) -> torch.Tensor:
         """Do a worker process's part on decoded images: everything for a CPU, cutting and resizing for a GPU."""
         framed = self._framed(images, needed, view)
@@ -210,7 +222,7 @@ class Renderers:
         """Render one dataset by each of ``renderers``, on one device."""
         self._renderers = tuple(renderers)
         self._queue = _Queue()
-        self._loader: list[DataLoader[tuple[torch.Tensor, ...] | KdpipeError]] = []
+        self._loader: list[DataLoader[Made | KdpipeError]] = []
         # As garbage in a circle of references its worker processes would lose their queues before they are told to end,
         # and each be waited for in vain for five seconds. The loader must not refer to this object.
         weakref.finalize(self, self._loader.clear)
@@ -233,10 +245,18 @@ class Renderers:
 
     def batches(self, batches: Iterable[Integers], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """Render one batch after the other by each; worker processes render those of a streamed dataset ahead."""
+        if self._renderers[0].dataset.in_memory:
+            return (self(indices, view) for indices in batches)
+        return (images for images, _ in self._streamed(batches, view, look=False))
+
+    def looks(self, batches: Iterable[Integers]) -> Iterator[tuple[tuple[torch.Tensor, ...], Looked]]:
+        """Render the plain view of a streamed dataset; yield also what was learned of each image, ``LOOKED``."""
+        for images, looked in self._streamed(batches, 0, look=True):
+            assert looked is not None
+            yield images, looked
+
+    def _streamed(self, batches: Iterable[Integers], view: int, *, look: bool) -> Iterator[Made]:
         first = self._renderers[0]
-        if first.dataset.in_memory:
-            yield from (self(indices, view) for indices in batches)
-            return
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # of more than processors
             if not self._loader:
@@ -250,14 +270,19 @@ class Renderers:
                         multiprocessing_context=worker_context(),
                     )
                 )
-            self._queue.start((first._needed(indices, view), view) for indices in batches)
+            self._queue.start((first._needed(indices, view), view, look) for indices in batches)
             rendered = iter(self._loader[0])
         for made in rendered:
-            needed, _ = self._queue.taken.popleft()
+            needed, *_ = self._queue.taken.popleft()
             if isinstance(made, KdpipeError):
                 raise made
-            yield tuple(
-                renderer.complete(images, needed, view) for renderer, images in zip(self._renderers, made, strict=True)
+            rendered_for_each, looked = made
+            yield (
+                tuple(
+                    renderer.complete(images, needed, view)
+                    for renderer, images in zip(self._renderers, rendered_for_each, strict=True)
+                ),
+                looked,
             )
 
 
@@ -278,18 +303,19 @@ class _Queue(Sampler[list[Batch]]):
             yield [batch]
 
 
-class _Worker(torch.utils.data.Dataset[tuple[torch.Tensor, ...] | KdpipeError]):
+class _Worker(torch.utils.data.Dataset[Made | KdpipeError]):
     """The renderers as a dataset of batches, which the worker processes read."""
 
     def __init__(self, renderers: Sequence[Renderer]) -> None:
         self._shared = Shared(tuple(renderers))
 
-    def __getitem__(self, batch: Batch) -> tuple[torch.Tensor, ...] | KdpipeError:
+    def __getitem__(self, batch: Batch) -> Made | KdpipeError:
         """Return the images of a batch, or the error of one: torch would put a traceback around its message."""
-        needed, view = batch
+        needed, view, look = batch
+        renderers = self._shared.value
         try:
-            images = self._shared.value[0]._decoded(needed)
-            return tuple(renderer.work(images, needed, view) for renderer in self._shared.value)
+            images, looked = renderers[0]._images.look(needed) if look else (renderers[0]._decoded(needed), None)
+            return tuple(renderer.work(images, needed, view) for renderer in renderers), looked
         except KdpipeError as error:
             return error
 

@@ -89,6 +89,28 @@ def test_more_rows_than_a_block() -> None:
     assert figures.mean(2.0) == pytest.approx(float(kl(reference, decoded, 2).mean()), rel=1e-9)
 
 
+@pytest.mark.parametrize("classes", [7, 1_000, 21_841, 40_000])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_figures_are_those_of_all_rows_at_once(classes: int, threads: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(9, classes, generator=generator)
+    decoded = logits + 0.1 * torch.randn(9, classes, generator=generator)
+    sums = []
+    for temperature in (1.0, 3.0):
+        p, q = ((each.double() / temperature).log_softmax(dim=1) for each in (logits, decoded))
+        rows = (p.exp() * (p - q)).sum(dim=1).clamp(min=0)
+        sums.append(sum(round(float(value) * 2.0**60) for value in rows))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = Fidelity.of(logits, decoded, (1.0, 3.0))
+    finally:
+        torch.set_num_threads(before)
+    assert found.sums == tuple(sums)
+    assert found.agreeing == int((logits.argmax(1) == decoded.argmax(1)).sum())
+    assert found.rows == 9
+
+
 def test_equal_and_hopeless_logits() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0]])
     same = Fidelity.of(logits, logits).summary()

@@ -90,19 +90,17 @@ def nearest(logits: torch.Tensor, basis: np.ndarray, step: float) -> tuple[np.nd
 
 
 def weights(centered: np.ndarray) -> np.ndarray:
-    """Return the sum of p (1 - p) / T^2 at T = 1 and 2."""
-    total = np.zeros_like(centered)
-    for temperature in (1, 2):
-        p = np.exp(centered / temperature)
-        p /= p.sum(axis=1, keepdims=True)
-        total += p * (1 - p) / temperature**2
-    return total
+    """Return p (1 - p) at T = 1.75."""
+    p = np.exp(centered / 1.75)
+    p /= p.sum(axis=1, keepdims=True)
+    weighted: np.ndarray = p * (1 - p)
+    return weighted
 
 
 def test_no_other_move_lowers_the_weighted_error() -> None:
-    """With at most 32 classes each has its own weight: the codes are a local minimum, within the grid of weights."""
+    """With at most 64 classes each has its own weight: the codes are a local minimum, within the grid of weights."""
     logits = correlated(64, 24)
-    chosen = get_encoding("klt0.8").calibrate(correlated(seed=1, classes=24))
+    chosen = replace(KLT(0.8).calibrate(correlated(seed=1, classes=24)), deviations=())
     step, basis = 819 / 1024, basis_of(chosen)
     assert chosen.describe()["step"] == step
     exact, centered = nearest(logits, basis, step)
@@ -137,6 +135,40 @@ def test_moves_lower_the_kl_at_no_cost() -> None:
     assert kl(logits, decoded(chosen, logits), 4).mean() < 1.05 * kl(logits, worse, 4).mean()
     size = stored_bytes(encoded, chosen.compression)
     assert size <= 1.02 * stored_bytes(replace(encoded, codes=plain), chosen.compression)
+
+
+def test_codes_are_shorter_where_little_is_lost() -> None:
+    """With the deviations of the coefficients: the same error in fewer bytes, by way of a smaller step."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = 8 * torch.arange(1, 201) ** -0.7
+    rotation = torch.linalg.qr(torch.randn(200, 200, generator=generator)).Q
+    pilot, logits = ((torch.randn(rows, 200, generator=generator) * spectrum) @ rotation for rows in (1600, 800))
+    shorter = KLT(0.48).calibrate(pilot)
+    exact, _ = nearest(pilot, basis_of(shorter), 1 / 1024)
+    assert np.array(shorter.deviations) == pytest.approx(np.sqrt((exact**2).mean(axis=0)), rel=0.02)
+    without = replace(KLT(0.5).calibrate(pilot), deviations=())
+    sizes = [stored_bytes(each.encode(logits), each.compression) for each in (shorter, without)]
+    assert sizes[0] < 0.98 * sizes[1]
+    for temperature in (1, 2, 4):
+        losses = [kl(logits, decoded(each, logits), temperature).mean() for each in (shorter, without)]
+        assert losses[0] <= 1.02 * losses[1]
+
+
+@pytest.mark.parametrize("wrong", ["x", None, [1], [1.5] * 80, [-1] * 80, [True] * 80, [2**31] * 80, []])
+def test_damaged_deviations_are_refused(wrong: object) -> None:
+    described = get_encoding("klt0.4").calibrate(correlated()).describe()
+    with pytest.raises(CorruptStoreError):
+        restore_encoding({**described, "deviations": wrong})
+
+
+def test_an_unusual_row_keeps_its_errors_below_a_step() -> None:
+    """Coefficients far beyond the pilot's deviation are rounded to a neighbor, too."""
+    fitted = get_encoding("klt0.4").calibrate(correlated())
+    logits = 20 * correlated(32, seed=9).roll(7, dims=1)
+    basis = basis_of(fitted)
+    exact, _ = nearest(logits, basis, 410 / 1024)
+    assert np.abs(exact).max() > 300
+    assert np.abs(unpacked(fitted.encode(logits).codes, len(basis)) - exact).max() <= 1.02
 
 
 def test_codes_do_not_depend_on_threads_or_batches() -> None:

@@ -81,8 +81,8 @@ class Dense:
         """Decode to float32 ``(n, classes)``."""
         if codes.dtype is torch.float16 and _for_one_thread(codes):
             return _decoded_in_pieces(codes, row_max[:, None])
-        logits = codes.to(torch.float32)
-        return logits + row_max[:, None] if logits is codes else logits.add_(row_max[:, None])
+        logits, row_max = codes.float(), row_max.unsqueeze(1)
+        return logits + row_max if logits is codes else logits.add_(row_max)
 
     def invalid(self, codes: torch.Tensor, classes: int) -> torch.Tensor:  # noqa: ARG002
         """Return which rows are not finite or have a largest code other than zero."""
@@ -122,7 +122,7 @@ def fp16r(bits: Annotated[int, between(1, 9)]) -> Dense:
 
 def _for_one_thread(codes: torch.Tensor) -> bool:
     """Return whether torch would divide the work on a batch among threads."""
-    return codes.device.type == "cpu" and _GRAIN < codes.numel() <= _BATCH and torch.get_num_threads() > 1
+    return torch.get_num_threads() > 1 and codes.device.type == "cpu" and _GRAIN < codes.numel() <= _BATCH
 
 
 def _decoded_in_pieces(codes: torch.Tensor, row_max: torch.Tensor) -> torch.Tensor:

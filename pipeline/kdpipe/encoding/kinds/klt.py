@@ -9,8 +9,11 @@ Rounding each coefficient to the nearest multiple gives all classes an equal err
 .. math:: \frac{1}{2 T^2} \sum_c p_c (1 - p_c)\, e_c^2,
 
 so the errors of the few likely classes count most. The encoder therefore moves some coefficients to their other
-neighbor, one after the other, as long as that sum falls: those that were nearly halfway cost little, and a dozen are
-enough to cancel the errors of the likely classes. The codes become no longer, and the decoder does not change.
+neighbor, one after the other, as long as that sum falls: those that were nearly halfway cost little, and a few dozen
+are enough to cancel the errors of the likely classes. The decoder does not change.
+
+A code ``q`` of a coefficient with deviation ``s`` (in steps, on the pilot) takes about ``q^2 / (2 s^2)`` nats. The
+encoder adds ``0.05 q^2 / s^2`` to the squared error, so that it rounds to the shorter code where little is lost.
 
 Codes are equal on every device and in every batch: logits are rounded to multiples of 2^-10, the basis to multiples of
 2^-11, and all sums are of whole numbers below 2^53, exact in float64 in any order.
@@ -50,12 +53,20 @@ _NEGLIGIBLE = 0.02
 _ENOUGH = 2
 """Rows of the pilot for each class, from which on a direction without variance is one, and not one of too few rows."""
 
-_WEIGHTED = (1, 2)
-"""Temperatures of the KL that the encoder lowers; at higher ones an equal error of all classes is near the optimum."""
-_LIKELY = 32
+_WEIGHTED = 1.75
+"""Temperature of the KL that the encoder lowers: it is largest near it, and with it falls that at 1 and at 4."""
+_LIKELY = 64
 """Classes whose errors are weighed one by one; the others have their mean weight."""
-_MOVES = 64
-"""Most coefficients that are moved in a row."""
+_MOVES = 128
+"""Most moves in a row."""
+_MOVABLE = 256
+"""Coefficients that may move: those that were nearest to halfway."""
+_SHORTER = 0.05
+"""Weight of the codes' length beside the squared error, both in steps."""
+_STRONGEST = 4.0
+"""Largest weight of a code's square, for coefficients that are nearly always 0."""
+_WEIGHT = 256
+"""These weights are rounded to multiples of 1 / _WEIGHT, so that sums stay exact."""
 _ROWS = {"cpu": 64, "cuda": 1024}
 """Rows that are encoded at once: few enough for a processor's cache, many for a GPU."""
 _DECODED_ROWS = 4_096
@@ -94,6 +105,8 @@ class KLT:
     """Little-endian int16 ``(vectors, classes)``, times 2048; empty for the identity."""
     classes: int | None = None
     """Columns of the basis; ``None`` before calibration."""
+    deviations: tuple[int, ...] = ()
+    """The pilot's deviation of each coefficient, times 1024; for the encoder. Empty: the length of codes is ignored."""
 
     @property
     def name(self) -> str:
@@ -108,7 +121,7 @@ class KLT:
     @property
     def compression(self) -> Compression:
         """Zstd over the bytes of one coefficient after the other."""
-        return Compression("zstd", "shuffle", level=7, block=2**16, transposed=True)
+        return Compression("zstd", "shuffle", level=8, block=2**16, transposed=True)
 
     @property
     def max_temperature(self) -> None:
@@ -145,7 +158,8 @@ class KLT:
         enough = len(logits) >= _ENOUGH * logits.shape[1]
         kept = int((deviations > _NEGLIGIBLE * self._quantum).sum()) if enough else logits.shape[1]
         basis = vectors[: max(1, kept)]
-        return replace(self, basis=basis.tobytes(), classes=logits.shape[1])
+        spread = tuple(np.rint(deviations[: len(basis)]).astype(int).tolist()) if enough else ()
+        return replace(self, basis=basis.tobytes(), classes=logits.shape[1], deviations=spread)
 
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``."""
@@ -165,11 +179,14 @@ class KLT:
         basis = self._basis(values.shape[1], values.device, torch.float64)
         unit = float(self._quantum * _UNIT)
         exact = values @ basis.mT
-        codes = (exact / unit).round_().clamp_(1 - _MOST, _MOST - 1)
+        lengths = _lengths(self.deviations, self._quantum, str(values.device))
+        nearest = exact / unit
+        codes = (nearest / (1 + lengths)).round_().clamp_(nearest.floor(), nearest.ceil_())
+        codes.clamp_(1 - _MOST, _MOST - 1)
         errors = (codes @ basis).mul_(self._quantum).sub_(values * _UNIT)
         movable = errors.abs().amax(dim=1) <= _LARGEST_ERROR
         off, weights = codes * unit - exact, _weights(values)
-        return _moved(codes, off, errors, weights, basis, quantum=self._quantum, movable=movable)
+        return _moved(codes, off, errors, weights, basis, lengths, quantum=self._quantum, movable=movable)
 
     def _basis(self, classes: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         return _tensor(self.basis, classes, str(device), dtype)
@@ -200,7 +217,8 @@ class KLT:
             "dtype": self.dtype,
             "step": self._quantum / _GRID,
             "table": [base64.b64encode(row).decode() for row in self._rows()],
-            "decode": _DECODE,
+            **({"deviations": list(self.deviations)} if self.deviations else {}),
+            "decode": _DECODE + ("; deviations are for the encoder" if self.deviations else ""),
         }
 
     def _rows(self) -> list[bytes]:
@@ -211,7 +229,8 @@ class KLT:
         """Return the encoding with the basis of a description.
 
         Raises:
-            CorruptStoreError: it is no list of vectors of equal length, or has a number beyond 2048.
+            CorruptStoreError: it is no list of vectors of equal length, or has a number beyond 2048; or there are
+                deviations, but not a whole number for each vector.
         """
         table = description.get("table")
         if table == []:
@@ -226,7 +245,12 @@ class KLT:
         basis = b"".join(rows)
         if np.abs(np.frombuffer(basis, "<i2").astype(np.int32)).max() > _UNIT:
             raise CorruptStoreError(f"the table of encoding '{self.name}' has a number beyond {_UNIT}.")
-        return replace(self, basis=basis, classes=classes)
+        spread = description.get("deviations", [])
+        if not isinstance(spread, list) or not all(type(each) is int and 0 <= each < 2**31 for each in spread):
+            raise CorruptStoreError(f"the deviations of encoding '{self.name}' are no list of whole numbers.")
+        if len(spread) not in (0, len(rows)):
+            raise CorruptStoreError(f"encoding '{self.name}' has {len(rows)} vectors, but {len(spread)} deviations.")
+        return replace(self, basis=basis, classes=classes, deviations=tuple(spread))
 
 
 @ENCODINGS.register("klt")
@@ -265,31 +289,36 @@ def _tensor(basis: bytes, classes: int, device: str, dtype: torch.dtype) -> torc
     return torch.from_numpy(values.astype(np.float64)).to(device=device, dtype=dtype)
 
 
+@lru_cache(maxsize=8)
+def _lengths(deviations: tuple[int, ...], quantum: int, device: str) -> torch.Tensor:
+    """Return the weight of a code's square for each coefficient, float64 ``(vectors,)``, or a zero for all."""
+    spread = np.maximum(np.array(deviations, dtype=np.float64), 1) / quantum
+    weights = np.minimum(np.rint(_WEIGHT * _SHORTER / spread**2) / _WEIGHT, _STRONGEST)
+    return torch.from_numpy(weights if deviations else np.zeros(1)).to(device)
+
+
 @cache
-def _exponentials(temperature: int) -> tuple[float, ...]:
+def _exponentials() -> tuple[float, ...]:
     """Return 2^20 exp(-d / T) as whole numbers, for d in bins of 1/16 from 0 to the first that is 0."""
-    bins = range(math.ceil(_BINS_PER_UNIT * temperature * 21 * math.log(2)))
-    return (*(float(round(2**20 * math.exp(-place / _BINS_PER_UNIT / temperature))) for place in bins), 0.0)
+    bins = range(math.ceil(_BINS_PER_UNIT * _WEIGHTED * 21 * math.log(2)))
+    return (*(float(round(2**20 * math.exp(-place / _BINS_PER_UNIT / _WEIGHTED))) for place in bins), 0.0)
 
 
 def _weights(values: torch.Tensor) -> torch.Tensor:
-    """Return whole multiples of p (1 - p) / T^2, summed over the temperatures, of centered logits ``(n, classes)``."""
+    """Return whole multiples of p (1 - p) of centered logits ``(n, classes)``."""
     below = values.amax(dim=1, keepdim=True).sub(values).div_(_GRID // _BINS_PER_UNIT).floor_().long()
-    total = torch.zeros_like(values)
-    for temperature in _WEIGHTED:
-        table = torch.tensor(_exponentials(temperature), dtype=torch.float64, device=values.device)
-        mass = table[below.clamp(max=len(table) - 1)]
-        share = (mass * _PROBABILITY).div_(mass.sum(dim=1, keepdim=True)).floor_()
-        total += share.mul(_PROBABILITY - share).div_(_PROBABILITY // 4 * temperature**2).floor_()
-    return total
+    table = torch.tensor(_exponentials(), dtype=torch.float64, device=values.device)
+    mass = table[below.clamp_(max=len(table) - 1)]
+    share = (mass * _PROBABILITY).div_(mass.sum(dim=1, keepdim=True)).floor_()
+    return share.mul(_PROBABILITY - share).div_(_PROBABILITY // 4).floor_()
 
 
-def _likeliest(weights: torch.Tensor) -> torch.Tensor:
-    """Return the classes of the largest weights, the first ones of equal weights, int64 ``(n, classes or fewer)``."""
-    classes = weights.shape[1]
+def _largest(values: torch.Tensor, most: int) -> torch.Tensor:
+    """Return the places of a row's largest values, the first ones of equal values, int64 ``(n, most or fewer)``."""
+    size = values.shape[1]
     # One sorting key for both, since topk takes any of equal values.
-    keys = weights * classes - torch.arange(classes, dtype=weights.dtype, device=weights.device)
-    return keys.topk(min(_LIKELY, classes), dim=1).indices
+    keys = values * size - torch.arange(size, dtype=values.dtype, device=values.device)
+    return keys.topk(min(most, size), dim=1).indices
 
 
 def _moved(
@@ -298,6 +327,7 @@ def _moved(
     errors: torch.Tensor,
     weights: torch.Tensor,
     basis: torch.Tensor,
+    lengths: torch.Tensor,
     *,
     quantum: int,
     movable: torch.Tensor,
@@ -305,21 +335,26 @@ def _moved(
     """Move codes by one, the best first, until none lowers the weighted square of the errors; changes ``codes``.
 
     ``off`` and ``errors`` are those of the coefficients and of the classes, in units of 1 / (_GRID * _UNIT). With
-    weights ``w`` of the likely classes and ``r`` of each other one, a move ``s`` of code ``k`` changes the sum by
+    weights ``w`` of the likely classes, ``r`` of each other one and ``m_k`` of the code's square, a move ``s`` of code
+    ``k`` changes the sum by
 
-        quantum * (2 s (r off_k _UNIT + sum (w - r) e_c B_kc) + quantum (r _UNIT^2 + sum (w - r) B_kc^2)).
+        quantum * (2 s (r (off_k + m_k q_k unit) _UNIT + sum (w - r) e_c B_kc)
+                   + quantum (r (1 + m_k) _UNIT^2 + sum (w - r) B_kc^2)),    unit = quantum * _UNIT.
     """
-    likely = _likeliest(weights)
+    likely, places = _largest(weights, _LIKELY), _largest(off.abs(), _MOVABLE)
     values = weights.gather(1, likely)
     others = max(1, weights.shape[1] - likely.shape[1])
     rest = ((weights.sum(dim=1) - values.sum(dim=1)) / others).floor_().clamp_(min=1)[:, None]
     extra = values - rest
     errors = errors.gather(1, likely)
-    columns = basis.mT[likely]
-    curvature = torch.einsum("nm,nmk->nk", extra, columns.square()).add_(rest * float(_UNIT**2)).mul_(quantum)
+    columns = basis.mT[likely[:, :, None], places[:, None, :]]
+    lengths = lengths.expand_as(off).gather(1, places)
     unit, rows = float(quantum * _UNIT), torch.arange(len(codes), device=codes.device)
+    longer, off = codes.gather(1, places).mul_(lengths).mul_(unit), off.gather(1, places)
+    curvature = torch.einsum("nm,nmk->nk", extra, columns.square()).add_(rest * float(_UNIT**2) * (1 + lengths))
+    curvature.mul_(quantum)
     for _ in range(_MOVES):
-        slope = torch.einsum("nm,nmk->nk", extra * errors, columns).add_(off * rest * float(_UNIT))
+        slope = torch.einsum("nm,nmk->nk", extra * errors, columns).add_((off + longer) * rest * float(_UNIT))
         signs = torch.where(slope > 0, -1.0, 1.0).to(slope)
         change = curvature - 2 * slope.abs()
         change[(off + signs * unit).abs() > unit] = math.inf
@@ -328,7 +363,8 @@ def _moved(
         if not going.any():
             break
         moves = signs[rows, place] * going
-        codes[rows, place] += moves
+        codes[rows, places[rows, place]] += moves
         off[rows, place] += moves * unit
+        longer[rows, place] += moves * unit * lengths[rows, place]
         errors += columns[rows, :, place] * (moves * quantum)[:, None]
     return codes
