@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from blake3 import blake3
 from scipy.special import log_softmax
 
@@ -17,8 +19,10 @@ from kdpipe.errors import CorruptStoreError, ParamsError, StoreError, UnsealedSt
 from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
 from kdpipe.store.plan import Limits
+from kdpipe.store.segments import pixel_digests
 from kdpipe.store.verify import verify_deep, verify_files
-from kdpipe.testing.stores import contents, small_plan, small_store, start_store
+from kdpipe.store.writer import build
+from kdpipe.testing.stores import all_shards, contents, shard_logits, small_plan, small_store, start_store
 from tests.unit.sharing.shared import assembled
 
 SECRET = bytes(range(32))
@@ -84,11 +88,6 @@ def test_one_split_alone(store: Path) -> None:
 
 
 def test_labels_and_signals(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from kdpipe.store.writer import build
-    from kdpipe.testing.stores import all_shards, shard_logits
-
     plan = replace(small_plan(), signals={"features:penultimate": (3,)})
     with build(tmp_path / "a.zarr", plan) as builder:
         for shard in all_shards(builder):
@@ -107,6 +106,26 @@ def test_labels_and_signals(tmp_path: Path) -> None:
     assert np.array_equal(again, old)
     assert kept.manifest.derived_from is not None
     assert kept.manifest.derived_from.withheld == ("encoding",)
+
+
+@pytest.mark.parametrize("asked", [{"views": 0}, {"no_labels": True}, {"encoding": "fp32"}, {"hide_names": True}])
+def test_digests_of_pixels_are_kept_unless_names_are_hidden(tmp_path: Path, asked: dict[str, Any]) -> None:
+    plan = small_plan()
+    plan = replace(plan, splits={name: replace(split, pixel_digests=True) for name, split in plan.splits.items()})
+    digests = np.random.default_rng(5).integers(1, 256, (20, 16), dtype=np.uint8)
+    with build(tmp_path / "a.zarr", plan) as builder:
+        for shard in all_shards(builder):
+            pixels = torch.from_numpy(digests[shard.start : shard.stop])
+            builder.submit(shard, shard_logits(builder, shard), {"pixel_digest": pixels} if shard.pixels else {})
+        builder.seal({})
+    _, out = derived(tmp_path / "a.zarr", **asked)
+    found = pixel_digests(kdpipe.open_store(out).segments)
+    if "hide_names" in asked:
+        assert found is None
+        assert not list(out.rglob("*pixel*"))
+    else:
+        assert found is not None
+        assert np.array_equal(found, digests)
 
 
 @pytest.mark.parametrize("encoding", ["topk:3", "sqrtp:8,4", "fp16"])
