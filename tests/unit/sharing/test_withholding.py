@@ -15,7 +15,7 @@ from blake3 import blake3
 from scipy.special import log_softmax
 
 import kdpipe
-from kdpipe.errors import CorruptStoreError, ParamsError, StoreError, UnsealedStoreError
+from kdpipe.errors import CorruptStoreError, DatasetError, ParamsError, StoreError, UnsealedStoreError
 from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
 from kdpipe.store.plan import Limits
@@ -184,6 +184,16 @@ def test_hidden_names_are_keyed_by_the_secret_and_so_is_the_order(store: Path) -
     assert origin.withheld == ("names",)
     other = derive(store, store.with_name("c.work"), Withholding(hide_names=True), secret=SECRET[::-1])
     assert other.manifest.digest != found.manifest.digest
+
+
+def test_images_are_never_joined_to_hidden_names(store: Path) -> None:
+    _, out = derived(store, hide_names=True)
+    opened = kdpipe.open_store(out)
+    items = [(torch.zeros(3, 8, 8, dtype=torch.uint8), int(label)) for label in opened.labels]
+    with pytest.raises(StoreError, match="hides the names of its samples and their order"):
+        kdpipe.attach(opened, items, by_index=True)
+    with pytest.raises(DatasetError, match="keyed by a secret of its publisher"):
+        kdpipe.attach(opened, items, keys=[f"train/{number}" for number in range(20)])
 
 
 def test_hidden_names_with_another_encoding_keep_each_row_with_its_sample(store: Path) -> None:
