@@ -80,7 +80,7 @@ class Published:
                 f"{self.prefix}/{name}", into / name, size=file.size, digest=file.digest, part=part, report=report
             )
 
-        _several(one, names, report)
+        several(one, names, report)
 
 
 def find(text: str) -> Published:
@@ -143,7 +143,7 @@ class _AbandonedError(Exception):
     """Another file has failed, or the user has stopped the program."""
 
 
-def _several(work: Callable[[str, Report], None], names: Iterable[str], report: Report) -> None:
+def several(work: Callable[[str, Report], None], names: Iterable[str], report: Report) -> None:
     """Call ``work`` for each name in a few threads, which a signal or an error ends."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     done: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
