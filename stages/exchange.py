@@ -93,8 +93,27 @@ def publish(
     )
 
 
+def stores(
+    place: Annotated[str, typer.Argument(help="URL or folder: a shared place, or a folder of stores.")],
+    data: Annotated[
+        str | None, typer.Option(help="List first the stores that have most images of this dataset.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the stores at a place: teacher, classes, views, encoding, size, license, signer.
+
+    Example:
+
+        kdpipe stores /mnt/shared --data digits
+    """
+    from kdpipe.stages.stores import show_stores
+
+    show_stores(place, data=data, as_json=as_json)
+
+
 NAMED: dict[str, Callable[..., None]] = {
     "describe": describe,
     "publish": publish,
+    "stores": stores,
 }
 """The commands by name."""

@@ -237,7 +237,7 @@ def shards_of(found: Manifest, group: str) -> list[Shard]:
     bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
     signals = tuple(found.kept)
     return [
-        Shard(group, view, number, start, stop, signals)
+        Shard(group, view, number, start, stop, signals, cut.pixel_digests and view == 0)
         for view in range(cut.planes)
         for number, (start, stop) in enumerate(bounds)
     ]
