@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,3 +133,47 @@ def test_a_pull_whose_two_sides_are_killed_goes_on(
     assert contents(out) == contents(built.store)
     assert verify_deep(out) == []
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_version_of_another_signer_is_refused(
+    kdpipe: Kdpipe, built: Built, served: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keygen = servers.program("ssh-keygen")
+    monkeypatch.setenv("KDPIPE_CACHE", str(tmp_path / "cache"))
+    assert served.folder is not None
+    for name in ("first", "second"):
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)], check=True)
+    said = ("--license", "CC-BY-4.0", "--contact", "a@b.example")
+    for version, key in (("v1", ("--sign", tmp_path / "first")), ("v2", ())):
+        monkeypatch.setenv("KDPIPE_CONFIG", str(tmp_path / f"publisher {version}"))
+        outcome = kdpipe("publish", built.store, f"{served.folder}/cifar@{version}", *said, *key)
+        assert outcome.code == 0, outcome.err
+    monkeypatch.setenv("KDPIPE_CONFIG", str(tmp_path / "receiver"))
+    pull = ("pull", f"{served.url}/cifar@v1", "--out", tmp_path / "out.zarr")
+    refused(kdpipe(*pull, "--signer", "SHA256:" + "A" * 43), "is signed by SHA256:", "--signer asks for SHA256:AAA")
+    assert not (tmp_path / "out.zarr").exists()
+    outcome = kdpipe(*pull)
+    assert outcome.code == 0, outcome.err
+    assert "signed by SHA256:" in outcome.err
+    assert "License: CC-BY-4.0" in outcome.err
+    unsigned = f"{served.url}/cifar@v2"
+    refused(kdpipe("pull", unsigned, "--out", tmp_path / "two.zarr"), "is not signed, and was signed by")
+    refused(kdpipe("inspect", unsigned), "is not signed, and was signed by")
+    there = served.folder / "cifar" / "v1"
+    again = (*pull[:3], tmp_path / "again.zarr")
+    good = (there / "manifest.sig").read_bytes()
+    (there / "manifest.sig").write_bytes(good.replace(b"U1NI", b"U1NJ", 1))
+    refused(kdpipe(*again), "is no signature of this manifest")
+    (there / "manifest.sig").unlink()
+    refused(kdpipe(*again), "is not signed, and was signed by")
+    checksum = json.loads((there / "zarr.json").read_text())["attributes"]["kdpipe"]["checksum"]
+    other = subprocess.run(
+        [keygen, "-Y", "sign", "-n", "kdpipe", "-f", str(tmp_path / "second")],
+        input=checksum.encode(),
+        capture_output=True,
+        check=True,
+    )
+    (there / "manifest.sig").write_bytes(other.stdout)
+    refused(kdpipe(*again), "and was signed by", "when it was seen first")
+    (there / "manifest.sig").write_bytes(good)
+    assert kdpipe(*again).code == 0
