@@ -88,7 +88,7 @@ def write(store: Path, present: Present | None) -> None:
 def place_of(file: str) -> tuple[str, int | None]:
     """Return the group of a file of a store, and its view: ``None`` for those that all views need."""
     group, array, *chunk = [*file.split("/"), ""]
-    if array in SIDE or array == PIXELS or len(chunk) < 3:
+    if array in (*SIDE, PIXELS) or len(chunk) < 3:
         return group, None
     return group, int(chunk[1])
 
