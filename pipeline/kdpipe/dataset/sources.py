@@ -154,11 +154,12 @@ class FileSource:
         content, info = _read(path)
         own = samples.bytes_digest(content)
         if digest == _UNKNOWN:
-            found["remarks"] = decode.describe(content, path)[2]
+            pixels, found["remarks"] = decode.look(content, path)
             found["state"] = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
         elif own != digest:
             raise _changed(path)
-        pixels = decode.decode(content, path)
+        else:
+            pixels = decode.decode(content, path)
         found["digest"], found["size"] = np.frombuffer(own, dtype=np.uint8), pixels.shape[1:]
         found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
         return pixels, found
