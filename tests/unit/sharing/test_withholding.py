@@ -17,8 +17,11 @@ from kdpipe.errors import CorruptStoreError, ParamsError, StoreError, UnsealedSt
 from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
 from kdpipe.store.plan import Limits
+from kdpipe.store.segments import pixel_digests
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.testing.stores import contents, small_plan, small_store, start_store
+from tests.unit.pairing.pictures import insects
+from tests.unit.pairing.test_recognition import made
 from tests.unit.sharing.shared import assembled
 
 SECRET = bytes(range(32))
@@ -247,3 +250,19 @@ def test_an_unfinished_or_damaged_store_is_refused(store: Path) -> None:
     (store / "train/codes/c/1/0/0").write_bytes(b"?")
     with pytest.raises(CorruptStoreError):
         derive(store, store.with_name("w"), Withholding(encoding="fp16"))
+
+
+@pytest.mark.parametrize(
+    "asked", [{"views": 1}, {"no_labels": True}, {"encoding": "fp16r:5"}, {"hide_names": True}], ids=str
+)
+def test_digests_of_images_are_withheld_with_their_names(tmp_path: Path, asked: dict[str, Any]) -> None:
+    before = made(insects(tmp_path / "insects", each=6))
+    _, out = derived(before.path, **asked)
+    found, expected = (pixel_digests(each.segments) for each in (kdpipe.open_store(out), before))
+    assert expected is not None
+    if "hide_names" in asked:
+        assert found is None
+        assert not any("pixel_digest" in path.as_posix() for path in out.rglob("*"))
+    else:
+        assert found is not None
+        assert np.array_equal(found, expected)
