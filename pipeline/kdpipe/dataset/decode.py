@@ -260,7 +260,7 @@ def images(folder: Path) -> list[str]:
         DatasetError: an image is no regular file, or links lead in a circle; the message names it.
     """
     root, linked, found = str(folder.absolute()), 0, list[str]()
-    is_image = _Endings()
+    is_image, add = _IS_IMAGE, found.append
     pending = [("", tuple[str, ...](), False)]
     while pending:
         inner, above, by_link = pending.pop()
@@ -277,7 +277,7 @@ def images(folder: Path) -> list[str]:
                 name = entry.name
                 if entry.is_file(follow_symlinks=False):
                     if is_image[name[name.rfind(".") :]] and name[0] != ".":
-                        found.append(inner + name)
+                        add(inner + name)
                 elif entry.is_dir():
                     if _left_out(name):
                         continue
@@ -287,7 +287,7 @@ def images(folder: Path) -> list[str]:
                 elif is_image[name[name.rfind(".") :]] and name[0] != ".":
                     if not entry.is_file():
                         raise _no_file(entry)
-                    found.append(inner + name)
+                    add(inner + name)
     return found
 
 
@@ -295,8 +295,15 @@ class _Endings(dict[str, bool]):
     """Whether files with an ending, as it is spelled, are images; a million files have few of them."""
 
     def __missing__(self, ending: str) -> bool:
-        known = self[ending] = ending.lower() in image_extensions()
+        known = ending.lower() in image_extensions()
+        if len(self) < _MOST_ENDINGS:
+            self[ending] = known
         return known
+
+
+_MOST_ENDINGS = 1_000
+"""Spellings that are remembered: names without a dot are endings, too."""
+_IS_IMAGE = _Endings()
 
 
 def refuse_upward(link: Path) -> None:

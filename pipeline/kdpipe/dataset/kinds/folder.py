@@ -67,7 +67,7 @@ def list_folder(request: Request, path: str) -> Listing:
     if not sum(counts):
         raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
     labels = np.repeat(np.array([label for label, _, _ in parts], dtype=np.int32), counts)
-    present = set(labels.tolist())
+    present = {label for (label, _, _), count in zip(parts, counts, strict=True) if count}
     absent = [name for label, name in enumerate(classes) if label not in present]
     root = root.absolute()
     return Listing(
@@ -102,7 +102,7 @@ def _endings() -> str:
 def _split_folder(root: Path, split: str) -> Path | None:
     """Return the first folder of the split with class folders, else the first that exists."""
     existing = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
-    filled = [folder for folder in existing if _class_folders(folder)]
+    filled = [folder for folder in existing if len(existing) == 1 or _class_folders(folder)]
     return next(iter(filled + existing), None)
 
 
