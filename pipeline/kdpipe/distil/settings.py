@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from kdpipe.distil.curves import Curve
-from kdpipe.settings import Channels, Parsed, Paths, Settings, Weights
+from kdpipe.settings import Channels, Parsed, PathsOrUrls, Settings, Weights
 
 if TYPE_CHECKING:
     from kdpipe.distil.adversary import Attack
@@ -28,10 +29,14 @@ CurveSetting = Annotated[Curve, Parsed("kdpipe.distil.curves:Curve.parse", "X|CU
 class StoreSettings(Settings):
     """Soft targets"""
 
-    store: Paths = ()
-    """Store with the teacher's logits; repeat to train on a mean of several."""
+    store: PathsOrUrls = ()
+    """Store with the teacher's logits, or URL/NAME@VERSION of one; repeat to train on a mean of several."""
     store_weight: Weights = ()
     """Weight of each --store in the mean (default: equal)."""
+
+    class_map: Path | None = None
+    """CSV file, class,store_class in its first line: classes of the data that a store has under other names, where the
+    labels of images do not tell them."""
 
     @property
     def shares(self) -> tuple[float, ...]:

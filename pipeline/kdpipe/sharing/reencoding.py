@@ -98,8 +98,10 @@ def reencoded(
             with progress("encoding" if recode else "copying", total=total, unit="rows") as done:
                 for group, cut in kept.splits.items():
                     reader = _reader(source, group, kept)
+                    read_pixels = source.segments[group].read_pixels
+                    pixels = None if hidden is not None or read_pixels is None else read_pixels()
                     for view in range(cut.planes):
-                        _write(builder, reader, source.segments[group], rows[group], view, recode=recode)
+                        _write(builder, reader, rows[group], pixels, group, view, recode=recode)
                         done(reader.rows)
             builder.seal(source.manifest.about)
         sealed = _described(builder.manifest, kept, origin, recode=recode)
@@ -111,26 +113,26 @@ def reencoded(
 def _write(
     builder: Builder,
     reader: PlaneReader,
-    segment: Segment,
     rows: npt.NDArray[np.int64] | None,
+    pixels: npt.NDArray[np.uint8] | None,
+    group: str,
     view: int,
     *,
     recode: bool,
 ) -> None:
-    """Write the unfinished shards of a plane."""
-    waiting = list(builder.unfinished(segment.name, view))
-    digests = segment.read_pixels() if view == 0 and segment.read_pixels is not None else None
+    """Write the unfinished shards of a plane, with the digests of decoded images where the store has them."""
+    waiting = list(builder.unfinished(group, view))
     whole: Plane | None = None
     if rows is not None and len(waiting) > 1 and reader.rows * reader.row_bytes <= _IN_MEMORY:
         whole = reader.read(view, 0, reader.rows)
     for shard in waiting:
         plane = _taken(reader, shard, rows, whole)
-        pixels = digests[shard.start : shard.stop] if shard.pixels and digests is not None else None
+        digests = pixels[shard.start : shard.stop] if shard.pixels and pixels is not None else None
         if recode:
-            more = {} if pixels is None else {PIXELS: torch.from_numpy(pixels)}
-            builder.submit(shard, plane.logits(slice(None)), {**plane.beside, **more})
+            beside = {} if digests is None else {PIXELS: torch.from_numpy(digests)}
+            builder.submit(shard, plane.logits(slice(None)), {**plane.beside, **beside})
         else:
-            builder.copy(shard, plane, pixels)
+            builder.copy(shard, plane, digests)
 
 
 def _taken(reader: PlaneReader, shard: Shard, rows: npt.NDArray[np.int64] | None, whole: Plane | None) -> Plane:

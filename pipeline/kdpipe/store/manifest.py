@@ -145,6 +145,11 @@ class Manifest(BaseModel):
         return bool(self.splits) and all("." in group for group in self.splits)
 
     @property
+    def hides_names(self) -> bool:
+        """Whether ids are keyed by a secret of the store's publisher, so that no image can be matched with a row."""
+        return self.derived_from is not None and "names" in self.derived_from.withheld
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the splits."""
         return tuple(dict.fromkeys(tree.segment_of(group)[0] for group in self.splits))

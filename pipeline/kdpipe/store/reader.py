@@ -20,7 +20,7 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
-from kdpipe.store import arrays, claims, manifest
+from kdpipe.store import arrays, claims, machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
 from kdpipe.store.plan import encoding_of
@@ -184,6 +184,17 @@ class LogitStore:
         return np.concatenate(rows), np.concatenate(hashes, axis=1)
 
     @property
+    def place(self) -> str:
+        """The path, or the address that its files are fetched from, to open it by again."""
+        address = None if self.absent is None else self.absent.address
+        return str(self.path) if address is None else address
+
+    def with_beside(self, signals: Sequence[str]) -> LogitStore:
+        """Open the same split again, with planes that hold some signals beside the logits."""
+        supply = None if self.absent is None else self.absent.supply
+        return open_store(self.path, self.split, memory_limit=self.memory_limit, beside=signals, supply=supply)
+
+    @property
     def populations(self) -> tuple[npt.NDArray[np.uint8], ...]:
         """The ids ``(N, 16)`` among which each segment's mixing partners are; see ``segments.populations``."""
         return (self.sample_ids,) if len(self.segments) == 1 else populations(self.segments)
@@ -274,8 +285,14 @@ class LogitStore:
             allowed = min(_PLANES_KEPT, self.memory_limit // self.plane_bytes)
             while len(self._planes) >= allowed:
                 self._planes.popitem(last=False)
-            self._planes[view] = self._reader.read(view, 0, self.num_samples)
+            self._planes[view] = self._read(view)
         return self._planes[view]
+
+    def _read(self, view: int) -> Plane:
+        """Decode a view, or find it in the memory of another rank of this machine."""
+        if machine.shares():
+            return self._reader.shared(view, (self.digest, self.split))
+        return self._reader.read(view, 0, self.num_samples)
 
     def rows(self, view: int, start: int, stop: int) -> Plane:
         """Read rows ``start`` to ``stop - 1`` of a view, which do not stay in memory; see ``codes`` for errors.
