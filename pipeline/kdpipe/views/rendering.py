@@ -199,8 +199,12 @@ class Renderer:
             return None
         choose = next(iter(self.recipe.of("box")), middle)
         # The sizes of images that are read for the first time are not known before.
-        sizes = [image.shape[-2:] for image in images]
-        sources = Sources(np.array(sizes, dtype=np.int64), square=self.geometry is not None)
+        alike = isinstance(images, torch.Tensor)
+        sizes = [image.shape[-2:] for image in (images[:1] if alike else images)]
+        sources = Sources(
+            np.array(sizes, dtype=np.int64).repeat(len(images) if alike else 1, axis=0),
+            square=self.geometry is not None,
+        )
         boxes: Integers = choose(sources, self._draws(needed, view))
         return boxes
 
