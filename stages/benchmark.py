@@ -38,6 +38,8 @@ from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.classes import ClassMap, read_class_map
 from kdpipe.pairing.join import join, remarks, with_store_ids
+from kdpipe.sharing.remote import is_url
+from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
 from kdpipe.stages.quality import Examiner, labeled_subset
@@ -46,7 +48,7 @@ from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
-from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
@@ -233,7 +235,7 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
             "the runs were trained from different stores, or weighed them differently; name what to compare with by "
             "--store and --store-weight."
         )
-    absent = [store["path"] for store in named[0] if not Path(store["path"]).exists()]
+    absent = [store["path"] for store in named[0] if not is_url(store["path"]) and not Path(store["path"]).exists()]
     if absent:
         say(f"{absent[0]}, the runs' store, is not here: no comparison with the teacher. Pass --store to give it.")
         return []

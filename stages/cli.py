@@ -131,7 +131,7 @@ def export(context: typer.Context) -> None:
 
 @app.command("inspect")
 def inspect_command(
-    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    store: Annotated[str, typer.Argument(help="The store, NAME.zarr, or URL/NAME@VERSION.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a store holds, sealed or not.
@@ -140,10 +140,12 @@ def inspect_command(
 
         kdpipe inspect logits.zarr --json
     """
+    from kdpipe.sharing.streaming import localize
     from kdpipe.stages.console import show, show_json
     from kdpipe.store.inspect import fidelity_lines, summary
 
-    found = summary(store)
+    local = localize(store)
+    found = summary(local.path) | {"path": local.place}
     if as_json:
         show_json(found)
         return
@@ -169,7 +171,7 @@ def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zar
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    store: Annotated[str, typer.Argument(help="The store, NAME.zarr, or URL/NAME@VERSION.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="With --data: refuse a dataset that lacks samples of the store.")
@@ -192,26 +194,28 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
+    from kdpipe.sharing.streaming import localize
     from kdpipe.stages.console import progress, say, show
     from kdpipe.store.inspect import not_here
     from kdpipe.store.verify import verify_deep, verify_files
 
     if teacher and data is None:
         raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
-    faults = verify_files(store, progress=progress)
+    path = localize(store).complete()
+    faults = verify_files(path, progress=progress)
     if deep and not faults:
-        faults = verify_deep(store, progress=progress)
+        faults = verify_deep(path, progress=progress)
     if data is not None and not faults:
         from kdpipe.stages.verifying import against
 
-        faults, notes = against(store, data, complete=complete, class_map=class_map)
+        faults, notes = against(path, data, complete=complete, class_map=class_map)
         for line in notes:
             say(line)
     if teacher and data is not None and not faults:
         from kdpipe.stages.recomputing import recomputed
 
         named = {"teachers": teacher, "weights": weights or []}
-        faults += recomputed(store, data, **named, rows=rows, device=device, trust_code=trust_code)
+        faults += recomputed(path, data, **named, rows=rows, device=device, trust_code=trust_code)
     for fault in faults:
         say(f"{store}: {fault}")
     if faults:
@@ -220,7 +224,7 @@ def verify(
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []
-    absent = not_here(store)
+    absent = not_here(path)
     show(f"{store}: {', '.join(checked)}{'' if absent is None else f'; {absent}'}.")
 
 

@@ -11,9 +11,11 @@ from typing import Annotated
 
 import typer
 
+from kdpipe.sharing.settings import Withholding
 from kdpipe.store.settings import Provenance
 
 _SAID = {name: field.description for name, field in Provenance.model_fields.items()}
+_LESS = {name: field.description for name, field in Withholding.model_fields.items()}
 
 Title = Annotated[str | None, typer.Option(help=_SAID["title"])]
 License = Annotated[str | None, typer.Option(help="License of the logits, an SPDX identifier such as CC-BY-4.0.")]
@@ -46,7 +48,72 @@ def describe(
     describe_store(store, said | {"citation": citation, "notes": notes})
 
 
+def publish(
+    store: Annotated[Path, typer.Argument(help="The store, NAME.zarr.")],
+    address: Annotated[
+        str, typer.Argument(help="URL/NAME@VERSION: a folder, ssh://, s3://, gs://, az:// or https:// with WebDAV.")
+    ],
+    sign: Annotated[Path | None, typer.Option(help="SSH key to sign the manifest with.")] = None,
+    title: Title = None,
+    license: License = None,  # noqa: A002
+    allowed_use: AllowedUse = None,
+    contact: Contact = None,
+    citation: Citation = None,
+    notes: Notes = None,
+    views: Annotated[int | None, typer.Option(help=_LESS["views"])] = None,
+    splits: Annotated[str | None, typer.Option(help=_LESS["splits"])] = None,
+    encoding: Annotated[str | None, typer.Option(help=_LESS["encoding"])] = None,
+    max_temperature: Annotated[float | None, typer.Option(help=_LESS["max_temperature"])] = None,
+    max_kl: Annotated[float | None, typer.Option(help=f"{_LESS['max_kl']} (default: 0.001)")] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help=_LESS["no_labels"])] = False,
+    no_signals: Annotated[bool, typer.Option("--no-signals", help=_LESS["no_signals"])] = False,
+    hide_names: Annotated[bool, typer.Option("--hide-names", help=_LESS["hide_names"])] = False,
+    names_key: Annotated[
+        Path | None, typer.Option(help="File of the secret of --hide-names, made if it is missing; keep it at home.")
+    ] = None,
+) -> None:
+    """Publish a version of a store at a shared place, whole or without some of its parts; a version never changes.
+
+    Example:
+
+        kdpipe publish logits.zarr /mnt/shared/cars@v1 --license CC-BY-4.0 --contact team@example.org
+    """
+    from kdpipe.stages.publish import publish_store
+
+    said = {"title": title, "license": license, "allowed_use": allowed_use, "contact": contact}
+    less = {"views": views, "splits": splits, "encoding": encoding, "max_temperature": max_temperature}
+    parts = {"no_labels": no_labels, "no_signals": no_signals, "hide_names": hide_names}
+    publish_store(
+        store,
+        address,
+        said=said | {"citation": citation, "notes": notes},
+        withheld=less | {"max_kl": max_kl} | parts,
+        key=sign,
+        names_key=names_key,
+    )
+
+
+def stores(
+    place: Annotated[str, typer.Argument(help="URL or folder: a shared place, or a folder of stores.")],
+    data: Annotated[
+        str | None, typer.Option(help="List first the stores that have most images of this dataset.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the stores at a place: teacher, classes, views, encoding, size, license, signer.
+
+    Example:
+
+        kdpipe stores /mnt/shared --data digits
+    """
+    from kdpipe.stages.stores import show_stores
+
+    show_stores(place, data=data, as_json=as_json)
+
+
 NAMED: dict[str, Callable[..., None]] = {
     "describe": describe,
+    "publish": publish,
+    "stores": stores,
 }
 """The commands by name."""

@@ -14,19 +14,19 @@ import kdpipe
 from kdpipe import directories, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import KdpipeError, MissingSplitError, RunError
+from kdpipe.errors import MissingSplitError, RunError
 from kdpipe.export import checks, formats, readme
 from kdpipe.export.checks import Figures, Tested
 from kdpipe.export.images import Pixels, calibration_images
 from kdpipe.models import Model
 from kdpipe.models.saved import digest_of
 from kdpipe.reading import MEGABYTE, read_bytes, read_json
+from kdpipe.sharing.streaming import known_manifest
 from kdpipe.stages.console import progress, say, show
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.export import Export
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.trust import refuse_code_in
-from kdpipe.store import manifest
 from kdpipe.training.records import FinishedRecord
 from kdpipe.training.runs import RunDirectory
 
@@ -185,11 +185,8 @@ def _licenses(stores: list[Mapping[str, Any]]) -> str | None:
     """Return the licenses of the logits of those stores that are here, joined; None where none is known."""
     found = []
     for store in stores:
-        try:
-            known = manifest.read(Path(store["path"]))
-        except KdpipeError:
-            continue
-        if known.digest == store["digest"] and known.provenance.license is not None:
+        known = known_manifest(store["path"])
+        if known is not None and known.digest == store["digest"] and known.provenance.license is not None:
             found.append(known.provenance.license)
     return "; ".join(dict.fromkeys(found)) or None
 

@@ -20,13 +20,14 @@ from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, Preset
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
+from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
-from kdpipe.store.reader import LogitStore, open_store
+from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
 from kdpipe.training.batches import Targets
@@ -296,7 +297,7 @@ def _signal_terms(student: StudentTraining, stores: Sequence[LogitStore], model:
 def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
     """Return the store with planes that hold the signals of ``terms`` beside the logits."""
     names = sorted({str(theirs) for term in terms for _, theirs in term.pairs})
-    return open_store(store.path, store.split, memory_limit=store.memory_limit, beside=names) if names else store
+    return store.with_beside(names) if names else store
 
 
 def _watch(
@@ -321,7 +322,7 @@ def _lineage(stores: Sequence[LogitStore], shares: Sequence[float], teacher: Mod
     cached = [store.manifest.fingerprint.teacher for store in stores]
     return {
         "stores": [
-            {"path": str(store.path), "digest": store.digest, "weight": share}
+            {"path": store.place, "digest": store.digest, "weight": share}
             for store, share in zip(stores, shares, strict=True)
         ],
         "teachers": [{"name": each.name, "digest": each.digest} for each in (cached if teacher is None else [teacher])],

@@ -1,6 +1,6 @@
 """Offline knowledge distillation of image classifiers.
 
-``kdpipe.open_store(path, split="train")`` opens a store of cached teacher logits, and
+``kdpipe.open_store(path_or_url, split="train")`` opens a store of cached teacher logits, and
 ``kdpipe.attach(store, dataset)`` appends them to the items of a dataset. Everything else is in the rooms
 (``kdpipe.dataset``, ``kdpipe.views``, ``kdpipe.store``, ...). Importing ``kdpipe`` is cheap: torch and zarr are
 imported with the rooms that need them.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdpipe.pairing.attach import attach
-    from kdpipe.store.reader import open_store
+    from kdpipe.sharing.streaming import open_store
 
 __all__ = ["__version__", "attach", "open_store"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name == "open_store":
-        from kdpipe.store.reader import open_store
+        from kdpipe.sharing.streaming import open_store
 
         return open_store
     if name == "attach":

@@ -7,13 +7,22 @@ from the fields. Importing a model imports neither torch nor zarr: types that ne
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    PlainSerializer,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
@@ -157,4 +166,25 @@ Choices = Annotated[tuple[str, ...], BeforeValidator(_split), AfterValidator(_on
 Names = Annotated[tuple[str, ...], BeforeValidator(as_many)]
 """One name or several; in YAML a lone name needs no list."""
 Paths = Annotated[tuple[Path, ...], BeforeValidator(as_many)]
+
+
+def _path_or_url(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+def _without_password(place: Path | str) -> str:
+    """Return a path or URL as it may be recorded: without password and query."""
+    if isinstance(place, Path):
+        return str(place)
+    scheme, _, rest = re.sub(r"[?#][^/]*", "", place).partition("://")
+    host, slash, path = rest.partition("/")
+    user, at, name = host.rpartition("@")
+    shown = f"{user.partition(':')[0]}@" if at and scheme == "ssh" else ""
+    return f"{scheme}://{shown}{name}{slash}{path}"
+
+
+PathOrUrl = Annotated[
+    Path | str, BeforeValidator(_path_or_url), PlainSerializer(_without_password, return_type=str, when_used="json")
+]
+PathsOrUrls = Annotated[tuple[PathOrUrl, ...], BeforeValidator(as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_many)]

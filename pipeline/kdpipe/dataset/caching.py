@@ -18,8 +18,10 @@ from pathlib import Path
 from kdpipe.errors import ParamsError
 from kdpipe.reading import open_regular
 
-FOLDERS = ("pixels", "digests", "decoded", "broken")
-"""The folders in the cache directory; nothing else in it is listed or removed."""
+FOLDERS = ("pixels", "digests", "decoded", "broken", "addresses")
+"""The folders in the cache directory; nothing else in it but ``STORES`` is listed or removed."""
+STORES = "stores"
+"""The folder of stores from URLs and archives, each in a folder with the file ``lock``, locked while it is used."""
 
 LIMIT = "KDPIPE_CACHE_LIMIT"
 """Environment variable: gigabytes that the caches may take."""
@@ -32,14 +34,14 @@ _YOUNG_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in the cache."""
+    """A file in the cache, or the folder of a store."""
 
     path: Path
     bytes: int
     used: float
     """Time of its last use, in seconds since 1970."""
     dataset: str
-    """Name and split of the dataset whose pixels it holds, cut to 24 bytes; empty for other files."""
+    """Name and split of the dataset whose pixels it holds, cut to 24 bytes, or name of a store; else empty."""
     dead: bool
     """Whether it is the temporary file of a process that ended."""
 
@@ -137,6 +139,34 @@ def _entries() -> Iterator[Entry]:
                     used = info.st_mtime
                     name = _name(path) if folder == "pixels" else ""
                     yield Entry(path, info.st_size, used, name, path.suffix == ".tmp" and _is_dead(path, used))
+    yield from _stores()
+
+
+def _stores() -> Iterator[Entry]:
+    place = cache_directory() / STORES
+    if place.is_symlink() or not place.is_dir():
+        return
+    for folder in place.iterdir():
+        with contextlib.suppress(OSError):
+            if folder.is_symlink():
+                continue
+            sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()]
+            name = next((path.name for path in folder.glob("*.zarr")), "")
+            yield Entry(folder, sum(sizes), (folder / "lock").lstat().st_mtime, name, False)
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file, or the folder of a store that no process uses; return whether it was."""
+    if not path.is_dir():
+        path.unlink()
+        return True
+    with (path / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(path)
+    return True
 
 
 def _name(path: Path) -> str:
@@ -169,7 +199,7 @@ def prune(limit: int, *, keep: Path | None = None) -> list[Entry]:
         if entry.path == keep or being_written or not (entry.dead or left > limit):
             continue
         with contextlib.suppress(OSError):
-            entry.path.unlink()
-            left -= entry.bytes
-            removed.append(entry)
+            if _remove(entry.path):
+                left -= entry.bytes
+                removed.append(entry)
     return removed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from kdpipe.distil.curves import Curve
-from kdpipe.settings import Channels, Parsed, Paths, Settings, Weights
+from kdpipe.settings import Channels, Parsed, PathsOrUrls, Settings, Weights
 
 if TYPE_CHECKING:
     from kdpipe.distil.adversary import Attack
@@ -29,8 +29,8 @@ CurveSetting = Annotated[Curve, Parsed("kdpipe.distil.curves:Curve.parse", "X|CU
 class StoreSettings(Settings):
     """Soft targets"""
 
-    store: Paths = ()
-    """Store with the teacher's logits; repeat to train on a mean of several."""
+    store: PathsOrUrls = ()
+    """Store with the teacher's logits, or URL/NAME@VERSION of one; repeat to train on a mean of several."""
     store_weight: Weights = ()
     """Weight of each --store in the mean (default: equal)."""
 

@@ -263,6 +263,8 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
 
 def _index_of(store: LogitStore, samples: int, *, name: str) -> npt.NDArray[np.int64]:
     """Return the dataset's index of each row of a store that was made of all of its samples."""
+    if store.manifest.hides_names:
+        raise StoreError(f"{store.path} hides the names of its samples and their order: no images can be joined to it.")
     if samples != store.num_samples:
         raise StoreError(
             f"{name} has {samples} samples, {store.path} has {store.num_samples} of '{store.split}': they cannot be "

@@ -140,6 +140,11 @@ def locate(
     """
     rows = find_ids(sample_ids, store.sample_ids)
     missing = np.flatnonzero(rows < 0)
+    if missing.size and store.manifest.hides_names:
+        raise DatasetError(
+            f"{store.path} hides the names of its samples: their ids are keyed by a secret of its publisher, so no "
+            "images can be matched with it. Ask for a version with names."
+        )
     if missing.size:
         renamed = _renamed(store, [keys[index] for index in missing.tolist()])
         raise DatasetError(

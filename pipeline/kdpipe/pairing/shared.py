@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.errors import StaleStoreError, StoreError
+from kdpipe.store.partial import Supply
 from kdpipe.store.planes import Plane
 from kdpipe.store.reader import LogitStore, open_store
 
@@ -32,11 +33,14 @@ class Origin:
     """Bytes for all views in memory."""
     rows: npt.NDArray[np.int64]
     """The store's row of each sample, ``(n,)``."""
+    supply: Supply | None = None
+    """Fetches files of the store that are not here."""
 
     @classmethod
     def of(cls, store: LogitStore, rows: npt.NDArray[np.int64]) -> Origin:
         """Return the place of ``rows`` of an open store."""
-        return cls(store.path.absolute(), store.split, store.digest, store.memory_limit, rows)
+        supply = None if store.absent is None else store.absent.supply
+        return cls(store.path.absolute(), store.split, store.digest, store.memory_limit, rows, supply)
 
     def read(self, view: int) -> Plane:
         """Decode the rows of a view.
@@ -45,7 +49,7 @@ class Origin:
             StaleStoreError: another store is at the path now.
             StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.gather``.
         """
-        store = open_store(self.path, self.split, memory_limit=self.memory_limit)
+        store = open_store(self.path, self.split, memory_limit=self.memory_limit, supply=self.supply)
         if store.digest != self.digest:
             raise StaleStoreError(
                 f"{self.path} has been made anew: its digest is {store.digest}, and was {self.digest} when the dataset "

@@ -30,6 +30,7 @@ from kdpipe.store.plan import Plan, Shard, SplitPlan, encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import Candidate, Choice, DerivedFrom
 from kdpipe.store.segments import Segment
+from kdpipe.store.tree import PIXELS
 from kdpipe.store.writer import Builder, build
 
 HIDDEN = "(hidden)"
@@ -97,8 +98,10 @@ def reencoded(
             with progress("encoding" if recode else "copying", total=total, unit="rows") as done:
                 for group, cut in kept.splits.items():
                     reader = _reader(source, group, kept)
+                    read_pixels = source.segments[group].read_pixels
+                    pixels = None if hidden is not None or read_pixels is None else read_pixels()
                     for view in range(cut.planes):
-                        _write(builder, reader, rows[group], group, view, recode=recode)
+                        _write(builder, reader, rows[group], pixels, group, view, recode=recode)
                         done(reader.rows)
             builder.seal(source.manifest.about)
         sealed = _described(builder.manifest, kept, origin, recode=recode)
@@ -111,22 +114,25 @@ def _write(
     builder: Builder,
     reader: PlaneReader,
     rows: npt.NDArray[np.int64] | None,
+    pixels: npt.NDArray[np.uint8] | None,
     group: str,
     view: int,
     *,
     recode: bool,
 ) -> None:
-    """Write the unfinished shards of a plane."""
+    """Write the unfinished shards of a plane, with the digests of decoded images where the store has them."""
     waiting = list(builder.unfinished(group, view))
     whole: Plane | None = None
     if rows is not None and len(waiting) > 1 and reader.rows * reader.row_bytes <= _IN_MEMORY:
         whole = reader.read(view, 0, reader.rows)
     for shard in waiting:
         plane = _taken(reader, shard, rows, whole)
+        digests = pixels[shard.start : shard.stop] if shard.pixels and pixels is not None else None
         if recode:
-            builder.submit(shard, plane.logits(slice(None)), plane.beside)
+            beside = {} if digests is None else {PIXELS: torch.from_numpy(digests)}
+            builder.submit(shard, plane.logits(slice(None)), {**plane.beside, **beside})
         else:
-            builder.copy(shard, plane)
+            builder.copy(shard, plane, digests)
 
 
 def _taken(reader: PlaneReader, shard: Shard, rows: npt.NDArray[np.int64] | None, whole: Plane | None) -> Plane:
@@ -210,6 +216,7 @@ def _split(
         probe_rows=probes,
         probe_hashes=hashes,
         replaces=replaces,
+        pixel_digests=hidden is None and segment.read_pixels is not None,
     )
 
 

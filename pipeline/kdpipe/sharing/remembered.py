@@ -7,9 +7,11 @@ before is an older one; a version with another manifest, or a store with another
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +25,8 @@ from kdpipe.store.manifest import digest_bytes
 from kdpipe.store.sections import Digest
 
 _LIMIT = 64 * 1024**2
+_PATIENCE = 30.0
+"""Seconds to wait for another process that writes the same file."""
 
 
 def config_directory() -> Path:
@@ -48,6 +52,19 @@ class Remembered(BaseModel):
         dict[Annotated[str, Field(pattern=rf"^{NAME}@{VERSION}$")], Digest], Field(max_length=1_000_000)
     ] = {}
     """Checksum of each version, by ``NAME@VERSION``."""
+
+
+class Described(Protocol):
+    """A place of files; see ``kdpipe.sharing.remote.Folder``."""
+
+    def describe(self) -> str:
+        """Return the place, without credentials."""
+
+
+def place_of(folder: Described) -> str:
+    """Return the name by which a place is remembered: its URL without credentials, or its absolute path."""
+    described = folder.describe()
+    return described if "://" in described else str(Path(described).resolve())
 
 
 def file_of(place: str) -> Path:
@@ -130,13 +147,29 @@ def forget(place: str, names: Iterable[str]) -> None:
 
 def _update(place: str, change: Callable[[Remembered], Remembered]) -> None:
     path = file_of(place)
-
-    def refuse(holder: str) -> StoreLockedError:
-        return StoreLockedError(f"{path} is being written by process {holder}. Run this again.")
-
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with durable.locked(path.with_suffix(".lock"), refuse):
+    with _alone(path):
         before = remembered(place)
         after = change(before)
         if after != before:
             durable.write_json(path, after.model_dump(mode="json"))
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file; wait for another process that changes it, which takes a moment."""
+
+    def refuse(holder: str) -> StoreLockedError:
+        return StoreLockedError(f"{path} is being written by process {holder}. Run this again.")
+
+    deadline = time.monotonic() + _PATIENCE
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(durable.locked(path.with_suffix(".lock"), refuse))
+                break
+            except StoreLockedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield

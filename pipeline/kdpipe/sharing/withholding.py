@@ -23,12 +23,13 @@ from kdpipe.progress import Progress, silent
 from kdpipe.sharing.catalog import means
 from kdpipe.sharing.reencoding import Hidden, Source, reencoded
 from kdpipe.sharing.settings import Withholding
-from kdpipe.store import arrays, manifest, tree
+from kdpipe.store import arrays, manifest, partial, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Shard, encoding_of
 from kdpipe.store.sections import DerivedFrom, File, Split, Withheld
 from kdpipe.store.segments import Segment, read_segments
+from kdpipe.store.tree import PIXELS
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def derive(
     found = manifest.read(store)
     if found.state != "sealed" or found.is_part:
         raise UnsealedStoreError(f"{store} is not sealed: finish its build with the same command, then publish it.")
+    partial.refuse(store, found.checksum, what="publishing it")
     faults = [line for lines in manifest.missing_or_resized(store, found).values() for line in lines]
     if faults:
         raise CorruptStoreError(f"{store}: {faults[0]}. Run: kdpipe verify {store}")
@@ -236,7 +238,7 @@ def shards_of(found: Manifest, group: str) -> list[Shard]:
     bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
     signals = tuple(found.kept)
     return [
-        Shard(group, view, number, start, stop, signals)
+        Shard(group, view, number, start, stop, signals, (PIXELS,) if cut.pixel_digests and view == 0 else ())
         for view in range(cut.planes)
         for number, (start, stop) in enumerate(bounds)
     ]

@@ -19,7 +19,7 @@ from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.printable import printable_json
 from kdpipe.reading import read_json
 from kdpipe.store.sections import MAX_GROUPS, Digest
-from kdpipe.store.tree import PRESENT, SIDE, SPLIT, segment_of
+from kdpipe.store.tree import PIXELS, PRESENT, SIDE, SPLIT, segment_of
 
 _MAX_BYTES = 16 * 1024**2
 
@@ -88,7 +88,7 @@ def write(store: Path, present: Present | None) -> None:
 def place_of(file: str) -> tuple[str, int | None]:
     """Return the group of a file of a store, and its view: ``None`` for those that all views need."""
     group, array, *chunk = [*file.split("/"), ""]
-    if array in SIDE or len(chunk) < 3:
+    if array in (*SIDE, PIXELS) or len(chunk) < 3:
         return group, None
     return group, int(chunk[1])
 
@@ -118,6 +118,11 @@ class Absent:
         self._source, self.supply = source, supply
         self._lock = threading.Lock()
 
+    @property
+    def address(self) -> str | None:
+        """Where absent files are fetched from, without credentials; ``None`` where they have to be pulled."""
+        return None if self.supply is None else self._source
+
     def has(self, file: str) -> bool:
         """Return whether a file is absent."""
         return file in self._files
@@ -129,16 +134,16 @@ class Absent:
             StoreError: they have to be pulled; the message has the command.
             RemoteError: they cannot be fetched.
         """
-        wanted = self._files.intersection(files)
-        if not wanted:
+        asked = self._files.intersection(files)
+        if not asked:
             return
         with self._lock:
-            wanted = {name for name in wanted & self._files if not (self._store / name).is_file()}
+            wanted = {name for name in asked if not (self._store / name).is_file()}
             if wanted and self.supply is None:
                 raise self._refusal(min(wanted, key=_order))
             if wanted and self.supply is not None:
                 self.supply(sorted(wanted, key=_order))
-            self._files -= wanted
+            self._files -= asked
 
     def _refusal(self, file: str) -> StoreError:
         group, view = place_of(file)

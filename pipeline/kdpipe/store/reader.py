@@ -184,6 +184,17 @@ class LogitStore:
         return np.concatenate(rows), np.concatenate(hashes, axis=1)
 
     @property
+    def place(self) -> str:
+        """The path, or the address that its files are fetched from, to open it by again."""
+        address = None if self.absent is None else self.absent.address
+        return str(self.path) if address is None else address
+
+    def with_beside(self, signals: Sequence[str]) -> LogitStore:
+        """Open the same split again, with planes that hold some signals beside the logits."""
+        supply = None if self.absent is None else self.absent.supply
+        return open_store(self.path, self.split, memory_limit=self.memory_limit, beside=signals, supply=supply)
+
+    @property
     def populations(self) -> tuple[npt.NDArray[np.uint8], ...]:
         """The ids ``(N, 16)`` among which each segment's mixing partners are; see ``segments.populations``."""
         return (self.sample_ids,) if len(self.segments) == 1 else populations(self.segments)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from blake3 import blake3
 from scipy.special import log_softmax
 
 import kdpipe
-from kdpipe.errors import CorruptStoreError, ParamsError, StoreError, UnsealedStoreError
+from kdpipe.errors import CorruptStoreError, DatasetError, ParamsError, StoreError, UnsealedStoreError
 from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
 from kdpipe.store.plan import Limits
+from kdpipe.store.segments import pixel_digests
 from kdpipe.store.verify import verify_deep, verify_files
-from kdpipe.testing.stores import contents, small_plan, small_store, start_store
+from kdpipe.store.writer import build
+from kdpipe.testing.stores import all_shards, contents, shard_logits, small_plan, small_store, start_store
 from tests.unit.sharing.shared import assembled
 
 SECRET = bytes(range(32))
@@ -84,11 +88,6 @@ def test_one_split_alone(store: Path) -> None:
 
 
 def test_labels_and_signals(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from kdpipe.store.writer import build
-    from kdpipe.testing.stores import all_shards, shard_logits
-
     plan = replace(small_plan(), signals={"features:penultimate": (3,)})
     with build(tmp_path / "a.zarr", plan) as builder:
         for shard in all_shards(builder):
@@ -107,6 +106,26 @@ def test_labels_and_signals(tmp_path: Path) -> None:
     assert np.array_equal(again, old)
     assert kept.manifest.derived_from is not None
     assert kept.manifest.derived_from.withheld == ("encoding",)
+
+
+@pytest.mark.parametrize("asked", [{"views": 0}, {"no_labels": True}, {"encoding": "fp32"}, {"hide_names": True}])
+def test_digests_of_pixels_are_kept_unless_names_are_hidden(tmp_path: Path, asked: dict[str, Any]) -> None:
+    plan = small_plan()
+    plan = replace(plan, splits={name: replace(split, pixel_digests=True) for name, split in plan.splits.items()})
+    digests = np.random.default_rng(5).integers(1, 256, (20, 16), dtype=np.uint8)
+    with build(tmp_path / "a.zarr", plan) as builder:
+        for shard in all_shards(builder):
+            pixels = torch.from_numpy(digests[shard.start : shard.stop])
+            builder.submit(shard, shard_logits(builder, shard), {"pixel_digest": pixels} if shard.pixels else {})
+        builder.seal({})
+    _, out = derived(tmp_path / "a.zarr", **asked)
+    found = pixel_digests(kdpipe.open_store(out).segments)
+    if "hide_names" in asked:
+        assert found is None
+        assert not list(out.rglob("*pixel*"))
+    else:
+        assert found is not None
+        assert np.array_equal(found, digests)
 
 
 @pytest.mark.parametrize("encoding", ["topk:3", "sqrtp:8,4", "fp16"])
@@ -165,6 +184,16 @@ def test_hidden_names_are_keyed_by_the_secret_and_so_is_the_order(store: Path) -
     assert origin.withheld == ("names",)
     other = derive(store, store.with_name("c.work"), Withholding(hide_names=True), secret=SECRET[::-1])
     assert other.manifest.digest != found.manifest.digest
+
+
+def test_images_are_never_joined_to_hidden_names(store: Path) -> None:
+    _, out = derived(store, hide_names=True)
+    opened = kdpipe.open_store(out)
+    items = [(torch.zeros(3, 8, 8, dtype=torch.uint8), int(label)) for label in opened.labels]
+    with pytest.raises(StoreError, match="hides the names of its samples and their order"):
+        kdpipe.attach(opened, items, by_index=True)
+    with pytest.raises(DatasetError, match="keyed by a secret of its publisher"):
+        kdpipe.attach(opened, items, keys=[f"train/{number}" for number in range(20)])
 
 
 def test_hidden_names_with_another_encoding_keep_each_row_with_its_sample(store: Path) -> None:

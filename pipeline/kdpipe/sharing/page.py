@@ -1,0 +1,102 @@
+"""The catalog as one HTML page, ``index.html``: style and script are in it, and it loads nothing.
+
+The page is complete without scripts. All text is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import kdpipe
+from kdpipe.printable import printable
+from kdpipe.sharing.catalog import Catalog, Row, newest_first
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table."""
+
+    text: str
+    value: str
+    """The key that it is sorted by; empty where it is unknown."""
+
+
+COLUMNS = (
+    *(("Store", False), ("Teacher", False), ("Top-1", True), ("Classes", True), ("Images", True), ("Views", True)),
+    *(("Recipe", False), ("Encoding", False), ("KL at T=1", True), ("MB", True), ("License", False), ("Signer", False)),
+    *(("Published", False),),
+)
+"""Titles, and whether the column holds numbers."""
+
+
+def page(found: Catalog) -> str:
+    """Return the page of a catalog."""
+    style, script = (_source(name).strip() for name in ("catalog.css", "catalog.js"))
+    rows = [(row, cells(row)) for row in newest_first(found.versions)]
+    return (
+        _environment()
+        .get_template("catalog.html")
+        .render(
+            rows=rows,
+            columns=COLUMNS,
+            stores=len({row.name for row in found.versions}),
+            style=style,
+            script=script,
+            policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+            version=kdpipe.__version__,
+        )
+    )
+
+
+def cells(row: Row) -> list[Cell]:
+    """Return the cells of a row after the first, which names the store."""
+    samples, lost = sum(row.samples.values()), (row.kl or {}).get("1")
+    by_split = " + ".join(f"{count:,} {split}" for split, count in sorted(row.samples.items(), reverse=True))
+    return [
+        _text(row.teacher.name),
+        _number(row.teacher.top1, "{:.2%}"),
+        _number(row.classes.count, "{:,}"),
+        Cell(printable(by_split), str(samples)),
+        _number(row.views, "{:,}"),
+        _text(row.recipe),
+        _text(row.encoding + ("" if not row.withheld else f" (without {', '.join(row.withheld)})")),
+        _number(lost, "{:.1e}"),
+        _number(row.size / 1e6, "{:,.1f}"),
+        _text(row.license),
+        _text("unsigned" if row.signer is None else row.signer),
+        _text(row.created[:10]),
+    ]
+
+
+def _text(text: str) -> Cell:
+    return Cell(printable(text), printable(text))
+
+
+def _number(value: float | None, form: str) -> Cell:
+    return Cell("", "") if value is None else Cell(form.format(value), repr(value))
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("kdpipe.sharing"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _source(name: str) -> str:
+    return resources.files("kdpipe.sharing").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _hash(source: str) -> str:
+    """Return the hash by which the page's policy admits an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
