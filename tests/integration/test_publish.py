@@ -114,6 +114,11 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
     check = ["ssh-keygen", "-Y", "check-novalidate", "-n", "kdpipe", "-s", place / "flowers/v1/manifest.sig"]
     checked = subprocess.run(check, input=found.manifest.checksum, capture_output=True, text=True, check=True)
     assert str(signer) in checked.stdout
+    assert f"every file matches the manifest, signed by {signer}" in kdpipe("verify", place / "flowers/v1").out
+    shutil.copytree(place / "flowers/v1", tmp_path / "b.zarr")
+    assert kdpipe("describe", tmp_path / "b.zarr", "--license", "MIT").code == 0
+    refused(kdpipe("verify", tmp_path / "b.zarr"), "manifest.sig is no signature of this manifest")
+    shutil.rmtree(tmp_path / "b.zarr")
     refused(
         kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1, "--sign", tmp_path / "other"),
         "was signed by",
@@ -143,6 +148,15 @@ def test_refusals_leave_nothing(
     refused(kdpipe("publish", store, tmp_path / "place" / place, *flags), *parts)
     assert not (tmp_path / "place").exists()
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "config") == ["a.zarr"]
+
+
+def test_a_part_of_a_store_is_neither_published_nor_described(store: Path, tmp_path: Path, kdpipe: Command) -> None:
+    assert kdpipe("publish", store, tmp_path / "place/flowers@v1", *SAID).code == 0
+    part = tmp_path / "part.zarr"
+    assert kdpipe("pull", tmp_path / "place/flowers@v1", "--out", part, "--split", "test").code == 0
+    refused(kdpipe("publish", part, tmp_path / "place/part@v1"), "is here in part, and publishing it needs all of it")
+    refused(kdpipe("describe", part, "--title", "x"), "is here in part, and describing it needs all of it")
+    assert kdpipe("verify", part).code == 0
 
 
 def test_another_manifest_under_a_published_version_is_refused(store: Path, tmp_path: Path, kdpipe: Command) -> None:

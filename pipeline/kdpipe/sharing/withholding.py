@@ -23,7 +23,7 @@ from kdpipe.progress import Progress, silent
 from kdpipe.sharing.catalog import means
 from kdpipe.sharing.reencoding import Hidden, Source, reencoded
 from kdpipe.sharing.settings import Withholding
-from kdpipe.store import arrays, manifest, tree
+from kdpipe.store import arrays, manifest, partial, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Shard, encoding_of
@@ -54,6 +54,7 @@ def derive(
     found = manifest.read(store)
     if found.state != "sealed" or found.is_part:
         raise UnsealedStoreError(f"{store} is not sealed: finish its build with the same command, then publish it.")
+    partial.refuse(store, found.checksum, what="publishing it")
     faults = [line for lines in manifest.missing_or_resized(store, found).values() for line in lines]
     if faults:
         raise CorruptStoreError(f"{store}: {faults[0]}. Run: kdpipe verify {store}")
