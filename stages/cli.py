@@ -173,6 +173,12 @@ def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zar
 def verify(
     store: Annotated[str, typer.Argument(help="The store, NAME.zarr, or URL/NAME@VERSION.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="With --data: refuse a dataset that lacks samples of the store.")
+    ] = False,
+    class_map: Annotated[
+        Path | None, typer.Option(help="With --data: CSV file, class,store_class, of classes with other names.")
+    ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
     teacher: Annotated[
         list[str] | None, typer.Option(help="Also recompute random rows with this model or run:DIR; repeat for each.")
@@ -203,15 +209,11 @@ def verify(
     if deep and not faults:
         faults = verify_deep(path, progress=progress)
     if data is not None and not faults:
-        from kdpipe import dataset
-        from kdpipe.pairing.join import verify_data
-        from kdpipe.store.inspect import summary
-        from kdpipe.store.reader import open_store
+        from kdpipe.stages.verifying import against
 
-        found = summary(path)
-        for split in found["here"] or found["splits"]:
-            opened = open_store(path, split=split)
-            faults += verify_data(opened, dataset.load(data, split, progress=progress), say=say)
+        faults, notes = against(path, data, complete=complete, class_map=class_map)
+        for line in notes:
+            say(line)
     if teacher and data is not None and not faults:
         from kdpipe.stages.recomputing import recomputed
 

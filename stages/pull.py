@@ -37,18 +37,19 @@ def pull(
     with Pull.begun(found, place, Wanted(splits, views), overwrite=overwrite, progress=progress) as pulling:
         to_fetch = pulling.missing()
         pulling.fetch(pulling.sides())
-        amount = f"{to_fetch / 1e6:,.1f} of {pulling.size / 1e6:,.1f} MB to fetch"
+        amount = f"{_amount(to_fetch)} of {_amount(pulling.size)} to fetch"
         if data is None:
             say(f"{amount}.")
         else:
             matches = _coverage(pulling, data)
             say(f"{'; '.join(map(str, matches))}; {amount}.")
             if not any(each.usable for each in matches):
+                pulling.abandon()
                 raise StaleStoreError(f"no image of {data} matches {found.describe()}: no view was fetched.")
         pulling.fetch(pulling.planes())
         pulling.finish()
-        moved = f"{pulling.fetched / 1e6:,.2f} MB fetched"
-        moved += f", {pulling.reused / 1e6:,.2f} MB from other stores here" if pulling.reused else ""
+        moved = f"{_amount(pulling.fetched)} fetched"
+        moved += f", {_amount(pulling.reused)} from other stores here" if pulling.reused else ""
     rest = not_here(place)
     show(f"{place}: {moved}; {'complete' if rest is None else rest}. Digest {found.manifest.digest}.")
     target = shlex.quote(str(place))
@@ -58,10 +59,14 @@ def pull(
 
 def _introduce(found: Published, signer: str | None) -> None:
     """Check the signature, and report license and origin."""
+    for line in found.warnings:
+        say(line)
+    signed = found.signer(signer)
     given = found.manifest.provenance
-    if signer is not None:
-        raise StaleStoreError(f"{found.describe()} is not signed by {signer}.")
-    say(f"{found.describe()}: {given.title or found.manifest.dataset}. License: {given.license or 'none stated'}.")
+    origin = f"signed by {signed}" if signed is not None else "not signed: anybody may have made it"
+    use = f" ({given.allowed_use})" if given.allowed_use else ""
+    say(f"{found.describe()}: {given.title or found.manifest.dataset}; {origin}.")
+    say(f"License: {given.license or 'none stated'}{use}.")
 
 
 def _coverage(pulling: Pull, data: str) -> list[Coverage]:
@@ -73,8 +78,16 @@ def _coverage(pulling: Pull, data: str) -> list[Coverage]:
         except MissingSplitError as missing:
             say(f"warning: {missing}.")
             continue
-        matches.append(Coverage.of(open_store(pulling.work, split), samples))
+        matches.append(Coverage.of(open_store(pulling.work, split), samples, progress=progress))
     return matches
+
+
+def _amount(size: int) -> str:
+    """Return a number of bytes for a person."""
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= factor:
+            return f"{size / factor:,.1f} {unit}"
+    return f"{size} bytes"
 
 
 def _default(found: Published) -> Path:

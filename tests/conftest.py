@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from kdpipe.store.plan import Limits
+from tests import servers
 from tests.processes import Server
+from tests.servers import Place
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +93,30 @@ def kdpipe(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return run_command(capsys, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Place]]:
+    """Returns the server of a kind, which is started when it is first needed."""
+    started: dict[str, Place] = {}
+    with ExitStack() as stack:
+
+        def place(kind: str) -> Place:
+            if kind not in started:
+                base = tmp_path_factory.mktemp(kind.replace(" ", "-"))
+                start: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
+                    "web": lambda base: servers.nginx(base, writable=True),
+                    "read-only web": servers.nginx,
+                    "bucket": servers.s3,
+                    "host": servers.sshd,
+                }
+                if kind == "disk":
+                    started[kind] = Place(str(base), folder=base)
+                else:
+                    started[kind] = stack.enter_context(start[kind](base))
+            return started[kind]
+
+        yield place
 
 
 LIMITS = ("--data", "digits", "--limit-train", 200, "--limit-test", 60)

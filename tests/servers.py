@@ -49,9 +49,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def nginx(base: Path, *, writable: bool = False) -> Iterator[Place]:
-    """Serve a folder by nginx; ``writable`` by WebDAV."""
-    server, port = program("nginx"), free_port()
+def nginx(base: Path, *, writable: bool = False, rate: str = "0", port: int | None = None) -> Iterator[Place]:
+    """Serve a folder by nginx; ``writable`` by WebDAV, each connection at a ``rate`` in bytes per second, as ``9k``."""
+    server, port = program("nginx"), port or free_port()
     served, temporary = base / "served", base / "nginx"
     for folder in (served, temporary):
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def nginx(base: Path, *, writable: bool = False) -> Iterator[Place]:
     settings.write_text(
         f"{user} daemon off; worker_processes 2; pid {temporary}/pid; error_log {temporary}/error.log;\n"
         f"events {{ worker_connections 256; }}\nhttp {{ access_log {temporary}/access.log; {spools}\n"
-        f"server {{ listen 127.0.0.1:{port}; root {served}; {dav if writable else ''} }} }}\n"
+        f"server {{ listen 127.0.0.1:{port}; root {served}; limit_rate {rate}; {dav if writable else ''} }} }}\n"
     )
     with _running([server, "-c", str(settings), "-p", str(temporary)], port, temporary / "log"):
         yield Place(f"http://127.0.0.1:{port}", folder=served)

@@ -89,7 +89,7 @@ def writing(
     """
     try:
         yield
-    except UnwritableError:
+    except KdpipeError:
         raise
     except OSError as failure:
         reason = failure.strerror or str(failure)

@@ -9,6 +9,8 @@ import numpy as np
 
 from kdpipe.dataset import Dataset, find_ids
 from kdpipe.pairing.join import moved_samples, with_store_ids
+from kdpipe.pairing.recognition import differing
+from kdpipe.progress import Progress, silent
 from kdpipe.store.reader import LogitStore
 
 _NAMED = 2
@@ -23,7 +25,9 @@ class Coverage:
     samples: int
     covered: int
     by_content: int
-    """Those of ``covered`` that have another name in the store."""
+    """Those of ``covered`` that have another name in the store, and the same content."""
+    by_pixels: int
+    """Those of ``covered`` that have other bytes and the same pixels."""
     changed: int
     """Those of ``covered`` whose content has changed since."""
     lacking: Sequence[str]
@@ -31,18 +35,20 @@ class Coverage:
     same_classes: bool
 
     @classmethod
-    def of(cls, store: LogitStore, dataset: Dataset) -> Coverage:
+    def of(cls, store: LogitStore, dataset: Dataset, *, progress: Progress = silent) -> Coverage:
         """Compare ids and contents; no plane is read."""
-        known = with_store_ids(store, dataset)
+        known = with_store_ids(store, dataset, progress=progress)
         rows = find_ids(known.sample_ids, store.sample_ids)
         found = rows >= 0
-        moved = moved_samples(known) & found
-        changed = (store.content_digests[rows[found]] != known.content_digests[found]).any(axis=1)
+        changed = differing(store, known, rows, progress=progress)
+        saved_again = found & ~changed & (store.content_digests[rows] != known.content_digests).any(axis=1)
+        moved = moved_samples(known) & found & ~changed & ~saved_again
         return cls(
             split=dataset.split,
             samples=len(dataset),
             covered=int(found.sum()),
             by_content=int(moved.sum()),
+            by_pixels=int(saved_again.sum()),
             changed=int(changed.sum()),
             lacking=[known.keys[index] for index in np.flatnonzero(~found)[:_NAMED].tolist()],
             same_classes=tuple(dataset.classes) == store.classes,
@@ -58,6 +64,8 @@ class Coverage:
         parts = [f"{self.usable:,} of {self.samples:,} {self.split} images match"]
         if self.by_content:
             parts[0] += f", {self.by_content:,} by content"
+        if self.by_pixels:
+            parts[0] += f", {self.by_pixels:,} by pixels"
         if self.changed:
             parts.append(f"{self.changed:,} have changed since")
         if self.lacking:

@@ -10,6 +10,7 @@ import shutil
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import IO
 from blake3 import blake3
 
 from kdpipe import durable
-from kdpipe.errors import CorruptStoreError, StoreNotFoundError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StoreNotFoundError
 from kdpipe.printable import printable
 from kdpipe.reading import open_regular
 from kdpipe.store import manifest
@@ -104,17 +105,21 @@ def _extract(path: Path, name: str, members: dict[str, _Member], target: Path, f
 def _members(path: Path) -> Iterator[dict[str, _Member]]:
     """Open an archive; yield its regular files by name."""
     try:
-        with open_regular(path, follow=True) as file:
+        file = open_regular(path, follow=True)
+    except FileNotFoundError:
+        raise StoreNotFoundError(f"{path} does not exist.") from None
+    with file:
+        try:
             if path.suffix == ".zip":
                 with zipfile.ZipFile(file) as packed:
                     yield _checked(path, _zipped(packed))
             else:
                 with tarfile.open(fileobj=file, mode="r:") as opened:
                     yield _checked(path, _taped(opened))
-    except FileNotFoundError:
-        raise StoreNotFoundError(f"{path} does not exist.") from None
-    except (zipfile.BadZipFile, tarfile.TarError, NotImplementedError, EOFError, RuntimeError, ValueError) as failure:
-        raise CorruptStoreError(f"{path} is damaged: {printable(failure)[:200]}.") from None
+        except KdpipeError:
+            raise
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as failure:
+            raise CorruptStoreError(f"{path} is damaged: {printable(failure)[:200]}.") from None
 
 
 def _zipped(packed: zipfile.ZipFile) -> Iterator[tuple[str, _Member]]:

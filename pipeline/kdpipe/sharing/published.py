@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdpipe.errors import RemoteMissingError, StoreError, did_you_mean
+from kdpipe.errors import RemoteMissingError, StoreError, UntrustedStoreError, did_you_mean
 from kdpipe.printable import printable
 from kdpipe.reading import MEGABYTE
-from kdpipe.sharing import catalog
+from kdpipe.sharing import catalog, remembered, signature
 from kdpipe.sharing.address import Address
 from kdpipe.sharing.catalog import Row
 from kdpipe.sharing.remote import Folder, Report, connect
@@ -35,6 +35,8 @@ class Published:
     manifest: Manifest
     content: bytes
     """The manifest as it was read, byte by byte."""
+    warnings: tuple[str, ...] = ()
+    """What is noticed of the catalog."""
 
     @property
     def prefix(self) -> str:
@@ -45,6 +47,26 @@ class Published:
         """Return its address, without credentials."""
         version = "" if self.address.version is None else f"@{self.address.version}"
         return f"{self.folder.describe()}/{self.address.name}{version}"
+
+    def signer(self, wanted: str | None = None) -> str | None:
+        """Check the signature; return the fingerprint of its key, ``None`` for an unsigned version.
+
+        The first signer of a store is remembered; see ``signature.check``.
+
+        Raises:
+            UntrustedStoreError: the signature is wrong, or of another signer than the remembered or ``wanted`` one.
+        """
+        checksum = self.manifest.checksum
+        assert checksum is not None
+        content = self.companion(signature.FILE)
+        place = remembered.place_of(self.folder)
+        signer = signature.check(checksum, content, place=place, name=self.address.name, signer=wanted)
+        if self.row is not None and self.row.signer is not None and signer is None:
+            raise UntrustedStoreError(
+                f"{self.describe()}: the catalog says that {self.row.signer} has signed it, and {signature.FILE} is "
+                "missing. Tell its publisher."
+            )
+        return signer
 
     def companion(self, name: str) -> bytes | None:
         """Return a file beside those of the store, such as its card; ``None`` where there is none.
@@ -88,7 +110,8 @@ def find(text: str) -> Published:
 
     Raises:
         ParamsError: the address is malformed.
-        StoreError: the catalog or the manifest is damaged, or they contradict each other.
+        StoreError: the catalog or the manifest is damaged, they contradict each other, or the version was another one
+            when it was seen first.
         RemoteError: there is no such store, or the place cannot be read.
     """
     address = Address.parse(text)
@@ -96,13 +119,14 @@ def find(text: str) -> Published:
     try:
         rows = catalog.read(folder)
     except RemoteMissingError:
-        row = None
+        row, warnings = None, []
     else:
+        warnings = remembered.notice(remembered.place_of(folder), rows)
         row = rows.find(address.name, address.version)
         if row is None:
             raise _unlisted(address, rows, folder)
         address = Address(address.url, row.name, row.version)
-    found = Published(folder, address, row, *_manifest(folder, address))
+    found = Published(folder, address, row, *_manifest(folder, address), warnings=tuple(warnings))
     if row is not None and row.checksum != found.manifest.checksum:
         raise StoreError(
             f"{found.describe()}: the catalog names another manifest than the one that is there: one of them was "

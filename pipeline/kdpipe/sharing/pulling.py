@@ -175,6 +175,12 @@ class Pull:
         shutil.rmtree(self._parts, ignore_errors=True)
         return self.out
 
+    def abandon(self) -> None:
+        """Remove what was fetched of a new store."""
+        if self.work != self.out:
+            tree.remove(self.work)
+        shutil.rmtree(self._parts, ignore_errors=True)
+
     @property
     def _parts(self) -> Path:
         return _beside(self.out, "parts")

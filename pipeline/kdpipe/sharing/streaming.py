@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe import durable
 from kdpipe.dataset import caching
-from kdpipe.errors import KdpipeError, UnwritableError
+from kdpipe.errors import KdpipeError, StoreNotFoundError, UnwritableError
 from kdpipe.reading import read_json
 from kdpipe.sharing import archive, published
 from kdpipe.sharing.address import NAME, VERSION, Address
@@ -110,6 +110,7 @@ def _of_url(url: str) -> Local:
         if noted is None:
             raise
         return _cached(url, shown, noted)
+    found.signer()
     return _kept(url, shown, found)
 
 
@@ -227,6 +228,8 @@ def known_manifest(place: str) -> Manifest | None:
 
 def _unpacked(path: Path) -> Path:
     """Return the store of an archive, unpacked into the cache."""
+    if not path.exists():
+        raise StoreNotFoundError(f"{path} does not exist.")
     status = path.stat()
     key = digest_bytes(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode())
     target = _folder(key) / f"{path.name.removesuffix('.zip').removesuffix('.tar').removesuffix('.zarr')}.zarr"

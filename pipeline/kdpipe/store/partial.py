@@ -19,7 +19,7 @@ from kdpipe.errors import CorruptStoreError, StoreError
 from kdpipe.printable import printable_json
 from kdpipe.reading import read_json
 from kdpipe.store.sections import MAX_GROUPS, Digest
-from kdpipe.store.tree import PRESENT, SIDE, SPLIT, segment_of
+from kdpipe.store.tree import PIXELS, PRESENT, SIDE, SPLIT, segment_of
 
 _MAX_BYTES = 16 * 1024**2
 
@@ -88,7 +88,7 @@ def write(store: Path, present: Present | None) -> None:
 def place_of(file: str) -> tuple[str, int | None]:
     """Return the group of a file of a store, and its view: ``None`` for those that all views need."""
     group, array, *chunk = [*file.split("/"), ""]
-    if array in SIDE or len(chunk) < 3:
+    if array in (*SIDE, PIXELS) or len(chunk) < 3:
         return group, None
     return group, int(chunk[1])
 

@@ -27,7 +27,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def _own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("KDPIPE_TIMEOUT", "1")
+    monkeypatch.setenv("KDPIPE_TIMEOUT", "5")
     monkeypatch.setenv("KDPIPE_CACHE", str(tmp_path / "cache"))
 
 
