@@ -187,3 +187,25 @@ def test_a_killed_publication_goes_on(tmp_path: Path, commands: Server) -> None:
     old, new = open_store(store), open_store(place / "flowers/v1")
     assert np.array_equal(old.plane(5).argmax(axis=1), new.plane(5).argmax(axis=1))
     assert json.loads((place / "index.json").read_text())["versions"][0]["withheld"] == ["encoding"]
+
+
+def test_two_publishers_at_once(tmp_path: Path, commands: Server) -> None:
+    place = tmp_path / "place"
+    for views in (1, 2):
+        small_store(tmp_path / f"{views}.zarr", small_plan(views=views))
+    for name in ("own", "same"):
+        addresses = [f"{place}/{name if name == 'same' else f'own{views}'}@v1" for views in (1, 2)]
+        running = [
+            commands.start("publish", tmp_path / f"{views}.zarr", address, *SAID)
+            for views, address in zip((1, 2), addresses, strict=True)
+        ]
+        ended = [process.communicate() for process in running]
+        codes = sorted(process.wait() for process in running)
+        assert codes == ([0, 0] if name == "own" else [0, 1]), ended
+    listed = versions(place)
+    assert listed.keys() == {"own1@v1", "own2@v1", "same@v1"}
+    assert listed["same@v1"].views in (1, 2)
+    assert verify_files(place / "same/v1") == []
+    (refusal,) = [err for _, err in ended if "kdpipe: " in err]
+    assert "A version never changes" in refusal or "published already, with another manifest" in refusal
+    assert "same@v1" in (place / "index.html").read_text()
