@@ -322,6 +322,42 @@ def _scale() -> str:
     return _markdown(heading, rows[1:])
 
 
+def _large() -> str:
+    """Return seconds and memory of every stage, a column for each number of images."""
+    sizes = _read("large")["sizes"]
+    rows = []
+    for stage in next(iter(sizes.values()))["stages"]:
+        cells = []
+        for each in sizes.values():
+            found = each["stages"][stage]
+            memory = f" / {found['peak_mb'] / 1000:.1f} GB" if "peak_mb" in found else ""
+            cells.append(f"{_three_digits(found['cpu_seconds'])} / {_three_digits(found['wall_seconds'])}{memory}")
+        rows.append((stage, *cells))
+    rows.append(("bytes, files of the store", *(f"{each['bytes']:,}, {each['files']:,}" for each in sizes.values())))
+    return _markdown(("stage", *(f"{int(count):,} images" for count in sizes)), rows)
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+
+
+def _memory_formats() -> str:
+    rows = []
+    for name, found in _read("memory_formats")["default_over_channels_last"].items():
+        cells = (_interval(found[kind]) if kind in found else "" for kind in ("step", "forward"))
+        rows.append((f"`{name}`", f"{found['batch']} of {found['size']}", *cells))
+    return _markdown(("network", "batch", "training step", "forward pass"), rows, numbers_from=2)
+
+
+def _compiled() -> str:
+    rows = []
+    for name, found in _read("memory_formats")["compile"].items():
+        after = found["breaks_even_after_images"]
+        gain = _interval(found["plain_over_compiled"])
+        rows.append((f"`{name}`", f"{found['seconds_to_compile']:.0f}", gain, f"{after:,.0f}" if after else "never"))
+    return _markdown(("network", "seconds to compile", "step, over the compiled one", "breaks even after images"), rows)
+
+
 def _skew() -> str:
     recall = _read("skew")["recall"]
     rows = [
@@ -624,6 +660,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "auxiliary": _auxiliary,
     "fleet": _fleet,
     "scale": _scale,
+    "large": _large,
+    "memory-formats": _memory_formats,
+    "compiled": _compiled,
     "skew": _skew,
     "views-speed": _views_speed,
     "consistency": _consistency,

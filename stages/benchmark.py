@@ -28,7 +28,7 @@ from kdpipe.benchmark.results import (
     mean_history,
 )
 from kdpipe.benchmark.timing import Network
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
 from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import measure
@@ -36,6 +36,7 @@ from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
+from kdpipe.pairing.classes import ClassMap, read_class_map
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
@@ -64,6 +65,7 @@ def _run(params: Benchmark) -> None:
     device = models.resolve_device(params.measurement.device)
     test = _test_split(params)
     runs = {path.name: seed_runs(path) or [RunDirectory(path)] for path in params.measurement.run}
+    test = None if test is None else _in_classes_of(next(iter(runs.values()))[0], test, params.stores.class_map)
     _check(params, [run for of_a_student in runs.values() for run in of_a_student], test)
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
@@ -122,6 +124,23 @@ def _test_split(params: Benchmark) -> Dataset | None:
         return None
 
 
+def _in_classes_of(run: RunDirectory, test: Dataset, class_map: Path | None) -> Dataset:
+    """Return the test split with the classes of a run, where the data has them under other names or in another order.
+
+    The run knows their names, if it was trained on this data; else ``class_map`` does, a file.
+    """
+    record = run.record(FinishedRecord)
+    classes: tuple[str, ...] = tuple(record["classes"])
+    if test.classes == classes:
+        return test
+    known = dict(record["lineage"].get("class_map") or {}) if class_map is None else read_class_map(class_map)
+    found = ClassMap.of_names(classes, test.classes, {name: own for name, own in known.items() if own in classes})
+    if not found.recorded or (class_map is None and len(found.recorded) < min(len(classes), len(test.classes))):
+        return test
+    say(found.lines(run.path, test.spec)[0])
+    return found.of(test)
+
+
 def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None) -> None:
     """Check the files of all runs, before anything is measured.
 
@@ -138,7 +157,10 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None
         if test is None:
             continue
         if tuple(record["classes"]) != test.classes:
-            raise RunError(f"{run.path} was trained for other classes than those of {params.dataset.data}.")
+            raise RunError(
+                f"{run.path} was trained for other classes than those of {params.dataset.data}. If only their names "
+                "differ, write them to a file of lines class,store_class and pass --class-map FILE."
+            )
         tested = (record["lineage"].get("dataset") or {}).get("test")
         if tested is not None and tested != test.fingerprint:
             raise RunError(
@@ -238,6 +260,13 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
     for store, share in stores:
         paired = with_store_ids(store, test)
+        absent = int((find_ids(paired.sample_ids, store.sample_ids) < 0).sum())
+        if absent:
+            say(
+                f"{store.path} has no logits for {absent:,} of the {len(test):,} test samples: no comparison with the "
+                "teacher."
+            )
+            return None
         rows = join(store, paired)
         for line in remarks(store, paired, rows):
             say(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 
 from kdpipe.dataset import Dataset
+from kdpipe.dataset.learning import is_unread
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ParamsError, StoreError
+from kdpipe.errors import ParamsError, StoreError, UnreadError
 from kdpipe.models import Preset
+from kdpipe.stages import once
 from kdpipe.stages.console import aloud, progress, quiet, say
 from kdpipe.stages.growth import Continued, begun, describe, finish_growth
 from kdpipe.stages.provenance import versions
@@ -48,6 +50,8 @@ class _Pass:
     recipe: Recipe
     forward: FrozenTeacher
     part: Part | None
+    unread: bool = False
+    """Whether the content of the images is learned in the pass."""
 
     @property
     def out(self) -> Path:
@@ -66,6 +70,7 @@ class _Pass:
             replaces=replaces,
             order=self.order,
             pixel_digests=True,
+            unread=self.unread,
         )
 
     def build(self, wanted: Plan, datasets: Mapping[str, Dataset]) -> None:
@@ -75,6 +80,17 @@ class _Pass:
                 say(f"{self.out} is sealed and holds exactly this: nothing to do.")
             else:
                 _fill(builder, datasets, self.recipe, params=self.params, forward=self.forward)
+
+    def read_once(self) -> int:
+        """Build or resume a store whose images are read once; return the number of images that it still lacks."""
+        with once.kept(self.params):
+            reading = once.Once.of(self.params, self.datasets)
+            work = replace(self, datasets=reading.datasets)
+            wanted = work.plan(reading.datasets, views=self.params.view.augmented)
+            with work._builder(lambda: work._settled(wanted)) as builder:
+                reading.check_finished(builder)
+                _fill(builder, reading.datasets, self.recipe, params=self.params, forward=self.forward, reading=reading)
+        return reading.further
 
     def grow(self, store: Continued) -> None:
         """Compute the samples that a sealed store lacks, as further segments."""
@@ -103,8 +119,16 @@ class _Pass:
 def run(params: CacheTeacher) -> None:
     """Build, resume, grow or confirm the store at ``params.output.out``, alone or as one of several processes."""
     part = _part(params)
-    train = load_split(params.dataset, "train")
-    test = load_test(params.dataset, train)
+    unread = once.may_read_once(params, part)
+    try:
+        _run(params, part, unread=unread)
+    except UnreadError:
+        _run(params, part, unread=False)
+
+
+def _run(params: CacheTeacher, part: Part | None, *, unread: bool) -> None:
+    train = load_split(params.dataset, "train", unread=unread)
+    test = load_test(params.dataset, train, unread=unread)
     get_encoding(params.encoding.encoding).width(len(train.classes))
     forward = _teacher(params, train)
     recipe, view, geometry = params.view.recipe, params.view, Geometry.of(forward.preset)
@@ -112,6 +136,12 @@ def run(params: CacheTeacher) -> None:
     refuse_unfit(forward, plain, name=forward.identity.name)
     datasets = {"train": train} if test is None else {"train": train, "test": test}
     datasets, order = ordered(datasets, params, seed=view.seed)
+    if unread and (once.begun(params) is not None or any(map(is_unread, datasets.values()))):
+        if _Pass(params, datasets, order, recipe, forward, part, unread=True).read_once():
+            _run(params, part, unread=False)
+        else:
+            report(params)
+        return
     work = _Pass(params, datasets, order, recipe, forward, part)
     finish_growth(work.out, part=part)
     wanted = work.plan(datasets, views=view.augmented)
@@ -219,19 +249,26 @@ def _fill(
     params: CacheTeacher,
     forward: FrozenTeacher,
     grown: Continued | None = None,
+    reading: once.Once | None = None,
 ) -> None:
-    """Compute what is missing and seal the store; ``grown`` is that whose further segments these are."""
+    """Compute what is missing and seal the store; ``grown`` is that whose further segments these are.
+
+    ``reading`` learns of the images in the plain view.
+    """
     began = time.perf_counter()
     builder.memory_limit = params.output.memory_bytes
     geometry = Geometry.of(forward.preset)
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
-    known: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
+    scores: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
         # One at a time: each has processes that decode.
         renderer = Renderer(datasets[split], recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
         total = len(datasets[split]) * builder.manifest.splits[split].planes
-        with progress(f"caching {split}", total=total) as advance:
+        with (
+            progress(f"caching {split}", total=total) as advance,
+            nullcontext() if reading is None else reading.learning(split) as learn,
+        ):
             count = _counted(builder, split, advance)
             count(0)
             while True:
@@ -244,7 +281,13 @@ def _fill(
                         renderer=renderer,
                         batch_size=params.teacher.batch_size,
                         advance=count,
+                        learn=learn if view == 0 else None,
                     )
+                    if reading is not None and view == 0:
+                        known = reading.learned[split].dataset()
+                        renderer = Renderer(
+                            known, recipe, seed=params.view.seed, geometry=geometry, device=forward.device
+                        )
                 if builder.complete(split):
                     break
         if segment_of(split) == ("test", 0):
@@ -253,14 +296,16 @@ def _fill(
             test, logits = grown.standings["test"].dataset, grown.test_logits(builder)
         else:
             continue
-        known["teacher_test_top1"] = check_top1(logits, test, min_top1=params.teacher.min_top1)
+        scores["teacher_test_top1"] = check_top1(logits, test, min_top1=params.teacher.min_top1)
+    if reading is not None:
+        reading.settle(builder)
     seconds = time.perf_counter() - began
     sealed = builder.seal(
         {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **builder.work(),
             "versions": dict(versions()),
-            **known,
+            **scores,
         }
     )
     if grown is None:

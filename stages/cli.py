@@ -173,6 +173,12 @@ def seal_command(store: Annotated[Path, typer.Argument(help="The store, NAME.zar
 def verify(
     store: Annotated[str, typer.Argument(help="The store, NAME.zarr, or URL/NAME@VERSION.")],
     data: Annotated[str | None, typer.Option(help="Also compare with this dataset, as in the other commands.")] = None,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="With --data: refuse a dataset that lacks samples of the store.")
+    ] = False,
+    class_map: Annotated[
+        Path | None, typer.Option(help="With --data: CSV file, class,store_class, of classes with other names.")
+    ] = None,
     deep: Annotated[bool, typer.Option("--deep", help="Also decode everything and check its values.")] = False,
     teacher: Annotated[
         list[str] | None, typer.Option(help="Also recompute random rows with this model or run:DIR; repeat for each.")
@@ -188,8 +194,10 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
+    from kdpipe.sharing.signature import signer_in
     from kdpipe.sharing.streaming import localize
     from kdpipe.stages.console import progress, say, show
+    from kdpipe.store import manifest
     from kdpipe.store.inspect import not_here
     from kdpipe.store.verify import verify_deep, verify_files
 
@@ -197,18 +205,15 @@ def verify(
         raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
     path = localize(store).complete()
     faults = verify_files(path, progress=progress)
+    signer = None if faults else signer_in(path, manifest.read(path).checksum or "")
     if deep and not faults:
         faults = verify_deep(path, progress=progress)
     if data is not None and not faults:
-        from kdpipe import dataset
-        from kdpipe.pairing.join import verify_data
-        from kdpipe.store.inspect import summary
-        from kdpipe.store.reader import open_store
+        from kdpipe.stages.verifying import against
 
-        found = summary(path)
-        for split in found["here"] or found["splits"]:
-            opened = open_store(path, split=split)
-            faults += verify_data(opened, dataset.load(data, split, progress=progress), say=say)
+        faults, notes = against(path, data, complete=complete, class_map=class_map)
+        for line in notes:
+            say(line)
     if teacher and data is not None and not faults:
         from kdpipe.stages.recomputing import recomputed
 
@@ -218,7 +223,7 @@ def verify(
         say(f"{store}: {fault}")
     if faults:
         raise typer.Exit(1)
-    checked = ["every file matches the manifest"]
+    checked = ["every file matches the manifest", *([] if signer is None else [f"signed by {signer}"])]
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []

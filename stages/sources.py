@@ -13,6 +13,7 @@ import torch
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
+from kdpipe.dataset.learning import is_unread
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import MissingSplitError, ModelError
 from kdpipe.models import Model
@@ -20,8 +21,8 @@ from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import first_on_machine
 
 
-def load_split(settings: DatasetSettings, split: str) -> Dataset:
-    """Load one split of the dataset, limited as the settings say."""
+def load_split(settings: DatasetSettings, split: str, *, unread: bool = False) -> Dataset:
+    """Load one split of the dataset, limited as the settings say; see ``kdpipe.dataset.load`` for ``unread``."""
     train = split == "train"
     with first_on_machine(f"{settings.data} {split}") as touch:
         found = dataset.load(
@@ -33,6 +34,7 @@ def load_split(settings: DatasetSettings, split: str) -> Dataset:
             loading=settings.loading,
             workers=settings.workers or dataset.processors(of_rank=True),
             skip_broken=settings.skip_broken,
+            unread=unread,
             progress=partial(_noticed, touch),
         )
     for note in found.notes:
@@ -52,23 +54,30 @@ def _noticed(touch: Callable[[], None], what: str, total: int, **more: Any) -> I
         yield count
 
 
-def load_test(settings: DatasetSettings, train: Dataset) -> Dataset | None:
+def load_test(settings: DatasetSettings, train: Dataset, *, unread: bool = False) -> Dataset | None:
     """Load the test split; ``None``, and a line that says so, where the dataset has none.
 
     Warns of test images that are among those of ``train``, whatever their names.
     """
     try:
-        test = load_split(settings, "test")
+        test = load_split(settings, "test", unread=unread)
     except MissingSplitError as missing:
         say(f"warning: {missing}. Going on without: there will be no test figures.")
         return None
-    shared = int(np.count_nonzero(dataset.find_ids(test.content_digests, train.content_digests) >= 0))
+    if not (is_unread(train) or is_unread(test)):
+        warn_of_shared(train, test)
+    return test
+
+
+def warn_of_shared(train: Dataset, test: Dataset) -> None:
+    """Warn of test images that are among those of ``train``, whatever their names."""
+    found = dataset.find_ids(test.content_digests, train.content_digests) >= 0
+    shared = int(np.count_nonzero(found & test.content_digests.any(axis=1)))
     if shared:
         say(
             f"warning: {shared:,} of {len(test):,} test images are in train, too, with the same content: the test "
             "figures are too high. Remove them from one of the two."
         )
-    return test
 
 
 def load_model(

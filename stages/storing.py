@@ -18,6 +18,7 @@ from kdpipe.errors import ModelError, StoreError
 from kdpipe.metrics import Logits, accuracy
 from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
+from kdpipe.stages.once import settle as settle_contents
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import Storing
 from kdpipe.store import adoption, manifest
@@ -107,6 +108,8 @@ def seal(path: Path) -> None:
         top1 = None
         if "test" in builder.manifest.splits:
             top1 = accuracy(builder.plane("test", 0), builder.labels("test")).top1
+        if builder.manifest.unread:
+            settle_contents(builder)
         about = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             **builder.work(),

@@ -69,6 +69,8 @@ def train(
     views = _views(params, stores)
     data = _training_data(students, stores)
     test = load_test(params.dataset, data.whole)
+    if test is not None and data.class_map is not None:
+        test = data.class_map.of(test)
     loaded = [load(student, data.train) for student in students]
     students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
     terms = [_signal_terms(student, stores, model) for student, model in zip(students, loaded, strict=True)]
@@ -104,7 +106,14 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         DatasetError: alone, some of them would learn from samples without a label, and others would not.
     """
     taught = {student.targets.mode != "none" or student.extra.aux is not None for student in students}
-    data = load_training(students[0], taught=any(taught), stores=stores)
+    targets = students[0].targets
+    data = load_training(
+        students[0],
+        taught=any(taught),
+        stores=stores,
+        distilled=targets.mode != "none",
+        class_map=targets.class_map,
+    )
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
             f"{data.whole.spec} has samples without a label, which only those students learn from that have an "

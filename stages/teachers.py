@@ -63,7 +63,7 @@ def load_teacher(
         std=given.std,
         size=given.size,
         fallback_statistics=allowed if recorded is None else lambda: (recorded.mean, recorded.std),
-        fallback_size=side_of(name, train) if recorded is None else recorded.size,
+        fallback_size=(lambda: side_of(name, train)) if recorded is None else recorded.size,
         trust_code=trust_code,
     )
     for remark in model.remarks:

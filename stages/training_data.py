@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +16,8 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
 from kdpipe.models.layout import choose
-from kdpipe.pairing.join import with_store_ids
+from kdpipe.pairing.classes import ClassMap, find_classes, read_class_map
+from kdpipe.pairing.join import covered, with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import Training
@@ -41,21 +43,38 @@ class TrainingData:
     """Weights of the samples of ``train``; ``None`` to draw each once an epoch."""
     left_out: int = 0
     """Samples that are left out because they have no label."""
+    class_map: ClassMap | None = None
+    """The classes of the data as those of the stores, where they have other names or another order."""
 
 
-def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore] = ()) -> TrainingData:
+def load_training(
+    params: Training,
+    *,
+    taught: bool,
+    stores: Sequence[LogitStore] = (),
+    distilled: bool = False,
+    class_map: Path | None = None,
+) -> TrainingData:
     """Load the training split, hold out the validation samples, and weigh the rest.
 
-    Samples that were moved since one of ``stores`` was made are recognized by their content.
+    Samples that were moved since one of ``stores`` was made are recognized by their content, and classes of other names
+    by the labels of their samples or the file ``class_map``. A student that is ``distilled`` from stores is trained on
+    what they cover.
 
     Samples without a label are left out unless the model is ``taught`` by a teacher or an auxiliary task.
 
     Raises:
         DatasetError: a class would be left without samples, no sample has a label, or the weights do not fit.
+        StaleStoreError: classes of the data cannot be matched with those of a store.
     """
     whole, left_out = load_split(params.dataset, "train"), 0
     for store in stores:
         whole = with_store_ids(store, whole)
+    classes = None
+    if stores:
+        classes, whole = in_store_classes(stores[0], whole, class_map=class_map)
+    if stores and distilled:
+        whole = _covered(stores, whole)
     if not taught and (whole.labels < 0).any():
         labeled = dataset.labeled(whole)
         say(f"Leaving {len(whole) - len(labeled):,} of {len(whole):,} samples out: they have no label.")
@@ -66,7 +85,32 @@ def load_training(params: Training, *, taught: bool, stores: Sequence[LogitStore
         names = ", ".join(repr(whole.classes[label]) for label in single[:5]) + (", ..." if len(single) > 5 else "")
         say(f"{len(single):,} classes with one training image ({names}) keep it in training, none for validation.")
     train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
-    return TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out)
+    return TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out, classes)
+
+
+def in_store_classes(
+    store: LogitStore, samples: Dataset, *, class_map: Path | None = None
+) -> tuple[ClassMap | None, Dataset]:
+    """Return the dataset with the store's classes, and their map, after a table of those that have other names."""
+    given = None if class_map is None else read_class_map(class_map)
+    found = find_classes(store, samples, dataset.find_ids(samples.sample_ids, store.sample_ids), given=given)
+    if found is None:
+        return None, samples
+    for line in found.lines(store.path, samples.spec):
+        say(line)
+    return found, found.of(samples)
+
+
+def _covered(stores: Sequence[LogitStore], whole: Dataset) -> Dataset:
+    """Return the samples that all stores have logits for, after saying how many those are."""
+    found = covered(stores, whole)
+    if len(found) < len(whole):
+        where = str(stores[0].path) if len(stores) == 1 else f"all {len(stores)} stores"
+        say(
+            f"warning: training on {len(found):,} of {len(whole):,} '{whole.split}' samples of {whole.spec}: there are "
+            f"no logits for {len(whole) - len(found):,} in {where}, which are left out."
+        )
+    return found
 
 
 def label_digest(samples: Dataset) -> str:
@@ -136,6 +180,7 @@ def identity(
     """Return the model, the data and the software for ``run.json``."""
     splits = _splits(data, test_set)
     fingerprints = {split: part.fingerprint for split, part in splits.items()}
+    named = {} if data.class_map is None else {"class_map": data.class_map.recorded}
     weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
     return {
         "model": model.name,
@@ -146,7 +191,7 @@ def identity(
         "samples": len(data.train),
         "left_out": data.left_out,
         "labels": {split: label_digest(part) for split, part in splits.items()},
-        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **lineage},
+        "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **named, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),
     }

@@ -64,7 +64,7 @@ def test_the_documented_script_decodes_a_store_that_has_grown(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["fp32", "fp16r3", "sqrtp8@4", "sqrtp5@2", "tailp4@2", "tailp8@0.5", "topk4", "klt0.4"]
+    "name", ["fp32", "fp16r3", "sqrtp8@4", "sqrtp5@2", "tailp4@2", "tailp8@0.5", "topk4", "klt0.4", "peaks1@2"]
 )
 def test_the_documented_function_decodes_every_encoding(name: str) -> None:
     scope: dict[str, Callable[..., np.ndarray]] = {}

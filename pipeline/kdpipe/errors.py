@@ -22,6 +22,10 @@ class DatasetError(KdpipeError):
     """The dataset cannot be read, or lacks samples that are needed."""
 
 
+class UnreadError(DatasetError):
+    """Something must be known of images before the pass that reads them: read them first."""
+
+
 class MissingSplitError(DatasetError):
     """The dataset has no such split; without a test split, most stages go on."""
 

@@ -30,7 +30,7 @@ TEMPERATURES = st.sampled_from([0.5, 1, 2.5, 4, 16])
 TAILP = st.builds(lambda bits, temperature: f"tailp{bits}@{temperature:g}", st.integers(2, 8), TEMPERATURES)
 SQRTP = st.builds(lambda bits, temperature: f"sqrtp{bits}@{temperature:g}", st.integers(2, 8), TEMPERATURES)
 NAMES = st.one_of(
-    st.sampled_from(["fp32", "fp16", "topk1", "topk3", "klt0.05", "klt0.4"]),
+    st.sampled_from(["fp32", "fp16", "topk1", "topk3", "klt0.05", "klt0.4", "peaks1@2"]),
     st.integers(1, 9).map(lambda bits: f"fp16r{bits}"),
     SQRTP,
     TAILP,
@@ -65,7 +65,7 @@ def test_what_every_encoding_keeps(name: str, logits: np.ndarray, calibrated: bo
     assert encoded.codes.dtype == chosen.dtype
     # Rounded to bfloat16: 8 bits, of which numbers below 2^-126 have fewer.
     largest = logits.max(axis=1).astype(np.float64)
-    off = np.maximum(2.0**-8 * np.abs(largest), 2.0**-134) if name.startswith(("tailp", "klt")) else 0
+    off = np.maximum(2.0**-8 * np.abs(largest), 2.0**-134) if name.startswith(("tailp", "klt", "peaks")) else 0
     assert (np.abs(encoded.row_max - largest) <= off).all()
     assert not chosen.invalid(codes, classes).any()
     decoded = chosen.decode(codes, torch.from_numpy(encoded.row_max), classes).numpy()

@@ -19,10 +19,12 @@ import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe import durable
 from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory, distrust, prepare
+from kdpipe.dataset.choice import balanced_indices, ranks_in_class
+from kdpipe.dataset.learning import unread_survey
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
-from kdpipe.dataset.samples import Dataset, balanced_indices, find_ids, ranks_in_class, sample_id
+from kdpipe.dataset.samples import Dataset, find_ids, sample_id
 from kdpipe.dataset.workers import prepare_workers
 from kdpipe.errors import DatasetError
 from kdpipe.printable import printable
@@ -160,6 +162,7 @@ def load(
     memory_limit: int = 4 * 1024**3,
     workers: int | None = None,
     skip_broken: bool = False,
+    unread: bool = False,
     progress: Progress = silent,
 ) -> Dataset:
     """Load the ``train`` or ``test`` split of a dataset; ``kdpipe.dataset.all_kinds()`` lists the forms of ``spec``.
@@ -173,7 +176,9 @@ def load(
     ``kdpipe.views.Renderer`` renders batches (default: the checks are done in this process, and batches are rendered by
     a process for each processor). A script that gives it needs ``if __name__ == "__main__"``.
 
-    Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be.
+    Every image file is decoded once before it is first used. ``skip_broken`` leaves out those that cannot be. With
+    ``unread``, image files that are streamed are only listed, for a pass that learns what they hold as it reads them
+    (``kdpipe.dataset.learning``); of those that are not remembered, content digests and sizes are zeros.
 
     Raises:
         MissingSplitError: The dataset has no such split.
@@ -194,13 +199,18 @@ def load(
     listing = kind.list_samples(Request(split, download, progress, processes), *values)
     listing = replace(listing, keys=Names.of(listing.keys))
     ids = samples.sample_ids(listing.keys)
-    indices = samples.balanced_indices(ids, listing.labels, limit=limit)
-    survey = listing.source.survey(
+    indices = balanced_indices(ids, listing.labels, limit=limit)
+    found = (
+        unread_survey(listing.source, indices, streamed_above=_streamed_above(loading, memory_limit), progress=progress)
+        if unread and not skip_broken
+        else None
+    )
+    survey = found or listing.source.survey(
         indices,
         what=f"checking {split}",
         progress=progress,
         processes=processes,
-        streamed_above={"auto": memory_limit, "memory": None, "stream": -1}[loading],
+        streamed_above=_streamed_above(loading, memory_limit),
     )
     asked, reasons = len(indices), list(survey.broken.values())
     if survey.broken:
@@ -213,8 +223,10 @@ def load(
         dataset = _streaming(spec, split, listing=listing, ids=ids[indices], indices=indices, survey=survey)
         dataset = replace(dataset, workers=workers)
         fits = int(byte_starts(survey.sizes)[-1]) <= memory_limit
-        dataset, more = _decodable(dataset, in_memory=loading == "memory" or (loading == "auto" and fits), log=progress)
-        reasons += more
+        if found is None:
+            in_memory = loading == "memory" or (loading == "auto" and fits)
+            dataset, more = _decodable(dataset, in_memory=in_memory, log=progress)
+            reasons += more
     if reasons:
         line = listed(reasons, of=asked, what=f"{spec} {split}")
         if not skip_broken or not len(indices):
@@ -225,6 +237,11 @@ def load(
     if labels_per_class is not None:
         dataset = limit_labels(dataset, labels_per_class)
     return replace(dataset, notes=notes)
+
+
+def _streamed_above(loading: Loading, memory_limit: int) -> int | None:
+    """Return the bytes of pixels above which images are streamed; ``None`` for never."""
+    return {"auto": memory_limit, "memory": None, "stream": -1}[loading]
 
 
 def _decodable(dataset: Dataset, *, in_memory: bool, log: Progress) -> tuple[Dataset, list[str]]:
@@ -282,7 +299,7 @@ def _streaming(
         labels=listing.labels[indices],
         sample_ids=ids,
         content_digests=survey.digests,
-        fingerprint=samples.fingerprint(ids, survey.digests, classes=listing.classes),
+        fingerprint=samples.identity(ids, survey.digests, classes=listing.classes),
         sizes=survey.sizes,
         source=listing.source,
         source_indices=indices,

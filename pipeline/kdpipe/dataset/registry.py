@@ -15,9 +15,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -98,8 +99,18 @@ LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), 
 class Looking(Protocol):
     """A source that tells what it learns by reading an image."""
 
-    def look(self, index: int, digest: bytes | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
-        """Return an image as ``Source.read``, and its ``LOOKED``; ``digest`` is ``None`` where it is unknown."""
+    def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
+        """Return an image as ``Source.read``, and its ``LOOKED``; a digest of zeros is unknown."""
+        ...
+
+    def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
+        """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
+        ...
+
+    def remembering(
+        self,
+    ) -> AbstractContextManager[Callable[[npt.NDArray[np.int64], npt.NDArray[Any]], None]]:
+        """Return a function that remembers what was learned of images at some indices, ``LOOKED``."""
         ...
 
     def pixel_digests(

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from kdpipe.dataset.choice import balanced_indices
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
 from kdpipe.dataset.registry import LOOKED, Channels, Looking, Source
-from kdpipe.errors import DatasetError
+from kdpipe.errors import DatasetError, UnreadError
 from kdpipe.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -119,27 +120,18 @@ def fingerprint(ids: npt.NDArray[np.uint8], digests: npt.NDArray[np.uint8], *, c
     return blake3(head + ids.tobytes() + digests.tobytes() + names).hexdigest(length=ID_BYTES)
 
 
-def ranks_in_class(ids: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Return each sample's rank within its class by the bytes of its id, from 0. No label (-1) is a class, too."""
-    order = np.lexsort([*ids.T[::-1], labels])
-    grouped = labels[order]
-    starts = np.searchsorted(grouped, grouped, side="left")
-    ranks = np.empty(len(ids), dtype=np.int64)
-    ranks[order] = np.arange(len(ids)) - starts
-    return ranks
+def identity(ids: npt.NDArray[np.uint8], digests: npt.NDArray[np.uint8], *, classes: Sequence[str]) -> str:
+    """Return the fingerprint, or that of the names alone where some content is unknown, a digest of zeros."""
+    if digests.any(axis=1).all():
+        return fingerprint(ids, digests, classes=classes)
+    return names_fingerprint(ids, classes=classes)
 
 
-def balanced_indices(
-    ids: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], *, limit: int | None
-) -> npt.NDArray[np.int64]:
-    """Return the indices of a fixed, class-balanced subset of at most ``limit`` samples, in dataset order.
-
-    Samples are taken by their rank within their class, then by class, so that a smaller limit gives a subset of a
-    larger one. Samples without a label (-1) are a class, too.
-    """
-    if limit is None or limit >= len(ids):
-        return np.arange(len(ids), dtype=np.int64)
-    return np.sort(np.lexsort((labels, ranks_in_class(ids, labels)))[:limit]).astype(np.int64)
+def names_fingerprint(ids: npt.NDArray[np.uint8], *, classes: Sequence[str]) -> str:
+    """Return 32 hex digits over the sample ids and the class names in order; no ``fingerprint`` is equal to it."""
+    names = json.dumps(list(classes), ensure_ascii=True).encode()
+    head = b"kdpipe names 1" + len(ids).to_bytes(8, "little")
+    return blake3(head + ids.tobytes() + names).hexdigest(length=ID_BYTES)
 
 
 STATISTICS_SAMPLES = 10_000
@@ -166,7 +158,7 @@ class Dataset:
     sample_ids: npt.NDArray[np.uint8]
     """BLAKE3-128 of each key, ``(n, 16)``; of a file that was moved since a store was made, the store's."""
     content_digests: npt.NDArray[np.uint8]
-    """BLAKE3-128 of each file's bytes, or of each array and its shape, ``(n, 16)``."""
+    """BLAKE3-128 of each file's bytes, or of each array and its shape, ``(n, 16)``; zeros where it is unknown yet."""
     fingerprint: str
     """32 hex digits over ids, content digests and class names, in order."""
     sizes: npt.NDArray[np.int64]
@@ -207,7 +199,13 @@ class Dataset:
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """Height and width when all images have the same, else None."""
+        """Height and width when all images have the same, else None.
+
+        Raises:
+            UnreadError: the images were not read yet.
+        """
+        if not self.sizes.all():
+            raise UnreadError(f"the sizes of the images of {self.spec} are unknown until they are read")
         if (self.sizes != self.sizes[0]).any():
             return None
         return int(self.sizes[0, 0]), int(self.sizes[0, 1])
@@ -346,7 +344,7 @@ def _take(dataset: Dataset, indices: npt.NDArray[np.int64]) -> Dataset:
         labels=dataset.labels[indices],
         sample_ids=ids,
         content_digests=digests,
-        fingerprint=fingerprint(ids, digests, classes=dataset.classes),
+        fingerprint=identity(ids, digests, classes=dataset.classes),
         sizes=dataset.sizes[indices],
         source=dataset.source,
         source_indices=dataset.source_indices[indices],

@@ -6,10 +6,11 @@ digest and size, and that it can be decoded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ _PIXELS = np.dtype([_NAME, ("pixels", "u1", samples.ID_BYTES)])
 """An entry of the table of pixel digests; its name is the content digest."""
 
 _SETTLED_NS = 2_000_000_000
+_UNKNOWN = bytes(samples.ID_BYTES)
+"""Content digest of an image that was not read yet."""
 _LARGEST_FILE = 1024**3
 """Bytes of the largest image file that is read."""
 
@@ -147,10 +150,43 @@ class FileSource:
 
     def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
         """Return one image as ``read`` does, and what was learned of it, ``LOOKED``."""
-        pixels, found = self.read(index, digest), np.zeros((), dtype=LOOKED)
-        found["digest"], found["size"] = np.frombuffer(digest, dtype=np.uint8), pixels.shape[1:]
+        path, found = self.paths[index], np.zeros((), dtype=LOOKED)
+        content, info = _read(path)
+        own = samples.bytes_digest(content)
+        if digest == _UNKNOWN:
+            found["remarks"] = decode.describe(content, path)[2]
+            found["state"] = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
+        elif own != digest:
+            raise _changed(path)
+        pixels = decode.decode(content, path)
+        found["digest"], found["size"] = np.frombuffer(own, dtype=np.uint8), pixels.shape[1:]
         found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
         return pixels, found
+
+    def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
+        """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
+        known, entries = self._table("digests", "files 3", _FILES).read(), np.zeros(len(indices), dtype=_FILES)
+        if len(known):
+            entries, _ = _states(Names.of(self.paths).take(indices))
+            entries["found"][~_recall(entries, known)] = 0
+        found = entries["found"]
+        return Survey(found["digest"].copy(), found["size"].astype(np.int64), remarks=found["remarks"].copy())
+
+    @contextlib.contextmanager
+    def remembering(self) -> Iterator[Callable[[npt.NDArray[np.int64], Records], None]]:
+        """Yield a function that remembers what was learned of images at some indices, ``LOOKED``."""
+        paths, settled = Names.of(self.paths), time.time_ns() - _SETTLED_NS
+        with self._table("digests", "files 3", _FILES).saving() as save, self._decoded().saving() as save_decoded:
+
+            def add(indices: npt.NDArray[np.int64], looked: Records) -> None:
+                entries = np.zeros(len(indices), dtype=_FILES)
+                entries["name"], entries["state"] = samples.digests_of(paths.take(indices)), looked["state"]
+                for name in ("digest", "size", "remarks"):
+                    entries["found"][name] = looked[name]
+                save(entries[np.maximum(looked["state"]["modified"], looked["state"]["changed"]) < settled])
+                save_decoded(_named(looked["digest"]))
+
+            yield add
 
     def pixel_digests(
         self,
@@ -268,9 +304,13 @@ def _pixels(files: tuple[Names, Digests], index: int, _decoded: bool) -> bytes:
 
 def _surveyed(path: str, digest: bytes) -> bytes:
     content = content_of(path)
-    if samples.bytes_digest(content) != digest:
-        raise DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
+    if digest not in (_UNKNOWN, samples.bytes_digest(content)):
+        raise _changed(path)
     return content
+
+
+def _changed(path: str) -> DatasetError:
+    return DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
 
 
 def pixel_digest_of(path: Path) -> bytes:
@@ -288,12 +328,18 @@ def content_of(path: str) -> bytes:
     Raises:
         DatasetError: it cannot be read, is no regular file, or is larger than any image.
     """
+    return _read(path)[0]
+
+
+def _read(path: str) -> tuple[bytes, os.stat_result]:
+    """Read a file; return its content, and its state before."""
     try:
         with open_regular(Path(path), follow=True) as file:
-            size = os.fstat(file.fileno()).st_size
+            info = os.fstat(file.fileno())
+            size = info.st_size
             if size <= _LARGEST_FILE:
                 content = file.read(size + 1)
-                return content if len(content) <= size else content + file.read(_LARGEST_FILE)
+                return content if len(content) <= size else content + file.read(_LARGEST_FILE), info
     except OSError as error:
         raise _lost(path, error) from error
     raise DatasetError(f"{path} cannot be read: it has {size:,} bytes, expected at most {_LARGEST_FILE:,}; remove it")

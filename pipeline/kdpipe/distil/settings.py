@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
@@ -32,6 +33,10 @@ class StoreSettings(Settings):
     """Store with the teacher's logits, or URL/NAME@VERSION of one; repeat to train on a mean of several."""
     store_weight: Weights = ()
     """Weight of each --store in the mean (default: equal)."""
+
+    class_map: Path | None = None
+    """CSV file, class,store_class in its first line: classes of the data that a store has under other names, where the
+    labels of images do not tell them."""
 
     @property
     def shares(self) -> tuple[float, ...]:

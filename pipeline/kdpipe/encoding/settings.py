@@ -15,7 +15,7 @@ class EncodingSettings(Settings):
     """Encoding"""
 
     encoding: str = "fp16"
-    """Encoding: fp32, fp16, fp16r:BITS, sqrtp:BITS,TEMPERATURE, tailp:BITS,TEMPERATURE, klt:STEP or topk:K."""
+    """fp32, fp16, fp16r:BITS, sqrtp:BITS,TEMPERATURE, tailp:BITS,TEMPERATURE, klt:STEP, peaks:STEP,FLOOR or topk:K."""
     max_kl: float | None = Field(None, gt=0)
     """Choose the smallest encoding whose mean KL on a pilot of logits is at most this, divided by 1.2."""
     at_temperature: Temperatures = Field((1.0, 4.0), min_length=1)

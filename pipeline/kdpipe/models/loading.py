@@ -16,7 +16,7 @@ from kdpipe.errors import ModelError
 from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
-from kdpipe.models.preset import Preset, Statistics, choose, from_flags, from_header
+from kdpipe.models.preset import Preset, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
 from kdpipe.models.saved import RUN, resolve_run
@@ -64,7 +64,7 @@ def load(
     size: int | None = None,
     interpolation: str | None = None,
     fallback_statistics: Statistics | None,
-    fallback_size: int | None = 32,
+    fallback_size: Size = 32,
     trust_code: bool = False,
 ) -> Model:
     """Build the network ``name``, give it its weights, and choose its preset.

@@ -120,10 +120,12 @@ class Known:
 
 Statistics = Callable[[], tuple[Triple, Triple]]
 """Returns mean and standard deviation of the dataset's pixels."""
+Size = int | Callable[[], int | None] | None
+"""The side of an input, or a function that returns it; ``None`` if nothing says it."""
 
 
 def choose(
-    sources: Sequence[Known], *, fallback_statistics: Statistics | None, fallback_size: int | None, name: str
+    sources: Sequence[Known], *, fallback_statistics: Statistics | None, fallback_size: Size, name: str
 ) -> tuple[Preset, str]:
     """Merge the sources, of which the first has precedence; the fallbacks serve where none records a part.
 
@@ -133,7 +135,9 @@ def choose(
     Raises:
         ModelError: nothing gives the size or the normalization of the model ``name``.
     """
-    size = next((known.size for known in sources if known.size is not None), fallback_size)
+    size = next((known.size for known in sources if known.size is not None), None)
+    if size is None:
+        size = fallback_size() if callable(fallback_size) else fallback_size
     if size is None:
         raise ModelError(
             f"nothing says which size of images '{name}' takes, and those of the dataset differ in size: give the side "

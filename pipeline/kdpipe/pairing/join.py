@@ -168,6 +168,25 @@ def _renamed(store: LogitStore, keys: Sequence[str]) -> str:
     return f" {count:,} have the names of others but for the ending: same names, other pixels." if count else ""
 
 
+def covered(stores: Sequence[LogitStore], dataset: Dataset) -> Dataset:
+    """Return the samples of a dataset that all stores have logits for; the dataset itself if they have all.
+
+    Raises:
+        DatasetError: they have none in common, or some of the others are images of theirs that were saved again with
+            other pixels.
+    """
+    there = np.ones(len(dataset), dtype=bool)
+    for store in stores:
+        rows = find_ids(dataset.sample_ids, store.sample_ids)
+        absent = np.flatnonzero(rows < 0)
+        if len(absent) == len(rows) or _renamed(store, [dataset.keys[index] for index in absent.tolist()]):
+            join(store, dataset)
+        there &= rows >= 0
+    if not there.any():
+        raise DatasetError(f"no '{dataset.split}' sample of {dataset.spec} has logits in all {len(stores)} stores.")
+    return dataset if there.all() else dataset.subset(np.flatnonzero(there))
+
+
 def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = False) -> npt.NDArray[np.int64]:
     """Join a dataset to a store by sample id, and check that its views have the teacher's pixels.
 
@@ -208,25 +227,30 @@ def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.in
     return [dataset.keys[index] for index in np.flatnonzero(differing(store, dataset, rows)).tolist()]
 
 
-def verify_data(store: LogitStore, dataset: Dataset, *, say: Callable[[str], object] = lambda _: None) -> list[str]:
-    """Check that a dataset has the store's samples, unchanged, and the teacher's pixels; return a few faults.
+def verify_data(
+    store: LogitStore, dataset: Dataset, *, complete: bool = False, say: Callable[[str], object] = lambda _: None
+) -> list[str]:
+    """Check that a dataset has samples of the store, unchanged, and the teacher's pixels; return a few faults.
 
-    Samples that were moved are recognized by their content. ``say`` is called with what is no fault: other labels.
+    Samples that were moved are recognized by their content. ``say`` is called with what is no fault: other labels,
+    samples that only one of the two has, unless the dataset must be ``complete``. One without any is a fault.
     """
     faults = []
     dataset = with_store_ids(store, dataset)
-    known = {bytes(sample_id) for sample_id in store.sample_ids}
-    shared = [index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known]
+    shared = np.flatnonzero(find_ids(dataset.sample_ids, store.sample_ids) >= 0)
     if len(shared) < store.num_samples:
         absent = store.num_samples - len(shared)
-        line = f"{absent} of the {store.num_samples} '{store.split}' samples are not in {dataset.spec}"
-        if len(store.segments) > 1 and shared:
-            say(f"{line}: removed since the teacher's pass.")
-        else:
+        line = f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"
+        if complete or not len(shared):
             faults.append(line)
-    if not shared:
+        else:
+            say(f"{line}: trained on the {len(shared):,} others.")
+    if not len(shared):
         return faults
-    dataset = dataset if len(shared) == len(dataset) else dataset.subset(shared)
+    if len(shared) < len(dataset):
+        more = len(dataset) - len(shared)
+        say(f"{more:,} of the {len(dataset):,} '{store.split}' samples of {dataset.spec} are not in {store.path}.")
+        dataset = dataset.subset(shared)
     rows = join(store, dataset)
     for line in remarks(store, dataset, rows):
         say(line)

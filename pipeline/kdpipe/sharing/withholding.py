@@ -29,6 +29,7 @@ from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Shard, encoding_of
 from kdpipe.store.sections import DerivedFrom, File, Split, Withheld
 from kdpipe.store.segments import Segment, read_segments
+from kdpipe.store.tree import PIXELS
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def shards_of(found: Manifest, group: str) -> list[Shard]:
     bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
     signals = tuple(found.kept)
     return [
-        Shard(group, view, number, start, stop, signals, cut.pixel_digests and view == 0)
+        Shard(group, view, number, start, stop, signals, (PIXELS,) if cut.pixel_digests and view == 0 else ())
         for view in range(cut.planes)
         for number, (start, stop) in enumerate(bounds)
     ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import CorruptStoreError
 from kdpipe.store import manifest, tree
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
+from kdpipe.store.plan import Shard
 from kdpipe.store.sections import File
 
 
@@ -91,6 +93,28 @@ def work(entries: Collection[Entry]) -> dict[str, Any]:
         "seconds": round(sum(entry.seconds for entry in entries if entry.seconds is not None), 2),
         "devices": sorted({entry.device for entry in entries if entry.device is not None}),
     }
+
+
+def fidelity(
+    found: Manifest, done: Mapping[str, Entry], shards: Mapping[tuple[str, int], Sequence[Shard]]
+) -> dict[str, Fidelity]:
+    """Return the loss of encoding over finished shards, by split; see ``Builder.fidelity``.
+
+    ``shards`` are those of each plane, by split and view.
+    """
+    totals = {split: Fidelity.from_json(value) for split, value in found.fidelity.items()}
+    for split, cut in found.splits.items():
+        views = [view for view in range(cut.planes) if f"{split}/{view}" not in found.planes]
+        if len(views) < cut.planes and split not in totals:
+            continue
+        total = totals.get(split, Fidelity.none(found.temperatures))
+        for shard in (shard for view in views for shard in shards[split, view]):
+            entry = done.get(shard.paths[0])
+            if entry is not None and entry.fidelity is not None:
+                total += entry.fidelity
+        if total.rows:
+            totals[split] = total
+    return totals
 
 
 def clear(file: Path) -> None:

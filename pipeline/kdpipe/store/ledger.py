@@ -23,8 +23,8 @@ from kdpipe.errors import CorruptStoreError, StoreLockedError, UnwritableStoreEr
 from kdpipe.reading import parse_json, read_bytes, validated
 from kdpipe.store.sections import Choice, Digest, FileName, Size
 
-_MAX_BYTES = 256 * 1024**2
-"""A hundred times the ledger of ImageNet in 100 views."""
+_MAX_BYTES = 1024**3
+"""Thirty times the ledger of ImageNet with its content digests in 100 views."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Entry:
     """Name of the device that computed a shard's logits; ``None`` for other files than codes."""
     seconds: float | None = None
     """Time that this took; ``None`` for other files than codes."""
+    contents: str | None = None
+    """Content digests of the rows of a shard in base64, where the build learns them with it; else ``None``."""
 
     @property
     def file(self) -> Entry:
         """The entry without what is known of the shard's logits."""
-        return replace(self, fidelity=None, device=None, seconds=None)
+        return replace(self, fidelity=None, device=None, seconds=None, contents=None)
 
 
 class _Line(BaseModel):
@@ -58,6 +60,7 @@ class _Line(BaseModel):
     fidelity: dict[str, JsonValue] | None = None
     device: Annotated[str, Field(max_length=256)] | None = None
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    contents: Annotated[str, Field(max_length=2**21)] | None = None
 
 
 class Ledger:
@@ -137,7 +140,7 @@ def _line(entry: Entry) -> str:
     described: dict[str, Any] = {"path": entry.path, "size": entry.size, "digest": entry.digest}
     if entry.fidelity is not None:
         described["fidelity"] = entry.fidelity.to_json()
-    described |= {key: value for key in ("device", "seconds") if (value := getattr(entry, key)) is not None}
+    described |= {key: value for key in ("device", "seconds", "contents") if (value := getattr(entry, key)) is not None}
     return json.dumps(described) + "\n"
 
 

@@ -43,7 +43,9 @@ MAX_MANIFEST_BYTES = 64 * 1024**2
 
 _DIGESTED = ("format", "fingerprint", "classes", "encoding", "splits", "features", "signals", "files", "planes")
 """The parts that a store's digest covers: results and ingredients, without times, host and measured figures."""
-_ABSENT_WHEN_EMPTY = ("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "derived_from")
+_ABSENT_WHEN_EMPTY = (
+    *("features", "signals", "provenance", "choice", "fidelity", "rendering", "order", "unread", "derived_from"),
+)
 
 
 class Manifest(BaseModel):
@@ -75,6 +77,9 @@ class Manifest(BaseModel):
     """Decoder and trial of the rendered pixels."""
     order: RowOrder | None = None
     """Order of the rows of each segment; ``None`` for that of the dataset."""
+    unread: bool = False
+    """Whether a store under construction learns the content of its images in the pass; its dataset's digests are then
+    those of the names alone."""
     derived_from: DerivedFrom | None = None
     """The store that this one was derived from by withholding a part; not part of the digest."""
     files: dict[FileName, File] = {}
@@ -93,6 +98,12 @@ class Manifest(BaseModel):
         withheld = self.derived_from is not None and "splits" in self.derived_from.withheld
         if "train" not in self.splits and not self.is_part and not withheld:
             raise ValueError("there is no split 'train'")
+        return self
+
+    @model_validator(mode="after")
+    def _sealed_is_read(self) -> Self:
+        if self.unread and self.state == "sealed":
+            raise ValueError("it is sealed, and does not have the content of its images")
         return self
 
     @model_validator(mode="after")

@@ -119,8 +119,13 @@ class Shard:
     stop: int
     signals: tuple[str, ...] = ()
     """Names of the signals beside the logits."""
-    pixels: bool = False
-    """Whether digests of the decoded images are written with it."""
+    digests: tuple[str, ...] = ()
+    """Names of the digests of its images that come with it: those of pixels, which are written, and of content."""
+
+    @property
+    def pixels(self) -> bool:
+        """Whether digests of the decoded images are written with it."""
+        return PIXELS in self.digests
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -153,6 +158,8 @@ class Plan:
     """The store that it is derived from, as in a manifest."""
     limits: Limits | None = None
     """Bounds of chunks and shards; ``None`` for those of format 1."""
+    unread: bool = False
+    """Whether the content of the images is learned in the pass, as in a manifest."""
 
     @property
     def keys(self) -> dict[str, Sequence[str]]:
@@ -206,6 +213,7 @@ class Plan:
             rendering=self.rendering,
             choice=self.choice,
             order=self.order,
+            unread=self.unread,
             derived_from=self.derived_from,
         )
 

@@ -18,7 +18,7 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
-from kdpipe.store import manifest
+from kdpipe.store import machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent
 from kdpipe.store.pieces import Array, Part, Piece, Rows, Span
@@ -154,6 +154,13 @@ class PlaneReader:
         """
         return self._plane(view, stop - start, self._range(start, stop))
 
+    def shared(self, view: int, identity: Sequence[object]) -> Plane:
+        """Return a whole view that the ranks of this machine share; see ``machine.shared``, and ``read`` for errors."""
+        layout = [((self.rows, *array.row), array.dtype) for array in self._in_planes]
+        spans = self._range(0, self.rows)
+        found = machine.shared([*identity, view, *self._beside], layout, lambda outs: self._decoded(view, spans, outs))
+        return self._as_plane(found)
+
     def gather(self, view: int, rows: Rows) -> Plane:
         """Decode the chunks that hold ``rows`` and return the rows in their order; see ``read`` for errors."""
         return self._plane(view, len(rows), self._spans(rows))
@@ -202,17 +209,27 @@ class PlaneReader:
         return spans
 
     def _plane(self, view: int, rows: int, spans: list[Span]) -> Plane:
-        in_planes = self._parts[0].in_planes(self._beside)
-        outs = [np.empty((rows, *array.row), array.dtype) for array in in_planes]
+        outs = [np.empty((rows, *array.row), array.dtype) for array in self._in_planes]
+        self._decoded(view, spans, outs)
+        return self._as_plane(outs)
+
+    @property
+    def _in_planes(self) -> tuple[Array, ...]:
+        return self._parts[0].in_planes(self._beside)
+
+    def _decoded(self, view: int, spans: list[Span], outs: list[npt.NDArray[Any]]) -> None:
+        """Decode rows of a view into the arrays of a plane."""
         jobs = [
             self._jobs(view, span, array, out)
             for span in spans
             for array, out in zip(span.part.in_planes(self._beside), outs, strict=True)
         ]
         self._fill_or_raise(view, list(chain(*jobs)))
+
+    def _as_plane(self, outs: list[npt.NDArray[Any]]) -> Plane:
         codes, row_max, *signals = map(torch.from_numpy, outs)
         kept = self._found.kept
-        beside = {name: flat.view(rows, *kept[name]) for name, flat in zip(self._beside, signals, strict=True)}
+        beside = {name: flat.view(len(flat), *kept[name]) for name, flat in zip(self._beside, signals, strict=True)}
         return Plane(codes, row_max, self._encoding, self._classes, beside)
 
     def _fill_or_raise(self, view: int, jobs: list[_Job]) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
-from kdpipe.store import arrays, claims, manifest
+from kdpipe.store import arrays, claims, machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
 from kdpipe.store.plan import encoding_of
@@ -285,8 +285,14 @@ class LogitStore:
             allowed = min(_PLANES_KEPT, self.memory_limit // self.plane_bytes)
             while len(self._planes) >= allowed:
                 self._planes.popitem(last=False)
-            self._planes[view] = self._reader.read(view, 0, self.num_samples)
+            self._planes[view] = self._read(view)
         return self._planes[view]
+
+    def _read(self, view: int) -> Plane:
+        """Decode a view, or find it in the memory of another rank of this machine."""
+        if machine.shares():
+            return self._reader.shared(view, (self.digest, self.split))
+        return self._reader.read(view, 0, self.num_samples)
 
     def rows(self, view: int, start: int, stop: int) -> Plane:
         """Read rows ``start`` to ``stop - 1`` of a view, which do not stay in memory; see ``codes`` for errors.

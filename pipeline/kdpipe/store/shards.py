@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from kdpipe.store.ledger import Entry
 from kdpipe.store.plan import Shard
 from kdpipe.store.planes import Plane
 from kdpipe.store.sections import array_name
-from kdpipe.store.tree import PIXELS
+from kdpipe.store.tree import CONTENTS, PIXELS
 
 
 def write(
@@ -46,15 +47,17 @@ def write(
     encoded, lost = encode(encoding, logits, temperatures=tuple(temperatures))
     values = {"codes": encoded.codes, "row_max": encoded.row_max}
     for name, signal in signals.items():
-        if name == PIXELS:
+        if name in shard.digests:
             values[name] = signal.numpy()
             continue
         kept = signal.to(torch.float16).flatten(1)
         _refuse_not_finite(shard, f"{name}, in float16,", kept, keys)
         values[array_name(name)] = kept.cpu().numpy()
+    contents = values.pop(CONTENTS, None)
     entries = _put(path, root, shard, values)
     codes = shard.paths[0]
-    entries[codes] = replace(entries[codes], fidelity=lost)
+    learned = None if contents is None else base64.b64encode(contents.tobytes()).decode()
+    entries[codes] = replace(entries[codes], fidelity=lost, contents=learned)
     return entries
 
 

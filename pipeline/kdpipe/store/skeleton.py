@@ -81,7 +81,7 @@ def _carried_over(found: Manifest, wanted: Manifest) -> Manifest:
             "fidelity": found.fidelity,
             "planes": found.planes,
             "provenance": found.provenance.updated(wanted.provenance),
-            "rendering": found.rendering or wanted.rendering,
+            "rendering": wanted.rendering if found.unread else found.rendering or wanted.rendering,
             "splits": {
                 name: cut.model_copy(update={"pixel_digests": found.splits[name].pixel_digests})
                 for name, cut in wanted.splits.items()
@@ -154,8 +154,14 @@ def settled(
 def differences(found: Manifest, wanted: Manifest) -> list[str]:
     """Return a line for each part in which a store differs from the wanted one."""
     differing = found.fingerprint.differences(wanted.fingerprint)
+    if found.unread != wanted.unread:
+        differing.append(
+            "dataset: the store's images are read once, by a single process; finish it without --part or torchrun"
+            if found.unread
+            else "dataset: the store's images were read before its pass"
+        )
     if not differing:
-        differing += rendering_differences(found.rendering, wanted.rendering)
+        differing += rendering_differences(found.rendering, wanted.rendering, unread=found.unread)
     if found.order != wanted.order:
         rows = [each.order or "dataset" for each in (found, wanted)]
         differing.append(f"order: the store's rows are in the order '{rows[0]}', asked for '{rows[1]}'")

@@ -22,6 +22,8 @@ SIDE = ("labels", "sample_id", "content_digest", "probe_row", "probe_hash")
 
 PIXELS = "pixel_digest"
 """The array of the digests of decoded images, written with the shards of the plain view."""
+CONTENTS = "content_digest"
+"""The side array of content digests, which a build may learn with the shards of the plain view."""
 
 SHOWN = 5
 """Faults of one kind that are printed; of the others only the number."""

@@ -76,6 +76,7 @@ def _unread(opened: LogitStore) -> list[str]:
     except StoreError as error:
         return [str(error).removeprefix(f"{opened.path}: ")]
     known = np.concatenate([np.full(len(each.live), each.read_pixels is not None) for each in opened.segments])
+    known &= opened.content_digests.any(axis=1)  # of an image that was removed before it was read, nothing is known
     empty = 0 if digests is None else int((known & ~digests.any(axis=1)).sum())
     return [f"{empty} rows of '{opened.split}' have no pixel digest"] if empty else []
 

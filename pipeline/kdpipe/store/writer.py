@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ import torch
 
 from kdpipe.encoding.fidelity import Fidelity
 from kdpipe.errors import ModelError
-from kdpipe.store import arrays, finished, manifest, shards, skeleton
+from kdpipe.store import arrays, contents, finished, manifest, shards, skeleton
 from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
 from kdpipe.store.planes import Plane
 from kdpipe.store.settings import WHOLE, Part
-from kdpipe.store.tree import PIXELS
+from kdpipe.store.tree import CONTENTS, PIXELS
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
@@ -145,6 +146,7 @@ class Builder:
         self._number: dict[Shard, int] = {}
         self._elsewhere = dict.fromkeys(found.splits, 0)
         self._since = time.monotonic()
+        self._places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
         if membership is None and self.sealed:
             self._remove_beside()
         elif not self.sealed:
@@ -153,8 +155,7 @@ class Builder:
                 self._ledger.rewrite(list(self._done.values()), choice=found.choice)
             else:
                 self._done = finished.in_place(path, self._ledger.read(), found)
-            places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
-            every = [shard for place in places for shard in self.shards(*place)]
+            every = [shard for place in self._places for shard in self.shards(*place)]
             self._number = {shard: number for number, shard in enumerate(every)}
             self._count(self._done)
             self._root = arrays.open_root(path, mode="r+")
@@ -169,8 +170,9 @@ class Builder:
         cut = self.manifest.splits[split]
         bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
         signals = tuple(self.manifest.kept)
-        pixels = cut.pixel_digests and view == 0
-        return [Shard(split, view, number, *rows, signals, pixels) for number, rows in enumerate(bounds)]
+        kept = {PIXELS: cut.pixel_digests, CONTENTS: self.manifest.unread} if view == 0 else {}
+        digests = tuple(name for name, given in kept.items() if given)
+        return [Shard(split, view, number, *rows, signals, digests) for number, rows in enumerate(bounds)]
 
     def is_done(self, shard: Shard) -> bool:
         """Return whether a shard is on disk and in the ledger."""
@@ -235,9 +237,7 @@ class Builder:
         error of an earlier shard is raised here.
         """
         rows, given = shard.stop - shard.start, {"logits": logits, **(signals or {})}
-        wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept} | (
-            {PIXELS: (16,)} if shard.pixels else {}
-        )
+        wanted = {"logits": (len(self.manifest.classes),), **self.manifest.kept, **dict.fromkeys(shard.digests, (16,))}
         for what in sorted(given.keys() | wanted.keys()):
             found = tuple(given[what].shape) if what in given else None
             expected = (rows, *wanted[what]) if what in wanted else None
@@ -282,6 +282,27 @@ class Builder:
         """Stop the writer thread; queued shards are dropped, and a resumed build computes them again."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def contents(self, split: str) -> npt.NDArray[np.uint8]:
+        """Return the content digests that were learned with finished shards, ``(n, 16)``; else zeros."""
+        return contents.learned(self._done, self.shards(split, 0), self.manifest.splits[split].samples)
+
+    def forget(self, split: str, rows: npt.NDArray[np.int64]) -> int:
+        """Delete the finished shards of all views that have some of ``rows``; return their number."""
+        stale = contents.stale(self._done, self._number, split, rows)
+        for path in chain(*(shard.paths for shard in stale)):
+            self._done.pop(path, None)
+        if stale:
+            with writing(self.path):
+                self._ledger.rewrite(list(self._done.values()), choice=self.manifest.choice)
+                finished.swept(self.path, self._done)
+        return len(stale)
+
+    def settle(self, dataset: Mapping[str, str]) -> None:
+        """Write the learned content digests, once the plain views are complete; ``dataset`` is the fingerprint's."""
+        learned = {split: self.contents(split) for split in self.manifest.splits}
+        with writing(self.path):
+            self.manifest = contents.settled(self.path, self._root, self.manifest, learned, dataset)
+
     def seal(self, about: dict[str, Any]) -> Manifest:
         """Digest every file, write the final manifest and remove the ledger.
 
@@ -299,20 +320,13 @@ class Builder:
                 self._remove_beside()
                 return self.manifest
             self._done = finished.swept(self.path, finished.in_place(self.path, self._ledger.read(), self.manifest))
-        expected = {
-            path
-            for split, cut in self.manifest.splits.items()
-            for view in range(cut.planes)
-            for shard in self.shards(split, view)
-            for path in shard.paths
-        }
+        expected = {path for place in self._places for shard in self.shards(*place) for path in shard.paths}
         files = finished.listed(self.path, self._done, shards=expected, side=skeleton.side_files(self.manifest))
         planes = {
             f"{split}/{view}": manifest.digest_json(
                 [files[path].digest for shard in self.shards(split, view) for path in shard.paths]
             )
-            for split, cut in self.manifest.splits.items()
-            for view in range(cut.planes)
+            for split, view in self._places
         }
         measured = {split: total.to_json() for split, total in self.fidelity().items()}
         parts = {"files": files, "planes": planes, "about": about, "fidelity": measured}
@@ -329,20 +343,8 @@ class Builder:
         Planes that were sealed earlier keep their figures, even if a damaged shard had to be computed again. A split
         with such planes but without figures is left out.
         """
-        temperatures = self.manifest.temperatures
-        totals = {split: Fidelity.from_json(value) for split, value in self.manifest.fidelity.items()}
-        for split, cut in self.manifest.splits.items():
-            views = [view for view in range(cut.planes) if f"{split}/{view}" not in self.manifest.planes]
-            if len(views) < cut.planes and split not in totals:
-                continue
-            total = totals.get(split, Fidelity.none(temperatures))
-            for shard in (shard for view in views for shard in self.shards(split, view)):
-                entry = self._done.get(shard.paths[0])
-                if entry is not None and entry.fidelity is not None:
-                    total += entry.fidelity
-            if total.rows:
-                totals[split] = total
-        return totals
+        shards_of = {(split, view): self.shards(split, view) for split, view in self._places}
+        return finished.fidelity(self.manifest, self._done, shards_of)
 
     def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:
         with writing(self.path):

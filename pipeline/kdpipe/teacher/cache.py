@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
+from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
@@ -22,7 +23,7 @@ from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
 from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
-from kdpipe.store.tree import PIXELS, segment_of
+from kdpipe.store.tree import CONTENTS, PIXELS, segment_of
 from kdpipe.store.writer import Builder
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
@@ -45,12 +46,14 @@ def plan(
     replaces: Mapping[str, int] | None = None,
     order: RowOrder | None = None,
     pixel_digests: bool = False,
+    unread: bool = False,
 ) -> Plan:
     """Return the plan of a store: what it must hold of this source's logits for these datasets.
 
     ``datasets`` are by split, or by segment of a split, such as ``train.1``; those of ``train`` get ``views`` augmented
     views, the others the plain view only. ``replaces`` are the earlier rows that a segment replaces, and ``order`` is
     that of the datasets' samples. ``pixel_digests`` are kept of images that are decoded for the pass.
+    With ``unread``, their content is learned in the pass, too; see ``kdpipe.dataset.learning``.
 
     Raises:
         StoreError: the teacher's preset, or another ingredient, is beyond the bounds of a manifest.
@@ -64,7 +67,7 @@ def plan(
         rows = probes[name]
         splits[name] = SplitPlan(
             sample_ids=dataset.sample_ids,
-            content_digests=dataset.content_digests,
+            content_digests=np.zeros_like(dataset.sample_ids) if unread else dataset.content_digests,
             labels=dataset.labels,
             planes=planes,
             probe_rows=rows,
@@ -77,7 +80,10 @@ def plan(
     with recorded():
         fingerprint = Fingerprint(
             teacher=source.identity,
-            dataset={name: dataset.fingerprint for name, dataset in datasets.items()},
+            dataset={
+                name: names_fingerprint(each.sample_ids, classes=each.classes) if unread else each.fingerprint
+                for name, each in datasets.items()
+            },
             recipe=StoredRecipe(name=str(recipe), version=recipe.version, seed=seed, thresholds=recipe.thresholds),
             encoding=encoding.name,
             precision=source.precision,
@@ -94,6 +100,7 @@ def plan(
         calibrated=encoding,
         signals=source.signals,
         order=order,
+        unread=unread,
         rendering=rendering(recipe, geometry, datasets, probes),
     )
 
@@ -126,30 +133,37 @@ def cache_plane(
     renderer: Renderer,
     batch_size: int,
     advance: Callable[[int], None],
+    learn: Callable[[npt.NDArray[np.int64], Looked], None] | None = None,
 ) -> None:
     """Compute the unfinished shards of a plane, and pass them to the builder's writer.
 
     No batch crosses a shard boundary, so a resumed run computes the same ones. ``advance`` is called with the number
-    of samples of each batch.
+    of samples of each batch, and ``learn`` in the plain view with their rows and what was learned of their images.
     """
     begun: deque[Shard] = deque()
+    given: deque[npt.NDArray[np.int64]] = deque()
 
     def batches() -> Iterator[npt.NDArray[np.int64]]:
         for shard in builder.unfinished(split, view):
             begun.append(shard)
-            yield from _cut(shard.start, shard.stop, batch_size)
+            for rows in _cut(shard.start, shard.stop, batch_size):
+                given.append(rows)
+                yield rows
 
     rendered: Iterator[tuple[torch.Tensor, Looked | None]]
-    if view == 0 and builder.manifest.splits[split].pixel_digests:
+    if view == 0 and (builder.manifest.splits[split].pixel_digests or learn is not None):
         rendered = renderer.looks(batches())
     else:
         rendered = ((pixels, None) for pixels in renderer.batches(batches(), view))
     outputs: _Outputs | None = None
     for pixels, looked in rendered:
-        outputs = outputs or _Outputs(begun[0].stop - begun[0].start)
+        outputs, rows = outputs or _Outputs(begun[0].stop - begun[0].start), given.popleft()
         logits, signals = forward.outputs(pixels)
         if looked is not None:
-            signals = {**signals, PIXELS: torch.from_numpy(looked["pixels"].copy())}
+            if learn is not None:
+                learn(rows, looked)
+            digests = {PIXELS: looked["pixels"], CONTENTS: looked["digest"]}
+            signals = {**signals, **{name: torch.from_numpy(digests[name].copy()) for name in begun[0].digests}}
         outputs.add(logits, signals)
         builder.touch()
         advance(len(pixels))
@@ -190,7 +204,7 @@ def _storable(name: str, signal: torch.Tensor) -> torch.Tensor:
 
     Every use normalizes them, and squared activations may exceed float16.
     """
-    if name == PIXELS:
+    if name in (PIXELS, CONTENTS):
         return signal
     if name.startswith("attention:"):
         signal = signal / signal.amax((1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)

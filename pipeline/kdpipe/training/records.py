@@ -109,6 +109,8 @@ class Lineage(_Strict):
     teachers: Annotated[list[Named], Field(max_length=10_000)] | None = None
     init_weights: Named | None = None
     parent: Parent | None = None
+    class_map: Annotated[dict[Text, Text], Field(max_length=1_000_000)] | None = None
+    """The run's class of each class of the data by name, where they have other names or another order."""
 
 
 class RunRecord(_Strict):

@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -190,14 +191,16 @@ class Renderer:
         """Bring source images to the input size."""
         if not len(needed):
             return torch.empty(0, 3, self._frame.height, self._frame.width, dtype=torch.uint8, device=self.device)
-        return self._frame(images, self._boxes(needed, view))
+        return self._frame(images, self._boxes(images, needed, view))
 
-    def _boxes(self, needed: Integers, view: int) -> Integers | None:
+    def _boxes(self, images: Images, needed: Integers, view: int) -> Integers | None:
         """Return the boxes of a view, ``(n, 4)``; ``None`` for the plain one."""
         if view == 0 or not self.recipe.augments:
             return None
         choose = next(iter(self.recipe.of("box")), middle)
-        sources = Sources(self._images.sizes[needed], square=self.geometry is not None)
+        # The sizes of images that are read for the first time are not known before.
+        sizes = [image.shape[-2:] for image in images]
+        sources = Sources(np.array(sizes, dtype=np.int64), square=self.geometry is not None)
         boxes: Integers = choose(sources, self._draws(needed, view))
         return boxes
 
@@ -256,7 +259,13 @@ class Renderers:
             yield images, looked
 
     def _streamed(self, batches: Iterable[Integers], view: int, *, look: bool) -> Iterator[Made]:
-        first = self._renderers[0]
+        first, waiting = self._renderers[0], iter(batches)
+        if not self._loader:
+            # The first batch need not wait until worker processes have started.
+            for indices in islice(waiting, 1):
+                needed = first._needed(indices, view)
+                images, looked = made_of(self._renderers, (needed, view, look))
+                yield self._completed(images, needed, view), looked
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # of more than processors
             if not self._loader:
@@ -270,20 +279,18 @@ class Renderers:
                         multiprocessing_context=worker_context(),
                     )
                 )
-            self._queue.start((first._needed(indices, view), view, look) for indices in batches)
+            self._queue.start((first._needed(indices, view), view, look) for indices in waiting)
             rendered = iter(self._loader[0])
         for made in rendered:
             needed, *_ = self._queue.taken.popleft()
             if isinstance(made, KdpipeError):
                 raise made
-            rendered_for_each, looked = made
-            yield (
-                tuple(
-                    renderer.complete(images, needed, view)
-                    for renderer, images in zip(self._renderers, rendered_for_each, strict=True)
-                ),
-                looked,
-            )
+            images, looked = made
+            yield self._completed(images, needed, view), looked
+
+    def _completed(self, made: Iterable[torch.Tensor], needed: Integers, view: int) -> tuple[torch.Tensor, ...]:
+        pairs = zip(self._renderers, made, strict=True)
+        return tuple(renderer.complete(images, needed, view) for renderer, images in pairs)
 
 
 class _Queue(Sampler[list[Batch]]):
@@ -303,6 +310,13 @@ class _Queue(Sampler[list[Batch]]):
             yield [batch]
 
 
+def made_of(renderers: Sequence[Renderer], batch: Batch) -> Made:
+    """Do a worker process's part of a batch."""
+    needed, view, look = batch
+    images, looked = renderers[0]._images.look(needed) if look else (renderers[0]._decoded(needed), None)
+    return tuple(renderer.work(images, needed, view) for renderer in renderers), looked
+
+
 class _Worker(torch.utils.data.Dataset[Made | KdpipeError]):
     """The renderers as a dataset of batches, which the worker processes read."""
 
@@ -311,11 +325,8 @@ class _Worker(torch.utils.data.Dataset[Made | KdpipeError]):
 
     def __getitem__(self, batch: Batch) -> Made | KdpipeError:
         """Return the images of a batch, or the error of one: torch would put a traceback around its message."""
-        needed, view, look = batch
-        renderers = self._shared.value
         try:
-            images, looked = renderers[0]._images.look(needed) if look else (renderers[0]._decoded(needed), None)
-            return tuple(renderer.work(images, needed, view) for renderer in renderers), looked
+            return made_of(self._shared.value, batch)
         except KdpipeError as error:
             return error
 

@@ -18,7 +18,7 @@ NAMES = [
     *("fp32", "fp16", *(f"fp16r{bits}" for bits in range(1, 10))),
     *(f"sqrtp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
     *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in ("0.5", "4", "1000")),
-    *("topk1", "topk5", "topk65535", "klt0.01", "klt0.4", "klt4"),
+    *("topk1", "topk5", "topk65535", "klt0.01", "klt0.4", "klt4", "peaks1@4", "peaks0.1@0", "peaks2.5@4.25"),
 ]
 
 
@@ -51,6 +51,8 @@ def test_canonical_names(name: str) -> None:
         ("klt:0.40", "klt0.4"),
         ("klt:step=2/5", "klt0.4"),
         ("topk:k=50", "topk50"),
+        ("peaks:1,4", "peaks1@4"),
+        ("peaks:step=1/2,floor=3.50", "peaks0.5@3.5"),
     ],
 )
 def test_names_in_the_grammar(written: str, canonical: str) -> None:

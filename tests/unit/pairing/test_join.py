@@ -276,9 +276,12 @@ def test_a_subset_without_probes_has_none_to_drift(store: LogitStore, dataset: D
 
 
 def test_verify_counts_absent_samples(store: LogitStore, dataset: Dataset) -> None:
-    faults = verify_data(store, dataset.subset(range(9)))
-    assert len(faults) == 1
-    assert "3 of the 12 'train' samples are not in" in faults[0]
+    said: list[str] = []
+    assert verify_data(store, dataset.subset(range(9)), say=said.append) == []
+    faults = verify_data(store, dataset.subset(range(9)), complete=True)
+    for lines in (said, faults):
+        assert len(lines) == 1
+        assert "3 of the 12 'train' samples are not in" in lines[0]
 
 
 def test_probes_are_spread_over_the_ids(dataset: Dataset) -> None:
