@@ -186,6 +186,15 @@ def test_a_store_in_use_is_not_removed(served: Place, tmp_path: Path) -> None:
     assert opened.path.exists()
 
 
+@pytest.mark.parametrize("name", ["No", "cifar@v 1", "", "cifar@v9", "nothing", "cifar@v1@v2"])
+def test_credentials_are_in_no_message(run: Run, served: Place, name: str) -> None:
+    url = served.url.replace("//", "//someone:secret@") + f"?token=hidden/{name}"
+    for outcome in (run("inspect", url), run("pull", url, "--out", "o.zarr")):
+        assert outcome.code == 1
+        assert "secret" not in outcome.err + outcome.out
+        assert "hidden" not in outcome.err + outcome.out
+
+
 def test_credentials_are_kept_nowhere(served: Place, tmp_path: Path) -> None:
     url = served.url.replace("//", "//someone:secret@")
     opened = kdpipe.open_store(f"{url}/cifar@v1")
