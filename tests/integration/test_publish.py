@@ -19,7 +19,7 @@ from kdpipe.sharing.remote import connect
 from kdpipe.store import manifest
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.testing.stores import contents, small_plan, small_store
-from tests.conftest import Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.processes import Server
 
 Command = Callable[..., Outcome]
@@ -78,6 +78,22 @@ def test_less_than_everything_is_published_and_said(store: Path, tmp_path: Path,
     again = kdpipe("publish", store, place / "flowers@v1", *SAID, *less)
     assert again.code == 0
     assert "is published already" in again.err
+
+
+def test_a_student_learns_from_less_than_everything(built: Built, tmp_path: Path, kdpipe: Command) -> None:
+    place = tmp_path / "place"
+    less = ("--views", 1, "--max-temperature", 1, "--no-labels")
+    assert kdpipe("publish", built.store, place / "digits@v1", *SAID, *less).code == 0
+    pulled = tmp_path / "digits.zarr"
+    outcome = kdpipe("pull", place / "digits@v1", "--out", pulled, "--data", "digits")
+    assert outcome.code == 0, outcome.err
+    outcome = kdpipe("verify", pulled, "--data", "digits", "--deep")
+    assert outcome.code == 0, outcome.err
+    train = ("train-student", *LIMITS, "--store", pulled, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+    outcome = kdpipe(*train, "--out", tmp_path / "student", "--temperature", 1)
+    assert outcome.code == 0, outcome.err
+    assert "other labels" not in outcome.err
+    refused(kdpipe(*train, "--out", tmp_path / "other", "--temperature", 4), "temperature")
 
 
 def test_hidden_names_are_keyed_by_a_secret_that_stays_at_home(store: Path, tmp_path: Path, kdpipe: Command) -> None:

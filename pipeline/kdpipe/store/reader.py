@@ -21,6 +21,7 @@ from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, claims, machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
+from kdpipe.store.pieces import row_numbers
 from kdpipe.store.plan import encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
@@ -298,7 +299,7 @@ class LogitStore:
         If planes exceed the memory limit, each call decodes the chunks that it needs, which is slow for scattered
         rows. See ``codes`` for errors.
         """
-        wanted = _row_numbers(rows)
+        wanted = row_numbers(rows)
         self._check_rows(wanted)
         plane = (
             self.codes(view).logits(torch.from_numpy(wanted))
@@ -331,7 +332,7 @@ class LogitStore:
 
     def _signal(self, name: str, rows: Any, view: int) -> npt.NDArray[np.float16]:
         self._check_signal(name)
-        wanted = _row_numbers(rows)
+        wanted = row_numbers(rows)
         self._check_view(view)
         self._check_rows(wanted)
         row_bytes = 4 * math.prod(self.manifest.kept[name])
@@ -364,12 +365,3 @@ class LogitStore:
                 f"{self.path}: {what} takes {wanted:,} bytes of memory, the limit is {self.memory_limit:,}. Raise "
                 "memory_limit (--memory-limit), or read fewer rows at a time with rows() or logits()."
             )
-
-
-def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
-    numbers = np.asarray(rows).reshape(-1)
-    if numbers.dtype == np.int64:
-        return np.ascontiguousarray(numbers)
-    if numbers.size and numbers.dtype.kind not in "iu":
-        raise TypeError(f"rows must be integers, found {numbers.dtype}")
-    return np.ascontiguousarray(numbers, dtype=np.int64)
