@@ -7,10 +7,8 @@ rows of larger planes can still be read, and ``blocks`` trains on them.
 from __future__ import annotations
 
 import math
-import shlex
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, claims, machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
@@ -61,7 +59,8 @@ def open_store(
     store = Path(path)
     found = manifest.read(store)
     try:
-        return _checked(store, found, split, memory_limit=memory_limit, beside=beside, supply=supply)
+        absent = claims.check_store(store, found, split, supply=supply)
+        return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside, absent=absent)
     except (CorruptStoreError, OSError):
         if is_still(store, found):
             raise
@@ -74,39 +73,6 @@ def is_still(store: Path, found: Manifest) -> bool:
         return manifest.read(store) == found
     except StoreError:
         return False
-
-
-def _checked(
-    store: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str], supply: Supply | None
-) -> LogitStore:
-    """Open a split, after a comparison of the store's files with the manifest that was read."""
-    if found.state != "sealed":
-        raise UnsealedStoreError(
-            f"{store} is not sealed: its build is still running or was interrupted. Run the same "
-            "kdpipe cache-teacher command again to finish it."
-        )
-    faults = list(chain(*manifest.missing_or_resized(store, found).values()))
-    if faults:
-        more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
-        raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {shlex.quote(str(store))}")
-    if split not in found.names:
-        hint = did_you_mean(split, found.names)
-        raise StoreError(f"{store} has no split '{split}', only {', '.join(found.names)}{hint}")
-    if found.is_part:
-        raise StoreError(f"{store} holds further segments of another store alone, which cannot be read by themselves.")
-    absent = manifest.absent(store, found, supply=supply)
-    own = found.segments(split)
-    absent.require(name for name in found.files if name.split("/")[0] in own and place_of(name)[1] is None)
-    metadata_faults = [
-        name
-        for name, file in found.files.items()
-        if name.endswith("zarr.json") and not absent.has(name) and manifest.digest_file(store / name) != file.digest
-    ]
-    if metadata_faults:
-        raise CorruptStoreError(
-            f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {shlex.quote(str(store))}"
-        )
-    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside, absent=absent)
 
 
 class LogitStore:
@@ -294,6 +260,12 @@ class LogitStore:
         if machine.shares():
             return self._reader.shared(view, None, (self.digest, self.split))
         return self._reader.read(view, 0, self.num_samples)
+
+    def expect(self, view: int) -> None:
+        """Begin to fetch the files of a view that will be needed, where they are not here."""
+        if self.absent is not None:
+            places = {(each.name, view) for each in self.segments}
+            self.absent.expect(name for name in self.manifest.files if place_of(name) in places)
 
     def rows(self, view: int, start: int, stop: int) -> Plane:
         """Read rows ``start`` to ``stop - 1`` of a view, which do not stay in memory; see ``codes`` for errors.
