@@ -540,6 +540,17 @@ def _grammatical(name: str) -> str:
     return re.sub(r"^(klt)(?=\d)", r"\1:", re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name))
 
 
+def _sharing() -> str:
+    """Return the bytes and seconds of pulls of parts of a store, a row for each kind of place."""
+    found = _read("sharing")
+    parts = ("test split", "one view", "all", "again", "update")
+    rows = [
+        (name, *(f"{row[part]['bytes'] / 1e6:.1f} MB, {row[part]['seconds']:.1f} s" for part in parts))
+        for name, row in found["rows"].items()
+    ]
+    return _markdown(("", *parts), rows)
+
+
 def _growth() -> str:
     found = _read("growth")
     rows = [
@@ -687,6 +698,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "encodings": _encodings,
     "transform-coding": _transform,
     "growth": _growth,
+    "sharing": _sharing,
     "forecast": _forecast,
     "shuffle": _shuffle,
     "checkpoints": _checkpoints,

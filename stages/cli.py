@@ -194,8 +194,10 @@ def verify(
 
         kdpipe verify logits.zarr --data digits --teacher resnet20 --weights runs/teacher/model.safetensors
     """
+    from kdpipe.sharing.signature import signer_in
     from kdpipe.sharing.streaming import localize
     from kdpipe.stages.console import progress, say, show
+    from kdpipe.store import manifest
     from kdpipe.store.inspect import not_here
     from kdpipe.store.verify import verify_deep, verify_files
 
@@ -203,6 +205,7 @@ def verify(
         raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
     path = localize(store).complete()
     faults = verify_files(path, progress=progress)
+    signer = None if faults else signer_in(path, manifest.read(path).checksum or "")
     if deep and not faults:
         faults = verify_deep(path, progress=progress)
     if data is not None and not faults:
@@ -220,7 +223,7 @@ def verify(
         say(f"{store}: {fault}")
     if faults:
         raise typer.Exit(1)
-    checked = ["every file matches the manifest"]
+    checked = ["every file matches the manifest", *([] if signer is None else [f"signed by {signer}"])]
     checked += ["everything decodes to valid values"] if deep else []
     checked += [] if data is None else [f"{data} matches the store"]
     checked += [f"{' and '.join(teacher)} computes the same logits"] if teacher else []

@@ -11,7 +11,7 @@ from kdpipe.errors import ParamsError, UnsealedStoreError
 from kdpipe.sharing.licensing import spdx
 from kdpipe.stages.console import say, show
 from kdpipe.stages.flags import in_words
-from kdpipe.store import manifest
+from kdpipe.store import manifest, partial
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.settings import Provenance
 
@@ -31,6 +31,7 @@ def describe_store(path: Path, given: Mapping[str, str | None]) -> None:
         found = manifest.read(path)
         if found.state != "sealed":
             raise UnsealedStoreError(f"{path} is not sealed: finish its build with the same command, then describe it.")
+        partial.refuse(path, found.checksum, what="describing it")
         updated = found.model_copy(update={"provenance": with_changes(found.provenance, changed)}).sealed()
         if updated != found:
             manifest.write(path, updated)

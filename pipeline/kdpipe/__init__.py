@@ -8,11 +8,12 @@ imported with the rooms that need them.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kdpipe.pairing.attach import attach
-    from kdpipe.sharing.streaming import open_store
+    from kdpipe.store.reader import open_store
 
 __all__ = ["__version__", "attach", "open_store"]
 __version__ = "0.1.0"
@@ -20,9 +21,9 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> object:
     if name == "open_store":
-        from kdpipe.sharing.streaming import open_store
-
-        return open_store
+        # By its name, so that code which opens no store does not depend on that which reads URLs.
+        opener: object = import_module("kdpipe.sharing.streaming").open_store
+        return opener
     if name == "attach":
         from kdpipe.pairing.attach import attach
 

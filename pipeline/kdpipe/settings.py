@@ -172,8 +172,8 @@ def _path_or_url(value: Any) -> Any:
     return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
-def _without_password(place: Path | str) -> str:
-    """Return a path or URL as it may be recorded: without password and query."""
+def without_password(place: Path | str) -> str:
+    """Return a path or URL as it may be printed and recorded: without password and query."""
     if isinstance(place, Path):
         return str(place)
     scheme, _, rest = re.sub(r"[?#][^/]*", "", place).partition("://")
@@ -184,7 +184,7 @@ def _without_password(place: Path | str) -> str:
 
 
 PathOrUrl = Annotated[
-    Path | str, BeforeValidator(_path_or_url), PlainSerializer(_without_password, return_type=str, when_used="json")
+    Path | str, BeforeValidator(_path_or_url), PlainSerializer(without_password, return_type=str, when_used="json")
 ]
 PathsOrUrls = Annotated[tuple[PathOrUrl, ...], BeforeValidator(as_many)]
 Weights = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(as_many)]

@@ -47,7 +47,14 @@ def row(name: str, version: str, **fields: object) -> Row:
 ROWS = (
     row("cifar100", "v2", views=8, title="CIFAR-100 from ResNet-110"),
     row("cifar100", "v10", views=16, size=14_000_000, kl=None, signer="SHA256:" + "a" * 43),
-    row("flowers", "v1", teacher=RowTeacher(name="our ViT-B"), license="LicenseRef-Acme", withheld=("names",)),
+    row(
+        "flowers",
+        "v1",
+        teacher=RowTeacher(name="our ViT-B"),
+        license="LicenseRef-Acme",
+        derived_from="ab" * 16,
+        withheld=("encoding", "names"),
+    ),
 )
 
 

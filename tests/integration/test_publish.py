@@ -19,7 +19,7 @@ from kdpipe.sharing.remote import connect
 from kdpipe.store import manifest
 from kdpipe.store.verify import verify_deep, verify_files
 from kdpipe.testing.stores import contents, small_plan, small_store
-from tests.conftest import Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused
 from tests.processes import Server
 
 Command = Callable[..., Outcome]
@@ -80,6 +80,22 @@ def test_less_than_everything_is_published_and_said(store: Path, tmp_path: Path,
     assert "is published already" in again.err
 
 
+def test_a_student_learns_from_less_than_everything(built: Built, tmp_path: Path, kdpipe: Command) -> None:
+    place = tmp_path / "place"
+    less = ("--views", 1, "--max-temperature", 1, "--no-labels")
+    assert kdpipe("publish", built.store, place / "digits@v1", *SAID, *less).code == 0
+    pulled = tmp_path / "digits.zarr"
+    outcome = kdpipe("pull", place / "digits@v1", "--out", pulled, "--data", "digits")
+    assert outcome.code == 0, outcome.err
+    outcome = kdpipe("verify", pulled, "--data", "digits", "--deep")
+    assert outcome.code == 0, outcome.err
+    train = ("train-student", *LIMITS, "--store", pulled, "--student", "resnet8", "--epochs", 1, "--device", "cpu")
+    outcome = kdpipe(*train, "--out", tmp_path / "student", "--temperature", 1)
+    assert outcome.code == 0, outcome.err
+    assert "other labels" not in outcome.err
+    refused(kdpipe(*train, "--out", tmp_path / "other", "--temperature", 4), "temperature")
+
+
 def test_hidden_names_are_keyed_by_a_secret_that_stays_at_home(store: Path, tmp_path: Path, kdpipe: Command) -> None:
     key = tmp_path / "names.key"
     outcome = kdpipe("publish", store, tmp_path / "place/flowers@v1", *SAID, "--hide-names", "--names-key", key)
@@ -114,6 +130,11 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
     check = ["ssh-keygen", "-Y", "check-novalidate", "-n", "kdpipe", "-s", place / "flowers/v1/manifest.sig"]
     checked = subprocess.run(check, input=found.manifest.checksum, capture_output=True, text=True, check=True)
     assert str(signer) in checked.stdout
+    assert f"every file matches the manifest, signed by {signer}" in kdpipe("verify", place / "flowers/v1").out
+    shutil.copytree(place / "flowers/v1", tmp_path / "b.zarr")
+    assert kdpipe("describe", tmp_path / "b.zarr", "--license", "MIT").code == 0
+    refused(kdpipe("verify", tmp_path / "b.zarr"), "manifest.sig is no signature of this manifest")
+    shutil.rmtree(tmp_path / "b.zarr")
     refused(
         kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1, "--sign", tmp_path / "other"),
         "was signed by",
@@ -145,6 +166,15 @@ def test_refusals_leave_nothing(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "config") == ["a.zarr"]
 
 
+def test_a_part_of_a_store_is_neither_published_nor_described(store: Path, tmp_path: Path, kdpipe: Command) -> None:
+    assert kdpipe("publish", store, tmp_path / "place/flowers@v1", *SAID).code == 0
+    part = tmp_path / "part.zarr"
+    assert kdpipe("pull", tmp_path / "place/flowers@v1", "--out", part, "--split", "test").code == 0
+    refused(kdpipe("publish", part, tmp_path / "place/part@v1"), "is here in part, and publishing it needs all of it")
+    refused(kdpipe("describe", part, "--title", "x"), "is here in part, and describing it needs all of it")
+    assert kdpipe("verify", part).code == 0
+
+
 def test_another_manifest_under_a_published_version_is_refused(store: Path, tmp_path: Path, kdpipe: Command) -> None:
     assert kdpipe("publish", store, tmp_path / "place/flowers@v1", *SAID).code == 0
     refused(
@@ -173,3 +203,25 @@ def test_a_killed_publication_goes_on(tmp_path: Path, commands: Server) -> None:
     old, new = open_store(store), open_store(place / "flowers/v1")
     assert np.array_equal(old.plane(5).argmax(axis=1), new.plane(5).argmax(axis=1))
     assert json.loads((place / "index.json").read_text())["versions"][0]["withheld"] == ["encoding"]
+
+
+def test_two_publishers_at_once(tmp_path: Path, commands: Server) -> None:
+    place = tmp_path / "place"
+    for views in (1, 2):
+        small_store(tmp_path / f"{views}.zarr", small_plan(views=views))
+    for name in ("own", "same"):
+        addresses = [f"{place}/{name if name == 'same' else f'own{views}'}@v1" for views in (1, 2)]
+        running = [
+            commands.start("publish", tmp_path / f"{views}.zarr", address, *SAID)
+            for views, address in zip((1, 2), addresses, strict=True)
+        ]
+        ended = [process.communicate() for process in running]
+        codes = sorted(process.wait() for process in running)
+        assert codes == ([0, 0] if name == "own" else [0, 1]), ended
+    listed = versions(place)
+    assert listed.keys() == {"own1@v1", "own2@v1", "same@v1"}
+    assert listed["same@v1"].views in (1, 2)
+    assert verify_files(place / "same/v1") == []
+    (refusal,) = [err for _, err in ended if "kdpipe: " in err]
+    assert "A version never changes" in refusal or "published already, with another manifest" in refusal
+    assert "same@v1" in (place / "index.html").read_text()

@@ -65,6 +65,8 @@ def test_streaming_trains_the_same_weights(
         *("--rounds", 1, "--no-cold-starts"),
     )
     assert compared.code == 0, compared.err
+    lacking = kdpipe("train-student", *LIMITS, "--store", f"{served.url}/cars", "--student", "resnet8", "--out", "x")
+    refused(lacking, f"{served.url} has no cars")
     shutil.rmtree(served.folder / "cifar")
     (served.folder / "index.json").unlink()
     assert trained(kdpipe, url, tmp_path / "offline") == local

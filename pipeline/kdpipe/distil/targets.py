@@ -116,9 +116,11 @@ class WindowedTargets:
         self._parts: list[npt.NDArray[np.int64]] = []
         self._pool: Pool | None = None
 
-    def start_epoch(self, view: int, next_view: int | None) -> None:  # noqa: ARG002
-        """Set the view."""
+    def start_epoch(self, view: int, next_view: int | None) -> None:
+        """Set the view; files of the next one that are not here are fetched meanwhile."""
         self._view = view
+        if next_view is not None:
+            self._store.expect(next_view)
 
     def order(self, samples: npt.NDArray[np.int64], *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """Draw the epoch's windows and begin to decode them."""

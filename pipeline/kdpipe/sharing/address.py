@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from kdpipe.errors import ParamsError
+from kdpipe.settings import without_password
 
 NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
 """Pattern of the names of stores at a URL."""
@@ -33,16 +34,16 @@ class Address:
         Raises:
             ParamsError: there is no place, or the name or the version is malformed.
         """
-        found = _ADDRESS.fullmatch(text.rstrip("/"))
+        found, shown = _ADDRESS.fullmatch(text.rstrip("/")), without_password(text)
         if found is None or not found["url"].rstrip("/").removesuffix(":"):
             raise ParamsError(
-                f"'{text}' is no address of a store, expected URL/NAME@VERSION, such as /mnt/shared/cars@v1."
+                f"'{shown}' is no address of a store, expected URL/NAME@VERSION, such as /mnt/shared/cars@v1."
             )
         name, version = found["name"], found["version"]
         if re.fullmatch(NAME, name) is None:
             raise ParamsError(
-                f"'{name}' is no name of a shared store: 1 to 64 small letters, digits, dots, hyphens and underscores, "
-                f"the first a letter or a digit, expected in URL/NAME@VERSION, got '{text}'."
+                f"'{name.partition('?')[0]}' is no name of a shared store: 1 to 64 small letters, digits, dots, hyphens "
+                f"and underscores, the first a letter or a digit, expected in URL/NAME@VERSION, got '{shown}'."
             )
         if version is not None and re.fullmatch(VERSION, version) is None:
             raise ParamsError(
@@ -59,8 +60,8 @@ class Address:
         return f"{self.name}/{self.version}"
 
     def __str__(self) -> str:
-        """Return the address as it is written."""
-        return f"{self.url}/{self.name}" + ("" if self.version is None else f"@{self.version}")
+        """Return the address as it is written, without password."""
+        return f"{without_password(self.url)}/{self.name}" + ("" if self.version is None else f"@{self.version}")
 
 
 def version_order(version: str) -> tuple[int, int, str]:

@@ -65,13 +65,20 @@ def cells(row: Row) -> list[Cell]:
         Cell(printable(by_split), str(samples)),
         _number(row.views, "{:,}"),
         _text(row.recipe),
-        _text(row.encoding + ("" if not row.withheld else f" (without {', '.join(row.withheld)})")),
+        _text(_encoding(row)),
         _number(lost, "{:.1e}"),
         _number(row.size / 1e6, "{:,.1f}"),
         _text(row.license),
         _text("unsigned" if row.signer is None else row.signer),
         _text(row.created[:10]),
     ]
+
+
+def _encoding(row: Row) -> str:
+    """Return a row's encoding, and what was withheld of the store that it was derived from."""
+    less = [each for each in row.withheld if each != "encoding"]
+    derived = "" if row.derived_from is None else ", derived"
+    return f"{row.encoding}{derived}" + (f", without {' and '.join(less)}" if less else "")
 
 
 def _text(text: str) -> Cell:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kdpipe.errors import ParamsError, UntrustedStoreError
 from kdpipe.printable import printable
+from kdpipe.reading import read_bytes
 from kdpipe.sharing import remembered
 
 NAMESPACE = "kdpipe"
@@ -56,6 +57,18 @@ def signer_of(checksum: str, signature: bytes) -> str:
             "or the signature is damaged. Ask the publisher."
         )
     return good[1]
+
+
+def signer_in(store: Path, checksum: str) -> str | None:
+    """Return the fingerprint of the key that signed the manifest of a store on this machine, ``None`` if unsigned.
+
+    Raises:
+        UntrustedStoreError: its signature is damaged, or of another manifest.
+    """
+    file = store / FILE
+    if not os.path.lexists(file):
+        return None
+    return signer_of(checksum, read_bytes(file, limit=MAX_SIGNATURE_BYTES, error=UntrustedStoreError))
 
 
 def check(

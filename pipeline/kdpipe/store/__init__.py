@@ -5,6 +5,7 @@
 - ``writer``: ``build`` and ``Builder``, from a ``plan``; ``skeleton`` makes and repairs the empty store, ``ledger``
   records finished shards; ``growing`` adds segments, ``adoption`` puts them in their place, ``merging`` joins stores;
 - ``manifest`` and its ``sections``, ``arrays``: the description of a store, and the arrays of a split;
+- ``partial``: stores of which a part is here; ``claims``: a manifest compared with files and bounds;
 - ``inspect`` and ``verify``: summaries and checks.
 
 ``docs/reference/format.md`` describes format 1.

@@ -9,13 +9,14 @@ import os
 import shlex
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe import durable
-from kdpipe.errors import CorruptStoreError, StoreError
+from kdpipe.errors import CorruptStoreError, KdpipeError, StoreError
 from kdpipe.printable import printable_json
 from kdpipe.reading import read_json
 from kdpipe.store.sections import MAX_GROUPS, Digest
@@ -144,6 +145,16 @@ class Absent:
             if wanted and self.supply is not None:
                 self.supply(sorted(wanted, key=_order))
             self._files -= asked
+
+    def expect(self, files: Iterable[str]) -> None:
+        """Begin to fetch files that will be needed, in another thread; ``require`` reports what goes wrong."""
+        coming = self._files.intersection(files)
+        if coming and self.supply is not None:
+            threading.Thread(target=self._quietly, args=(coming,), daemon=True, name="kdpipe-ahead").start()
+
+    def _quietly(self, files: set[str]) -> None:
+        with suppress(KdpipeError):
+            self.require(files)
 
     def _refusal(self, file: str) -> StoreError:
         group, view = place_of(file)

@@ -147,3 +147,13 @@ def _scattered(rows: Rows, array: Array, *, to: int | Rows) -> list[Piece]:
         for at in groups
         if len(at)
     ]
+
+
+def row_numbers(rows: Any) -> Rows:
+    """Return row numbers, of any sequence or array of integers, as int64 ``(n,)``; raises ``TypeError`` for others."""
+    numbers = np.asarray(rows).reshape(-1)
+    if numbers.dtype == np.int64:
+        return np.ascontiguousarray(numbers)
+    if numbers.size and numbers.dtype.kind not in "iu":
+        raise TypeError(f"rows must be integers, found {numbers.dtype}")
+    return np.ascontiguousarray(numbers, dtype=np.int64)

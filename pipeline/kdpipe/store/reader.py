@@ -7,10 +7,8 @@ rows of larger planes can still be read, and ``blocks`` trains on them.
 from __future__ import annotations
 
 import math
-import shlex
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,11 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, UnsealedStoreError, did_you_mean
+from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.store import arrays, claims, machine, manifest
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
+from kdpipe.store.pieces import row_numbers
 from kdpipe.store.plan import encoding_of
 from kdpipe.store.planes import Plane, PlaneReader
 from kdpipe.store.sections import PENULTIMATE
@@ -60,7 +59,8 @@ def open_store(
     store = Path(path)
     found = manifest.read(store)
     try:
-        return _checked(store, found, split, memory_limit=memory_limit, beside=beside, supply=supply)
+        absent = claims.check_store(store, found, split, supply=supply)
+        return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside, absent=absent)
     except (CorruptStoreError, OSError):
         if is_still(store, found):
             raise
@@ -73,39 +73,6 @@ def is_still(store: Path, found: Manifest) -> bool:
         return manifest.read(store) == found
     except StoreError:
         return False
-
-
-def _checked(
-    store: Path, found: Manifest, split: str, *, memory_limit: int, beside: Sequence[str], supply: Supply | None
-) -> LogitStore:
-    """Open a split, after a comparison of the store's files with the manifest that was read."""
-    if found.state != "sealed":
-        raise UnsealedStoreError(
-            f"{store} is not sealed: its build is still running or was interrupted. Run the same "
-            "kdpipe cache-teacher command again to finish it."
-        )
-    faults = list(chain(*manifest.missing_or_resized(store, found).values()))
-    if faults:
-        more = f" ({len(faults):,} faults in all)" if len(faults) > 1 else ""
-        raise CorruptStoreError(f"{store}: {faults[0]}{more}. Run: kdpipe verify {shlex.quote(str(store))}")
-    if split not in found.names:
-        hint = did_you_mean(split, found.names)
-        raise StoreError(f"{store} has no split '{split}', only {', '.join(found.names)}{hint}")
-    if found.is_part:
-        raise StoreError(f"{store} holds further segments of another store alone, which cannot be read by themselves.")
-    absent = manifest.absent(store, found, supply=supply)
-    own = found.segments(split)
-    absent.require(name for name in found.files if name.split("/")[0] in own and place_of(name)[1] is None)
-    metadata_faults = [
-        name
-        for name, file in found.files.items()
-        if name.endswith("zarr.json") and not absent.has(name) and manifest.digest_file(store / name) != file.digest
-    ]
-    if metadata_faults:
-        raise CorruptStoreError(
-            f"{store}: {metadata_faults[0]} was changed. Run: kdpipe verify {shlex.quote(str(store))}"
-        )
-    return LogitStore(store, found, split, memory_limit=memory_limit, beside=beside, absent=absent)
 
 
 class LogitStore:
@@ -291,8 +258,14 @@ class LogitStore:
     def _read(self, view: int) -> Plane:
         """Decode a view, or find it in the memory of another rank of this machine."""
         if machine.shares():
-            return self._reader.shared(view, (self.digest, self.split))
+            return self._reader.shared(view, None, (self.digest, self.split))
         return self._reader.read(view, 0, self.num_samples)
+
+    def expect(self, view: int) -> None:
+        """Begin to fetch the files of a view that will be needed, where they are not here."""
+        if self.absent is not None:
+            places = {(each.name, view) for each in self.segments}
+            self.absent.expect(name for name in self.manifest.files if place_of(name) in places)
 
     def rows(self, view: int, start: int, stop: int) -> Plane:
         """Read rows ``start`` to ``stop - 1`` of a view, which do not stay in memory; see ``codes`` for errors.
@@ -305,11 +278,13 @@ class LogitStore:
         self._check_memory((stop - start) * self.row_bytes, f"{stop - start:,} rows of '{self.split}'")
         return self._reader.read(view, start, stop)
 
-    def gather(self, view: int, rows: npt.NDArray[np.int64]) -> Plane:
-        """Read any rows of a view, in their order; otherwise like ``rows``."""
+    def gather(self, view: int, rows: npt.NDArray[np.int64], *, shared: bool = False) -> Plane:
+        """Read any rows of a view, in their order; otherwise like ``rows``. Processes of one machine may share them."""
         self._check_view(view)
         self._check_rows(rows)
         self._check_memory(len(rows) * self.row_bytes, f"{len(rows):,} rows of '{self.split}'")
+        if shared and machine.possible():
+            return self._reader.shared(view, rows, (self.digest, self.split))
         return self._reader.gather(view, rows)
 
     def plane(self, view: int) -> npt.NDArray[np.float32]:
@@ -326,7 +301,7 @@ class LogitStore:
         If planes exceed the memory limit, each call decodes the chunks that it needs, which is slow for scattered
         rows. See ``codes`` for errors.
         """
-        wanted = _row_numbers(rows)
+        wanted = row_numbers(rows)
         self._check_rows(wanted)
         plane = (
             self.codes(view).logits(torch.from_numpy(wanted))
@@ -359,7 +334,7 @@ class LogitStore:
 
     def _signal(self, name: str, rows: Any, view: int) -> npt.NDArray[np.float16]:
         self._check_signal(name)
-        wanted = _row_numbers(rows)
+        wanted = row_numbers(rows)
         self._check_view(view)
         self._check_rows(wanted)
         row_bytes = 4 * math.prod(self.manifest.kept[name])
@@ -392,12 +367,3 @@ class LogitStore:
                 f"{self.path}: {what} takes {wanted:,} bytes of memory, the limit is {self.memory_limit:,}. Raise "
                 "memory_limit (--memory-limit), or read fewer rows at a time with rows() or logits()."
             )
-
-
-def _row_numbers(rows: Any) -> npt.NDArray[np.int64]:
-    numbers = np.asarray(rows).reshape(-1)
-    if numbers.dtype == np.int64:
-        return np.ascontiguousarray(numbers)
-    if numbers.size and numbers.dtype.kind not in "iu":
-        raise TypeError(f"rows must be integers, found {numbers.dtype}")
-    return np.ascontiguousarray(numbers, dtype=np.int64)

@@ -135,6 +135,23 @@ def test_damaged_files_are_fetched_again(run: Run, served: Place, stores: tuple[
     assert contents(out) == contents(stores[0])
 
 
+def test_a_part_that_cannot_be_completed_stays_as_it_is(run: Run, served: Place, tmp_path: Path) -> None:
+    out, page = tmp_path / "out.zarr", f"{served.url}/cifar@v2"
+    assert run("pull", page, "--out", out, "--split", "train", "--views", "1").code == 0
+    assert served.folder is not None
+    gone = next((served.folder / "cifar/v2").glob("train/codes/c/3/*/*"))
+    gone.rename(gone.with_name("gone"))
+    refused(run("pull", page, "--out", out), "train/codes/c/3/", "does not exist")
+    assert kdpipe.open_store(out).plane(1).shape[0] == 20
+    assert verify_files(out) == []
+    shown = not_here(out)
+    assert shown is not None
+    assert "all of test" in shown or "train" in shown
+    gone.with_name("gone").rename(gone)
+    assert run("pull", page, "--out", out).code == 0
+    assert not_here(out) is None
+
+
 def test_each_file_that_is_changed_at_the_server_is_refused(
     run: Run, served: Place, stores: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 import kdpipe
 from kdpipe.dataset import caching
+from kdpipe.distil.targets import CachedTargets, WindowedTargets
 from kdpipe.errors import RemoteError, StoreError
 from kdpipe.pairing.shared import Origin
 from kdpipe.testing.stores import small_plan, small_store
@@ -125,16 +126,29 @@ def test_another_version_at_an_address_is_noticed(served: Place, tmp_path: Path)
     assert kdpipe.open_store(f"{served.url}/cifar").num_views == 1
 
 
-@pytest.mark.parametrize("context", ["spawn"])
-def test_other_processes_share_the_cache(served: Place, store: Path, context: str) -> None:
+def test_processes_share_the_cache(served: Place, commands: Server) -> None:
+    started = [commands.start("verify", f"{served.url}/cifar@v1") for _ in range(3)]
+    assert [each.wait() for each in started] == [0, 0, 0]
+    fetched = [name for name in requests(served) if name not in ("zarr.json", "manifest.sig")]
+    assert len(fetched) == len(set(fetched))
+
+
+def test_soft_targets_in_other_processes_are_fetched_there(served: Place) -> None:
     opened = kdpipe.open_store(f"{served.url}/cifar@v1")
-    origin = Origin.of(opened, np.arange(4))
-    processes = multiprocessing.get_context(context)
-    with processes.Pool(2) as pool:
-        planes = pool.map(origin.read, [1, 1])
-    assert all((plane.codes == planes[0].codes).all() for plane in planes)
-    assert len(requests(served)) == len(set(requests(served)))
-    assert pickle.loads(pickle.dumps(origin)).read(2).codes.shape[0] == 4
+    origin = pickle.loads(pickle.dumps(Origin.of(opened, np.arange(4))))
+    assert (origin.read(2).codes == opened.gather(2, np.arange(4)).codes).all()
+
+
+def test_the_next_view_is_fetched_while_one_is_used(served: Place) -> None:
+    store = kdpipe.open_store(f"{served.url}/cifar@v1")
+    rows = np.arange(store.num_samples)
+    for targets, view in ((CachedTargets(store, rows), 1), (WindowedTargets(store, rows), 2)):
+        targets.start_epoch(view, view + 1)
+        wanted = f"train/row_max/c/{view + 1}/0"
+        deadline = time.monotonic() + 20
+        while not (store.path / wanted).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_inspect_and_verify_take_a_url(
@@ -170,6 +184,15 @@ def test_a_store_in_use_is_not_removed(served: Place, tmp_path: Path) -> None:
     caching.prune(-1)
     opened.plane(1)
     assert opened.path.exists()
+
+
+@pytest.mark.parametrize("name", ["No", "cifar@v 1", "", "cifar@v9", "nothing", "cifar@v1@v2"])
+def test_credentials_are_in_no_message(run: Run, served: Place, name: str) -> None:
+    url = served.url.replace("//", "//someone:secret@") + f"?token=hidden/{name}"
+    for outcome in (run("inspect", url), run("pull", url, "--out", "o.zarr")):
+        assert outcome.code == 1
+        assert "secret" not in outcome.err + outcome.out
+        assert "hidden" not in outcome.err + outcome.out
 
 
 def test_credentials_are_kept_nowhere(served: Place, tmp_path: Path) -> None:
