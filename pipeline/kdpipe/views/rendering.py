@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
@@ -270,6 +270,10 @@ class Renderers:
                 needed = first._needed(indices, view)
                 images, looked = made_of(self._renderers, (needed, view, look))
                 yield self._completed(images, needed, view), looked
+            following = list(islice(waiting, 1))
+            if not following:
+                return
+            waiting = chain(following, waiting)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # of more than processors
             if not self._loader:
