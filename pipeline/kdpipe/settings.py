@@ -174,7 +174,7 @@ def _path_or_url(value: Any) -> Any:
 
 def without_password(place: Path | str) -> str:
     """Return a path or URL as it may be printed and recorded: without password and query."""
-    if isinstance(place, Path):
+    if isinstance(place, Path) or "://" not in place:
         return str(place)
     scheme, _, rest = re.sub(r"[?#][^/]*", "", place).partition("://")
     host, slash, path = rest.partition("/")

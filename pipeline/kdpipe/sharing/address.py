@@ -42,8 +42,8 @@ class Address:
         name, version = found["name"], found["version"]
         if re.fullmatch(NAME, name) is None:
             raise ParamsError(
-                f"'{name.partition('?')[0]}' is no name of a shared store: 1 to 64 small letters, digits, dots, hyphens "
-                f"and underscores, the first a letter or a digit, expected in URL/NAME@VERSION, got '{shown}'."
+                f"'{name.partition('?')[0]}' is no name of a shared store: 1 to 64 small letters, digits, dots, "
+                f"hyphens and underscores, the first a letter or a digit, expected in URL/NAME@VERSION, got '{shown}'."
             )
         if version is not None and re.fullmatch(VERSION, version) is None:
             raise ParamsError(
