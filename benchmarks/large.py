@@ -5,12 +5,13 @@
 Makes so many JPEG files of 32 x 32 in 1,000 classes, and runs kdpipe's commands on them as a user would: a linear
 teacher, four augmented views beside the plain one, ``tailp:6,8``. Each runs once, on one thread per process:
 
-- ``survey``: a first command on these images, up to its first batch;
-- ``1 rank``, ``2 ranks``: ``cache-teacher``, by one process and by two of torchrun, when the images are known;
+- ``first batch``: a first command on these images, up to its first batch;
+- ``1 rank``: ``cache-teacher``, which reads images that no command has read;
 - ``seal``: the end of ``1 rank``, which digests what the ledger does not have and writes the manifest;
 - ``verify``, ``open``: all digests; and opening the store, without a plane;
 - ``epoch``, ``epoch in windows``: a linear student's command with one epoch, its plane in memory, and with a
-  ``--memory-limit`` of a quarter of it.
+  ``--memory-limit`` of a quarter of it;
+- ``2 ranks``: ``cache-teacher`` by two processes of torchrun, when the images are known.
 
 The peak is that of the command's processes together (their proportional set size, looked at every half second).
 The images are streamed, and stay in the page cache. Writes benchmarks/results/large.json.
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ print("OPEN", time.process_time() - cpu, time.perf_counter() - wall, flush=True)
 
 
 def main() -> None:
-    """Measure all sizes, and write the figures after each."""
+    """Measure all sizes, and write the figures after each stage."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=lambda text: [int(size) for size in text.split(",")], default=[10_000, 100_000])
     parser.add_argument("--images", type=Path, help="folder for the images, which are kept; default: a temporary one")
@@ -90,8 +91,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         for count in options.sizes:
             images = make((options.images or Path(folder)) / str(count), count)
-            result["sizes"][str(count)] = Stages(images, count, Path(folder) / "work").measured()
-            options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            for figures in Stages(images, count, Path(folder) / "work").measured():
+                result["sizes"][str(count)] = figures
+                options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(Path(folder) / "work")
             if options.images is None:
                 shutil.rmtree(images)
@@ -125,30 +127,29 @@ class Stages:
         self.survey = (str(Path(__file__).parent / "scale.py"), "--measure", "first", str(images), "--workers", "2")
         time.sleep(3)  # files that were written just now are not remembered
 
-    def measured(self) -> dict[str, Any]:
-        """Run the commands in turn; return seconds, peaks and the store's size."""
+    def measured(self) -> Iterator[dict[str, Any]]:
+        """Run the commands in turn; yield seconds and peaks by stage, and the store's size, as they grow."""
         kdpipe, torchrun = ("-m", "kdpipe"), ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-        found: dict[str, Any] = {"survey": self._run(self.survey)[0]}
-        found["1 rank"], lines = self._run(("-c", SEAL, *self.teaching, "--out", str(self.store)))
-        found["seal"] = _told(lines, "SEAL")
+        stages: dict[str, Any] = {"first batch": self._run(self.survey)[0]}
+        stages["1 rank"], lines = self._run(("-c", SEAL, *self.teaching, "--out", str(self.store)))
+        stages["seal"] = _told(lines, "SEAL")
+        files = [path for path in self.store.rglob("*") if path.is_file()]
+        found = {"bytes": sum(path.stat().st_size for path in files), "files": len(files), "stages": stages}
+        stages["verify"], _ = self._run((*kdpipe, "verify", str(self.store)))
+        stages["open"] = _told(self._run(("-c", OPEN, str(self.store)))[1], "OPEN")
+        yield found
+        stages["epoch"], _ = self._run((*kdpipe, *self.student, "--out", str(self.work / "whole")))
+        yield found
+        plane = self.count * CLASSES / 1024**3  # a byte of each class
+        limit = ("--memory-limit", f"{max(plane / 4, 0.006):.4f}", "--out", str(self.work / "windows"))
+        stages["epoch in windows"], _ = self._run((*kdpipe, *self.student, *limit))
+        yield found
         other = self.work / "two.zarr"
-        found["2 ranks"], _ = self._run((*torchrun, *kdpipe, *self.teaching, "--out", str(other)))
+        stages["2 ranks"], _ = self._run((*torchrun, *kdpipe, *self.teaching, "--out", str(other)))
         digests = {describe(each)["digest"] for each in (self.store, other)}
         if len(digests) > 1:
             sys.exit(f"one and two ranks made different stores: {digests}")
-        shutil.rmtree(other)
-        found["verify"], _ = self._run((*kdpipe, "verify", str(self.store)))
-        found["open"] = _told(self._run(("-c", OPEN, str(self.store)))[1], "OPEN")
-        found["epoch"], _ = self._run((*kdpipe, *self.student, "--out", str(self.work / "whole")))
-        plane = self.count * CLASSES / 1024**3  # a byte of each class
-        limit = ("--memory-limit", f"{max(plane / 4, 0.006):.4f}", "--out", str(self.work / "windows"))
-        found["epoch in windows"], _ = self._run((*kdpipe, *self.student, *limit))
-        files = [path for path in self.store.rglob("*") if path.is_file()]
-        return {
-            "stages": found,
-            "bytes": sum(path.stat().st_size for path in files),
-            "files": len(files),
-        }
+        yield found
 
     def _run(self, arguments: Sequence[str]) -> tuple[dict[str, float], list[str]]:
         """Run Python with these arguments; return what it and its processes took, and the lines that it printed."""

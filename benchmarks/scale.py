@@ -6,12 +6,14 @@ Makes so many JPEG files of 32 x 32 in 1,000 classes, and measures in new proces
 
 - ``listing``: torchvision's ``ImageFolder``, which lists the files and nothing more;
 - ``loader``: that, and the first batch of a ``DataLoader`` over it;
-- ``first``: kdpipe's first command on these images: every file is read, hashed and decoded once, then the first batch
-  of a linear teacher is computed from the rendered plain view; images are streamed;
+- ``first``: kdpipe's first pass over these images, up to the first batch of a linear teacher: files are listed, and the
+  images of the batch are decoded, hashed and rendered to the plain view; images are streamed;
+- ``read``: a first command that must know all images before it begins, as growth and mixing: every file is read, hashed
+  and decoded once, then as ``first``;
 - ``again``: a later command: every file's state is compared with what is remembered.
 
 Seconds are CPU seconds of all processes, which include those of starting workers. Those of kdpipe import PyTorch once;
-those of ``DataLoader`` are forks. All but ``first`` are repeated, in turn. Memory is the peak of the main process, and
+those of ``DataLoader`` are forks. All but ``read`` are repeated, in turn. Memory is the peak of the main process, and
 what each worker shares with no other, beyond those of the same measurement on 1,000 images.
 Writes benchmarks/results/scale.json.
 """
@@ -104,8 +106,10 @@ def make(root: Path, count: int) -> Path:
 def _size(root: Path, options: argparse.Namespace, cache: Path) -> dict[str, list[dict[str, float]]]:
     shutil.rmtree(cache, ignore_errors=True)
     time.sleep(3)  # files that were written just now are not remembered
-    found: dict[str, list[dict[str, float]]] = {"listing": [], "loader": [], "first": [], "again": []}
-    for way in ("listing", "first", *("listing", "again", "loader") * options.rounds):
+    found: dict[str, list[dict[str, float]]] = {"listing": [], "loader": [], "first": [], "read": [], "again": []}
+    for way in (*("listing", "first") * options.rounds, "read", *("listing", "again", "loader") * options.rounds):
+        if way == "first":
+            shutil.rmtree(cache, ignore_errors=True)
         command = [sys.executable, __file__, "--measure", way, str(root), "--workers", str(options.workers)]
         environment = {**os.environ, "KDPIPE_CACHE": str(cache)}
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
@@ -130,15 +134,17 @@ def _measured(way: str, root: Path, *, workers: int) -> dict[str, float]:
             batches = iter(loader)
             next(batches)
     else:
-        loaded = dataset.load(f"folder:{root}", "train", loading="stream", workers=workers)
+        unread = way == "first"
+        loaded = dataset.load(f"folder:{root}", "train", loading="stream", workers=workers, unread=unread)
         figures["load_cpu_seconds"] = _cpu() - before
         renderer = Renderer(loaded, "crop-flip", seed=0, geometry=Geometry(32, 32, "bilinear"), workers=workers)
         teacher = torch.nn.Linear(3 * 32 * 32, CLASSES)
         order = [np.arange(first, first + BATCH) for first in range(0, min(len(loaded), 4 * BATCH) - BATCH + 1, BATCH)]
-        rendered = renderer.batches(order, 0)
-        teacher(next(rendered).flatten(1).float() / 255)
+        rendered = renderer.looks(order)
+        teacher(next(rendered)[0].flatten(1).float() / 255)
     figures |= {"cpu_seconds": _cpu() - before, "wall_seconds": time.perf_counter() - wall}
-    if way in ("first", "again"):
+    if way in ("read", "again"):
+        next(rendered)  # from a worker process
         figures["worker_private_mb"] = max(_private_mb(each) for each in _session() if _command(each) == "worker")
     return {**figures, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
 

@@ -312,13 +312,27 @@ def _fleet() -> str:
 def _scale() -> str:
     rows = []
     for count, each in _read("scale")["sizes"].items():
-        first, again = each["first"], each["again"]
-        seconds = (each["listing"]["cpu_seconds"], again["load_cpu_seconds"], first["load_cpu_seconds"])
+        first, read, again = each["first"], each["read"], each["again"]
+        seconds = (
+            each["listing"]["cpu_seconds"],
+            each["loader"]["cpu_seconds"],
+            first["cpu_seconds"],
+            again["load_cpu_seconds"],
+            read["load_cpu_seconds"],
+        )
         memory = (again["peak_mb_beyond"], again["worker_private_mb_beyond"])
         rows.append(
             (f"{int(count):,}", *(f"{each:.2f}" for each in seconds), *(f"{max(0, each):.0f}" for each in memory))
         )
-    heading = ("images", "`ImageFolder`, s", "later command, s", "first command, s", "MB", "MB per worker")
+    listing = (
+        "images",
+        "`ImageFolder`, s",
+        "its first batch, s",
+        "first batch, s",
+        "later command, s",
+        "reading all, s",
+    )
+    heading = (*listing, "MB", "MB per worker")
     return _markdown(heading, rows[1:])
 
 

@@ -1,4 +1,4 @@
-"""Growth of a store with its dataset: `cache-teacher` computes the samples that a sealed store lacks."""
+"""Growth of a store with its dataset: `cache-teacher` and `import-logits` add the samples that a sealed store lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError
 from kdpipe.pairing.growth import Standing, by_segment
 from kdpipe.pairing.join import remarks, with_store_ids
 from kdpipe.stages.console import say
-from kdpipe.stages.settings.storing import CacheTeacher
+from kdpipe.stages.settings.storing import Storing
 from kdpipe.store import adoption, manifest
 from kdpipe.store.growing import grow, grow_together
 from kdpipe.store.leases import Membership
@@ -52,7 +52,7 @@ class Continued:
     """By split."""
 
     @classmethod
-    def of(cls, params: CacheTeacher, wanted: Plan, datasets: Mapping[str, Dataset]) -> Continued | None:
+    def of(cls, params: Storing, wanted: Plan, datasets: Mapping[str, Dataset]) -> Continued | None:
         """Compare the store at ``--out`` with the plan of one made from scratch.
 
         Returns ``None`` if there is no sealed store, another ingredient differs, or no training sample is in both;
@@ -147,7 +147,7 @@ class Continued:
         }
         return self._encoded(planned(self.fresh, views=self.views, replaces=replaces))
 
-    def building(self, planned: Planner, params: CacheTeacher, *, part: Part | None) -> AbstractContextManager[Builder]:
+    def building(self, planned: Planner, params: Storing, *, part: Part | None) -> AbstractContextManager[Builder]:
         """Return the build of the new segments, by this process alone or with its ``part`` as one of several."""
         plan = replace(self.growth(planned), provenance=params.provenance)
         if part is None:
@@ -187,7 +187,7 @@ class Unfinished:
     replaces: Mapping[str, int]
 
 
-def begun(params: CacheTeacher, wanted: Plan, datasets: Mapping[str, Dataset]) -> Unfinished | None:
+def begun(params: Storing, wanted: Plan, datasets: Mapping[str, Dataset]) -> Unfinished | None:
     """Return the store at ``--out`` if views are being added to several segments of it, and their images are here.
 
     ``None`` also if an ingredient differs from the plan of a store made from scratch.
@@ -206,7 +206,7 @@ def begun(params: CacheTeacher, wanted: Plan, datasets: Mapping[str, Dataset]) -
     return None
 
 
-def _encoded(params: CacheTeacher, wanted: Plan, found: Manifest) -> Encoding | None:
+def _encoded(params: Storing, wanted: Plan, found: Manifest) -> Encoding | None:
     """Return the encoding of a store whose ingredients are those of ``wanted``, but for its samples; else ``None``."""
     settings = params.encoding
     known = settled(

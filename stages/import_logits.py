@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
+import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import DatasetError
+from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
 from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
+from kdpipe.stages.growth import Continued, describe, finish_growth
 from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, ordered, report, settle
+from kdpipe.store.manifest import read
+from kdpipe.store.plan import Plan
 from kdpipe.store.writer import build
 from kdpipe.teacher.cache import Imported, copy_plane, plan
 from kdpipe.teacher.settings import ImportSettings
 
+_COMPARED = 1024
+"""Samples of a split whose logits are compared with those of a store that is to grow."""
+
 
 def run(params: ImportLogits) -> None:
-    """Build, resume or confirm the store at ``params.output.out``."""
+    """Build, resume, grow or confirm the store at ``params.output.out``."""
     view, given = params.view, params.source
     asked = get_encoding(params.encoding.encoding)
     files = {"train": given.logits} | ({} if given.test_logits is None else {"test": given.test_logits})
@@ -34,18 +43,21 @@ def run(params: ImportLogits) -> None:
     )
     scored = "test" if "test" in datasets else "train"
     top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)
+    finish_growth(params.output.out, part=None)
     stored, order = ordered(datasets, params, seed=view.seed)
-    wanted = plan(
-        source,
-        stored,
+    planned = partial(
+        plan,
         recipe=view.recipe,
         seed=view.seed,
-        views=view.augmented,
         encoding=asked,
         batch_size=1,
         order=order,
         pixel_digests=all(each.in_memory or each.digests_pixels for each in stored.values()),
     )
+    if _grown(source, datasets, stored, planned=planned, params=params, about={f"teacher_{scored}_top1": top1}):
+        report(params)
+        return
+    wanted = planned(source, stored, views=view.augmented)
     wanted = settle(wanted, params, pilot=lambda rows: source.pilot(seed=view.seed, rows=rows))
     with build(params.output.out, wanted, overwrite=params.output.overwrite) as builder:
         builder.memory_limit = params.output.memory_bytes
@@ -73,6 +85,82 @@ def run(params: ImportLogits) -> None:
             )
             say(f"{builder.path} sealed, digest {sealed.digest}.")
     report(params)
+
+
+def _grown(
+    source: Imported,
+    datasets: Mapping[str, Dataset],
+    stored: Mapping[str, Dataset],
+    *,
+    planned: Callable[..., Plan],
+    params: ImportLogits,
+    about: Mapping[str, float | None],
+) -> bool:
+    """Add the samples that a sealed store of the same teacher lacks; return whether there is such a store.
+
+    ``datasets`` have the order of the files, and ``stored`` that of a new store.
+
+    Raises:
+        StaleStoreError: the files have other logits for samples that the store has, and it is not to be overwritten.
+    """
+    path, began = params.output.out, time.perf_counter()
+    try:
+        recorded = read(path).fingerprint
+    except StoreError:
+        return False
+    if recorded.precision != source.precision or recorded.teacher.name != source.identity.name:
+        return False
+    if recorded.teacher == source.identity and all(
+        recorded.dataset.get(split) == dataset.fingerprint for split, dataset in stored.items()
+    ):
+        return False
+    source = source.of(recorded.teacher)
+    store = Continued.of(params, planned(source, stored, views=params.view.augmented), stored)
+    if store is None or store.views != params.view.augmented:
+        return False
+    place = {split: {key: index for index, key in enumerate(dataset.keys)} for split, dataset in datasets.items()}
+    differing, compared = _other_logits(store, source, place)
+    if differing:
+        if params.output.overwrite:
+            return False
+        raise StaleStoreError(
+            f"{path}: the files have other logits for {differing:,} of {compared:,} compared samples that it has: of "
+            "another teacher, or in another order. Rebuild it with --overwrite, or pass --out another path."
+        )
+    store.say_changes()
+    if not store.fresh:
+        describe(path, params.provenance, part=None)
+        say(f"{path} is sealed and has all of these samples.")
+        return True
+    with store.building(partial(planned, source), params, part=None) as builder:
+        builder.memory_limit = params.output.memory_bytes
+        for group, fresh in store.fresh.items():
+            planes = builder.manifest.splits[group].planes
+            rows = np.array([place[fresh.split][key] for key in fresh.keys], dtype=np.int64)
+            with progress(f"importing {group}", total=len(fresh) * planes) as advance:
+                for view in range(planes):
+                    copy_plane(builder, group, view, source=source, order=rows, dataset=fresh, advance=advance)
+                builder.drain()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        builder.seal({"created": now, **builder.work(), "versions": dict(versions()), **about})
+    say(f"{path} has grown after {time.perf_counter() - began:.1f} s, digest {read(path).digest}.")
+    return True
+
+
+def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:
+    """Return how many of some samples that a store has are other ones in the files, and how many were compared."""
+    differing = compared = 0
+    for split, standing in store.standings.items():
+        served = np.flatnonzero(standing.served)
+        served = np.sort(np.random.default_rng(0).permutation(served)[:_COMPARED])
+        at = [place[split][standing.dataset.keys[index]] for index in served.tolist()]
+        other = np.zeros(len(served), dtype=bool)
+        for view in range(standing.store.num_views + 1):
+            logits = torch.from_numpy(source.plane(split, view)[at].astype(np.float32))
+            encoded, known = store.encoding.encode(logits), standing.store.gather(view, standing.rows[served])
+            other |= (encoded.codes != known.codes.numpy()).any(axis=1) | (encoded.row_max != known.row_max.numpy())
+        differing, compared = differing + int(other.sum()), compared + len(served)
+    return differing, compared
 
 
 def _preset(settings: ImportSettings, train: Dataset) -> Preset:

@@ -134,3 +134,33 @@ def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(proj
         *("--store", "logits.zarr", "--student", "resnet8", "--epochs", "1", "--out", "run"),
     )
     assert json.loads((consumer / "run" / "run.json").read_text())["distill"] == "cache"
+
+
+def test_verify_names_the_file_that_was_changed_at_a_remote_and_dvc_does_not(project: Path, tmp_path: Path) -> None:
+    owner = shutil.copytree(project, tmp_path / "owner", symlinks=True)
+    remote = tmp_path / "remote"
+    _run(owner, "dvc", "remote", "add", "--default", "shared", str(remote))
+    _run(owner, "dvc", "remote", "modify", "shared", "verify", "true")
+    _run(owner, "dvc", "push", "--quiet")
+    _commit(owner, "Share the store")
+    _run(owner, "git", "tag", "logits-v1")
+    codes = next((owner / "data" / "logits.zarr" / "train" / "codes").rglob("c/0/*/0"))
+    (there,) = (path for path in remote.rglob("*") if path.is_file() and path.read_bytes() == codes.read_bytes())
+    there.chmod(0o644)
+    content = bytearray(there.read_bytes())
+    content[len(content) // 2] ^= 1
+    there.write_bytes(content)
+    shutil.rmtree(owner / ".dvc" / "cache")
+
+    consumer = tmp_path / "consumer"
+    consumer.mkdir()
+    _run(consumer, "git", "init", "--quiet")
+    _run(consumer, "dvc", "init", "--quiet")
+    _run(consumer, "dvc", "import", str(owner), "data/logits.zarr", "--rev", "logits-v1", "--out", "logits.zarr")
+    assert "up to date" in _run(consumer, "dvc", "status")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "pipeline")}
+    command = ("kdpipe", "verify", "logits.zarr")
+    refused = subprocess.run(command, cwd=consumer, capture_output=True, text=True, check=False, env=environment)
+    assert refused.returncode == 1
+    name = str(codes.relative_to(owner / "data" / "logits.zarr"))
+    assert f"{name} does not match its digest" in refused.stdout + refused.stderr

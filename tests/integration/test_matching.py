@@ -71,11 +71,11 @@ def test_classes_are_matched_and_what_is_covered_is_trained_on(
     ranked = ("benchmark", *data, "--run", run, *QUICK)
     measured = kdpipe(*ranked, "--out", tmp_path / "reports")
     assert measured.code == 0, measured.err
-    report = json.loads((tmp_path / "reports" / "report.json").read_text())
-    assert report["teacher"]["figures"]["top1"] is not None
-    (student,) = report["students"]
+    assert f"The 2 classes of folder:{numbered} as the 2 of {run}" in measured.err
+    report = json.loads((tmp_path / "reports" / "metrics.json").read_text())
+    assert report["teacher"]["name"] == "growing_teacher:build"
     expected = json.loads((run / "metrics.json").read_text())["test"]["top1"]
-    assert student["figures"]["top1"] == expected
+    assert f"top-1 of {100 * expected:.2f} %" in report["verdict"]["reason"]
 
     names = tmp_path / "classes.csv"
     names.write_text("class,store_class\n0,bee\n1,ant\n")
@@ -94,6 +94,8 @@ def test_a_part_is_verified_with_a_note_and_the_whole_demanded(
     verified = kdpipe("verify", store, "--data", f"folder:{numbered}")
     assert verified.code == 0, verified.err
     assert "2 of the 8 'train' samples are not in" in verified.err
+    assert "and 1 of its 7 is not in the store." in verified.err
+    assert "2 by the labels of their images" in verified.err
     assert "matches the store" in verified.out
     assert len((verified.out + verified.err).splitlines()) <= 5
     whole = kdpipe("verify", store, "--data", f"folder:{numbered}", "--complete")
@@ -106,7 +108,12 @@ def test_a_part_is_verified_with_a_note_and_the_whole_demanded(
     assert kdpipe("verify", store, "--data", f"folder:{images}", "--complete").code == 1
     trained = kdpipe(*STUDENT, "--data", f"folder:{images}", "--store", store, "--out", tmp_path / "run")
     assert trained.code == 0, trained.err
-    refused(kdpipe("verify", store, "--data", "digits", "--complete"))
+    other = kdpipe("verify", store, "--data", "digits")
+    assert other.code == 1
+    assert "8 of the 8 'train' samples are not in digits" in other.err
+    refused(
+        kdpipe(*STUDENT, "--data", "digits", "--store", store, "--out", tmp_path / "no"), "has the classes ant, bee"
+    )
 
 
 def test_images_that_do_not_tell_the_class_are_refused(kdpipe: Kdpipe, store: Path, numbered: Path) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +35,16 @@ def picture(path: Path, seed: int, *, size: int = 6) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
 
 
-def cached(run: Kdpipe, images: Path, out: Path, *more: object, loading: str = "stream") -> Outcome:
-    return run(
+def command(images: Path, out: Path, *, loading: str = "stream") -> tuple[object, ...]:
+    return (
         *("cache-teacher", "--data", f"folder:{images}", "--teacher", "growing_teacher:build", "--views", 1),
         *("--mean", "0,0,0", "--std", "1,1,1", "--input-size", 16, "--device", "cpu", "--batch-size", 600),
-        *("--order", "dataset", "--loading", loading, "--workers", 1, "--out", out, *more),
+        *("--order", "dataset", "--loading", loading, "--workers", 1, "--out", out),
     )
+
+
+def cached(run: Kdpipe, images: Path, out: Path, *more: object, loading: str = "stream") -> Outcome:
+    return run(*command(images, out, loading=loading), *more)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +94,25 @@ def test_a_file_that_cannot_be_decoded_is_named_and_can_be_repaired(kdpipe: Kdpi
     assert all(before[name] == after[name] for name in kept)
     assert open_store(store).digest == whole(kdpipe, begun)
     assert not list(begun.glob("l.zarr.*"))
+
+
+def test_a_pass_that_is_killed_ends_the_same(kdpipe: Kdpipe, begun: Path) -> None:
+    """While the shards of the other view are computed: those of the plain one have 15 files."""
+    store = begun / "l.zarr"
+    picture(begun / "images/train/bee" / f"{EACH - 1:04}.bmp", seed=5)
+    teacher = importlib.import_module("growing_teacher").__file__
+    assert teacher is not None
+    arguments = [sys.executable, "-m", "kdpipe", *map(str, command(begun / "images", store))]
+    paths = os.pathsep.join([str(Path(teacher).parent), *sys.path])
+    process = subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(Ledger(store).read()) < 17 and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert cached(kdpipe, begun / "images", store).code == 0
+    assert open_store(store).digest == whole(kdpipe, begun)
 
 
 def test_a_file_that_is_removed_costs_its_row_alone(kdpipe: Kdpipe, begun: Path) -> None:

@@ -13,7 +13,7 @@ from kdpipe.dataset import load
 from kdpipe.models import Preset
 from kdpipe.testing.stores import PRESET, dataset_plan, small_plan, small_store, start_store
 from tests import servers
-from tests.conftest import Outcome, refused
+from tests.conftest import Outcome, refused, run_command
 
 Command = Callable[..., Outcome]
 SAID = ("--license", "CC0-1.0", "--contact", "a@b.example")
@@ -26,18 +26,29 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KDPIPE_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def place(tmp_path: Path, kdpipe: Command) -> Path:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three stores: of no digits, of half of them twice, the second time with hidden names."""
+    base = tmp_path_factory.mktemp("published")
     preset: Preset = PRESET
     digits = load("digits", "train", limit=100)
-    small_store(tmp_path / "half.zarr", dataset_plan(digits, preset=preset, views=1))
-    small_store(tmp_path / "none.zarr", small_plan(views=2))
-    folder = tmp_path / "place"
-    assert kdpipe("publish", tmp_path / "none.zarr", folder / "a-none@v1", *SAID, "--title", EVIL).code == 0
-    assert kdpipe("publish", tmp_path / "half.zarr", folder / "half@v1", *SAID).code == 0
-    assert kdpipe("publish", tmp_path / "half.zarr", folder / "hidden@v1", *SAID, "--hide-names").code == 0
-    return folder
+    small_store(base / "half.zarr", dataset_plan(digits, preset=preset, views=1))
+    small_store(base / "none.zarr", small_plan(views=2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDPIPE_CONFIG", str(base / "config"))
+        for store, address, *flags in (
+            ("none", "a-none@v1", "--title", EVIL),
+            ("half", "half@v1"),
+            ("half", "hidden@v1", "--hide-names"),
+        ):
+            outcome = run_command(None, "publish", base / f"{store}.zarr", base / "place" / address, *SAID, *flags)
+            assert outcome.code == 0
+    return base / "place"
+
+
+@pytest.fixture
+def place(published: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published, tmp_path / "place"))
 
 
 def names(outcome: Outcome) -> list[str]:
@@ -118,6 +129,7 @@ def test_refusals(tmp_path: Path, kdpipe: Command) -> None:
 
 def test_an_older_catalog_is_told_and_a_replaced_version_refused(place: Path, tmp_path: Path, kdpipe: Command) -> None:
     index = place / "index.json"
+    assert kdpipe("stores", place).code == 0
     newest = json.loads(index.read_text())
     index.write_text(json.dumps(newest | {"versions": newest["versions"][:2]}))
     outcome = kdpipe("stores", place)

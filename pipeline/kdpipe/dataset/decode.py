@@ -19,7 +19,6 @@ import importlib
 import io
 import os
 import stat
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +101,18 @@ def _decode_jpeg(content: bytes, *, scale: int = 1) -> Pixels | None:
     except ValueError:
         return None
     return image.transpose(2, 0, 1)
+
+
+def look(content: bytes, where: str) -> tuple[Pixels, int]:
+    """Return the pixels of an image file as ``decode`` does, and remarks as ``describe`` does, at once.
+
+    Raises:
+        DatasetError: as for ``decode``.
+    """
+    oriented = b"Exif" in content or b"Orientation" in content
+    if not oriented and (pixels := _decode_jpeg(content)) is not None:
+        return pixels, 0
+    return decode(content, where), describe(content, where)[2]
 
 
 def describe(content: bytes, where: str) -> tuple[int, int, int]:
@@ -242,39 +253,57 @@ _KINDS = {
 }
 
 
-def images(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path inside ``folder`` and the absolute path of each image below it.
+def images(folder: Path) -> list[str]:
+    """Return the path inside ``folder`` of each image below it, in no order.
 
     Raises:
         DatasetError: an image is no regular file, or links lead in a circle; the message names it.
     """
-    linked, known = 0, image_extensions()
-    pending = [(folder.absolute(), "", frozenset[tuple[int, int]](), False)]
+    root, linked, found = str(folder.absolute()), 0, list[str]()
+    is_image, add = _IS_IMAGE, found.append
+    pending = [("", tuple[str, ...](), False)]
     while pending:
-        place, inner, above, by_link = pending.pop()
-        info = place.stat()
-        here = (info.st_dev, info.st_ino)
-        if here in above:
-            raise _circle(place)
-        linked += by_link
+        inner, above, by_link = pending.pop()
+        if by_link:
+            linked += 1
+            if any(Path(root, inner).samefile(Path(root, each)) for each in above):
+                raise _circle(Path(f"{root}/{inner}"))
         if linked > _MAX_LINKED_FOLDERS:
             raise DatasetError(
                 f"'{folder}' has more than {_MAX_LINKED_FOLDERS:,} folders behind links to folders; remove the links"
             )
-        with os.scandir(place) as entries:
+        with os.scandir(f"{root}/{inner}") as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir():
+                if entry.is_file(follow_symlinks=False):
+                    if is_image[name[name.rfind(".") :]] and name[0] != ".":
+                        add(inner + name)
+                elif entry.is_dir():
                     if _left_out(name):
                         continue
                     if entry.is_symlink():
                         refuse_upward(Path(entry.path))
-                    behind = by_link or entry.is_symlink()
-                    pending.append((Path(entry.path), f"{inner}{name}/", above | {here}, behind))
-                elif name[name.rfind(".") :].lower() in known and not name.startswith("."):
+                    pending.append((f"{inner}{name}/", (*above, inner), by_link or entry.is_symlink()))
+                elif is_image[name[name.rfind(".") :]] and name[0] != ".":
                     if not entry.is_file():
                         raise _no_file(entry)
-                    yield inner + name, entry.path
+                    add(inner + name)
+    return found
+
+
+class _Endings(dict[str, bool]):
+    """Whether files with an ending, as it is spelled, are images; a million files have few of them."""
+
+    def __missing__(self, ending: str) -> bool:
+        known = ending.lower() in image_extensions()
+        if len(self) < _MOST_ENDINGS:
+            self[ending] = known
+        return known
+
+
+_MOST_ENDINGS = 1_000
+"""Spellings that are remembered: names without a dot are endings, too."""
+_IS_IMAGE = _Endings()
 
 
 def refuse_upward(link: Path) -> None:

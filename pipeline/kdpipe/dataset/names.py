@@ -7,6 +7,7 @@ buffer, which processes can share, and a string is made of a part of it when it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, overload
 
 import numpy as np
@@ -42,11 +43,16 @@ class Names(Sequence[str]):
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends - lengths, ends)
 
     @classmethod
-    def joined(cls, parts: Sequence[Names]) -> Names:
-        """Return the names of several parts, one part after the other."""
-        lengths = np.concatenate([part._stops - part._starts for part in parts])
-        ends = np.cumsum(lengths)
-        return cls(np.concatenate([part._whole() for part in parts]), ends - lengths, ends)
+    def below(cls, folders: Sequence[tuple[str, Sequence[str]]]) -> Names:
+        """Return the paths of names below their folders, one folder after the other."""
+        heads = [f"{folder}/" for folder, _ in folders]
+        text = "".join([head.join(["", *names]) for head, (_, names) in zip(heads, folders, strict=True)])
+        if not text.isascii():
+            return cls.of([head + name for head, (_, names) in zip(heads, folders, strict=True) for name in names])
+        counts = [len(names) for _, names in folders]
+        lengths = np.fromiter(map(len, chain.from_iterable(names for _, names in folders)), np.int64, sum(counts))
+        ends = np.cumsum(lengths + np.repeat(list(map(len, heads)), counts))
+        return cls(np.frombuffer(text.encode(), dtype=np.uint8), np.concatenate([[0], ends])[:-1], ends)
 
     def encoded(self) -> Iterator[bytes]:
         """Yield the UTF-8 of each name."""
@@ -110,13 +116,6 @@ class Names(Sequence[str]):
         used = int((self._stops - self._starts).sum())
         names = self if used > len(self._text) // 2 else Names.of_bytes(list(self.encoded()))
         return Names, (names._text, names._starts, names._stops)
-
-    def _whole(self) -> npt.NDArray[np.uint8]:
-        """Return the text of all names, one after the other."""
-        gapless = len(self) and self._starts[0] == 0 and self._stops[-1] == len(self._text)
-        if gapless and (self._starts[1:] == self._stops[:-1]).all():
-            return self._text
-        return Names.of_bytes(list(self.encoded()))._text
 
 
 _BLOCK = 65_536

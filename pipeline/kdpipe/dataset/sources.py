@@ -154,21 +154,24 @@ class FileSource:
         content, info = _read(path)
         own = samples.bytes_digest(content)
         if digest == _UNKNOWN:
-            found["remarks"] = decode.describe(content, path)[2]
+            pixels, found["remarks"] = decode.look(content, path)
             found["state"] = info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
         elif own != digest:
             raise _changed(path)
-        pixels = decode.decode(content, path)
+        else:
+            pixels = decode.decode(content, path)
         found["digest"], found["size"] = np.frombuffer(own, dtype=np.uint8), pixels.shape[1:]
         found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
         return pixels, found
 
     def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
         """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
-        known, entries = self._table("digests", "files 3", _FILES).read(), np.zeros(len(indices), dtype=_FILES)
-        if len(known):
-            entries, _ = _states(Names.of(self.paths).take(indices))
-            entries["found"][~_recall(entries, known)] = 0
+        known, count = self._table("digests", "files 3", _FILES).read(), len(indices)
+        if not len(known):
+            sizes = np.zeros((count, 2), dtype=np.int64)
+            return Survey(np.zeros((count, samples.ID_BYTES), np.uint8), sizes, remarks=np.zeros(count, np.uint8))
+        entries, _ = _states(Names.of(self.paths).take(indices))
+        entries["found"][~_recall(entries, known)] = 0
         found = entries["found"]
         return Survey(found["digest"].copy(), found["size"].astype(np.int64), remarks=found["remarks"].copy())
 

@@ -15,7 +15,7 @@ import torch
 
 from kdpipe.encoding.base import LZ4, Compression, Encoded, Encoding
 from kdpipe.encoding.fidelity import kl
-from kdpipe.encoding.kinds.klt import KLT, MOST_CLASSES
+from kdpipe.encoding.kinds.klt import KLT, MOST_CLASSES, SQUARE
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError
 
@@ -27,6 +27,8 @@ CANDIDATES = (
 """The encodings that are measured by default."""
 WIDE = tuple(f"klt{step:g}" for step in (0.1, 0.2, 0.25, 0.28, 0.32, 0.36, 0.4, 0.45, 0.5, 0.6, 0.8, 1))
 """Those that are measured besides for 64 classes or more: with few classes, there is little to gain by a rotation."""
+WIDEST = tuple(f"klt{step:g}" for step in (0.25, 0.4, 0.6, 1))
+"""Those of them for more than 2,048 classes, where fitting each takes seconds."""
 
 _WIDE = 64
 _FREE_BYTES = 65_536
@@ -46,6 +48,8 @@ _HELD_OUT = 1_024
 """Most rows of the pilot that encodings are measured on."""
 _FITTED_ROWS = 8
 """Rows of the pilot for each class, for a covariance: half as many cost 1 % more bytes with 1,000 classes."""
+_SPANNING_ROWS = 4_096
+"""Rows of the pilot for more than 2,048 classes, of which half must span up to 1,000 directions."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,16 @@ def choose_encoding(
 
 def usual(classes: int) -> tuple[str, ...]:
     """Return the names of the encodings that are measured by default for so many classes."""
-    return (*CANDIDATES, *WIDE) if _WIDE <= classes <= MOST_CLASSES else CANDIDATES
+    if not _WIDE <= classes <= MOST_CLASSES:
+        return CANDIDATES
+    return (*CANDIDATES, *(WIDE if classes <= SQUARE else WIDEST))
 
 
 def pilot_rows(names: Sequence[str], *, classes: int, least: int) -> int:
     """Return the rows of a pilot for these encodings: more for many classes where a covariance is estimated."""
-    return max(least, _FITTED_ROWS * classes) if any(isinstance(get_encoding(each), KLT) for each in names) else least
+    if not any(isinstance(get_encoding(each), KLT) for each in names):
+        return least
+    return max(least, _FITTED_ROWS * classes if classes <= SQUARE else _SPANNING_ROWS)
 
 
 def _measure(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,10 @@ from kdpipe.pairing.join import check_classes, join_checked, locate, with_store_
 from kdpipe.pairing.probes import refuse_another_order, replay
 from kdpipe.pairing.recognition import recognized
 from kdpipe.pairing.shared import Origin, SharedTargets
+from kdpipe.pairing.windowed import WindowedTargets
 from kdpipe.reading import open_regular
+from kdpipe.store import machine
+from kdpipe.store.blocks import draw
 from kdpipe.store.reader import LogitStore
 from kdpipe.views import Renderer
 
@@ -37,13 +40,21 @@ Transform = Callable[[Any], Any]
 class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
     """A map-style dataset whose items end with their soft target, from ``kdpipe.attach``.
 
-    Works in the workers of a ``DataLoader``, forked or spawned, persistent or not: they share one decoded view.
+    Works in the workers of a ``DataLoader``, forked or spawned, persistent or not: they share one decoded view, or a
+    window of it.
     """
 
     def __init__(
-        self, items: Items, targets: SharedTargets, *, views: Sequence[int], transform: Transform | None
+        self,
+        items: Items,
+        targets: SharedTargets | WindowedTargets,
+        *,
+        views: Sequence[int],
+        transform: Transform | None,
+        data_seed: int = 0,
     ) -> None:
         """Pair ``items`` with ``targets``, of one of ``views`` in each epoch."""
+        self._data_seed, self._epoch = data_seed, 0
         self._items = items
         self._targets = targets
         self._views = views
@@ -64,8 +75,22 @@ class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
         Call it before the epoch's first batch is loaded, as with ``DistributedSampler``, in the process that attached
         the store; workers follow, also persistent ones. The dataset's own ``set_epoch`` is called as well.
         """
-        self._targets.switch(self._views[epoch % len(self._views)])
+        self._epoch = epoch
+        self._targets.start(epoch, self._views[epoch % len(self._views)])
         self._items.set_epoch(epoch)
+
+    def sampler(self, rank: int = 0, world: int = 1) -> torch.utils.data.Sampler[int]:
+        """Return a sampler that shuffles the samples anew in each epoch, for ``DataLoader(sampler=)``.
+
+        If views do not fit in memory, the order is that of their windows, and no other is quick. Of ``world`` processes
+        that train one model, each has its ``rank``; the samples that the last round lacks are left out.
+        """
+        return _Order(self, rank, world)
+
+    def _order(self) -> npt.NDArray[np.int64]:
+        if isinstance(self._targets, WindowedTargets):
+            return self._targets.order()
+        return draw(np.zeros(len(self), np.int64), held=1, data_seed=self._data_seed, epoch=self._epoch)[0]
 
     def __getitem__(self, index: Any) -> Any:
         """Return one item, or a list of items for a slice.
@@ -93,6 +118,19 @@ class AttachedDataset(torch.utils.data.Dataset[tuple[Any, ...]]):
         return found % len(self)
 
 
+class _Order(torch.utils.data.Sampler[int]):
+    """The indices of one process in the order of the epoch."""
+
+    def __init__(self, dataset: AttachedDataset, rank: int, world: int) -> None:
+        self._dataset, self._rank, self._world = dataset, rank, world
+
+    def __len__(self) -> int:
+        return len(self._dataset) // self._world
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._dataset._order()[self._rank :: self._world][: len(self)].tolist())
+
+
 def attach(
     store: LogitStore,
     dataset: Any,
@@ -102,6 +140,7 @@ def attach(
     view: int | None = None,
     transform: Transform | None = None,
     allow_drift: bool = False,
+    data_seed: int = 0,
 ) -> AttachedDataset:
     """Append each item's soft target to a dataset, for your own trainer (docs/guides/trainers.md).
 
@@ -112,6 +151,9 @@ def attach(
 
     Samples are joined by id: from ``keys`` (``"train/cat/1.jpg"``), or from the paths that a dataset like
     torchvision's ``ImageFolder`` lists. A file that was moved since is recognized by its content.
+
+    If views exceed the store's memory limit, they are read in windows: load samples in the order of ``sampler``, and
+    call ``set_epoch`` before each epoch. The ranks of a machine share one copy.
 
     By index, labels are compared, and some images with those that the store knows: by the digests of their files or
     pixels. Images that the dataset resizes, normalizes or augments cannot be compared: their order is not checked.
@@ -124,12 +166,13 @@ def attach(
         view: take every epoch's soft targets from this view.
         transform: applied to each image.
         allow_drift: accept pixels that differ from the teacher's.
+        data_seed: seed of the order of ``sampler``.
 
     Raises:
         StaleStoreError: the classes differ, or the pixels (unless ``allow_drift``).
         DatasetError: the store lacks a sample, or the dataset lists no paths and no keys are given.
-        StoreError: by index, numbers of samples, labels or images differ; the view is missing or exceeds the memory
-            limit.
+        StoreError: by index, numbers of samples, labels or images differ; the view is missing, or two of its chunks
+            exceed the memory limit.
     """
     if isinstance(dataset, Dataset):
         if keys is not None or by_index:
@@ -144,8 +187,13 @@ def attach(
         views = (0,)
     if view is not None:
         views = (view,)
-    targets = SharedTargets(Origin.of(store, rows), view=views[0], slots=min(2, len(views)))
-    return AttachedDataset(items, targets, views=views, transform=transform)
+    origin, slots = Origin.of(store, rows), min(2, len(views))
+    targets: SharedTargets | WindowedTargets
+    if machine.shares() or slots * len(rows) * store.row_bytes > store.memory_limit:
+        targets = WindowedTargets(origin, epoch=0, view=views[0], data_seed=data_seed)
+    else:
+        targets = SharedTargets(origin, view=views[0], slots=slots)
+    return AttachedDataset(items, targets, views=views, transform=transform, data_seed=data_seed)
 
 
 class Items(Protocol):

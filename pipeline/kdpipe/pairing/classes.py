@@ -136,7 +136,7 @@ def read_class_map(path: Path) -> dict[str, str]:
 def find_classes(
     store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64], *, given: Mapping[str, str] | None = None
 ) -> ClassMap | None:
-    """Return which class of a store each class of a dataset is; ``None`` where they are the same, in order.
+    """Return which class of a store each class of a dataset is; ``None`` where all are the same, in order, or none is.
 
     Args:
         store: the classes, and the labels of its samples when it was made.
@@ -173,7 +173,7 @@ def find_classes(
             f"{printable('; '.join(doubts[:3]))}{more}. Write them to a file of lines {','.join(HEADING)} and pass "
             "--class-map FILE."
         )
-    return ClassMap(store.classes, tuple(matches))
+    return ClassMap(store.classes, tuple(matches)) if taken or given else None
 
 
 def _votes(

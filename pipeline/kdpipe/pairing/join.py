@@ -238,19 +238,20 @@ def verify_data(
     faults = []
     dataset = with_store_ids(store, dataset)
     shared = np.flatnonzero(find_ids(dataset.sample_ids, store.sample_ids) >= 0)
-    if len(shared) < store.num_samples:
-        absent = store.num_samples - len(shared)
-        line = f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"
-        if complete or not len(shared):
-            faults.append(line)
-        else:
-            say(f"{line}: trained on the {len(shared):,} others.")
+    absent, more = store.num_samples - len(shared), len(dataset) - len(shared)
+    lines = [f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"] * bool(
+        absent
+    )
+    if absent and (complete or not len(shared)):
+        faults.append(lines.pop())
     if not len(shared):
         return faults
-    if len(shared) < len(dataset):
-        more = len(dataset) - len(shared)
-        say(f"{more:,} of the {len(dataset):,} '{store.split}' samples of {dataset.spec} are not in {store.path}.")
+    if more:
+        whose = f"its {len(dataset):,}" if lines else f"the {len(dataset):,} '{store.split}' samples of {dataset.spec}"
+        lines.append(f"{more:,} of {whose} {'is' if more == 1 else 'are'} not in the store")
         dataset = dataset.subset(shared)
+    if lines:
+        say(f"{', and '.join(lines)}.")
     rows = join(store, dataset)
     for line in remarks(store, dataset, rows):
         say(line)

@@ -43,11 +43,15 @@ class Origin:
         return cls(store.path.absolute(), store.split, store.digest, store.memory_limit, rows, supply)
 
     def read(self, view: int) -> Plane:
-        """Decode the rows of a view.
+        """Decode the rows of a view; raises a ``StoreError`` as ``open`` and ``LogitStore.gather`` do."""
+        return self.open().gather(view, self.rows)
+
+    def open(self) -> LogitStore:
+        """Open the store again.
 
         Raises:
             StaleStoreError: another store is at the path now.
-            StoreError: there is no such view, or no intact store; see ``open_store`` and ``LogitStore.gather``.
+            StoreError: there is no intact store; see ``open_store``.
         """
         store = open_store(self.path, self.split, memory_limit=self.memory_limit, supply=self.supply)
         if store.digest != self.digest:
@@ -55,7 +59,7 @@ class Origin:
                 f"{self.path} has been made anew: its digest is {store.digest}, and was {self.digest} when the dataset "
                 "was attached. Attach the dataset again."
             )
-        return store.gather(view, self.rows)
+        return store
 
 
 class SharedTargets:
@@ -86,14 +90,18 @@ class SharedTargets:
                 f"{origin.path}: no shared memory for {slots} views of {len(origin.rows)} samples ({error}). "
                 "Enlarge /dev/shm (in Docker: --shm-size or --ipc=host)."
             ) from error
-        self._held = _share(torch.full((slots,), -1))
-        self._current = _share(torch.zeros((), dtype=torch.int64))
+        self._held = share(torch.full((slots,), -1))
+        self._current = share(torch.zeros((), dtype=torch.int64))
         self._fill(0, view, plane)
 
     @property
     def view(self) -> int:
         """The current view."""
         return int(self._held[self._current])
+
+    def start(self, epoch: int, view: int) -> None:  # noqa: ARG002 (any order will do)
+        """Begin an epoch; see ``switch``."""
+        self.switch(view)
 
     def switch(self, view: int) -> None:
         """Decode ``view`` unless a slot holds it, and make it current in all processes that share the memory.
@@ -126,13 +134,14 @@ class SharedTargets:
 
 def _shared_like(plane: Plane) -> Plane:
     return Plane(
-        codes=_share(torch.empty_like(plane.codes)),
-        row_max=_share(torch.empty_like(plane.row_max)),
+        codes=share(torch.empty_like(plane.codes)),
+        row_max=share(torch.empty_like(plane.row_max)),
         encoding=plane.encoding,
         classes=plane.classes,
     )
 
 
-def _share(tensor: torch.Tensor) -> torch.Tensor:
+def share(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in memory that processes share."""
     shared: torch.Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
     return shared

@@ -39,8 +39,12 @@ _PROCESSES = Path("/proc")
 def shares() -> bool:
     """Return whether a launcher such as torchrun has started several ranks on this machine, which can share planes."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
-    several = ranks.isdecimal() and int(ranks[:9]) > 1
-    return several and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS") and _PROCESSES.is_dir()
+    return ranks.isdecimal() and int(ranks[:9]) > 1 and possible()
+
+
+def possible() -> bool:
+    """Return whether the processes of this machine can share planes."""
+    return hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS") and _PROCESSES.is_dir()
 
 
 def shared(

@@ -150,7 +150,7 @@ def _scattered(rows: Rows, array: Array, *, to: int | Rows) -> list[Piece]:
 
 
 def row_numbers(rows: Any) -> Rows:
-    """Return the numbers of rows, which may be any sequence of integers, as int64 ``(n,)``."""
+    """Return row numbers, of any sequence or array of integers, as int64 ``(n,)``; raises ``TypeError`` for others."""
     numbers = np.asarray(rows).reshape(-1)
     if numbers.dtype == np.int64:
         return np.ascontiguousarray(numbers)

@@ -15,6 +15,7 @@ import numcodecs.blosc
 import numpy as np
 import numpy.typing as npt
 import torch
+from blake3 import blake3
 
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import CorruptStoreError, StaleStoreError, StoreError, StoreNotFoundError
@@ -154,12 +155,14 @@ class PlaneReader:
         """
         return self._plane(view, stop - start, self._range(start, stop))
 
-    def shared(self, view: int, identity: Sequence[object]) -> Plane:
-        """Return a whole view that the ranks of this machine share; see ``machine.shared``, and ``read`` for errors."""
-        layout = [((self.rows, *array.row), array.dtype) for array in self._in_planes]
-        spans = self._range(0, self.rows)
-        found = machine.shared([*identity, view, *self._beside], layout, lambda outs: self._decoded(view, spans, outs))
-        return self._as_plane(found)
+    def shared(self, view: int, rows: Rows | None, identity: Sequence[object]) -> Plane:
+        """Return ``rows`` of a view, or all, that processes share; see ``machine.shared``, and ``read`` for errors."""
+        number = self.rows if rows is None else len(rows)
+        layout = [((number, *array.row), array.dtype) for array in self._in_planes]
+        spans = self._range(0, number) if rows is None else self._spans(rows)
+        which = "all" if rows is None else blake3(rows.tobytes()).hexdigest()
+        identity = [*identity, view, which, *self._beside]
+        return self._as_plane(machine.shared(identity, layout, lambda outs: self._decoded(view, spans, outs)))
 
     def gather(self, view: int, rows: Rows) -> Plane:
         """Decode the chunks that hold ``rows`` and return the rows in their order; see ``read`` for errors."""

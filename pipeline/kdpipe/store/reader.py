@@ -258,7 +258,7 @@ class LogitStore:
     def _read(self, view: int) -> Plane:
         """Decode a view, or find it in the memory of another rank of this machine."""
         if machine.shares():
-            return self._reader.shared(view, (self.digest, self.split))
+            return self._reader.shared(view, None, (self.digest, self.split))
         return self._reader.read(view, 0, self.num_samples)
 
     def expect(self, view: int) -> None:
@@ -278,11 +278,13 @@ class LogitStore:
         self._check_memory((stop - start) * self.row_bytes, f"{stop - start:,} rows of '{self.split}'")
         return self._reader.read(view, start, stop)
 
-    def gather(self, view: int, rows: npt.NDArray[np.int64]) -> Plane:
-        """Read any rows of a view, in their order; otherwise like ``rows``."""
+    def gather(self, view: int, rows: npt.NDArray[np.int64], *, shared: bool = False) -> Plane:
+        """Read any rows of a view, in their order; otherwise like ``rows``. Processes of one machine may share them."""
         self._check_view(view)
         self._check_rows(rows)
         self._check_memory(len(rows) * self.row_bytes, f"{len(rows):,} rows of '{self.split}'")
+        if shared and machine.possible():
+            return self._reader.shared(view, rows, (self.digest, self.split))
         return self._reader.gather(view, rows)
 
     def plane(self, view: int) -> npt.NDArray[np.float32]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,12 @@ class Imported:
         """The given name, and a digest of the files' bytes; the number of parameters is unknown, 0."""
         return Teacher(name=self._name, digest=self._digest, preset=self.preset.describe(), parameters=0)
 
+    def of(self, teacher: Teacher) -> Imported:
+        """Return the same logits as those of a teacher of the same name, whose digest is that of earlier files."""
+        found = copy(self)
+        found._digest = teacher.digest
+        return found
+
     def probe(self) -> list[float]:
         """Return an empty list: there is no model."""
         return []
@@ -288,13 +295,13 @@ def copy_plane(
     dataset: Dataset,
     advance: Callable[[int], None],
 ) -> None:
-    """Pass the unfinished shards of a plane to the builder's writer.
+    """Pass the unfinished shards of a plane to the builder's writer; ``split`` may be a further segment of one.
 
     ``order`` is the file's row of each row of the store, and ``dataset`` has the order of the store. ``advance`` is
     called with the number of samples of each shard.
     """
     for shard in builder.unfinished(split, view):
-        rows = source.plane(split, view)[order[shard.start : shard.stop]]
+        rows = source.plane(segment_of(split)[0], view)[order[shard.start : shard.stop]]
         beside = {}
         if shard.pixels:
             beside[PIXELS] = torch.from_numpy(dataset.pixel_digests(np.arange(shard.start, shard.stop)))

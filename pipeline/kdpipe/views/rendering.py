@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
@@ -199,8 +199,12 @@ class Renderer:
             return None
         choose = next(iter(self.recipe.of("box")), middle)
         # The sizes of images that are read for the first time are not known before.
-        sizes = [image.shape[-2:] for image in images]
-        sources = Sources(np.array(sizes, dtype=np.int64), square=self.geometry is not None)
+        alike = isinstance(images, torch.Tensor)
+        sizes = [image.shape[-2:] for image in (images[:1] if alike else images)]
+        sources = Sources(
+            np.array(sizes, dtype=np.int64).repeat(len(images) if alike else 1, axis=0),
+            square=self.geometry is not None,
+        )
         boxes: Integers = choose(sources, self._draws(needed, view))
         return boxes
 
@@ -266,6 +270,10 @@ class Renderers:
                 needed = first._needed(indices, view)
                 images, looked = made_of(self._renderers, (needed, view, look))
                 yield self._completed(images, needed, view), looked
+            following = list(islice(waiting, 1))
+            if not following:
+                return
+            waiting = chain(following, waiting)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # of more than processors
             if not self._loader:

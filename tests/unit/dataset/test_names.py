@@ -25,7 +25,8 @@ def test_names_are_like_a_tuple_of_strings(first: list[str], second: list[str]) 
     assert (names[:2], names[::-1], names[-1:]) == (same[:2], same[::-1], same[-1:])
     assert [names[index] for index in range(-len(first), len(first))] == first * 2
     assert names + second == (*first, *second)
-    assert Names.joined([names, Names.of(second), names]) == (*first, *second, *first)
+    paths = [*(f"a/{name}" for name in first), *(f"b/c/{name}" for name in second)]
+    assert Names.below([("a", first), ("b/c", second)]) == tuple(paths)
     assert (names == tuple(second)) == (first == second)
     assert pickle.loads(pickle.dumps(names)) == same
 
@@ -37,7 +38,6 @@ def test_some_of_many_names(strings: list[str], data: st.DataObject) -> None:
     expected = tuple(strings[index] for index in chosen)
     assert part == expected
     assert pickle.loads(pickle.dumps(part)) == expected
-    assert Names.joined([part, part]) == expected * 2
 
 
 def test_a_few_names_are_pickled_without_the_others() -> None:

@@ -13,7 +13,7 @@ import torch
 import zarr
 
 from kdpipe.encoding.base import Encoding
-from kdpipe.encoding.chooser import choose_encoding, stored_bytes
+from kdpipe.encoding.chooser import choose_encoding, pilot_rows, stored_bytes
 from kdpipe.encoding.fidelity import kl
 from kdpipe.encoding.kinds.klt import KLT
 from kdpipe.encoding.registry import get_encoding, restore_encoding
@@ -226,6 +226,46 @@ def test_directions_without_variance_are_left_out() -> None:
     assert kl(logits, decoded(chosen, logits), 1).mean() < 1e-3
 
 
+def of_features(rows: int, classes: int, *, seed: int, features: int = 24) -> torch.Tensor:
+    """Return logits of a linear head."""
+    head = torch.randn(features, classes, generator=torch.Generator().manual_seed(0))
+    return torch.randn(rows, features, generator=torch.Generator().manual_seed(seed)) @ head / 2
+
+
+def test_many_classes_of_few_features() -> None:
+    """More than 2,048 classes: rows fewer than the classes give the directions, and codes for no others."""
+    logits = of_features(64, 2_500, seed=2)
+    chosen = get_encoding("klt0.5").calibrate(of_features(200, 2_500, seed=1))
+    basis = basis_of(chosen)
+    # One more than there are features: row means are rounded to the grid.
+    assert chosen.width(2_500) == len(basis) + 1 == 26
+    assert basis @ basis.T / 2048**2 == pytest.approx(np.eye(25), abs=2e-2)
+    encoded = chosen.encode(logits)
+    assert encoded.codes.shape == (64, 26)
+    codes = torch.from_numpy(encoded.codes)
+    assert not chosen.invalid(codes, 2_500).any()
+    assert chosen.invalid(codes.to(torch.int32).index_fill(1, torch.tensor([25]), 2).to(torch.uint16), 2_500).all()
+    assert restore_encoding(json.loads(json.dumps(chosen.describe()))) == chosen
+    other = get_encoding("tailp7@8")
+    for temperature in (1, 2, 4):
+        assert kl(logits, decoded(chosen, logits), temperature).mean() < 1e-3
+    assert stored_bytes(encoded, chosen.compression) < 0.1 * stored_bytes(other.encode(logits), other.compression)
+    found = choose_encoding(
+        of_features(400, 2_500, seed=3), max_kl=1e-2, temperatures=[1, 4], candidates=["klt0.6", "tailp8@8"]
+    )
+    assert found.encoding.name == "klt0.6"
+    assert pilot_rows(["klt0.6"], classes=21_841, least=2_048) == 4_096
+
+
+def test_a_store_of_many_classes(tmp_path: Path) -> None:
+    fitted = get_encoding("klt0.5").calibrate(of_features(100, 2_100, seed=1))
+    plan = replace(stores.small_plan(classes=2_100, encoding="klt0.5"), calibrated=fitted)
+    stores.small_store(tmp_path / "a.zarr", plan)
+    opened = open_store(tmp_path / "a.zarr")
+    assert opened.plane(0).shape == (opened.num_samples, 2_100)
+    assert verify_deep(tmp_path / "a.zarr") == []
+
+
 def test_a_pilot_of_too_few_rows_leaves_nothing_out() -> None:
     logits = correlated(200, 100)
     for rows in (2, 50, 199):
@@ -235,7 +275,13 @@ def test_a_pilot_of_too_few_rows_leaves_nothing_out() -> None:
 
 
 def test_numbers_of_classes_that_it_does_not_serve() -> None:
-    with pytest.raises(ParamsError, match=r"klt serves 2 to 2,048 classes, found 21,841\. Use tailp"):
+    for wrong in (
+        get_encoding("klt0.4").width,
+        lambda classes: get_encoding("klt0.4").calibrate(torch.zeros(2, classes)),
+    ):
+        with pytest.raises(ParamsError, match=r"klt serves 2 to 22,000 classes, found 22,001\. Use tailp"):
+            wrong(22_001)
+    with pytest.raises(ParamsError, match=r"more than 2,048 classes needs a pilot of logits, found 21,841"):
         get_encoding("klt0.4").width(21_841)
     with pytest.raises(ParamsError, match="is for 80 classes, found 10"):
         get_encoding("klt0.4").calibrate(correlated()).width(10)

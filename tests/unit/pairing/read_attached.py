@@ -1,6 +1,6 @@
 """Read an attached dataset through a ``DataLoader``: a program, so that a deadlock ends with a timeout.
 
-python read_attached.py STORE SPEC OUT EPOCHS WORKERS METHOD PERSISTENT
+python read_attached.py STORE SPEC OUT EPOCHS WORKERS METHOD PERSISTENT [MEMORY_LIMIT]
 """
 
 import sys
@@ -14,14 +14,16 @@ from kdpipe.dataset import load
 
 
 def main() -> None:
-    path, spec, out, epochs, workers, method, persistent = sys.argv[1:]
+    path, spec, out, epochs, workers, method, persistent, *limit = sys.argv[1:]
     store = open_store(path)
     store.plane(0)  # threads have run: what a fork inherits of them must not be needed
+    if limit:
+        store = open_store(path, memory_limit=int(limit[0]))
     attached = attach(store, load(spec, "train"))
     loader = DataLoader(
         attached,
         batch_size=4,
-        shuffle=True,
+        sampler=attached.sampler(),
         num_workers=int(workers),
         multiprocessing_context=method,
         persistent_workers=persistent == "persistent",

@@ -179,6 +179,8 @@ def test_worker_processes_end_with_their_renderers_also_in_a_circle_of_reference
     ]
     together = Renderers.of(renderers)
     assert [len(images[0]) for images in together.batches([np.arange(8)], 0)] == [8]
+    assert {each.pid for each in multiprocessing.active_children()} == before, "one batch is rendered by this process"
+    assert [len(images[0]) for images in together.batches([np.arange(8)] * 2, 0)] == [8, 8]
     circle: list[object] = [together, renderers]
     circle.append(circle)
     workers = {each.pid for each in multiprocessing.active_children()} - before

@@ -48,37 +48,47 @@ def list_folder(request: Request, path: str) -> Listing:
     train = _split_folder(root, "train") if split == "test" else None
     if train is not None:
         classes = _as_in_train(_class_folders(train), classes, train=train, test=folder)
-    keys: list[Names] = []
-    paths: list[Names] = []
+    here = str(Path.cwd())
+    keys: list[tuple[str, list[str]]] = []
+    paths: list[tuple[str, list[str]]] = []
     parts = [(label, f"{split}/{name}", place) for label, (name, place) in enumerate(classes.items()) if place.is_dir()]
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        found = sorted((f"{key}/{_nfc(inner)}", file) for inner, file in decode.images(place))
-        if not found and train is None:
+        inner, normal = _sorted(decode.images(place))
+        if not inner and train is None:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
                 f"{_counterpart(root, split, place.name) if label >= 0 else ''}"
             )
-        keys.append(Names.of([key for key, _ in found]))
-        paths.append(Names.of([file for _, file in found]))
-    counts = [len(part) for part in keys]
+        keys.append((key, normal))
+        paths.append((os.path.join(here, place), inner))  # noqa: PTH118 (a Path for each of a thousand takes longer)
+    counts = [len(names) for _, names in keys]
     if not sum(counts):
         raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
     labels = np.repeat(np.array([label for label, _, _ in parts], dtype=np.int32), counts)
-    present = set(labels.tolist())
+    present = {label for (label, _, _), count in zip(parts, counts, strict=True) if count}
     absent = [name for label, name in enumerate(classes) if label not in present]
     root = root.absolute()
     return Listing(
         name=_nfc(root.name),
         classes=tuple(classes),
-        keys=Names.joined(keys),
+        keys=Names.below(keys),
         labels=labels,
-        source=FileSource(Names.joined(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
+        source=FileSource(Names.below(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
         notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
         if absent
         else (),
     )
+
+
+def _sorted(names: list[str]) -> tuple[list[str], list[str]]:
+    """Return paths in the order of their Unicode form NFC, and in that form."""
+    if all(map(str.isascii, names)):
+        names.sort()
+        return names, names
+    pairs = sorted((_nfc(name), name) for name in names)
+    return [name for _, name in pairs], [normal for normal, _ in pairs]
 
 
 def _nfc(name: str) -> str:
@@ -92,7 +102,7 @@ def _endings() -> str:
 def _split_folder(root: Path, split: str) -> Path | None:
     """Return the first folder of the split with class folders, else the first that exists."""
     existing = [root / name for name in FOLDERS[split] if (root / name).is_dir()]
-    filled = [folder for folder in existing if _class_folders(folder)]
+    filled = [folder for folder in existing if len(existing) == 1 or _class_folders(folder)]
     return next(iter(filled + existing), None)
 
 
@@ -117,15 +127,18 @@ def _class_folders(folder: Path) -> dict[str, Path]:
         DatasetError: Two names are the same in Unicode form NFC.
     """
     found: dict[str, Path] = {}
-    for child in folder.iterdir():
-        if _hidden(child.name) or not child.is_dir():
-            continue
-        if child.is_symlink():
-            decode.refuse_upward(child)
-        name = _nfc(child.name)
-        if name in found:
-            raise DatasetError(f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one")
-        found[name] = child
+    with os.scandir(folder) as children:
+        for child in children:
+            if _hidden(child.name) or not child.is_dir():
+                continue
+            if child.is_symlink():
+                decode.refuse_upward(Path(child.path))
+            name = _nfc(child.name)
+            if name in found:
+                raise DatasetError(
+                    f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one"
+                )
+            found[name] = Path(child.path)
     return dict(sorted(found.items()))
 
 
