@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,10 +33,11 @@ from kdpipe.sharing.remote import Folder, connect, is_url
 from kdpipe.store import manifest, partial
 from kdpipe.store.manifest import Manifest, digest_bytes
 from kdpipe.store.partial import Present, Supply
-from kdpipe.store.reader import MEMORY_LIMIT, LogitStore
-from kdpipe.store.reader import open_store as open_local
 from kdpipe.store.sections import Digest
 from kdpipe.store.tree import PRESENT
+
+if TYPE_CHECKING:
+    from kdpipe.store.reader import LogitStore
 
 _POLL = 0.1
 """Seconds between two looks at another process that fetches files of the same store."""
@@ -70,7 +71,7 @@ class Local:
 
 
 def open_store(
-    place: str | Path, split: str = "train", *, memory_limit: int = MEMORY_LIMIT, beside: Sequence[str] = ()
+    place: str | Path, split: str = "train", *, memory_limit: int | None = None, beside: Sequence[str] = ()
 ) -> LogitStore:
     """Open one split of a store at a path or URL, or in an archive; see ``kdpipe.store.reader.open_store``.
 
@@ -78,8 +79,10 @@ def open_store(
         StoreError: as there.
         RemoteError: a file is neither here nor can it be fetched.
     """
-    found = localize(place)
-    return open_local(found.path, split, memory_limit=memory_limit, beside=beside, supply=found.supply)
+    from kdpipe.store import reader  # which imports torch, as commands that look at a store do not
+
+    found, limit = localize(place), reader.MEMORY_LIMIT if memory_limit is None else memory_limit
+    return reader.open_store(found.path, split, memory_limit=limit, beside=beside, supply=found.supply)
 
 
 def localize(place: str | Path) -> Local:
