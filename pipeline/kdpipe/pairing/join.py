@@ -233,25 +233,22 @@ def verify_data(
     """Check that a dataset has samples of the store, unchanged, and the teacher's pixels; return a few faults.
 
     Samples that were moved are recognized by their content. ``say`` is called with what is no fault: other labels,
-    samples that only one of the two has, unless the dataset must be ``complete``. One without any is a fault.
+    samples that the dataset lacks, unless it must be ``complete``. One without any is a fault.
     """
     faults = []
     dataset = with_store_ids(store, dataset)
     shared = np.flatnonzero(find_ids(dataset.sample_ids, store.sample_ids) >= 0)
     absent, more = store.num_samples - len(shared), len(dataset) - len(shared)
-    lines = [f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"] * bool(
-        absent
-    )
-    if absent and (complete or not len(shared)):
-        faults.append(lines.pop())
+    if absent:
+        line = f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"
+        if complete or not len(shared):
+            faults.append(line)
+        else:
+            others = f", and {more:,} of its {len(dataset):,} {'is' if more == 1 else 'are'} not in the store"
+            say(f"{line}{others if more else ''}.")
     if not len(shared):
         return faults
-    if more:
-        whose = f"its {len(dataset):,}" if lines else f"the {len(dataset):,} '{store.split}' samples of {dataset.spec}"
-        lines.append(f"{more:,} of {whose} {'is' if more == 1 else 'are'} not in the store")
-        dataset = dataset.subset(shared)
-    if lines:
-        say(f"{', and '.join(lines)}.")
+    dataset = dataset.subset(shared) if more else dataset
     rows = join(store, dataset)
     for line in remarks(store, dataset, rows):
         say(line)
