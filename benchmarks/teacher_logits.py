@@ -94,6 +94,16 @@ def independent(*, rows: int) -> Logits:
     return Logits(trial, resnet50_rows_per_second())
 
 
+def by_image(saved: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the rows of 80 % of the images, and of the others, each in random order."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randperm(saved.shape[1], generator=generator)
+    cut = len(images) * 4 // 5
+    parts = (saved[:, part].flatten(0, 1) for part in (images[:cut], images[cut:]))
+    first, second = (part[torch.randperm(len(part), generator=generator)] for part in parts)
+    return first, second
+
+
 def summary(logits: torch.Tensor) -> dict[str, float]:
     """Return what kind of teacher this is: confidence, entropy in nats, mass of ten classes, deviation of a row."""
     p = logits.softmax(dim=1)

@@ -499,14 +499,20 @@ def _store() -> str:
     return _markdown(("compared", "ratio of", "median [95 % interval]"), rows, numbers_from=2)
 
 
+_LOGITS = {
+    "teacher": "EfficientNet-Lite0, held-out images",
+    "cifar10": "`resnet20` on CIFAR-10, 10 classes",
+    "described-1000": "1,000 described classes",
+    "independent-1000": "1,000 independent classes",
+}
+
+
 def _encodings() -> str:
-    named = {"cifar10": "CIFAR-10, 10 classes", "described-1000": "1,000 described classes"}
-    named["independent-1000"] = "1,000 independent classes"
     rows = [
         (
-            named[each["logits"]],
+            _LOGITS[each["logits"]],
             f"{each['within']:g}",
-            " and ".join(f"{temperature:g}" for temperature in each["temperatures"]),
+            " and ".join(each["temperatures"]),
             f"`{_grammatical(each['name'])}`",
             f"{each['bytes']:.1f}",
             f"{each['times_smaller_than_fp32']:.1f}",
@@ -517,13 +523,22 @@ def _encodings() -> str:
     return _markdown((*heading, "times smaller than float32"), rows, numbers_from=4)
 
 
+def _formats() -> str:
+    found = _read("encodings")["against_published"]
+    rows = []
+    for logits, words in _LOGITS.items():
+        own = [each for each in found if each["logits"] == logits]
+        by_temperature = [[each for each in own if each["temperature"] == at] for at in ("1", "4", "1 to 4")]
+        counts = [f"{sum(each['lower'] for each in some)} of {len(some)}" for some in (*by_temperature, own)]
+        rows.append((words, *counts))
+    return _markdown(("logits", "T = 1", "T = 4", "T = 1 to 4", "all"), rows, numbers_from=1)
+
+
 def _transform() -> str:
-    named = {"teacher": "EfficientNet-Lite0, held-out images", "cifar10": "`resnet20` on CIFAR-10, 10 classes"}
-    named |= {"described-1000": "1,000 described classes", "independent-1000": "1,000 independent classes"}
-    found = _read("transform_coding")["within_budget"]
+    found = _read("encodings")["within_budget"]
     rows = [
         (
-            named[rotated["logits"]],
+            _LOGITS[rotated["logits"]],
             f"`{_grammatical(other['name'])}`",
             f"{other['bytes']:.1f}",
             f"`{_grammatical(rotated['name'])}`",
@@ -535,9 +550,49 @@ def _transform() -> str:
     return _markdown((*heading, "bytes per row, without its table"), rows, numbers_from=1)
 
 
+def _published_store() -> str:
+    rows = [
+        (
+            f"`{_grammatical(each['name'])}`",
+            f"{each['plane_megabytes']:,.0f}",
+            f"{each['gigabytes']:.1f}",
+            f"{60 * each['transfer_hours_100']:.0f}",
+            f"{60 * each['transfer_hours_1000']:.1f}",
+            f"{60 * each['check_hours']:.1f}",
+            f"{each['decode_plane_seconds']:.0f}",
+            f"{each['encode_hours']:.1f}",
+        )
+        for each in _read("transform_coding")["imagenet"]
+    ]
+    heading = (
+        "encoding",
+        "MB a plane",
+        "GB in all",
+        "minutes at 100 Mbit/s",
+        "minutes at 1 Gbit/s",
+        "minutes to check",
+    )
+    return _markdown((*heading, "seconds to decode a plane", "core hours to encode"), rows, numbers_from=1)
+
+
+def _encoding_accuracy() -> str:
+    rows = [
+        (
+            f"`{name}`",
+            f"{each['bytes_per_row']:.1f}",
+            f"{each['fidelity']['kl_t4_mean']:.1e}",
+            f"{100 * each['mean_top1']:.2f} ± {100 * each['deviation']:.2f}",
+            "" if name == "fp32" else f"{100 * each['mean_minus_fp32']:+.2f}",
+        )
+        for name, each in _read("encoding_accuracy")["encodings"].items()
+    ]
+    heading = ("encoding", "bytes per row", "mean KL at T = 4", "test top-1, %", "minus that of `fp32`")
+    return _markdown(heading, rows, numbers_from=1)
+
+
 def _grammatical(name: str) -> str:
     """Return an encoding as it is written today, where the results have ``tailp6@1.4``."""
-    return re.sub(r"^(klt)(?=\d)", r"\1:", re.sub(r"^([a-z]+)(\d+)@", r"\1:\2,", name))
+    return re.sub(r"^(klt)(?=\d)", r"\1:", re.sub(r"^([a-z]+)([\d.]+)@", r"\1:\2,", name))
 
 
 def _sharing() -> str:
@@ -697,6 +752,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "rows-read": _rows_read,
     "encodings": _encodings,
     "transform-coding": _transform,
+    "published-formats": _formats,
+    "published-store": _published_store,
+    "encoding-accuracy": _encoding_accuracy,
     "growth": _growth,
     "sharing": _sharing,
     "forecast": _forecast,
