@@ -50,7 +50,8 @@ WITHIN = tuple(4 ** (place / 8) for place in range(9))
 PILOT = 4_096
 WIDE = tuple(each for each in chooser.WIDE if each not in ("klt0.1", "klt0.45"))
 MORE = (
-    *(f"tailp{bits}@{temperature}" for bits in range(2, 5) for temperature in (1.2, 1.4, 2.4, 2.8, 5.6, 11)),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 9) for temperature in (1.4, 2.8, 5.6, 11)),
+    *(f"tailp{bits}@{temperature}" for bits in range(2, 5) for temperature in (1.2, 2.4)),
     *(f"peaks1@{floor:g}" for floor in (1, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5)),
     *(f"peaks2@{floor:g}" for floor in (3, 4, 4.8, 5.2, 6, 8)),
     *("klt0.3", "klt0.31", "klt0.316", "klt1.4", "klt2", "klt3", "klt4"),
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10 as kdpipe takes it")
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--rows", type=int, default=8_192, help="rows with 10 classes")
+    parser.add_argument("--rows", type=int, default=PILOT + 2_048, help="rows with 10 classes")
     parser.add_argument("--held-out", type=int, default=1_024, help="most rows that encodings are measured on")
     parser.add_argument("--processes", type=int, default=1, help="sets that are measured at once")
     options = parser.parse_args()
