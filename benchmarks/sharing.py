@@ -10,7 +10,7 @@ Of the others, ``rsync`` copies from sshd, and ``dvc import`` from a Git reposit
 they copy in part cannot be opened, since the manifest names files that are not there.
 
 ``--kills`` ends pulls from a slow nginx at random moments, in turn the client by SIGKILL and the server; afterwards the
-store has to be that which was published, and the bytes that nginx sent beyond it are counted.
+store has to be that which was published. ``sent`` are the bytes that nginx logged, without those of killed connections.
 
 Writes benchmarks/results/sharing.json.
 """
@@ -188,7 +188,7 @@ def by_dvc(stores: Mapping[str, Path], work: Path) -> dict[str, dict[str, float]
 
 
 def kills(store: Path, work: Path, *, count: int, seed: int) -> dict[str, Any]:
-    """Kill pulls and their server at random moments; return how often, and the bytes that were sent twice."""
+    """Kill pulls and their server at random moments; return how often."""
     drawn, port, out = random.Random(seed), servers.free_port(), work / "out" / "cars.zarr"
     kdpipe("publish", store, f"{work / 'served'}/cars@v1", *SAID)
     out.parent.mkdir(parents=True)

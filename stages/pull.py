@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kdpipe import dataset
 from kdpipe.errors import MissingSplitError, StaleStoreError
-from kdpipe.pairing.coverage import Coverage
 from kdpipe.sharing import published
 from kdpipe.sharing.published import Published
 from kdpipe.sharing.pulling import Pull, Wanted
 from kdpipe.stages.console import progress, say, show
 from kdpipe.store.inspect import not_here
-from kdpipe.store.reader import open_store
+
+if TYPE_CHECKING:
+    from kdpipe.pairing.coverage import Coverage
 
 
 def pull(
@@ -70,6 +71,10 @@ def _introduce(found: Published, signer: str | None) -> None:
 
 
 def _coverage(pulling: Pull, data: str) -> list[Coverage]:
+    from kdpipe import dataset
+    from kdpipe.pairing.coverage import Coverage  # imports torch, which a pull without data does not need
+    from kdpipe.store.reader import open_store
+
     matches = []
     splits = dict.fromkeys(group.partition(".")[0] for group in pulling.wanted)
     for split in splits:

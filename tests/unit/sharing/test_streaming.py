@@ -157,7 +157,7 @@ def test_inspect_and_verify_take_a_url(
     shown = run("inspect", f"{served.url}/cifar@v1")
     assert shown.code == 0, shown.err
     assert f"{served.url}/cifar@v1" in shown.out
-    assert requests(served) == ["zarr.json"]
+    assert requests(served) == ["zarr.json", "manifest.sig"]
     assert run("verify", f"{served.url}/cifar@v1", "--deep").code == 0
     assert served.folder is not None
     victim = next((served.folder / "cifar/v1").glob("train/codes/c/1/*/*"))
