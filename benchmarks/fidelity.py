@@ -1,4 +1,4 @@
-"""CPU milliseconds per row of the figures of loss that a store records, beside those of encoding and compressing it.
+"""CPU milliseconds per row of the figures of loss that a store records, beside encoding and compressing, and bytes.
 
     python benchmarks/fidelity.py --threads 2
 
@@ -67,7 +67,12 @@ def measured(classes: int, name: str, options: argparse.Namespace) -> dict[str, 
     }
     seconds = interleaved({way: timed(work) for way, work in ways.items()}, rounds=options.rounds)
     medians = {f"{way}_ms": float(np.median(values)) / rows * 1e3 for way, values in seconds.items()}
-    return {"classes": classes, "encoding": encoding.name, **medians}
+    return {
+        "classes": classes,
+        "encoding": encoding.name,
+        "bytes": compressed(encoded.codes, encoding.compression) / rows + encoded.row_max.nbytes / rows,
+        **medians,
+    }
 
 
 def plain(logits: torch.Tensor, decoded: torch.Tensor) -> tuple[int, ...]:

@@ -343,12 +343,66 @@ def _large() -> str:
     for stage in next(iter(sizes.values()))["stages"]:
         cells = []
         for each in sizes.values():
-            found = each["stages"][stage]
+            found = each["stages"].get(stage)
+            if found is None:
+                cells.append("not run")
+                continue
             memory = f" / {found['peak_mb'] / 1000:.1f} GB" if "peak_mb" in found else ""
             cells.append(f"{_three_digits(found['cpu_seconds'])} / {_three_digits(found['wall_seconds'])}{memory}")
         rows.append((stage, *cells))
     rows.append(("bytes, files of the store", *(f"{each['bytes']:,}, {each['files']:,}" for each in sizes.values())))
     return _markdown(("stage", *(f"{int(count):,} images" for count in sizes)), rows)
+
+
+def _extrapolated() -> str:
+    """Return what two large datasets would take, from measured seconds and bytes per image, row and byte."""
+    count, start = max((int(count), each) for count, each in _read("scale")["sizes"].items())
+    coding, seconds = (
+        {each["name"]: each for each in _read("transform_coding")["imagenet"]},
+        _read("transform_coding")["seconds"],
+    )
+    losses = {(each["classes"], each["encoding"]): each for each in _read("fidelity")["rows"]}
+    few, many = losses[1_000, "fp16"], losses[21_841, "fp16"]
+    photographs = _read("views")["photographs"]["recipes"]["rrc-flip"]["images_per_second"]["kdpipe"]
+    imagenet = {
+        "images": 1_281_167,
+        "planes": 5,
+        "bytes": coding["klt0.32"]["plane_megabytes"] * 1e6 / 1_281_167,
+        "in memory": 1_000,
+        "encode": seconds["encode klt0.32"] + seconds["compress klt0.32"] + few["figures_ms"] / 1000,
+        "decode": seconds["decompress klt0.32"] + seconds["decode klt0.32"],
+    }
+    more = 21_841 / 1_000
+    large = {
+        "images": 14_197_122,
+        "planes": 2,
+        "bytes": many["bytes"],
+        "in memory": 2 * 21_841,
+        "encode": (many["encode_ms"] + many["compress_ms"] + many["figures_ms"]) / 1000,
+        "decode": more * (seconds["decompress fp16"] + seconds["decode fp16"]),
+    }
+    cells = []
+    for case in (imagenet, large):
+        rows = case["images"] * case["planes"]
+        cells.append(
+            {
+                "names to the first batch, seconds": case["images"] * start["first"]["cpu_seconds"] / count,
+                "decoding and rendering at 224 pixels, core hours": rows * 2 / photographs / 3600,
+                "a teacher of 1,000 images/s (assumed), device hours": rows / 1000 / 3600,
+                "encoding, its loss and compression, core hours": rows * case["encode"] / 3600,
+                "store, GB": rows * case["bytes"] / 1e9,
+                "digests of all files, core seconds": rows * case["bytes"] * seconds["check a byte"],
+                "decoding a plane, core seconds": case["images"] * case["decode"],
+                "a plane in memory, GB": case["images"] * case["in memory"] / 1e9,
+            }
+        )
+    table = [(what, *(f"{float(f'{case[what]:.2g}'):,g}" for case in cells)) for what in cells[0]]
+    heading = (
+        "",
+        "ImageNet-1k, plain and 4 views, `klt:0.32`",
+        "14 M images of 21,841 classes, plain and 1 view, `fp16`",
+    )
+    return _markdown(heading, table)
 
 
 def _three_digits(seconds: float) -> str:
@@ -741,6 +795,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fleet": _fleet,
     "scale": _scale,
     "large": _large,
+    "extrapolated": _extrapolated,
     "memory-formats": _memory_formats,
     "compiled": _compiled,
     "skew": _skew,
