@@ -59,9 +59,14 @@ class Address:
             raise ParamsError(f"'{self}' has no version, expected {self.name}@VERSION, such as {self.name}@v1.")
         return f"{self.name}/{self.version}"
 
+    @property
+    def label(self) -> str:
+        """``NAME@VERSION``, or ``NAME`` without a version."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
     def __str__(self) -> str:
         """Return the address as it is written, without password."""
-        return f"{without_password(self.url)}/{self.name}" + ("" if self.version is None else f"@{self.version}")
+        return f"{without_password(self.url)}/{self.label}"
 
 
 def version_order(version: str) -> tuple[int, int, str]:

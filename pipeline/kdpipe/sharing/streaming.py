@@ -119,8 +119,7 @@ def _of_url(url: str) -> Local:
 
 def _shown(url: str) -> str:
     address = Address.parse(url)
-    version = "" if address.version is None else f"@{address.version}"
-    return f"{connect(address.url).describe()}/{address.name}{version}"
+    return f"{connect(address.url).describe()}/{address.label}"
 
 
 class _Note(BaseModel):
