@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdpipe.errors import ParamsError
 from kdpipe.settings import without_password
@@ -21,8 +21,8 @@ _COUNTED = re.compile(r"v([0-9]{1,18})")
 class Address:
     """A store at a shared place."""
 
-    url: str
-    """The place, without a slash at its end: a URL or a folder."""
+    url: str = field(repr=False)
+    """The place, without a slash at its end: a URL, which may hold a password or a token, or a folder."""
     name: str
     version: str | None
     """``None`` for the newest."""
@@ -47,8 +47,8 @@ class Address:
             )
         if version is not None and re.fullmatch(VERSION, version) is None:
             raise ParamsError(
-                f"'{version}' is no version: 1 to 64 letters, digits, dots, hyphens and underscores, the first a "
-                "letter or a digit, such as v2."
+                f"'{version.partition('?')[0]}' is no version: 1 to 64 letters, digits, dots, hyphens and underscores, "
+                "the first a letter or a digit, such as v2."
             )
         return cls(found["url"].rstrip("/"), name, version)
 
