@@ -1,4 +1,4 @@
-"""What this user has seen at shared places: versions with their checksums, and who signed them.
+"""Versions that this user has seen at shared places, with their checksums and signers.
 
 It is kept in the user's configuration folder, one file for each place. A catalog that lacks a version that was there
 before is an older one; a version with another manifest, or a store with another signer, is not what it was.
@@ -97,7 +97,7 @@ def notice(place: str, found: Catalog) -> list[str]:
             f"it was replaced. Ask its publisher; if all is well, remove {file_of(place)}."
         )
     if rows.items() - known.items():
-        _update(place, lambda before: before.model_copy(update={"versions": before.versions | rows}))
+        _update(place, lambda before: before.model_copy(update={"versions": rows | before.versions}))
     lacking = sorted(known.keys() - rows.keys())
     if not lacking:
         return []
@@ -113,8 +113,12 @@ def pin(place: str, name: str, signer: str) -> None:
     Raises:
         UntrustedStoreError: it had another signer before.
     """
-    refuse_another_signer(place, name, signer)
-    _update(place, lambda before: before.model_copy(update={"signers": before.signers | {name: signer}}))
+
+    def change(before: Remembered) -> Remembered:
+        refuse_another_signer(place, name, signer)
+        return before.model_copy(update={"signers": before.signers | {name: signer}})
+
+    _update(place, change)
 
 
 def refuse_another_signer(place: str, name: str, signer: str | None) -> None:
