@@ -81,7 +81,6 @@ def test_less_than_everything_is_published_and_said(store: Path, tmp_path: Path,
 
 
 def test_a_version_is_not_published_again_with_other_parts(store: Path, tmp_path: Path, kdpipe: Command) -> None:
-    """Whoever adds `--hide-names` or a license must not be told that the former version has it."""
     there, key = tmp_path / "place/flowers@v1", tmp_path / "names.key"
     assert kdpipe("publish", store, there, *SAID, "--views", 2).code == 0
     before = contents(tmp_path / "place")

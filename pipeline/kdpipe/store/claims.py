@@ -1,4 +1,4 @@
-"""What a manifest claims, compared with the files, and with bounds before memory is taken."""
+"""Comparison of a manifest's claims with the files, and with bounds before memory is taken."""
 
 from __future__ import annotations
 
