@@ -257,39 +257,11 @@ def _fill(
     """
     began = time.perf_counter()
     builder.memory_limit = params.output.memory_bytes
-    geometry = Geometry.of(forward.preset)
     scored = "test" if "test" in datasets else "train"
     say(f"{forward.identity.name} on {forward.device}: the plain {scored} view first.")
     scores: dict[str, float | None] = {} if grown is not None else {"teacher_test_top1": None}
     for split in sorted(datasets):
-        # One at a time: each has processes that decode.
-        renderer = Renderer(datasets[split], recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
-        total = len(datasets[split]) * builder.manifest.splits[split].planes
-        with (
-            progress(f"caching {split}", total=total) as advance,
-            nullcontext() if reading is None else reading.learning(split) as learn,
-        ):
-            count = _counted(builder, split, advance)
-            count(0)
-            while True:
-                for view in builder.views(split):
-                    cache_plane(
-                        builder,
-                        split,
-                        view,
-                        forward=forward,
-                        renderer=renderer,
-                        batch_size=params.teacher.batch_size,
-                        advance=count,
-                        learn=learn if view == 0 else None,
-                    )
-                    if reading is not None and view == 0:
-                        known = reading.learned[split].dataset()
-                        renderer = Renderer(
-                            known, recipe, seed=params.view.seed, geometry=geometry, device=forward.device
-                        )
-                if builder.complete(split):
-                    break
+        _cache_split(builder, split, datasets[split], recipe, params=params, forward=forward, reading=reading)
         if segment_of(split) == ("test", 0):
             test, logits = datasets["test"], builder.plane("test", 0)
         elif segment_of(split)[0] == "test" and grown is not None:
@@ -310,6 +282,48 @@ def _fill(
     )
     if grown is None:
         say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
+
+
+def _cache_split(
+    builder: Builder,
+    split: str,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    params: CacheTeacher,
+    forward: FrozenTeacher,
+    reading: once.Once | None,
+) -> None:
+    """Compute what is missing of a split, until other processes have computed the rest."""
+    geometry = Geometry.of(forward.preset)
+
+    def renderer_of(samples: Dataset) -> Renderer:
+        return Renderer(samples, recipe, seed=params.view.seed, geometry=geometry, device=forward.device)
+
+    renderer = renderer_of(dataset)
+    total = len(dataset) * builder.manifest.splits[split].planes
+    with (
+        progress(f"caching {split}", total=total) as advance,
+        nullcontext() if reading is None else reading.learning(split) as learn,
+    ):
+        count = _counted(builder, split, advance)
+        count(0)
+        while True:
+            for view in builder.views(split):
+                cache_plane(
+                    builder,
+                    split,
+                    view,
+                    forward=forward,
+                    renderer=renderer,
+                    batch_size=params.teacher.batch_size,
+                    advance=count,
+                    learn=learn if view == 0 else None,
+                )
+                if reading is not None and view == 0:
+                    renderer = renderer_of(reading.learned[split].dataset())
+            if builder.complete(split):
+                break
 
 
 def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:

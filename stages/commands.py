@@ -111,7 +111,7 @@ def cache_command(
     everything: Annotated[bool, typer.Option("--all", help="Remove all files of the caches.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the caches of decoded images, or remove what is not needed; KDPIPE_CACHE_LIMIT is their limit in GB.
+    """List the caches of decoded images and of stores, or remove what is not needed; KDPIPE_CACHE_LIMIT is in GB.
 
     Example:
 
@@ -122,39 +122,6 @@ def cache_command(
     show_caches(prune=prune, everything=everything, as_json=as_json)
 
 
-def pull(
-    source: Annotated[str, typer.Argument(help="URL/NAME@VERSION, or URL/NAME for the newest version.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Store to write (default: NAME-VERSION.zarr in this folder).")
-    ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Pull this split alone; repeat for several (default: all).")
-    ] = None,
-    views: Annotated[
-        int | None, typer.Option(min=0, help="Pull the plain view and this many augmented ones (default: all).")
-    ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="Compare with this dataset before the first view, as in the other commands.")
-    ] = None,
-    signer: Annotated[
-        str | None, typer.Option(help="Refuse a version that this signer has not signed: a name in allowed_signers.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another store at --out; files that both have are kept.")
-    ] = False,
-) -> None:
-    """Pull a version of a store from a URL or folder, or a part of it; run again, it goes on, and repairs files.
-
-    Example:
-
-        kdpipe pull https://models.example.org/stores/cifar10@v2 --split test --data cifar10:data
-    """
-    from kdpipe.stages.pull import pull as run
-
-    splits = tuple(dict.fromkeys(split)) if split else None
-    run(source, out, splits=splits, views=views, data=data, signer=signer, overwrite=overwrite)
-
-
 NAMED: dict[str, Callable[..., None]] = {
     "merge": merge,
     "compact": compact,
@@ -162,6 +129,5 @@ NAMED: dict[str, Callable[..., None]] = {
     "models": models_command,
     "presets": presets_command,
     "cache": cache_command,
-    "pull": pull,
 }
 """The commands by name."""

@@ -90,6 +90,14 @@ def show_table(table: Table, *, width: int = 140) -> None:
     (terminal if terminal.is_terminal else Console(highlight=False, width=width)).print(table)
 
 
+def amount(count: float) -> str:
+    """Return a number of bytes with its unit, such as ``1.9 MB``."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= factor:
+            return f"{count / factor:,.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
 @contextmanager
 def progress(
     what: str, total: int, unit: str = "images", status: Callable[[], str] | None = None

@@ -93,6 +93,42 @@ def publish(
     )
 
 
+def pull(
+    source: Annotated[str, typer.Argument(help="URL/NAME@VERSION, or URL/NAME for the newest version.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Store to write (default: NAME-VERSION.zarr in this folder).")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Pull this split alone; repeat for several (default: all).")
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(min=0, help="Pull the plain view and this many augmented ones (default: all).")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Compare with this dataset before the first view, as in the other commands.")
+    ] = None,
+    signer: Annotated[
+        str | None,
+        typer.Option(
+            help="Refuse a version that this key has not signed: its fingerprint, or a name in git's allowed signers."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another store at --out; files that both have are kept.")
+    ] = False,
+) -> None:
+    """Pull a version of a store from a URL or folder, or a part of it; run again, it goes on, and repairs files.
+
+    Example:
+
+        kdpipe pull https://models.example.org/stores/cifar10@v2 --split test --data cifar10:data
+    """
+    from kdpipe.stages.pull import pull as run
+
+    splits = tuple(dict.fromkeys(split)) if split else None
+    run(source, out, splits=splits, views=views, data=data, signer=signer, overwrite=overwrite)
+
+
 def stores(
     place: Annotated[str, typer.Argument(help="URL or folder: a shared place, or a folder of stores.")],
     data: Annotated[
@@ -114,6 +150,7 @@ def stores(
 NAMED: dict[str, Callable[..., None]] = {
     "describe": describe,
     "publish": publish,
+    "pull": pull,
     "stores": stores,
 }
 """The commands by name."""

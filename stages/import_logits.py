@@ -132,6 +132,21 @@ def _grown(
         describe(path, params.provenance, part=None)
         say(f"{path} is sealed and has all of these samples.")
         return True
+    _import_fresh(store, source, place, planned=planned, params=params, about=about)
+    say(f"{path} has grown after {time.perf_counter() - began:.1f} s, digest {read(path).digest}.")
+    return True
+
+
+def _import_fresh(
+    store: Continued,
+    source: Imported,
+    place: Mapping[str, Mapping[str, int]],
+    *,
+    planned: Callable[..., Plan],
+    params: ImportLogits,
+    about: Mapping[str, float | None],
+) -> None:
+    """Write the segments of the samples that a store lacks; ``place`` is the file's row of each key, by split."""
     with store.building(partial(planned, source), params, part=None) as builder:
         builder.memory_limit = params.output.memory_bytes
         for group, fresh in store.fresh.items():
@@ -143,8 +158,6 @@ def _grown(
                 builder.drain()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         builder.seal({"created": now, **builder.work(), "versions": dict(versions()), **about})
-    say(f"{path} has grown after {time.perf_counter() - began:.1f} s, digest {read(path).digest}.")
-    return True
 
 
 def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from kdpipe.encoding.chooser import Choice, choose_encoding, usual
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.printable import printable_json
 from kdpipe.stages import pilot
-from kdpipe.stages.console import say, show
+from kdpipe.stages.console import amount, say, show
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.plan import Plan
 from kdpipe.stages.sources import load_split, load_test
@@ -160,12 +160,12 @@ def _lines(found: Forecast, params: Plan) -> Iterator[str]:
             yield f"          {row.name:10}{row.bytes_per_sample:10.1f}  {lost}{chosen}"
     for store in found.stores:
         yield (
-            f"Store     {store['views']} views: {store['rows']:,} rows, {_size(store['bytes'])} in {store['files']:,} "
+            f"Store     {store['views']} views: {store['rows']:,} rows, {amount(store['bytes'])} in {store['files']:,} "
             "shard files"
         )
     fits = 2 * found.plane_bytes <= params.forecast.memory_limit * 1024**3
     yield (
-        f"Memory    {_size(found.plane_bytes)} for each view, two at a time: "
+        f"Memory    {amount(found.plane_bytes)} for each view, two at a time: "
         f"{'within' if fits else 'above'} --memory-limit {params.forecast.memory_limit:g}"
         f"{'' if fits else ', so that samples are shuffled in windows'}"
     )
@@ -194,14 +194,6 @@ def _lines(found: Forecast, params: Plan) -> Iterator[str]:
 def _ordinal(number: int) -> str:
     ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
     return f"{number}{ending}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _duration(seconds: float) -> str:

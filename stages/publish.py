@@ -14,13 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe import directories, durable
-from kdpipe.errors import ParamsError
+from kdpipe.errors import ParamsError, StoreError, StoreLockedError
 from kdpipe.reading import read_bytes
 from kdpipe.sharing import remembered, signature
 from kdpipe.sharing.address import Address
 from kdpipe.sharing.catalog import Row
 from kdpipe.sharing.licensing import spdx
-from kdpipe.sharing.publishing import Moved, enlist, listed, publish, refuse_undescribed
+from kdpipe.sharing.publishing import Moved, listed, publish, refuse_undescribed
 from kdpipe.sharing.remote import Folder, connect
 from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
@@ -62,11 +62,7 @@ def publish_store(
     if key is not None and not key.expanduser().is_file():
         raise ParamsError(f"--sign {key}: there is no such key. Make one with: ssh-keygen -t ed25519 -f {key}")
     folder = connect(address.url, read_only=False)
-    row = listed(folder).find(address.name, address.folder.rpartition("/")[2])
-    if row is not None and row.derived_from is not None and row.derived_from == found.digest:
-        enlist(folder, row)
-        say(f"{folder.describe(address.folder)} is published already: checksum {row.checksum}.")
-        return
+    _refuse_another(listed(folder).find(*address.folder.split("/")), found, where=folder.describe(address.folder))
     work = store.with_name(f".{store.name}.publish-{_work_name(found, asked, names_key)}")
     with directories.locked(work):
         secret = _secret(names_key) if asked.hide_names else None
@@ -75,9 +71,23 @@ def publish_store(
             derived = Derived(derived.manifest.model_copy(update={"provenance": provenance}).sealed(), derived.files)
         _report_losses(derived.manifest)
         signed = _sign(derived.manifest, key, folder, address)
-        row, moved = publish(derived, store, address, folder, signed=signed, say=say, progress=progress)
+        try:
+            row, moved = publish(derived, store, address, folder, signed=signed, say=say, progress=progress)
+        except StoreLockedError:
+            raise
+        except StoreError:  # the version is taken
+            _clear(work)
+            raise
         _clear(work)
     _report(folder, address, row, moved)
+
+
+def _refuse_another(row: Row | None, found: Manifest, *, where: str) -> None:
+    """Refuse a version of another store, before a part of this one is derived for it."""
+    if row is not None and found.digest not in (row.digest, row.derived_from):
+        raise StoreError(
+            f"{where} is published already, with another manifest. A version never changes: publish another."
+        )
 
 
 def _asked(withheld: Mapping[str, Any]) -> Withholding:

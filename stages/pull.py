@@ -10,7 +10,7 @@ from kdpipe.errors import MissingSplitError, StaleStoreError
 from kdpipe.sharing import published
 from kdpipe.sharing.published import Published
 from kdpipe.sharing.pulling import Pull, Wanted
-from kdpipe.stages.console import progress, say, show
+from kdpipe.stages.console import amount, progress, say, show
 from kdpipe.store.inspect import not_here
 
 if TYPE_CHECKING:
@@ -38,19 +38,19 @@ def pull(
     with Pull.begun(found, place, Wanted(splits, views), overwrite=overwrite, progress=progress) as pulling:
         to_fetch = pulling.missing()
         pulling.fetch(pulling.sides())
-        amount = f"{_amount(to_fetch)} of {_amount(pulling.size)} to fetch"
+        left = f"{amount(to_fetch)} of {amount(pulling.size)} to fetch"
         if data is None:
-            say(f"{amount}.")
+            say(f"{left}.")
         else:
             matches = _coverage(pulling, data)
-            say(f"{'; '.join(map(str, matches))}; {amount}.")
+            say(f"{'; '.join(map(str, matches))}; {left}.")
             if not any(each.usable for each in matches):
                 pulling.abandon()
                 raise StaleStoreError(f"no image of {data} matches {found.describe()}: no view was fetched.")
         pulling.fetch(pulling.planes())
         pulling.finish()
-        moved = f"{_amount(pulling.fetched)} fetched"
-        moved += f", {_amount(pulling.reused)} from other stores here" if pulling.reused else ""
+        moved = f"{amount(pulling.fetched)} fetched"
+        moved += f", {amount(pulling.reused)} from other stores here" if pulling.reused else ""
     rest = not_here(place)
     show(f"{place}: {moved}; {'complete' if rest is None else rest}. Digest {found.manifest.digest}.")
     target = shlex.quote(str(place))
@@ -85,14 +85,6 @@ def _coverage(pulling: Pull, data: str) -> list[Coverage]:
             continue
         matches.append(Coverage.of(open_store(pulling.work, split), samples, progress=progress))
     return matches
-
-
-def _amount(size: int) -> str:
-    """Return a number of bytes for a person."""
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= factor:
-            return f"{size / factor:,.1f} {unit}"
-    return f"{size} bytes"
 
 
 def _default(found: Published) -> Path:

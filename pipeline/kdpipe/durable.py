@@ -7,6 +7,7 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from kdpipe.errors import KdpipeError, UnwritableError
 from kdpipe.printable import printable_json
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_POLL = 0.02
+"""Seconds between two attempts to take a lock."""
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
@@ -112,22 +115,28 @@ class HeldError(Exception):
 
 
 @contextmanager
-def locked(path: Path, refuse: Callable[[str], KdpipeError]) -> Iterator[None]:
+def locked(path: Path, refuse: Callable[[str], KdpipeError], *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file ``path`` for the block, and remove it afterwards; a dead process's lock does not count.
 
-    The file holds the process id of its owner. A link in its place is refused and left alone.
+    The file holds the process id of its owner. A link in its place is refused and left alone. Another owner is waited
+    for ``patience`` seconds.
 
     Raises:
         KdpipeError: what ``refuse`` returns for the process id of another owner.
         UnwritableError: the file cannot be made.
     """
+    deadline = time.monotonic() + patience
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = take_lock(path)
-        except HeldError as held:
-            holder = held.holder.partition(" ")[0]
-            raise refuse(holder if holder.isdecimal() else "unknown") from None
+        while True:
+            try:
+                descriptor = take_lock(path)
+                break
+            except HeldError as held:
+                if time.monotonic() >= deadline:
+                    holder = held.holder.partition(" ")[0]
+                    raise refuse(holder if holder.isdecimal() else "unknown") from None
+            time.sleep(_POLL)
     try:
         with writing(path):
             write_holder(descriptor, str(os.getpid()))

@@ -26,6 +26,23 @@ class Progress(Protocol):
 
 
 @contextmanager
+def in_bytes(progress: Progress, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Open a task of ``total`` bytes, in kB; yield the function that reports the bytes done since its last call."""
+    with progress(what, -(-total // 1000), unit="kB") as advance:
+        left = 0
+
+        def report(size: int) -> None:
+            nonlocal left
+            done, left = divmod(left + size, 1000)
+            if done:
+                advance(done)
+
+        yield report
+        if left:
+            advance(1)
+
+
+@contextmanager
 def silent(
     what: str,  # noqa: ARG001
     total: int,  # noqa: ARG001

@@ -76,8 +76,18 @@ def test_less_than_everything_is_published_and_said(store: Path, tmp_path: Path,
     assert "Precision: the logits were encoded again" in (there / "README.md").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "config", "place"]
     again = kdpipe("publish", store, place / "flowers@v1", *SAID, *less)
-    assert again.code == 0
-    assert "is published already" in again.err
+    assert again.code == 0, again.err
+    assert "MB there already" in again.out
+
+
+def test_a_version_is_not_published_again_with_other_parts(store: Path, tmp_path: Path, kdpipe: Command) -> None:
+    there, key = tmp_path / "place/flowers@v1", tmp_path / "names.key"
+    assert kdpipe("publish", store, there, *SAID, "--views", 2).code == 0
+    before = contents(tmp_path / "place")
+    for other in (("--views", 1), ("--views", 2, "--hide-names", "--names-key", key), ("--views", 2, "--notes", "new")):
+        refused(kdpipe("publish", store, there, *SAID, *other), "published already", "another manifest")
+    assert contents(tmp_path / "place") == before
+    assert not list(tmp_path.glob(".a.zarr*"))
 
 
 def test_a_student_learns_from_less_than_everything(built: Built, tmp_path: Path, kdpipe: Command) -> None:

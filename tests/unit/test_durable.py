@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,25 @@ def test_a_lock_that_is_another_name_of_a_file_leaves_the_file_alone(tmp_path: P
         pass
     assert precious.read_text() == "precious"
     assert (tmp_path / "a.lock").exists()
+
+
+def test_a_lock_is_waited_for_with_patience(tmp_path: Path) -> None:
+    def refuse(holder: str) -> RunError:
+        return RunError(f"held by {holder}")
+
+    lock = tmp_path / "a.lock"
+    with durable.locked(lock, refuse):
+        with pytest.raises(RunError, match=f"held by {os.getpid()}"), durable.locked(lock, refuse):
+            pass
+        entered = threading.Event()
+
+        def wait() -> None:
+            with durable.locked(lock, refuse, patience=30):
+                entered.set()
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert not entered.wait(0.1)
+    waiting.join()
+    assert entered.is_set()
+    assert not lock.exists()

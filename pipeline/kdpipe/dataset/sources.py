@@ -316,6 +316,15 @@ def _changed(path: str) -> DatasetError:
     return DatasetError(f"{path} changed after the dataset was loaded; start again to use the new file")
 
 
+def content_digest_of(path: Path) -> bytes:
+    """Return the digest of an image file's bytes.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    return samples.bytes_digest(content_of(str(path)))
+
+
 def pixel_digest_of(path: Path) -> bytes:
     """Return the digest of shape and pixels of an image file.
 

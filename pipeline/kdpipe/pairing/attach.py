@@ -17,10 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from blake3 import blake3
 
 from kdpipe.dataset import Dataset, sample_id
-from kdpipe.dataset.sources import pixel_digest_of
+from kdpipe.dataset.sources import content_digest_of, pixel_digest_of
 from kdpipe.errors import DatasetError, StoreError
 from kdpipe.pairing.growth import row_order
 from kdpipe.pairing.join import check_classes, join_checked, locate, with_store_ids
@@ -28,7 +27,6 @@ from kdpipe.pairing.probes import refuse_another_order, replay
 from kdpipe.pairing.recognition import recognized
 from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.pairing.windowed import WindowedTargets
-from kdpipe.reading import open_regular
 from kdpipe.store import machine
 from kdpipe.store.blocks import draw
 from kdpipe.store.reader import LogitStore
@@ -305,7 +303,8 @@ def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_ind
         raise DatasetError(f"there are {len(keys)} keys for the {len(dataset)} samples of {name}; give each its own.")
     ids = np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
     if listed and known.files is not None:
-        ids = recognized(store, ids, content_of=partial(_digests, known.files), pixels_of=partial(_pixels, known.files))
+        content_of, pixels_of = (partial(_digests, each, known.files) for each in (content_digest_of, pixel_digest_of))
+        ids = recognized(store, ids, content_of=content_of, pixels_of=pixels_of)
     return locate(store, ids, keys=keys, where=f"samples of {name}")
 
 
@@ -361,21 +360,14 @@ def _known(dataset: Any) -> _Known:
     return _Known(classes, paths, labels if countable else None, files)
 
 
-def _digests(files: Sequence[Path], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Return content digests of some files, ``(k, 16)``; zeros for those that cannot be read."""
-    found = np.zeros((len(indices), 16), dtype=np.uint8)
-    for place, index in enumerate(indices):
-        with suppress(OSError), open_regular(files[index], follow=True) as file:
-            found[place] = np.frombuffer(blake3(file.read()).digest(length=16), dtype=np.uint8)
-    return found
-
-
-def _pixels(files: Sequence[Path], indices: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Return pixel digests of some files, ``(k, 16)``; zeros for those that cannot be decoded."""
+def _digests(
+    digest_of: Callable[[Path], bytes], files: Sequence[Path], indices: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """Return digests of some files, ``(k, 16)``; zeros for those that cannot be read or decoded."""
     found = np.zeros((len(indices), 16), dtype=np.uint8)
     for place, index in enumerate(indices):
         with suppress(DatasetError):
-            found[place] = np.frombuffer(pixel_digest_of(files[index]), dtype=np.uint8)
+            found[place] = np.frombuffer(digest_of(files[index]), dtype=np.uint8)
     return found
 
 

@@ -6,4 +6,7 @@
 - ``published``: a version that was found; ``pulling`` copies it or a part, ``streaming`` opens it where it is, and
   stores in an ``archive``;
 - ``withholding`` and ``reencoding``: a store without some of its parts, derived without a teacher;
+- ``publishing``: writes a version, its ``card``, ``croissant`` metadata and the ``page`` of the catalog;
+- ``signature`` and ``remembered``: who signed a version, and what was seen at a place before;
+- ``listing``: the stores at a place as rows.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kdpipe.errors import ParamsError
 from kdpipe.settings import without_password
@@ -21,8 +21,8 @@ _COUNTED = re.compile(r"v([0-9]{1,18})")
 class Address:
     """A store at a shared place."""
 
-    url: str
-    """The place, without a slash at its end: a URL or a folder."""
+    url: str = field(repr=False)
+    """The place, without a slash at its end: a URL, which may hold a password or a token, or a folder."""
     name: str
     version: str | None
     """``None`` for the newest."""
@@ -47,8 +47,8 @@ class Address:
             )
         if version is not None and re.fullmatch(VERSION, version) is None:
             raise ParamsError(
-                f"'{version}' is no version: 1 to 64 letters, digits, dots, hyphens and underscores, the first a "
-                "letter or a digit, such as v2."
+                f"'{version.partition('?')[0]}' is no version: 1 to 64 letters, digits, dots, hyphens and underscores, "
+                "the first a letter or a digit, such as v2."
             )
         return cls(found["url"].rstrip("/"), name, version)
 
@@ -59,9 +59,14 @@ class Address:
             raise ParamsError(f"'{self}' has no version, expected {self.name}@VERSION, such as {self.name}@v1.")
         return f"{self.name}/{self.version}"
 
+    @property
+    def label(self) -> str:
+        """``NAME@VERSION``, or ``NAME`` without a version."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
     def __str__(self) -> str:
         """Return the address as it is written, without password."""
-        return f"{without_password(self.url)}/{self.name}" + ("" if self.version is None else f"@{self.version}")
+        return f"{without_password(self.url)}/{self.label}"
 
 
 def version_order(version: str) -> tuple[int, int, str]:

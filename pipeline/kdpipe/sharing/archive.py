@@ -5,7 +5,7 @@ Nothing else in an archive is read: no link, no file of another name or size, no
 
 from __future__ import annotations
 
-import secrets
+import lzma
 import shutil
 import stat
 import tarfile
@@ -29,6 +29,7 @@ from kdpipe.store.sections import File
 _SUFFIXES = (".zip", ".tar")
 _MOST_MEMBERS = 2**20
 _BLOCK = 1024**2
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,17 @@ def is_archive(path: Path) -> bool:
 def unpack(path: Path, target: Path) -> None:
     """Unpack the store in an archive to ``target``, which appears whole or not at all.
 
-    The store may lie at the top of the archive, or in a folder.
+    The store may lie at the top of the archive, or in a folder. One process at a time may unpack to ``target``; what a
+    killed one has left is removed.
 
     Raises:
         StoreNotFoundError: there is no archive, or no store in it.
         CorruptStoreError: files are missing, or of another size or digest, or the archive is damaged.
         UnwritableError: the disk is full or fails.
     """
-    work = target.with_name(f".{target.name}.{secrets.token_hex(4)}.unpacking")
+    work = target.with_name(f".{target.name}.unpacking")
     with durable.writing(target), _members(path) as members:
+        shutil.rmtree(work, ignore_errors=True)
         root = _root(path, members)
         content = _read(path, f"{root}zarr.json", members, manifest.MAX_MANIFEST_BYTES)
         try:
@@ -65,7 +68,9 @@ def unpack(path: Path, target: Path) -> None:
             for name, file in found.files.items():
                 _extract(path, f"{root}{name}", members, work / name, file)
             (work / "zarr.json").write_bytes(content)
+            durable.fsync_file(work / "zarr.json")
             work.rename(target)
+            durable.fsync_directory(target.parent)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -97,6 +102,7 @@ def _extract(path: Path, name: str, members: dict[str, _Member], target: Path, f
             hasher.update(block)
             out.write(block)
             left -= len(block)
+    durable.fsync_file(target)
     if left or hasher.hexdigest(length=16) != file.digest:
         raise CorruptStoreError(f"{path}: {printable(name)} does not match its digest.")
 
@@ -118,7 +124,9 @@ def _members(path: Path) -> Iterator[dict[str, _Member]]:
                     yield _checked(path, _taped(opened))
         except KdpipeError:
             raise
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError, ValueError) as failure:
+        except (*_DAMAGED, OSError) as failure:
+            if isinstance(failure, OSError) and failure.errno is not None:
+                raise  # of the disk; bz2 has one without a number for damaged data
             raise CorruptStoreError(f"{path} is damaged: {printable(failure)[:200]}.") from None
 
 

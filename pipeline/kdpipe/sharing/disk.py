@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from kdpipe import durable
-from kdpipe.errors import KdpipeError, RemoteChangedError, RemoteError, RemoteExistsError, RemoteMissingError
+from kdpipe.errors import RemoteChangedError, RemoteError, RemoteExistsError, RemoteMissingError
 from kdpipe.printable import printable
 from kdpipe.reading import hashed, open_regular, why_unread
 from kdpipe.sharing.place import BLOCK, Expected, Stream
@@ -68,7 +67,7 @@ class Disk:
         elif expected.version is None:
             self._create(name, write)
         else:
-            with _alone(path):
+            with durable.locked(path.with_name(f".{path.name}.lock"), _busy(self.describe(name)), patience=_PATIENCE):
                 found = hashed(path).hexdigest(length=16) if path.exists() else None
                 if found != expected.version:
                     raise RemoteChangedError(f"{self.describe(name)} was changed by another process meanwhile.")
@@ -85,6 +84,7 @@ class Disk:
                 new.unlink()
             try:
                 os.link(path, new, follow_symlinks=False)
+                durable.fsync_directory(new.parent)
             except OSError:
                 durable.replace(new, lambda temporary: shutil.copyfile(path, temporary))
         return True
@@ -99,13 +99,13 @@ class Disk:
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
-    def _create(self, name: str, write: object) -> None:
+    def _create(self, name: str, write: Callable[[Path], None]) -> None:
         path = self.root / name
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         with durable.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                write(temporary)  # type: ignore[operator]
+                write(temporary)
                 durable.fsync_file(temporary)
                 os.link(temporary, path)
                 durable.fsync_directory(path.parent)
@@ -127,24 +127,7 @@ class Disk:
         return RemoteError(f"{self.describe(name)} cannot be read: {why_unread(failure)}.")
 
 
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock beside ``path``; wait for another process that holds it."""
-    deadline = time.monotonic() + _PATIENCE
-
-    def refuse(holder: str) -> KdpipeError:
-        return _BusyError(f"{path} is being replaced by process {holder}. Wait for it to end, and run this again.")
-
-    while True:
-        try:
-            with durable.locked(path.with_name(f".{path.name}.lock"), refuse):
-                yield
-                return
-        except _BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-class _BusyError(RemoteError):
-    """Another process holds the lock."""
+def _busy(name: str) -> Callable[[str], RemoteError]:
+    return lambda holder: RemoteError(
+        f"{name} is being replaced by process {holder}. Wait for it to end, and run this again."
+    )

@@ -18,11 +18,10 @@ from blake3 import blake3
 from kdpipe.errors import ParamsError, RemoteChangedError, RemoteError, RemoteExistsError
 from kdpipe.printable import printable
 from kdpipe.sharing.place import BLOCK, Expected, PassingError, Stream, timeout
-from kdpipe.sharing.sftp import Connection, NoSuchError, RefusedError
+from kdpipe.sharing.sftp import MOST_ENTRIES, Connection, NoSuchError, RefusedError
 
 SSH = "KDPIPE_SSH"
 """The environment variable with the command that connects: ``ssh`` and its options."""
-_MOST_FILES = 1_000_000
 _OLD_LOCK = 120
 """Seconds after which the lock of a process that ended is taken over."""
 
@@ -141,19 +140,20 @@ class Host:
                         folders.append(name)
                     elif each.is_file:
                         found[name] = each.size
-                if len(found) + len(folders) > _MOST_FILES:
-                    raise RemoteError(f"{self.describe(prefix)} has more than {_MOST_FILES:,} files.")
+                if len(found) + len(folders) > MOST_ENTRIES:
+                    raise RemoteError(f"{self.describe(prefix)} has more than {MOST_ENTRIES:,} files.")
         return found
 
     def _path(self, name: str) -> bytes:
         return f"{self.root}/{name}".rstrip("/").encode() if self.root else f"./{name}".encode()
 
     def _taken(self, name: str) -> Connection:
-        while self.idle:
-            connection = self.idle.pop()
-            if connection.is_open:
-                return connection.about(self.describe(name))
-            connection.close()
+        with suppress(IndexError):  # other threads take connections, too
+            while True:
+                connection = self.idle.pop()
+                if connection.is_open:
+                    return connection.about(self.describe(name))
+                connection.close()
         return Connection(self.command, seconds=timeout(), of=self.describe(name))
 
     @contextmanager

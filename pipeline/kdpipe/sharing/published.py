@@ -45,8 +45,7 @@ class Published:
 
     def describe(self) -> str:
         """Return its address, without credentials."""
-        version = "" if self.address.version is None else f"@{self.address.version}"
-        return f"{self.folder.describe()}/{self.address.name}{version}"
+        return f"{self.folder.describe()}/{self.address.label}"
 
     def signer(self, wanted: str | None = None) -> str | None:
         """Check the signature; return the fingerprint of its key, ``None`` for an unsigned version.

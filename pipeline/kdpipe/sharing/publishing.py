@@ -28,7 +28,7 @@ from kdpipe.errors import (
     StoreError,
 )
 from kdpipe.printable import printable_json
-from kdpipe.progress import Progress, silent
+from kdpipe.progress import Progress, in_bytes, silent
 from kdpipe.reading import MEGABYTE, parse_json, read_bytes, validated
 from kdpipe.sharing import catalog, remembered, signature
 from kdpipe.sharing.address import Address
@@ -182,17 +182,7 @@ def _move(derived: Derived, folder: Folder, version: str, last: Row | None, *, p
             ways.append(("uploaded", file.size))
         report(file.size)
 
-    total = sum(file.size for file in files.values())
-    with progress("publishing", total=-(-total // 1000), unit="kB") as advance:
-        done = told = 0
-
-        def report(size: int) -> None:
-            nonlocal done, told
-            done += size
-            if done // 1000 > told:
-                advance(done // 1000 - told)
-                told = done // 1000
-
+    with in_bytes(progress, "publishing", sum(file.size for file in files.values())) as report:
         several(one, sorted(files), report)
     return Moved(**{way: sum(size for each, size in ways if each == way) for way in ("uploaded", "copied", "there")})
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from kdpipe import directories, durable
 from kdpipe.errors import ParamsError, StaleStoreError, StoreError, UnwritableError
-from kdpipe.progress import Progress, silent
+from kdpipe.progress import Progress, in_bytes, silent
 from kdpipe.sharing.published import Published
 from kdpipe.store import manifest, partial, tree
 from kdpipe.store.manifest import Manifest
@@ -146,9 +146,8 @@ class Pull:
             )
         if not left:
             return
-        with self.progress(f"pulling {self.found.address.name}", -(-total // 1000), unit="kB") as advance:
-            count = _Thousands(advance)
-            self.found.fetch(left, self.work, parts=self._parts, report=count)
+        with in_bytes(self.progress, f"pulling {self.found.address.name}", total) as report:
+            self.found.fetch(left, self.work, parts=self._parts, report=report)
         self._good.update(left)
         self.fetched += total
 
@@ -211,12 +210,11 @@ class Pull:
                 durable.write_bytes(self.work / "zarr.json", self.found.content, temporary=self._beside("zarr.json"))
         there = [name for name in self._files() if (self.work / name).is_file()]
         total = sum(map(self._size, there))
-        with self.progress("checking what is here", -(-total // 1000), unit="kB") as advance:
-            count = _Thousands(advance)
+        with in_bytes(self.progress, "checking what is here", total) as report:
             for name in there:
                 if _has(self.work / name, self.found.manifest.files[name]):
                     self._good.add(name)
-                count(self._size(name))
+                report(self._size(name))
 
     def _reuse(self, names: Sequence[str]) -> None:
         """Take files that other stores of this machine have."""
@@ -239,22 +237,10 @@ class Pull:
             target.unlink(missing_ok=True)
             try:
                 os.link(path, target, follow_symlinks=False)
+                durable.fsync_directory(target.parent)
             except OSError:
                 copied = self._beside("copied")
                 durable.replace(target, lambda file: shutil.copyfile(path, file), temporary=copied)
-
-
-class _Thousands:
-    """Reports thousands of the bytes that it is told."""
-
-    def __init__(self, advance: object) -> None:
-        self._advance, self._left = advance, 0
-
-    def __call__(self, size: int) -> None:
-        self._left += size
-        if self._left >= 1000:
-            done, self._left = divmod(self._left, 1000)
-            self._advance(done)  # type: ignore[operator]
 
 
 def _all(found: Manifest) -> Planes:

@@ -1,4 +1,4 @@
-"""What this user has seen at shared places: versions with their checksums, and who signed them.
+"""Versions that this user has seen at shared places, with their checksums and signers.
 
 It is kept in the user's configuration folder, one file for each place. A catalog that lacks a version that was there
 before is an older one; a version with another manifest, or a store with another signer, is not what it was.
@@ -7,9 +7,7 @@ before is an older one; a version with another manifest, or a store with another
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -99,7 +97,7 @@ def notice(place: str, found: Catalog) -> list[str]:
             f"it was replaced. Ask its publisher; if all is well, remove {file_of(place)}."
         )
     if rows.items() - known.items():
-        _update(place, lambda before: before.model_copy(update={"versions": before.versions | rows}))
+        _update(place, lambda before: before.model_copy(update={"versions": rows | before.versions}))
     lacking = sorted(known.keys() - rows.keys())
     if not lacking:
         return []
@@ -115,8 +113,12 @@ def pin(place: str, name: str, signer: str) -> None:
     Raises:
         UntrustedStoreError: it had another signer before.
     """
-    refuse_another_signer(place, name, signer)
-    _update(place, lambda before: before.model_copy(update={"signers": before.signers | {name: signer}}))
+
+    def change(before: Remembered) -> Remembered:
+        refuse_another_signer(place, name, signer)
+        return before.model_copy(update={"signers": before.signers | {name: signer}})
+
+    _update(place, change)
 
 
 def refuse_another_signer(place: str, name: str, signer: str | None) -> None:
@@ -134,42 +136,15 @@ def refuse_another_signer(place: str, name: str, signer: str | None) -> None:
         )
 
 
-def forget(place: str, names: Iterable[str]) -> None:
-    """Forget the signers of some stores of a place."""
-    gone = set(names)
-    _update(
-        place,
-        lambda before: before.model_copy(
-            update={"signers": {name: signer for name, signer in before.signers.items() if name not in gone}}
-        ),
-    )
-
-
 def _update(place: str, change: Callable[[Remembered], Remembered]) -> None:
+    def refuse(holder: str) -> StoreLockedError:
+        return StoreLockedError(f"{path} is being written by process {holder}. Run this again.")
+
     path = file_of(place)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _alone(path):
+    with durable.writing(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with durable.locked(path.with_suffix(".lock"), refuse, patience=_PATIENCE):
         before = remembered(place)
         after = change(before)
         if after != before:
             durable.write_json(path, after.model_dump(mode="json"))
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a file; wait for another process that changes it, which takes a moment."""
-
-    def refuse(holder: str) -> StoreLockedError:
-        return StoreLockedError(f"{path} is being written by process {holder}. Run this again.")
-
-    deadline = time.monotonic() + _PATIENCE
-    with ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(durable.locked(path.with_suffix(".lock"), refuse))
-                break
-            except StoreLockedError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
-        yield

@@ -11,7 +11,8 @@ import struct
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
@@ -30,6 +31,8 @@ _PIECE = 32 * 1024
 """Bytes of a read or write, which every server takes."""
 _OUTSTANDING = 32
 """Reads or writes that are sent before the first is answered."""
+MOST_ENTRIES = 1_000_000
+"""Entries of a folder that are listed."""
 _S_IFMT, _S_IFREG, _S_IFDIR = 0o170000, 0o100000, 0o040000
 
 
@@ -133,15 +136,23 @@ class Connection:
         flags = _WRITING | _CREATE | _EXCLUSIVE
         handle = self._asked(_OPEN, _text(path) + struct.pack(">II", flags, 0), _HANDLE).text()
         at, waiting = 0, deque[int]()
-        for block in blocks:
-            for first in range(0, len(block), _PIECE):
-                piece = block[first : first + _PIECE]
+        try:
+            for piece in _pieces(blocks):
                 waiting.append(self._request(_WRITE, _text(handle) + struct.pack(">Q", at) + _text(piece)))
                 at += len(piece)
                 if len(waiting) >= _OUTSTANDING:
                     self._answer(waiting.popleft(), _STATUS)
-        while waiting:
-            self._answer(waiting.popleft(), _STATUS)
+            while waiting:
+                self._answer(waiting.popleft(), _STATUS)
+        except PassingError:
+            raise
+        except RemoteError:
+            # The caller removes the file, so the connection must be at the answer to its next request.
+            for number in waiting:
+                with suppress(RefusedError):
+                    self._answer(number, _STATUS)
+            self._asked(_CLOSE, _text(handle), _STATUS)
+            raise
         if b"fsync@openssh.com" in self.extensions:
             self._asked(_EXTENDED, _text(b"fsync@openssh.com") + _text(handle), _STATUS)
         self._asked(_CLOSE, _text(handle), _STATUS)
@@ -186,7 +197,10 @@ class Connection:
                 fields = self._asked(_READDIR, _text(handle), _NAME)
             except _EndError:
                 break
-            for _ in range(fields.number()):
+            count = fields.number()
+            if not count or len(found) + count > MOST_ENTRIES:
+                raise self._broken("the host lists a folder without end")
+            for _ in range(count):
                 name, _long = fields.text(), fields.text()
                 found[name] = _attributes(fields)
         self._asked(_CLOSE, _text(handle), _STATUS)
@@ -319,6 +333,13 @@ class _Fields:
             raise PassingError("the host sends a packet of SFTP that is cut short.")
         self._at += size
         return self._content[self._at - size : self._at]
+
+
+def _pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut blocks into pieces that every server takes."""
+    for block in blocks:
+        for first in range(0, len(block), _PIECE):
+            yield block[first : first + _PIECE]
 
 
 def _text(content: bytes) -> bytes:

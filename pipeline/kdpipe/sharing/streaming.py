@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -119,8 +119,7 @@ def _of_url(url: str) -> Local:
 
 def _shown(url: str) -> str:
     address = Address.parse(url)
-    version = "" if address.version is None else f"@{address.version}"
-    return f"{connect(address.url).describe()}/{address.name}{version}"
+    return f"{connect(address.url).describe()}/{address.label}"
 
 
 class _Note(BaseModel):
@@ -191,7 +190,7 @@ def _folder(key: str) -> Path:
 class Fetching:
     """Fetches files of a cached store from its place, one process at a time; can be pickled."""
 
-    url: str
+    url: str = field(repr=False)
     name: str
     version: str | None
     path: Path
@@ -214,8 +213,9 @@ class Fetching:
 
     def _found(self) -> Published:
         address = Address(Address.parse(self.url).url, self.name, self.version)
-        folder = _connected.setdefault(address.url, connect(address.url))
-        return Published(folder, address, None, manifest.read(self.path), b"")
+        if address.url not in _connected:
+            _connected[address.url] = connect(address.url)
+        return Published(_connected[address.url], address, None, manifest.read(self.path), b"")
 
 
 def known_manifest(place: str) -> Manifest | None:

@@ -8,7 +8,7 @@ import ssl
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
@@ -27,9 +27,9 @@ class Web:
 
     base: str
     """The URL without credentials, query and trailing slash."""
-    query: str
+    query: str = field(repr=False)
     """Sent with each request; it may hold a token, so it is never printed."""
-    authorization: str | None
+    authorization: str | None = field(repr=False)
     """The header of that name, from the URL."""
 
     @classmethod

@@ -26,10 +26,9 @@ from kdpipe.sharing.settings import Withholding
 from kdpipe.store import arrays, manifest, partial, tree
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Layout, Shard, encoding_of
-from kdpipe.store.sections import DerivedFrom, File, Split, Withheld
+from kdpipe.store.plan import encoding_of, plane_digests, shards_of
+from kdpipe.store.sections import DerivedFrom, File, Withheld
 from kdpipe.store.segments import Segment, read_segments
-from kdpipe.store.tree import PIXELS
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ def derive(
         if not withheld:
             return Derived(found, {name: store / name for name in found.files})
         return _without(store, work, found, kept, withheld)
-    source = Source(store, found, segments_of(store, kept, found))
+    source = Source(store, found, _segments_of(store, kept, found))
     sealed = reencoded(
         source,
         work,
         kept,
         asked,
-        origin=origin_of(found, withheld),
+        origin=_origin_of(found, withheld),
         recode=not _same_codes(found, asked),
         hidden=hidden,
         progress=progress,
@@ -140,7 +139,7 @@ def _withheld(found: Manifest, kept: Manifest, asked: Withholding) -> tuple[With
     return tuple(each for each, yes in here.items() if yes)
 
 
-def origin_of(found: Manifest, withheld: tuple[Withheld, ...]) -> DerivedFrom:
+def _origin_of(found: Manifest, withheld: tuple[Withheld, ...]) -> DerivedFrom:
     """Return the entry ``derived_from`` of a store that lacks parts of the one with the manifest ``found``."""
     assert found.digest is not None
     before: tuple[Withheld, ...] = () if found.derived_from is None else found.derived_from.withheld
@@ -156,7 +155,7 @@ def origin_of(found: Manifest, withheld: tuple[Withheld, ...]) -> DerivedFrom:
 def _without(store: Path, work: Path, found: Manifest, kept: Manifest, withheld: tuple[Withheld, ...]) -> Derived:
     """Return the store without some of its files, and with other side arrays and metadata where they differ."""
     encoding = encoding_of(store, found)
-    segments = segments_of(store, kept, found)
+    segments = _segments_of(store, kept, found)
     if work.is_dir():
         tree.remove(work)
     work.mkdir(parents=True)
@@ -169,7 +168,7 @@ def _without(store: Path, work: Path, found: Manifest, kept: Manifest, withheld:
             for each in (found, kept)
         )
         arrays.create(root.create_group(group), after)
-        sides = side_arrays(segments[group], planes=cut.planes, labels="labels" not in withheld)
+        sides = _side_arrays(segments[group], planes=cut.planes, labels="labels" not in withheld)
         same = {name for name, spec in after.items() if _alike(spec, before[name]) and name not in sides.changed}
         for name, values in sides.values.items():
             if name not in same:
@@ -180,14 +179,14 @@ def _without(store: Path, work: Path, found: Manifest, kept: Manifest, withheld:
             old = file in found.files and (described or array in same)
             if old or (work / file).is_file():
                 paths[file] = store / file if old else work / file
-        for shard in shards_of(kept, group):
-            paths |= {file: store / file for file in shard.paths}
+        for view in range(cut.planes):
+            paths |= {file: store / file for shard in shards_of(kept, group, view) for file in shard.paths}
     entries = {file: found.files[file] if path.is_relative_to(store) else _entry(path) for file, path in paths.items()}
     entries = dict(sorted(entries.items()))
     changed = {
         "files": entries,
         "planes": plane_digests(kept, entries),
-        "derived_from": origin_of(found, withheld),
+        "derived_from": _origin_of(found, withheld),
     }
     return Derived(kept.model_copy(update=changed).sealed(), {name: paths[name] for name in entries})
 
@@ -207,7 +206,7 @@ class _Sides:
     """Names of arrays with other values than before."""
 
 
-def side_arrays(segment: Segment, *, planes: int, labels: bool) -> _Sides:
+def _side_arrays(segment: Segment, *, planes: int, labels: bool) -> _Sides:
     """Return the side arrays of a segment with fewer planes, or without labels."""
     values: dict[str, npt.NDArray[Any]] = {
         "labels": segment.labels if labels else np.full_like(segment.labels, -1),
@@ -219,7 +218,7 @@ def side_arrays(segment: Segment, *, planes: int, labels: bool) -> _Sides:
     return _Sides(values, frozenset(() if labels else ("labels",)))
 
 
-def segments_of(store: Path, kept: Manifest, found: Manifest) -> dict[str, Segment]:
+def _segments_of(store: Path, kept: Manifest, found: Manifest) -> dict[str, Segment]:
     """Return the side arrays of the segments that are kept, by group."""
     encoding = encoding_of(store, found)
     segments: dict[str, Segment] = {}
@@ -230,24 +229,3 @@ def segments_of(store: Path, kept: Manifest, found: Manifest) -> dict[str, Segme
         }
         segments |= {each.name: each for each in read_segments(store, found, specs)}
     return segments
-
-
-def shards_of(found: Manifest, group: str) -> list[Shard]:
-    """Return all shards of a segment."""
-    cut: Split = found.splits[group]
-    bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
-    signals = tuple(found.kept)
-    return [
-        Shard(group, view, number, start, stop, signals, (PIXELS,) if cut.pixel_digests and view == 0 else ())
-        for view in range(cut.planes)
-        for number, (start, stop) in enumerate(bounds)
-    ]
-
-
-def plane_digests(found: Manifest, files: Mapping[str, File]) -> dict[str, str]:
-    """Return the digest of each plane's files, as a sealed store has them."""
-    digests: dict[str, list[str]] = {}
-    for group in found.splits:
-        for shard in shards_of(found, group):
-            digests.setdefault(f"{group}/{shard.view}", []).extend(files[path].digest for path in shard.paths)
-    return {plane: manifest.digest_json(names) for plane, names in digests.items()}

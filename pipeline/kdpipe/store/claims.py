@@ -1,4 +1,4 @@
-"""What a manifest claims, compared with the files, and with bounds before memory is taken."""
+"""Comparison of a manifest's claims with the files, and with bounds before memory is taken."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from kdpipe.store import arrays, manifest
 from kdpipe.store.arrays import Spec
 from kdpipe.store.manifest import Manifest
 from kdpipe.store.partial import Absent, Supply, place_of
-from kdpipe.store.plan import Limits
-
-_LARGEST = Limits()
-"""The largest shards of format 1; one of a single row may be larger."""
+from kdpipe.store.plan import LIMITS
 
 
 def check_store(store: Path, found: Manifest, split: str, *, supply: Supply | None) -> Absent:
@@ -93,8 +90,8 @@ def _check_sizes(store: Path, found: Manifest, name: str, specs: Mapping[str, Sp
     shard_bytes = cut.shard_rows * widest
     if (
         cut.chunk_rows > cut.samples
-        or cut.shard_rows > _LARGEST.shard_rows
-        or (shard_bytes > _LARGEST.shard_bytes and cut.shard_rows > 1)
+        or cut.shard_rows > LIMITS.shard_rows
+        or (shard_bytes > LIMITS.shard_bytes and cut.shard_rows > 1)  # one of a single row may be larger
         or chunk > arrays.MAX_CHUNK_BYTES
     ):
         raise CorruptStoreError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from kdpipe.errors import CorruptStoreError
 from kdpipe.store import manifest, tree
 from kdpipe.store.ledger import Entry, Ledger
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Shard
+from kdpipe.store.plan import shards_of
 from kdpipe.store.sections import File
 
 
@@ -95,20 +95,15 @@ def work(entries: Collection[Entry]) -> dict[str, Any]:
     }
 
 
-def fidelity(
-    found: Manifest, done: Mapping[str, Entry], shards: Mapping[tuple[str, int], Sequence[Shard]]
-) -> dict[str, Fidelity]:
-    """Return the loss of encoding over finished shards, by split; see ``Builder.fidelity``.
-
-    ``shards`` are those of each plane, by split and view.
-    """
+def fidelity(found: Manifest, done: Mapping[str, Entry]) -> dict[str, Fidelity]:
+    """Return the loss of encoding over finished shards, by split; see ``Builder.fidelity``."""
     totals = {split: Fidelity.from_json(value) for split, value in found.fidelity.items()}
     for split, cut in found.splits.items():
         views = [view for view in range(cut.planes) if f"{split}/{view}" not in found.planes]
         if len(views) < cut.planes and split not in totals:
             continue
         total = totals.get(split, Fidelity.none(found.temperatures))
-        for shard in (shard for view in views for shard in shards[split, view]):
+        for shard in (shard for view in views for shard in shards_of(found, split, view)):
             entry = done.get(shard.paths[0])
             if entry is not None and entry.fidelity is not None:
                 total += entry.fidelity

@@ -121,7 +121,7 @@ class Absent:
 
     @property
     def address(self) -> str | None:
-        """Where absent files are fetched from, without credentials; ``None`` where they have to be pulled."""
+        """The address that absent files are fetched from, without credentials; ``None`` if they have to be pulled."""
         return None if self.supply is None else self._source
 
     def has(self, file: str) -> bool:

@@ -15,11 +15,13 @@ from kdpipe.encoding.base import Encoding
 from kdpipe.encoding.registry import get_encoding, restore_encoding
 from kdpipe.errors import CorruptStoreError
 from kdpipe.store import arrays
-from kdpipe.store.manifest import Manifest
+from kdpipe.store.manifest import Manifest, digest_json
 from kdpipe.store.sections import (
     PENULTIMATE,
     Choice,
     DerivedFrom,
+    Digest,
+    File,
     Fingerprint,
     Rendering,
     RowOrder,
@@ -29,7 +31,7 @@ from kdpipe.store.sections import (
     recorded,
 )
 from kdpipe.store.settings import Provenance
-from kdpipe.store.tree import PIXELS
+from kdpipe.store.tree import CONTENTS, PIXELS
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,30 @@ class Plan:
             unread=self.unread,
             derived_from=self.derived_from,
         )
+
+
+def planes_of(found: Manifest) -> list[tuple[str, int]]:
+    """Return the planes of a store, by group and view."""
+    return [(group, view) for group in sorted(found.splits) for view in range(found.splits[group].planes)]
+
+
+def shards_of(found: Manifest, group: str, view: int) -> list[Shard]:
+    """Return the shards of a plane, in order."""
+    cut = found.splits[group]
+    bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
+    kept = {PIXELS: cut.pixel_digests, CONTENTS: found.unread} if view == 0 else {}
+    signals, digests = tuple(found.kept), tuple(name for name, given in kept.items() if given)
+    return [Shard(group, view, number, *rows, signals, digests) for number, rows in enumerate(bounds)]
+
+
+def plane_digests(found: Manifest, files: Mapping[str, File]) -> dict[str, Digest]:
+    """Return the digest of each plane's files, as a sealed store has them."""
+    return {
+        f"{group}/{view}": digest_json(
+            [files[path].digest for shard in shards_of(found, group, view) for path in shard.paths]
+        )
+        for group, view in planes_of(found)
+    }
 
 
 def encoding_of(store: Path, found: Manifest) -> Encoding:

@@ -69,8 +69,8 @@ def _refusals(store: Path, found: Manifest) -> list[str]:
     return refusals
 
 
-def _unread(opened: LogitStore) -> list[str]:
-    """Read the digests of a split's decoded images; return what is wrong with them."""
+def _pixel_faults(opened: LogitStore) -> list[str]:
+    """Return what is wrong with the digests of a split's decoded images."""
     try:
         digests = pixel_digests(opened.segments)
     except StoreError as error:
@@ -96,6 +96,6 @@ def verify_deep(store: Path, *, progress: Progress = silent) -> list[str]:
         for opened, view in views:
             faults += opened.faults(view)
             if view == 0:
-                faults += _unread(opened)
+                faults += _pixel_faults(opened)
             done(1)
     return tree.first_few(faults, more="faults")

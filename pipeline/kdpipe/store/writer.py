@@ -25,10 +25,9 @@ from kdpipe.store import arrays, contents, finished, manifest, shards, skeleton
 from kdpipe.store.leases import PATIENCE, Membership, leases_of
 from kdpipe.store.ledger import Entry, Ledger, lock, writing
 from kdpipe.store.manifest import Manifest
-from kdpipe.store.plan import Layout, Plan, Shard, encoding_of
+from kdpipe.store.plan import Plan, Shard, encoding_of, plane_digests, planes_of, shards_of
 from kdpipe.store.planes import Plane
 from kdpipe.store.settings import WHOLE, Part
-from kdpipe.store.tree import CONTENTS, PIXELS
 
 _QUEUE = 2
 """Shards that may wait for encoding and writing while the teacher continues."""
@@ -146,7 +145,7 @@ class Builder:
         self._number: dict[Shard, int] = {}
         self._elsewhere = dict.fromkeys(found.splits, 0)
         self._since = time.monotonic()
-        self._places = [(split, view) for split in sorted(found.splits) for view in range(found.splits[split].planes)]
+        self._places = planes_of(found)
         if membership is None and self.sealed:
             self._remove_beside()
         elif not self.sealed:
@@ -167,12 +166,7 @@ class Builder:
 
     def shards(self, split: str, view: int) -> list[Shard]:
         """Return every shard of a plane, finished or not."""
-        cut = self.manifest.splits[split]
-        bounds = Layout(cut.chunk_rows, cut.shard_rows).shards(cut.samples)
-        signals = tuple(self.manifest.kept)
-        kept = {PIXELS: cut.pixel_digests, CONTENTS: self.manifest.unread} if view == 0 else {}
-        digests = tuple(name for name, given in kept.items() if given)
-        return [Shard(split, view, number, *rows, signals, digests) for number, rows in enumerate(bounds)]
+        return shards_of(self.manifest, split, view)
 
     def is_done(self, shard: Shard) -> bool:
         """Return whether a shard is on disk and in the ledger."""
@@ -322,13 +316,8 @@ class Builder:
             self._done = finished.swept(self.path, finished.in_place(self.path, self._ledger.read(), self.manifest))
         expected = {path for place in self._places for shard in self.shards(*place) for path in shard.paths}
         files = finished.listed(self.path, self._done, shards=expected, side=skeleton.side_files(self.manifest))
-        planes = {
-            f"{split}/{view}": manifest.digest_json(
-                [files[path].digest for shard in self.shards(split, view) for path in shard.paths]
-            )
-            for split, view in self._places
-        }
         measured = {split: total.to_json() for split, total in self.fidelity().items()}
+        planes = plane_digests(self.manifest, files)
         parts = {"files": files, "planes": planes, "about": about, "fidelity": measured}
         sealed = self.manifest.model_copy(update=parts).sealed()
         with writing(self.path):
@@ -343,8 +332,7 @@ class Builder:
         Planes that were sealed earlier keep their figures, even if a damaged shard had to be computed again. A split
         with such planes but without figures is left out.
         """
-        shards_of = {(split, view): self.shards(split, view) for split, view in self._places}
-        return finished.fidelity(self.manifest, self._done, shards_of)
+        return finished.fidelity(self.manifest, self._done)
 
     def _write(self, shard: Shard, logits: torch.Tensor, signals: Mapping[str, torch.Tensor], took: float) -> None:
         with writing(self.path):

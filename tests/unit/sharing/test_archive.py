@@ -132,6 +132,24 @@ def test_a_damaged_archive_is_refused(store: Path, tmp_path: Path, name: str, ch
     assert not list((tmp_path / "cache").rglob("*.zarr"))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_compression_is_refused(store: Path, tmp_path: Path, method: int) -> None:
+    archive, files = tmp_path / "a.zip", contents(store)
+    with zipfile.ZipFile(archive, "w", method) as written:
+        for name, content in files.items():
+            written.writestr(name, content)
+    assert kdpipe.open_store(archive).num_views == 2
+    with zipfile.ZipFile(archive) as written:
+        member = written.getinfo(shard(files))
+    content = bytearray(archive.read_bytes())
+    start = member.header_offset + 30 + len(member.filename)
+    content[start + 12 : start + member.compress_size] = bytes(member.compress_size - 12)
+    archive.write_bytes(content)
+    os.utime(archive, (time.time() + 5, time.time() + 5))
+    with pytest.raises(CorruptStoreError, match=r"a\.zip(:| is damaged)"):
+        kdpipe.open_store(archive)
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
 def test_nothing_else_is_unpacked(store: Path, tmp_path: Path, name: str) -> None:
     files = {"../escaped": b"x", "/escaped": b"x", "train/../../escaped": b"x", "notes.txt": b"x"}

@@ -11,6 +11,7 @@ import pytest
 from kdpipe.errors import ParamsError, StoreError
 from kdpipe.sharing import catalog
 from kdpipe.sharing.address import Address, version_order
+from kdpipe.sharing.remote import connect
 from kdpipe.store.settings import Provenance
 from kdpipe.testing.stores import small_plan, small_store
 
@@ -57,6 +58,15 @@ def test_an_address_has_a_place_a_name_and_a_version(
 def test_a_malformed_address_is_refused(text: str) -> None:
     with pytest.raises(ParamsError):
         Address.parse(text)
+
+
+def test_no_address_shows_its_credentials() -> None:
+    for text in ("https://me:secret@host/a/cars@v1", "https://host/a?token=secret/cars@v1"):
+        address = Address.parse(text)
+        assert "secret" not in f"{address} {address!r} {connect(address.url)!r} {connect(address.url).describe('x')}"
+    with pytest.raises(ParamsError, match="'v1' is no version") as refused:
+        Address.parse("https://host/a/cars@v1?token=secret")
+    assert "secret" not in str(refused.value)
 
 
 def test_numbered_versions_are_ordered_as_numbers() -> None:

@@ -178,3 +178,19 @@ def test_a_host_without_access_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("KDPIPE_SSH", "/no/such/program")
     with pytest.raises(RemoteError, match="needs the program ssh"):
         connect("ssh://someone@host/x").size("index.json")
+
+
+def test_a_host_whose_disk_is_full_keeps_nothing_of_an_upload(
+    big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Path("/usr/lib/openssh/sftp-server")
+    if not server.exists():
+        pytest.skip("there is no sftp-server")
+    monkeypatch.setenv("KDPIPE_SSH", f"sh -c 'trap \"\" XFSZ; ulimit -f 900; exec {server}'")
+    (tmp_path / "served").mkdir()
+    folder = connect(f"ssh://host{tmp_path}/served", read_only=False)
+    with pytest.raises(RemoteError, match="the host refuses the operation"):
+        folder.upload(big, "large")
+    assert list((tmp_path / "served").iterdir()) == []
+    folder.create("small", b"one")
+    assert folder.names() == {"small": 3}
