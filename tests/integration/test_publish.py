@@ -80,6 +80,19 @@ def test_less_than_everything_is_published_and_said(store: Path, tmp_path: Path,
     assert "is published already" in again.err
 
 
+@pytest.mark.parametrize("other", [("--encoding", "topk:3"), ("--no-labels", "--hide-names"), ("--title", "Other")])
+def test_a_version_is_not_taken_for_one_of_which_other_parts_are_withheld(
+    store: Path, tmp_path: Path, kdpipe: Command, other: tuple[str, ...]
+) -> None:
+    version = tmp_path / "place/flowers@v1"
+    assert kdpipe("publish", store, version, *SAID, "--encoding", "topk:5").code == 0
+    before = contents(tmp_path / "place")
+    less = ("--encoding", "topk:5") if "--title" in other else ()
+    refused(kdpipe("publish", store, version, *SAID, *less, *other), "published already, with another manifest")
+    assert contents(tmp_path / "place") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "config", "place"]
+
+
 def test_a_student_learns_from_less_than_everything(built: Built, tmp_path: Path, kdpipe: Command) -> None:
     place = tmp_path / "place"
     less = ("--views", 1, "--max-temperature", 1, "--no-labels")
@@ -139,7 +152,9 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
         kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1, "--sign", tmp_path / "other"),
         "was signed by",
     )
-    refused(kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1), "is not signed, and was signed by")
+    unsigned = kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1)
+    refused(unsigned, "is not signed, and was signed by", "pass --sign KEY")
+    assert not list(tmp_path.glob(".*"))
     assert versions(place).keys() == {"flowers@v1"}
     assert not (place / "flowers/v2").exists()
     refused(kdpipe("publish", store, place / "cars@v1", *SAID, "--sign", tmp_path / "none"), "there is no such key")
@@ -156,6 +171,8 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
         ("flowers@v1", (*SAID, "--views", 4), ("has 3 augmented views, not 4",)),
         ("flowers@v1", (*SAID, "--encoding", "topk:20"), ("needs more than 20 classes",)),
         ("flowers@v1", (*SAID, "--max-temperature", 0), ("--max-temperature",)),
+        ("flowers@v1", (*SAID, "--max-kl", 0.1), ("--max-kl is for", "--max-temperature")),
+        ("flowers@v1", (*SAID, "--names-key", "mine"), ("--names-key is for --hide-names",)),
     ],
 )
 def test_refusals_leave_nothing(
