@@ -156,8 +156,7 @@ def _report(folder: Folder, address: Address, row: Row, moved: Moved) -> None:
     ways = {"uploaded": moved.uploaded, "copied from the last version": moved.copied, "there already": moved.there}
     shown = ", ".join(f"{size / 1e6:,.2f} MB {way}" for way, size in ways.items() if size) or "nothing to move"
     show(f"{folder.describe()}/{row.address}: {shown}.")
-    show(
-        f"digest {row.digest}, checksum {row.checksum}, {'not signed' if row.signer is None else f'signed by {row.signer}'}."
-    )
+    signed = "not signed" if row.signer is None else f"signed by {row.signer}"
+    show(f"digest {row.digest}, checksum {row.checksum}, {signed}.")
     data = "" if "names" in row.withheld else " --data DATA"
     say(f"Next: kdpipe pull {shlex.quote(str(address))}{data}")

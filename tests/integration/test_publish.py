@@ -126,6 +126,20 @@ def test_hidden_names_are_keyed_by_a_secret_that_stays_at_home(store: Path, tmp_
     )
 
 
+def test_hidden_names_are_said_before_images_are_compared(store: Path, tmp_path: Path, kdpipe: Command) -> None:
+    version, out = tmp_path / "place/flowers@v1", tmp_path / "o.zarr"
+    outcome = kdpipe("publish", store, version, *SAID, "--hide-names")
+    assert outcome.err.rstrip().endswith(f"Next: kdpipe pull {version}")
+    refused(kdpipe("pull", version, "--data", "digits", "--out", out), "hides the names", "without --data")
+    assert not out.exists()
+    pulled = kdpipe("pull", version, "--out", out)
+    assert pulled.code == 0
+    assert "train-student" not in pulled.err
+    verified = kdpipe("verify", out, "--data", "digits")
+    assert verified.code == 1
+    assert "have hidden names, which cannot be compared with digits" in verified.err
+
+
 def ids(store: Path) -> set[bytes]:
     return {each.tobytes() for each in open_store(store).sample_ids}
 
