@@ -269,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KdpipeError, OSError) as error:
         _fail(str(error), 1)
     except usage_error as error:
-        _fail(error.format_message() + " See --help.", 1)  # type: ignore[attr-defined]
+        _fail(f"{error.format_message().rstrip('.')}. See --help.", 1)  # type: ignore[attr-defined]
     except _Stopped as stopped:
         _fail(
             "stopped; what is finished (shards, epochs) is kept. Run the same command again to go on, a training "

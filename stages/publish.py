@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdpipe import directories, durable
-from kdpipe.errors import ParamsError, StoreError, StoreLockedError
+from kdpipe.errors import ParamsError, StoreError, StoreLockedError, UntrustedStoreError
 from kdpipe.reading import read_bytes
 from kdpipe.sharing import remembered, signature
 from kdpipe.sharing.address import Address
@@ -54,6 +54,10 @@ def publish_store(
     """
     address = Address.parse(place)
     asked = _asked(withheld)
+    if names_key is not None and not asked.hide_names:
+        raise ParamsError("--names-key is for --hide-names: give both, or names and digests are published.")
+    if withheld.get("max_kl") is not None and asked.max_temperature is None:
+        raise ParamsError("--max-kl is for the encoding of --max-temperature: give both.")
     found = manifest.read(store)
     provenance = with_changes(found.provenance, changes(said))
     refuse_undescribed(found.model_copy(update={"provenance": provenance}), store=store)
@@ -62,7 +66,8 @@ def publish_store(
     if key is not None and not key.expanduser().is_file():
         raise ParamsError(f"--sign {key}: there is no such key. Make one with: ssh-keygen -t ed25519 -f {key}")
     folder = connect(address.url, read_only=False)
-    _refuse_another(listed(folder).find(*address.folder.split("/")), found, where=folder.describe(address.folder))
+    there = listed(folder).find(address.name, address.version)
+    _refuse_another(there, found, where=folder.describe(address.folder))
     work = store.with_name(f".{store.name}.publish-{_work_name(found, asked, names_key)}")
     with directories.locked(work):
         secret = _secret(names_key) if asked.hide_names else None
@@ -70,15 +75,17 @@ def publish_store(
         if provenance != derived.manifest.provenance:
             derived = Derived(derived.manifest.model_copy(update={"provenance": provenance}).sealed(), derived.files)
         _report_losses(derived.manifest)
-        signed = _sign(derived.manifest, key, folder, address)
         try:
+            signed = _sign(derived.manifest, key, folder, address)
             row, moved = publish(derived, store, address, folder, signed=signed, say=say, progress=progress)
         except StoreLockedError:
             raise
-        except StoreError:  # the version is taken
+        except StoreError:  # which the same command would not get over
             _clear(work)
             raise
         _clear(work)
+    if there is not None:
+        say(f"{folder.describe(address.folder)} is published already: checksum {row.checksum}.")
     _report(folder, address, row, moved)
 
 
@@ -127,7 +134,10 @@ def _sign(found: Manifest, key: Path | None, folder: Folder, address: Address) -
     """Return the signature, if there is to be one; refuse another signer than that of earlier versions."""
     place = remembered.place_of(folder)
     if key is None:
-        remembered.refuse_another_signer(place, address.name, None)
+        try:
+            remembered.refuse_another_signer(place, address.name, None)
+        except UntrustedStoreError as error:
+            raise UntrustedStoreError(f"{error} If you are its publisher, pass --sign KEY.") from None
         return None
     assert found.checksum is not None
     signed = signature.sign(found.checksum, key)
@@ -157,5 +167,7 @@ def _report(folder: Folder, address: Address, row: Row, moved: Moved) -> None:
     ways = {"uploaded": moved.uploaded, "copied from the last version": moved.copied, "there already": moved.there}
     shown = ", ".join(f"{size / 1e6:,.2f} MB {way}" for way, size in ways.items() if size) or "nothing to move"
     show(f"{folder.describe()}/{row.address}: {shown}.")
-    show(f"digest {row.digest}, checksum {row.checksum}, {'not signed' if row.signer is None else row.signer}.")
-    say(f"Next: kdpipe pull {shlex.quote(str(address))} --data DATA")
+    signed = "not signed" if row.signer is None else f"signed by {row.signer}"
+    show(f"digest {row.digest}, checksum {row.checksum}, {signed}.")
+    data = "" if "names" in row.withheld else " --data DATA"
+    say(f"Next: kdpipe pull {shlex.quote(str(address))}{data}")

@@ -34,6 +34,11 @@ def pull(
     """
     found = published.find(source)
     _introduce(found, signer)
+    if data is not None and found.manifest.hides_names:
+        raise StaleStoreError(
+            f"{found.describe()} hides the names of its samples: their ids are keyed by a secret of its publisher, so "
+            "no images can be matched with it. Ask for a version with names, or pull it without --data."
+        )
     place = _default(found) if out is None else out
     with Pull.begun(found, place, Wanted(splits, views), overwrite=overwrite, progress=progress) as pulling:
         to_fetch = pulling.missing()
@@ -46,7 +51,11 @@ def pull(
             say(f"{'; '.join(map(str, matches))}; {left}.")
             if not any(each.usable for each in matches):
                 pulling.abandon()
-                raise StaleStoreError(f"no image of {data} matches {found.describe()}: no view was fetched.")
+                raise StaleStoreError(
+                    f"no image of {data} matches {found.describe()}: no view was fetched. They are other images, or "
+                    "lossy copies, as another JPEG quality makes: use those that the store was made from, "
+                    f"{found.manifest.dataset}."
+                )
         pulling.fetch(pulling.planes())
         pulling.finish()
         moved = f"{amount(pulling.fetched)} fetched"
@@ -54,7 +63,8 @@ def pull(
     rest = not_here(place)
     show(f"{place}: {moved}; {'complete' if rest is None else rest}. Digest {found.manifest.digest}.")
     target = shlex.quote(str(place))
-    if rest is None or "train" in pulling.wanted:
+    trains = "train" in pulling.wanted or (rest is None and "train" in found.manifest.names)
+    if trains and not found.manifest.hides_names:
         say(f"Next: kdpipe train-student --data {data or 'DATA'} --store {target} --student NAME --out DIR")
 
 

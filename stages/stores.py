@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 
 from rich.table import Table
@@ -41,7 +42,7 @@ def show_stores(place: str, *, data: str | None, as_json: bool) -> None:
     if as_json:
         show_json([each.to_json() for each in found])
         return
-    _show(found, with_data=data is not None)
+    _show(found, data=data)
 
 
 def _datasets(data: str) -> dict[str, Dataset]:
@@ -90,21 +91,21 @@ def _beside(name: str) -> bool:
     return name.endswith("zarr.json") or name.split("/")[1] in tree.SIDE
 
 
-def _show(found: list[Listed], *, with_data: bool) -> None:
+def _show(found: list[Listed], *, data: str | None) -> None:
     table = Table(box=None, pad_edge=False, show_edge=False)
     titles = [(title, number) for title, number in COLUMNS if title not in _LEFT_OUT]
     table.add_column(titles[0][0], overflow="fold", no_wrap=False, min_width=12)
-    if with_data:
+    if data is not None:
         table.add_column("Yours", justify="right")
     for title, number in titles[1:]:
         table.add_column(title, justify="right" if number else "left", overflow="fold")
     for each in found:
-        first = [each.name] + ([_share(each.covered)] if with_data else [])
+        first = [each.name] + ([_share(each.covered)] if data is not None else [])
         rest = [cell.text or "n/a" for cell in cells(each.row)][: len(titles) - 1]
         table.add_row(*(Text(printable(text)) for text in (*first, *rest)))
     show_table(table, width=200)
-    if with_data and found and found[0].covered is not None and found[0].covered.share > 0:
-        show(f"Next: kdpipe pull {found[0].place} --data DATA")
+    if data is not None and found and found[0].covered is not None and found[0].covered.share > 0:
+        show(f"Next: kdpipe pull {shlex.quote(found[0].place)} --data {shlex.quote(data)}")
 
 
 def _share(covered: Covered | None) -> str:

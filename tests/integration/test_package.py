@@ -62,7 +62,8 @@ def test_one_package_is_installed(wheel: Path) -> None:
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"kdpipe"}
     assert "kdpipe = kdpipe.stages.cli:main" in entry_points
-    sources = {path.relative_to(ROOT / "stages").as_posix() for path in (ROOT / "stages").rglob("*.py")}
+    kept = (path for path in (ROOT / "stages").rglob("*") if path.suffix in (".py", ".json"))
+    sources = {path.relative_to(ROOT / "stages").as_posix() for path in kept}
     assert {name.removeprefix("kdpipe/stages/") for name in names if name.startswith("kdpipe/stages/")} == sources
 
 

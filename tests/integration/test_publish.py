@@ -90,6 +90,19 @@ def test_a_version_is_not_published_again_with_other_parts(store: Path, tmp_path
     assert not list(tmp_path.glob(".a.zarr*"))
 
 
+@pytest.mark.parametrize("other", [("--encoding", "topk:3"), ("--no-labels", "--hide-names"), ("--title", "Other")])
+def test_a_version_is_not_taken_for_one_of_which_other_parts_are_withheld(
+    store: Path, tmp_path: Path, kdpipe: Command, other: tuple[str, ...]
+) -> None:
+    version = tmp_path / "place/flowers@v1"
+    assert kdpipe("publish", store, version, *SAID, "--encoding", "topk:5").code == 0
+    before = contents(tmp_path / "place")
+    less = ("--encoding", "topk:5") if "--title" in other else ()
+    refused(kdpipe("publish", store, version, *SAID, *less, *other), "published already, with another manifest")
+    assert contents(tmp_path / "place") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "config", "place"]
+
+
 def test_a_student_learns_from_less_than_everything(built: Built, tmp_path: Path, kdpipe: Command) -> None:
     place = tmp_path / "place"
     less = ("--views", 1, "--max-temperature", 1, "--no-labels")
@@ -123,6 +136,20 @@ def test_hidden_names_are_keyed_by_a_secret_that_stays_at_home(store: Path, tmp_
     )
 
 
+def test_hidden_names_are_said_before_images_are_compared(store: Path, tmp_path: Path, kdpipe: Command) -> None:
+    version, out = tmp_path / "place/flowers@v1", tmp_path / "o.zarr"
+    outcome = kdpipe("publish", store, version, *SAID, "--hide-names")
+    assert outcome.err.rstrip().endswith(f"Next: kdpipe pull {version}")
+    refused(kdpipe("pull", version, "--data", "digits", "--out", out), "hides the names", "without --data")
+    assert not out.exists()
+    pulled = kdpipe("pull", version, "--out", out)
+    assert pulled.code == 0
+    assert "train-student" not in pulled.err
+    verified = kdpipe("verify", out, "--data", "digits")
+    assert verified.code == 1
+    assert "have hidden names, which cannot be compared with digits" in verified.err
+
+
 def ids(store: Path) -> set[bytes]:
     return {each.tobytes() for each in open_store(store).sample_ids}
 
@@ -149,7 +176,9 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
         kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1, "--sign", tmp_path / "other"),
         "was signed by",
     )
-    refused(kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1), "is not signed, and was signed by")
+    unsigned = kdpipe("publish", store, place / "flowers@v2", *SAID, "--views", 1)
+    refused(unsigned, "is not signed, and was signed by", "pass --sign KEY")
+    assert not list(tmp_path.glob(".*"))
     assert versions(place).keys() == {"flowers@v1"}
     assert not (place / "flowers/v2").exists()
     refused(kdpipe("publish", store, place / "cars@v1", *SAID, "--sign", tmp_path / "none"), "there is no such key")
@@ -166,6 +195,8 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
         ("flowers@v1", (*SAID, "--views", 4), ("has 3 augmented views, not 4",)),
         ("flowers@v1", (*SAID, "--encoding", "topk:20"), ("needs more than 20 classes",)),
         ("flowers@v1", (*SAID, "--max-temperature", 0), ("--max-temperature",)),
+        ("flowers@v1", (*SAID, "--max-kl", 0.1), ("--max-kl is for", "--max-temperature")),
+        ("flowers@v1", (*SAID, "--names-key", "mine"), ("--names-key is for --hide-names",)),
     ],
 )
 def test_refusals_leave_nothing(

@@ -83,7 +83,7 @@ def test_stores_that_have_my_images_come_first(place: Path, kdpipe: Command) -> 
     assert "share" not in listed[2], "nothing can be told where names are hidden"
     printed = kdpipe("stores", place, "--data", "digits")
     assert f"100 of {images['train']:,} train" in " ".join(printed.out.split())
-    assert f"Next: kdpipe pull {place}/half@v1 --data DATA" in printed.out
+    assert f"Next: kdpipe pull {place}/half@v1 --data digits" in printed.out
 
 
 def test_of_a_server_only_ids_are_fetched_and_kept(

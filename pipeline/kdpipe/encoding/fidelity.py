@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -189,7 +190,7 @@ def _blocks(rows: int, classes: int, *, on_cpu: bool) -> list[slice]:
     starts = list(range(0, rows, size))
     if len(starts) > 1 and rows - starts[-1] < min(size, 2):
         del starts[-1]
-    return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], rows], strict=True)]
+    return [slice(start, stop) for start, stop in itertools.pairwise([*starts, rows])]
 
 
 def _threads() -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdpipe.dataset import Dataset, find_ids
-from kdpipe.pairing.join import moved_samples, with_store_ids
+from kdpipe.pairing.join import knows_pixels, moved_samples, with_store_ids
 from kdpipe.pairing.recognition import differing
 from kdpipe.progress import Progress, silent
 from kdpipe.store.reader import LogitStore
@@ -29,7 +29,9 @@ class Coverage:
     by_pixels: int
     """Those of ``covered`` that have other bytes and the same pixels."""
     changed: int
-    """Those of ``covered`` whose content has changed since."""
+    """Those of ``covered`` whose content has changed since the teacher's pass."""
+    knows_pixels: bool
+    """Whether the store tells a lossless copy from other pixels."""
     lacking: Sequence[str]
     """Keys of a few samples that the store lacks."""
     same_classes: bool
@@ -50,6 +52,7 @@ class Coverage:
             by_content=int(moved.sum()),
             by_pixels=int(saved_again.sum()),
             changed=int(changed.sum()),
+            knows_pixels=knows_pixels(store),
             lacking=[known.keys[index] for index in np.flatnonzero(~found)[:_NAMED].tolist()],
             same_classes=tuple(dataset.classes) == store.classes,
         )
@@ -67,7 +70,9 @@ class Coverage:
         if self.by_pixels:
             parts[0] += f", {self.by_pixels:,} by pixels"
         if self.changed:
-            parts.append(f"{self.changed:,} have changed since")
+            parts.append(
+                f"{self.changed:,} have the same names and other {'pixels' if self.knows_pixels else 'content'}"
+            )
         if self.lacking:
             left = self.samples - self.covered - len(self.lacking)
             more = f" and {left:,} more" if left > 0 else ""

@@ -200,10 +200,10 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
     rows = join(store, dataset)
     changed = changed_content(store, dataset, rows)
     if changed:
-        known = any(each.read_pixels is not None for each in store.segments)
+        how = " (same names, other pixels)" if knows_pixels(store) else ""
         raise DatasetError(
-            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made"
-            f"{' (same names, other pixels)' if known else ''}, first {changed[0]}. Restore them, or make a new store."
+            f"{len(changed)} samples of {dataset.spec} have changed since {store.path} was made{how}, first "
+            f"{changed[0]}. Restore them, or make a new store."
         )
     missing = lacking(store, dataset)
     if missing:
@@ -220,6 +220,11 @@ def join_checked(store: LogitStore, dataset: Dataset, *, allow_drift: bool = Fal
             "or pass --allow-drift."
         )
     return rows
+
+
+def knows_pixels(store: LogitStore) -> bool:
+    """Return whether a store has digests of pixels, so that images that were saved again are recognized."""
+    return any(each.read_pixels is not None for each in store.segments)
 
 
 def changed_content(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> list[str]:
@@ -241,6 +246,8 @@ def verify_data(
     absent, more = store.num_samples - len(shared), len(dataset) - len(shared)
     if absent:
         line = f"{absent:,} of the {store.num_samples:,} '{store.split}' samples are not in {dataset.spec}"
+        if store.manifest.hides_names:
+            return [f"its '{store.split}' samples have hidden names, which cannot be compared with {dataset.spec}"]
         if complete or not len(shared):
             faults.append(line)
         else:
@@ -252,8 +259,14 @@ def verify_data(
     rows = join(store, dataset)
     for line in remarks(store, dataset, rows):
         say(line)
-    changed = [f"{key}: its content has changed" for key in changed_content(store, dataset, rows)]
-    faults += tree.first_few(changed, more="samples have changed")
+    changed = changed_content(store, dataset, rows)
+    if len(changed) > tree.SHOWN:
+        faults.append(
+            f"{len(changed):,} of {len(dataset):,} '{store.split}' samples have changed since it was made "
+            f"(same names, other {'pixels' if knows_pixels(store) else 'content'}), first {changed[0]}"
+        )
+    else:
+        faults += [f"{key}: its content has changed" for key in changed]
     missing = lacking(store, dataset)
     if missing:
         return [*faults, f"{missing} samples that are mixed into those of {dataset.spec} are not in it"]

@@ -134,13 +134,16 @@ def _losses(kl: Mapping[str, float] | None, against: str) -> str:
 def _use(found: Manifest, row: Row) -> list[str]:
     if found.derived_from is not None and "names" in found.derived_from.withheld:
         return []
+    store = f"{row.name.removesuffix('.zarr')}.zarr"
+    pull = f"    kdpipe pull URL/{row.address} --data DATA --out {store}"
+    train = f"    kdpipe train-student --data DATA --store {store} --student resnet20 --out runs/student"
     return [
         "## Use",
         "",
         "`URL` is where you found this version, and `DATA` your copy of the images:",
         "",
-        f"    kdpipe pull URL/{row.address} --data DATA",
-        f"    kdpipe train-student --data DATA --store {row.name}.zarr --student resnet20 --out runs/student",
+        pull,
+        *([train] if "train" in row.samples else []),
         "",
         "`zarr.json` is the manifest: it lists every file with its digest. Any Zarr v3 library reads the arrays.",
         "",

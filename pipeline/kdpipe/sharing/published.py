@@ -159,7 +159,14 @@ def _unlisted(address: Address, rows: catalog.Catalog, folder: Folder) -> Remote
         which = f"{address.name}@{address.version}, only {', '.join(versions[-5:])}"
     else:
         which = f"{address.name}{did_you_mean(address.name, {row.name for row in rows.versions})}"
-    return RemoteMissingError(f"{folder.describe()} has no {which}. Run: kdpipe stores {folder.describe()}")
+    end = "" if which.endswith("?") else "."
+    known = remembered.remembered(remembered.place_of(folder)).versions
+    lost = (
+        " It was there before: the catalog is an older one, or it was removed."
+        if f"{address.name}@{address.version}" in known
+        else ""
+    )
+    return RemoteMissingError(f"{folder.describe()} has no {which}{end}{lost} Run: kdpipe stores {folder.describe()}")
 
 
 class _AbandonedError(Exception):

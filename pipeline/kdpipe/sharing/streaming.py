@@ -27,6 +27,7 @@ from kdpipe.errors import KdpipeError, StoreNotFoundError, UnwritableError
 from kdpipe.reading import read_json
 from kdpipe.sharing import archive, published
 from kdpipe.sharing.address import NAME, VERSION, Address
+from kdpipe.sharing.catalog import INDEX
 from kdpipe.sharing.place import PassingError
 from kdpipe.sharing.published import Published
 from kdpipe.sharing.remote import Folder, connect, is_url
@@ -99,7 +100,16 @@ def localize(place: str | Path) -> Local:
     path = Path(place)
     if archive.is_archive(path):
         return Local(_unpacked(path))
+    if "@" in path.name and not os.path.lexists(path) and os.path.lexists(path.parent / INDEX):
+        return _in_folder(text)
     return Local(path)
+
+
+def _in_folder(text: str) -> Local:
+    """Return a version in a shared folder of this machine, ``FOLDER/NAME@VERSION``, where it lies."""
+    found = published.find(text)
+    found.signer()
+    return Local(Path(found.address.url, found.prefix))
 
 
 def _of_url(url: str) -> Local:

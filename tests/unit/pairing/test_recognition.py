@@ -216,6 +216,16 @@ def test_lossy_copies_are_refused_with_their_number(folder: Path, tmp_path: Path
         join(store, with_store_ids(store, load(f"folder:{lossy}", "train")))
 
 
+def test_verifying_a_lossy_copy_tells_how_many_pixels_differ(folder: Path, tmp_path: Path) -> None:
+    store = made(folder)
+    for path in sorted((folder / "train").glob("*/*.*")):
+        Image.fromarray(255 - np.asarray(Image.open(path).convert("RGB"))).save(path)
+    (fault, *_) = verify_data(store, load(f"folder:{folder}", "train"))
+    assert fault.startswith(
+        "12 of 12 'train' samples have changed since it was made (same names, other pixels), first "
+    )
+
+
 def test_stores_without_digests_are_joined_as_before(folder: Path, tmp_path: Path) -> None:
     store = made(folder, digests=False)
     assert pixel_digests(store.segments) is None

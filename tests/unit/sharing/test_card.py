@@ -60,7 +60,8 @@ def test_a_card_tells_what_a_reader_has_to_know(tmp_path: Path) -> None:
         assert part in page
     for part in (found.digest, found.fingerprint.teacher.digest, "class 0, class 1", "fp16", "crop-flip", "any temper"):
         assert str(part) in page
-    assert "kdpipe pull URL/flowers@v2 --data DATA" in page
+    assert "kdpipe pull URL/flowers@v2 --data DATA --out flowers.zarr" in page
+    assert "kdpipe train-student --data DATA --store flowers.zarr" in page
     assert "Withheld" not in page
 
 
@@ -88,6 +89,14 @@ def test_what_was_withheld_is_told_with_its_consequences(tmp_path: Path) -> None
     assert "kdpipe pull" not in body
     assert found.derived_from is not None
     assert f"mean KL against that store {found.derived_from.kl['1']:.1e} at T=1" in body
+
+
+def test_no_training_is_offered_without_a_training_split(tmp_path: Path) -> None:
+    made(tmp_path)
+    found = derive(tmp_path / "a.zarr", tmp_path / "work", Withholding(splits=("test",))).manifest
+    body = card(found, row_of(found, name="flowers", version="v2", created="2026-01-01"))
+    assert "kdpipe pull URL/flowers@v2" in body
+    assert "train-student" not in body
 
 
 class _Elements(HTMLParser):

@@ -177,13 +177,24 @@ def test_a_catalog_that_names_another_manifest_is_refused(run: Run, served: Plac
     ("address", "said"),
     [
         ("cifar@v3", "has no cifar@v3, only v1, v2"),
-        ("cifer", "did you mean 'cifar'?"),
+        ("cifer", "did you mean 'cifar'? Run:"),
         ("../x@v1", "has no"),
         ("Cifar", "is no name"),
     ],
 )
 def test_what_is_not_there_is_said(run: Run, served: Place, tmp_path: Path, address: str, said: str) -> None:
     refused(run("pull", f"{served.url}/{address}", "--out", tmp_path / "o.zarr"), said)
+    assert not (tmp_path / "o.zarr").exists()
+
+
+def test_a_version_that_is_gone_from_the_catalog_is_said_to_have_been_there(
+    run: Run, served: Place, stores: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert run("stores", served.url).code == 0
+    (served.folder / "index.json").unlink()
+    shutil.rmtree(served.folder / "cifar" / "v1")
+    put(stores[0], served.folder)
+    refused(run("pull", f"{served.url}/cifar@v2", "--out", tmp_path / "o.zarr"), "only v1. It was there before")
     assert not (tmp_path / "o.zarr").exists()
 
 

@@ -206,6 +206,17 @@ def test_credentials_are_kept_nowhere(served: Place, tmp_path: Path) -> None:
             assert b"secret" not in path.read_bytes()
 
 
+def test_a_version_in_a_folder_is_opened_where_it_lies(run: Run, served: Place, store: Path, tmp_path: Path) -> None:
+    assert served.folder is not None
+    opened = kdpipe.open_store(f"{served.folder}/cifar@v1")
+    assert opened.digest == kdpipe.open_store(store).digest
+    assert opened.place == str(served.folder / "cifar/v1")
+    np.testing.assert_array_equal(opened.plane(2), kdpipe.open_store(store).plane(2))
+    assert not (tmp_path / "cache").exists()
+    assert run("verify", f"{served.folder}/cifar@v1", "--deep").code == 0
+    refused(run("inspect", f"{served.folder}/cifar@v9"), "has no cifar@v9, only v1")
+
+
 def test_a_path_is_opened_as_before(store: Path, tmp_path: Path) -> None:
     assert kdpipe.open_store(store).place == str(store)
     with pytest.raises(StoreError, match="holds no logit store"):
