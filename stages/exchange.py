@@ -16,6 +16,7 @@ from kdpipe.store.settings import Provenance
 
 _SAID = {name: field.description for name, field in Provenance.model_fields.items()}
 _LESS = {name: field.description for name, field in Withholding.model_fields.items()}
+_MAX_KL = Withholding.model_fields["max_kl"].default
 
 Title = Annotated[str | None, typer.Option(help=_SAID["title"])]
 License = Annotated[str | None, typer.Option(help="License of the logits, an SPDX identifier such as CC-BY-4.0.")]
@@ -64,7 +65,7 @@ def publish(
     splits: Annotated[str | None, typer.Option(help=_LESS["splits"])] = None,
     encoding: Annotated[str | None, typer.Option(help=_LESS["encoding"])] = None,
     max_temperature: Annotated[float | None, typer.Option(help=_LESS["max_temperature"])] = None,
-    max_kl: Annotated[float | None, typer.Option(help=f"{_LESS['max_kl']} (default: 0.001)")] = None,
+    max_kl: Annotated[float | None, typer.Option(help=f"{_LESS['max_kl']} (default: {_MAX_KL:g})")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help=_LESS["no_labels"])] = False,
     no_signals: Annotated[bool, typer.Option("--no-signals", help=_LESS["no_signals"])] = False,
     hide_names: Annotated[bool, typer.Option("--hide-names", help=_LESS["hide_names"])] = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,7 @@ from kdpipe import durable
 from kdpipe.errors import StoreError, StoreLockedError, UntrustedStoreError
 from kdpipe.reading import read_json
 from kdpipe.sharing.address import NAME, VERSION
-from kdpipe.sharing.catalog import Catalog
+from kdpipe.sharing.catalog import Catalog, Readable
 from kdpipe.store import tree
 from kdpipe.store.manifest import digest_bytes
 from kdpipe.store.sections import Digest
@@ -52,14 +52,7 @@ class Remembered(BaseModel):
     """Checksum of each version, by ``NAME@VERSION``."""
 
 
-class Described(Protocol):
-    """A place of files; see ``kdpipe.sharing.remote.Folder``."""
-
-    def describe(self) -> str:
-        """Return the place, without credentials."""
-
-
-def place_of(folder: Described) -> str:
+def place_of(folder: Readable) -> str:
     """Return the name by which a place is remembered: its URL without credentials, or its absolute path."""
     described = folder.describe()
     return described if "://" in described else str(Path(described).resolve())
