@@ -223,7 +223,7 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
     """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
     if params.stores.store:
         return [
-            (open_store(path, split="test"), share)
+            (open_store(path, split="test", say=say), share)
             for path, share in zip(params.stores.store, params.stores.shares, strict=True)
         ]
     lineages = [directory.record()["lineage"].get("stores") for directory in runs]

@@ -141,10 +141,10 @@ def inspect_command(
         kdpipe inspect logits.zarr --json
     """
     from kdpipe.sharing.streaming import localize
-    from kdpipe.stages.console import show, show_json
+    from kdpipe.stages.console import say, show, show_json
     from kdpipe.store.inspect import fidelity_lines, summary
 
-    local = localize(store)
+    local = localize(store, say=say)
     found = summary(local.path) | {"path": local.place}
     if as_json:
         show_json(found)
@@ -203,7 +203,7 @@ def verify(
 
     if teacher and data is None:
         raise ParamsError("verify --teacher needs --data, the images that the teacher takes.")
-    path = localize(store).complete()
+    path = localize(store, say=say).complete()
     faults = verify_files(path, progress=progress)
     signer = None if faults else signer_in(path, manifest.read(path).checksum or "")
     if deep and not faults:

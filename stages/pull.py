@@ -33,7 +33,7 @@ def pull(
         KdpipeError: see ``published.find`` and ``Pull``; or the signature is wrong, or no image matches.
     """
     found = published.find(source)
-    _introduce(found, signer)
+    found.introduce(say, signer)
     if data is not None and found.manifest.hides_names:
         raise StaleStoreError(
             f"{found.describe()} hides the names of its samples: their ids are keyed by a secret of its publisher, so "
@@ -66,18 +66,6 @@ def pull(
     trains = "train" in pulling.wanted or (rest is None and "train" in found.manifest.names)
     if trains and not found.manifest.hides_names:
         say(f"Next: kdpipe train-student --data {data or 'DATA'} --store {target} --student NAME --out DIR")
-
-
-def _introduce(found: Published, signer: str | None) -> None:
-    """Check the signature, and report license and origin."""
-    for line in found.warnings:
-        say(line)
-    signed = found.signer(signer)
-    given = found.manifest.provenance
-    origin = f"signed by {signed}" if signed is not None else "not signed: anybody may have made it"
-    use = f" ({given.allowed_use})" if given.allowed_use else ""
-    say(f"{found.describe()}: {given.title or found.manifest.dataset}; {origin}.")
-    say(f"License: {given.license or 'none stated'}{use}.")
 
 
 def _coverage(pulling: Pull, data: str) -> list[Coverage]:

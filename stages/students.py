@@ -65,7 +65,9 @@ def train(
     in the place of what the settings say. ``group`` are the processes that train one student.
     """
     params, mode = students[0], students[0].targets.mode
-    stores = [open_store(path, "train", memory_limit=params.targets.memory_bytes) for path in params.targets.store]
+    stores = [
+        open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
+    ]
     views = _views(params, stores)
     data = _training_data(students, stores)
     test = load_test(params.dataset, data.whole)

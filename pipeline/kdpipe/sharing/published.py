@@ -67,6 +67,16 @@ class Published:
             )
         return signer
 
+    def introduce(self, say: Callable[[str], object], wanted: str | None = None) -> None:
+        """Check the signature as ``signer`` does; report warnings, signer, license and origin."""
+        for line in self.warnings:
+            say(line)
+        signed, given = self.signer(wanted), self.manifest.provenance
+        origin = "not signed: anybody may have made it" if signed is None else f"signed by {signed}"
+        use = f" ({given.allowed_use})" if given.allowed_use else ""
+        say(f"{self.describe()}: {given.title or self.manifest.dataset}; {origin}.")
+        say(f"License: {given.license or 'none stated'}{use}.")
+
     def companion(self, name: str) -> bytes | None:
         """Return a file beside those of the store, such as its card; ``None`` where there is none.
 

@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +72,16 @@ class Local:
 
 
 def open_store(
-    place: str | Path, split: str = "train", *, memory_limit: int | None = None, beside: Sequence[str] = ()
+    place: str | Path,
+    split: str = "train",
+    *,
+    memory_limit: int | None = None,
+    beside: Sequence[str] = (),
+    say: Callable[[str], object] = lambda _: None,
 ) -> LogitStore:
     """Open one split of a store at a path or URL, or in an archive; see ``kdpipe.store.reader.open_store``.
+
+    ``say`` is called with warnings, and with signer and license of a version that is fetched.
 
     Raises:
         StoreError: as there.
@@ -82,12 +89,14 @@ def open_store(
     """
     from kdpipe.store import reader  # which imports torch, as commands that look at a store do not
 
-    found, limit = localize(place), reader.MEMORY_LIMIT if memory_limit is None else memory_limit
+    found, limit = localize(place, say=say), reader.MEMORY_LIMIT if memory_limit is None else memory_limit
     return reader.open_store(found.path, split, memory_limit=limit, beside=beside, supply=found.supply)
 
 
-def localize(place: str | Path) -> Local:
+def localize(place: str | Path, *, say: Callable[[str], object] = lambda _: None) -> Local:
     """Return a store on this machine for a path, an archive or a URL; of the last, the manifest alone is fetched.
+
+    ``say`` is called with warnings, and with signer and license of a version that is fetched.
 
     Raises:
         StoreError: there is no store, or it is damaged.
@@ -96,23 +105,23 @@ def localize(place: str | Path) -> Local:
     """
     text = str(place)
     if isinstance(place, str) and is_url(text):
-        return _of_url(text)
+        return _of_url(text, say)
     path = Path(place)
     if archive.is_archive(path):
         return Local(_unpacked(path))
     if "@" in path.name and not os.path.lexists(path) and os.path.lexists(path.parent / INDEX):
-        return _in_folder(text)
+        return _in_folder(text, say)
     return Local(path)
 
 
-def _in_folder(text: str) -> Local:
+def _in_folder(text: str, say: Callable[[str], object]) -> Local:
     """Return a version in a shared folder of this machine, ``FOLDER/NAME@VERSION``, where it lies."""
     found = published.find(text)
-    found.signer()
+    found.introduce(say)
     return Local(Path(found.address.url, found.prefix))
 
 
-def _of_url(url: str) -> Local:
+def _of_url(url: str, say: Callable[[str], object]) -> Local:
     address, shown = Address.parse(url), _shown(url)
     noted = _noted(shown)
     if address.version is not None and noted is not None:
@@ -123,7 +132,7 @@ def _of_url(url: str) -> Local:
         if noted is None:
             raise
         return _cached(url, shown, noted)
-    found.signer()
+    found.introduce(say)
     return _kept(url, shown, found)
 
 

@@ -206,6 +206,23 @@ def test_credentials_are_kept_nowhere(served: Place, tmp_path: Path) -> None:
             assert b"secret" not in path.read_bytes()
 
 
+def test_signer_license_and_an_older_catalog_are_said_before_a_store_is_used(
+    run: Run, served: Place, store: Path
+) -> None:
+    assert served.folder is not None
+    small_store(store.with_name("more.zarr"), small_plan(views=4))
+    put(store.with_name("more.zarr"), served.folder, version="v2")
+    first = run("inspect", f"{served.url}/cifar")
+    assert f"{served.url}/cifar@v2: random; not signed: anybody may have made it.\nLicense: none stated." in first.err
+    (served.folder / "index.json").unlink()
+    shutil.rmtree(served.folder / "cifar" / "v1")
+    put(store, served.folder)
+    older = run("inspect", f"{served.url}/cifar")
+    assert older.err.startswith(f"warning: the catalog of {served.url} lacks cifar@v2, seen there before")
+    assert "License: none stated." in run("verify", f"{served.url}/cifar@v1").err
+    assert run("verify", f"{served.url}/cifar@v1").err == "", "it was said when it was fetched"
+
+
 def test_a_version_in_a_folder_is_opened_where_it_lies(run: Run, served: Place, store: Path, tmp_path: Path) -> None:
     assert served.folder is not None
     opened = kdpipe.open_store(f"{served.folder}/cifar@v1")
