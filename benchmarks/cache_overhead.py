@@ -77,7 +77,8 @@ def main() -> None:
     )
     rows = len(images) * (1 + options.views)
     result = {
-        "command": "python benchmarks/cache_overhead.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors",
+        "command": "python benchmarks/cache_overhead.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors "
+        f"--samples {options.samples} --rounds {options.rounds}",
         "machine": machine(),
         "rows": rows,
         "tried": loops.tried,
