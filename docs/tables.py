@@ -518,7 +518,7 @@ def _store() -> str:
     plane = read["decode_plane"]["speed_against"]
     rows = [
         (
-            "`cache-teacher`, ResNet-20 on CIFAR-10, over the fastest loop that renders the same views and stores nothing",
+            "`cache-teacher`, ResNet-20 on CIFAR-10, over the fastest loop that stores nothing",
             "CPU time",
             _interval(overhead["cached_over_thrown_away_in_cpu_seconds"]["fp16"]),
         ),
