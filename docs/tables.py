@@ -413,7 +413,7 @@ def _memory_formats() -> str:
     rows = []
     for name, found in _read("memory_formats")["default_over_channels_last"].items():
         cells = (_interval(found[kind]) if kind in found else "" for kind in ("step", "forward"))
-        rows.append((f"`{name}`", f"{found['batch']} of {found['size']}", *cells))
+        rows.append((f"`{name.removeprefix('torchvision:')}`", f"{found['batch']} of {found['size']}", *cells))
     return _markdown(("network", "batch", "training step", "forward pass"), rows, numbers_from=2)
 
 

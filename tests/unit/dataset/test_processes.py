@@ -161,7 +161,7 @@ def test_worker_processes_end_with_their_parent(tmp_path: Path, sent: signal.Sig
         _, errors = process.communicate(timeout=120)  # until all have closed their output
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     assert errors.count("Traceback") == (sent == signal.SIGINT)
     until = time.monotonic() + 60
     while any(Path(f"/proc/{worker}").exists() for worker in workers):
