@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -11,14 +12,15 @@ from rich.text import Text
 from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.errors import KdpipeError, MissingSplitError, StoreError
-from kdpipe.pairing.coverage import Coverage
 from kdpipe.printable import printable
 from kdpipe.sharing.listing import Covered, Listed, by_coverage, stores_of
 from kdpipe.sharing.page import COLUMNS, cells
 from kdpipe.sharing.streaming import localize, open_store
 from kdpipe.stages.console import progress, say, show, show_json, show_table
 from kdpipe.store import manifest, tree
-from kdpipe.store.reader import LogitStore
+
+if TYPE_CHECKING:
+    from kdpipe.store.reader import LogitStore
 
 _SPLITS = ("train", "test")
 _LEFT_OUT = ("Published",)
@@ -59,6 +61,8 @@ def _datasets(data: str) -> dict[str, Dataset]:
 
 def _covered(listed: Listed, datasets: dict[str, Dataset], done: Callable[[int], None]) -> Covered | None:
     """Compare ids and contents with those of a store, of which nothing else is fetched."""
+    from kdpipe.pairing.coverage import Coverage
+
     done(1)
     if "names" in listed.row.withheld:
         return None

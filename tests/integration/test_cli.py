@@ -278,6 +278,7 @@ LOOKING = {
     "list --json": ["list", "losses", "--json"],
     "cache": ["cache"],
     "inspect": ["inspect", str(ROOT / "tests/golden/format1.zarr")],
+    "stores": ["stores", str(ROOT / "tests/golden")],
     "help of all stages": [*cli.EXAMPLES],
 }
 """Arguments of commands that only look; of the last, the commands whose help is printed."""
