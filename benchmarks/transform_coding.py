@@ -36,7 +36,7 @@ PILOTS = (500, 1_000, 2_000, 4_000, 8_000)
 STEP = "klt0.32"
 """The largest step of those that ``--max-kl`` tries whose KL is within 1e-3 from T = 1 to 4."""
 STORED = ("fp32", "fp16", "tailp7@16", STEP)
-"""What is compared in a store of ImageNet: the last two are within 1e-3 from T = 1 to 4."""
+"""Encodings that are compared in a store of ImageNet; the last two are within 1e-3 from T = 1 to 4."""
 BATCH = 128
 ROWS = 512
 """Rows whose encoding and decoding is timed."""

@@ -110,20 +110,32 @@ def test_the_pipeline_ends_with_the_tested_file_of_the_recommended_student(proje
     assert (project / "exported" / "student" / "model.onnx").is_file()
 
 
-def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(project: Path, tmp_path: Path) -> None:
-    owner = shutil.copytree(project, tmp_path / "owner", symlinks=True)
-    remote = tmp_path / "remote"
+def _shared(project: Path, folder: Path) -> tuple[Path, Path]:
+    """Return a copy of the project that has pushed its store under a tag, and the remote."""
+    owner = shutil.copytree(project, folder / "owner", symlinks=True)
+    remote = folder / "remote"
     _run(owner, "dvc", "remote", "add", "--default", "shared", str(remote))
     _run(owner, "dvc", "remote", "modify", "shared", "verify", "true")
     _run(owner, "dvc", "push", "--quiet")
     _commit(owner, "Share the store")
     _run(owner, "git", "tag", "logits-v1")
+    return owner, remote
 
-    consumer = tmp_path / "consumer"
+
+def _imported(owner: Path, folder: Path) -> Path:
+    """Return a new repository that has imported the store by its tag."""
+    consumer = folder / "consumer"
     consumer.mkdir()
     _run(consumer, "git", "init", "--quiet")
     _run(consumer, "dvc", "init", "--quiet")
     _run(consumer, "dvc", "import", str(owner), "data/logits.zarr", "--rev", "logits-v1", "--out", "logits.zarr")
+    return consumer
+
+
+def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(project: Path, tmp_path: Path) -> None:
+    owner, remote = _shared(project, tmp_path)
+
+    consumer = _imported(owner, tmp_path)
     shutil.rmtree(owner)
     shutil.rmtree(remote)
     assert not list(consumer.rglob("*.safetensors"))
@@ -137,13 +149,7 @@ def test_a_store_is_imported_by_tag_and_trained_against_without_the_teacher(proj
 
 
 def test_verify_names_the_file_that_was_changed_at_a_remote_and_dvc_does_not(project: Path, tmp_path: Path) -> None:
-    owner = shutil.copytree(project, tmp_path / "owner", symlinks=True)
-    remote = tmp_path / "remote"
-    _run(owner, "dvc", "remote", "add", "--default", "shared", str(remote))
-    _run(owner, "dvc", "remote", "modify", "shared", "verify", "true")
-    _run(owner, "dvc", "push", "--quiet")
-    _commit(owner, "Share the store")
-    _run(owner, "git", "tag", "logits-v1")
+    owner, remote = _shared(project, tmp_path)
     codes = next((owner / "data" / "logits.zarr" / "train" / "codes").rglob("c/0/*/0"))
     (there,) = (path for path in remote.rglob("*") if path.is_file() and path.read_bytes() == codes.read_bytes())
     there.chmod(0o644)
@@ -152,11 +158,7 @@ def test_verify_names_the_file_that_was_changed_at_a_remote_and_dvc_does_not(pro
     there.write_bytes(content)
     shutil.rmtree(owner / ".dvc" / "cache")
 
-    consumer = tmp_path / "consumer"
-    consumer.mkdir()
-    _run(consumer, "git", "init", "--quiet")
-    _run(consumer, "dvc", "init", "--quiet")
-    _run(consumer, "dvc", "import", str(owner), "data/logits.zarr", "--rev", "logits-v1", "--out", "logits.zarr")
+    consumer = _imported(owner, tmp_path)
     assert "up to date" in _run(consumer, "dvc", "status")
     environment = os.environ | {"PYTHONPATH": str(ROOT / "pipeline")}
     command = ("kdpipe", "verify", "logits.zarr")

@@ -81,7 +81,7 @@ def surveyed(dataset: Dataset, indices: Indices, *, progress: Progress = silent)
 
 
 class Learned:
-    """What is learned of a dataset's images as they are read."""
+    """Digests, sizes and remarks of a dataset's images, as they are read."""
 
     def __init__(self, dataset: Dataset) -> None:
         """Begin with what is known of ``dataset``."""

@@ -92,7 +92,7 @@ class Source(Protocol):
 STATE = np.dtype([("bytes", "<u8"), ("modified", "<i8"), ("changed", "<i8"), ("inode", "<u8")])
 """The state of a file, by which a change of its content is noticed."""
 LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), ("pixels", "u1", 16), ("state", STATE)])
-"""What reading an image tells: content digest, size, remarks as in ``Survey``, pixel digest, state of its file."""
+"""A record of an image read: content digest, size, remarks as in ``Survey``, pixel digest, state of its file."""
 
 
 @runtime_checkable

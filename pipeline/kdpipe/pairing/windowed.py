@@ -29,7 +29,7 @@ _KEPT = 2
 
 @dataclass
 class _Epoch:
-    """What a process knows of the epoch that it is in."""
+    """The windows of an epoch, as one process takes samples from them."""
 
     number: int
     parts: list[npt.NDArray[np.int64]]

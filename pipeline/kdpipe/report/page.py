@@ -6,16 +6,15 @@ The page is complete without scripts. All text is escaped by the templates.
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Mapping
 from functools import cache
-from importlib import resources
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 import kdpipe
 from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
+from kdpipe.page import environment, policy, sorting, source
 from kdpipe.report import content, plots, predictions
 from kdpipe.report.cams import cams_text
 from kdpipe.report.figures import (
@@ -39,15 +38,15 @@ def html_page(
     cams: bytes | None = None,
 ) -> str:
     """Return the page; ``histories`` holds each student's figures by epoch, and ``cams`` is the PNG of Grad-CAM."""
-    script, style = (_source(name).strip() for name in ("sort.js", "page.css"))
-    style = f"{_source('chart.css').strip()}\n{style}"
+    script = sorting()
+    style = "\n".join(source("kdpipe.report", name) for name in ("chart.css", "page.css"))
     found = columns(result)
     context = {
         "title": f"Benchmark on {result.dataset}",
         "lead": _lead(result),
         "script": script,
         "style": style,
-        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
+        "policy": policy(style=style, script=script, images=True),
         "version": kdpipe.__version__,
         "result": result,
         "verdict": verdict,
@@ -135,22 +134,7 @@ def _count(number_of: int, noun: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("kdpipe.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    found = environment("kdpipe.report")
     # A column is not broken at a hyphen.
-    environment.filters["unbroken"] = lambda text: text.replace("-", "\u2011")
-    return environment
-
-
-def _source(name: str) -> str:
-    return resources.files("kdpipe.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _hash(source: str) -> str:
-    """Return the hash by which the page's policy admits an inline script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
+    found.filters["unbroken"] = lambda text: text.replace("-", "\u2011")
+    return found

@@ -97,7 +97,7 @@ class Row(_Strict):
     derived_from: Digest | None = None
     """Digest of the store that this one was derived from by withholding a part."""
     withheld: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=16, strict=False)] = ()
-    """What was withheld of it."""
+    """Parts of that store that were withheld, such as ``labels``."""
 
     @property
     def address(self) -> str:

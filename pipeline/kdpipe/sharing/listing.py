@@ -38,11 +38,11 @@ class Listed:
     """A store, how it is called, and how much of a dataset it covers."""
 
     place: str
-    """What ``kdpipe pull`` takes, or the path of a local store."""
+    """Address for ``kdpipe pull``, or the path of a local store."""
     store: str
-    """What ``open_store`` takes: an address at a URL, or a path."""
+    """Address or path for ``open_store``."""
     name: str
-    """What is shown: ``NAME@VERSION``, or a path."""
+    """Its name in the list: ``NAME@VERSION``, or a path."""
     row: Row
     covered: Covered | None = None
     """``None`` where no dataset is given, or nothing can be told."""

@@ -5,15 +5,10 @@ The page is complete without scripts. All text is escaped by the template.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import kdpipe
+from kdpipe.page import environment, policy, sorting, source
 from kdpipe.printable import printable
 from kdpipe.sharing.catalog import Catalog, Row, newest_first
 
@@ -37,20 +32,18 @@ COLUMNS = (
 
 def page(found: Catalog) -> str:
     """Return the page of a catalog."""
-    style, script = (_source(name).strip() for name in ("catalog.css", "catalog.js"))
+    style = source("kdpipe.sharing", "catalog.css")
+    script = f"{sorting()}\n{source('kdpipe.sharing', 'catalog.js')}"
     rows = [(row, cells(row)) for row in newest_first(found.versions)]
-    return (
-        _environment()
-        .get_template("catalog.html")
-        .render(
-            rows=rows,
-            columns=COLUMNS,
-            stores=len({row.name for row in found.versions}),
-            style=style,
-            script=script,
-            policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-            version=kdpipe.__version__,
-        )
+    template = environment("kdpipe.sharing").get_template("catalog.html")
+    return template.render(
+        rows=rows,
+        columns=COLUMNS,
+        stores=len({row.name for row in found.versions}),
+        style=style,
+        script=script,
+        policy=policy(style=style, script=script),
+        version=kdpipe.__version__,
     )
 
 
@@ -87,23 +80,3 @@ def _text(text: str) -> Cell:
 
 def _number(value: float | None, form: str) -> Cell:
     return Cell("", "") if value is None else Cell(form.format(value), repr(value))
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("kdpipe.sharing"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
-def _source(name: str) -> str:
-    return resources.files("kdpipe.sharing").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _hash(source: str) -> str:
-    """Return the hash by which the page's policy admits an inline script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"

@@ -37,7 +37,7 @@ Integers = npt.NDArray[np.int64]
 Batch = tuple[Integers, int, bool]
 """Indices of the images that a batch is made of, its view, and whether to return what is learned of its images."""
 Looked = npt.NDArray[Any]
-"""What was learned of images, ``kdpipe.dataset.registry.LOOKED`` ``(n,)``."""
+"""Records of images that were read, ``kdpipe.dataset.registry.LOOKED`` ``(n,)``."""
 Made = tuple[tuple[torch.Tensor, ...], Looked | None]
 """The images of a batch for each renderer, and what was learned of them."""
 
