@@ -52,6 +52,7 @@ def differences(chosen: Encoding, logits: np.ndarray) -> np.ndarray:
 
 @given(NAMES, ROWS, st.booleans())
 @example("tailp2@0.5", np.full((1, 4), 3.2e-44, dtype=np.float32), False)
+@example("peaks1@2", np.zeros((1, 4), dtype=np.float32), True)
 @settings(max_examples=300, deadline=None)
 def test_what_every_encoding_keeps(name: str, logits: np.ndarray, calibrated: bool) -> None:
     chosen = get_encoding(name)

@@ -185,6 +185,7 @@ def test_worker_processes_end_with_their_renderers_also_in_a_circle_of_reference
     circle.append(circle)
     workers = {each.pid for each in multiprocessing.active_children()} - before
     assert len(workers) == 1
+    gc.collect()  # what other tests have left
     del together, renderers, circle
     began = time.monotonic()
     gc.collect()

@@ -115,7 +115,8 @@ class Peaks:
         lower = floor + step * (np.arange(_LEVELS) - 1)
         inside = np.clip(np.rint(fitted * _GRID), lower, lower + step - 1)
         table = np.where((count > 0) & (mass < np.inf), inside, np.array(self._middles()) * _GRID) / _GRID
-        return replace(self, table=(0.0, *table[1:].tolist()))
+        found = [0.0, *table[1:].tolist()]
+        return replace(self, table=() if found == self._middles() else tuple(found))
 
     def _middles(self) -> list[float]:
         step, floor = self._bounds
