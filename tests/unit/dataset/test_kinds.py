@@ -54,6 +54,20 @@ class TestTorchvision(DatasetSuite):
         return f"torchvision:FashionMNIST:{tmp_path}/f"
 
 
+class TestArrays(DatasetSuite):
+    @pytest.fixture(params=[np.savez, np.savez_compressed])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        draw = np.random.default_rng(0)
+        request.param(
+            tmp_path / "shapes.npz",
+            train_images=draw.integers(0, 256, (5, 7, 9, 3), dtype=np.uint8),
+            train_labels=np.array([0, 1, 1, 0, 1]),
+            test_images=draw.integers(0, 256, (2, 7, 9), dtype=np.uint8),
+            test_labels=np.array([[1], [0]], dtype=np.uint8),
+        )
+        return f"npz:{tmp_path}/shapes.npz"
+
+
 class TestCallable(DatasetSuite):
     @pytest.fixture
     def spec(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
