@@ -18,6 +18,7 @@ def test_every_kind_has_a_form_and_a_line_of_help() -> None:
     assert [kind.usage for kind in all_kinds()] == [
         "digits",
         "folder:PATH",
+        "npz:FILE",
         "cifar10:PATH",
         "cifar100:PATH",
         "torchvision:NAME:PATH",
