@@ -17,7 +17,7 @@ from kdpipe.reading import read_bytes
 Column = npt.NDArray[Any]
 """Class indices, int64, or class names, ``object`` with ``None`` for no label; ``(n,)``."""
 
-SUPPORTED = "expected one class index or class name for each image"
+SUPPORTED = "kdpipe trains classifiers: expected one class index or class name for each image"
 _MOST_CLASSES = 1_000_000
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -118,3 +119,9 @@ def _named_split(file: Path, pattern: str) -> str | None:
 
 def _all_words() -> str:
     return " or ".join(f"'{words[0]}'" for words in WORDS.values())
+
+
+def dataset_name(pattern: str) -> str:
+    """Return the name of a dataset from the folder of a pattern's fixed part."""
+    name = Path(_fixed(str(Path(pattern).expanduser().absolute()))).name
+    return unicodedata.normalize("NFC", name) or "images"

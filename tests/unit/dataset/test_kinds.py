@@ -13,6 +13,7 @@ from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.testing import datasets
 from kdpipe.testing.datasets import DatasetSuite, assert_same
+from tests.images import WRITERS
 from tests.unit.dataset.conftest import MakeFolder, picture
 from tests.unit.dataset.test_published import write_cifar, write_idx
 
@@ -66,6 +67,18 @@ class TestArrays(DatasetSuite):
             test_labels=np.array([[1], [0]], dtype=np.uint8),
         )
         return f"npz:{tmp_path}/shapes.npz"
+
+
+class TestOtherForms(DatasetSuite):
+    @pytest.fixture(params=["webdataset", "parquet", "hf"])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path, make_folder: MakeFolder) -> str:
+        return WRITERS[request.param](make_folder(), tmp_path / "other")
+
+
+class TestNamesOfAColumn(DatasetSuite):
+    @pytest.fixture(params=["parquet", "hf"])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path, make_folder: MakeFolder) -> str:
+        return f"{WRITERS[request.param](make_folder(), tmp_path / 'other')},key=name"
 
 
 class TestCallable(DatasetSuite):
