@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
@@ -141,6 +141,10 @@ class LogitLoss:
         if self.standardized:
             return None
         return declared(dict(self.settings)) if callable(declared) else declared
+
+    def at(self, temperature: Tensor) -> LogitLoss:
+        """Return the same loss at a temperature that is a scalar tensor, to which gradients flow."""
+        return replace(self, settings=tuple({**dict(self.settings), "temperature": temperature}.items()))
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, /) -> Tensor:
         """Return the scalar loss for logits ``(n, classes)`` and labels ``(n,)``."""

@@ -47,12 +47,13 @@ class LogitTerm:
             each.name == TEMPERATURE for each in LOSSES[self.name].parameters
         )
 
-    def at(self, temperature: float | None) -> DistillationLoss:
+    def at(self, temperature: float | Tensor | None) -> DistillationLoss:
         """Return the loss; ``temperature`` is for one that takes it."""
         settings = dict(self.settings)
-        if temperature is not None and self.takes_temperature:
+        if isinstance(temperature, float | int) and self.takes_temperature:
             settings[TEMPERATURE] = temperature
-        return make(self.name, standardize=self.standardize, **settings)
+        loss = make(self.name, standardize=self.standardize, **settings)
+        return loss.at(temperature) if isinstance(temperature, Tensor) and self.takes_temperature else loss
 
     def __str__(self) -> str:
         """Return the term as ``parse`` reads it."""
@@ -117,8 +118,10 @@ class Loss:
         """Whether a loss has a temperature and does not give its own."""
         return any(each.takes_temperature for each in self.on_logits)
 
-    def at(self, temperature: float | None = None) -> DistillationLoss:
+    def at(self, temperature: float | Tensor | None = None) -> DistillationLoss:
         """Return the loss on logits; those that do not give their own temperature are at ``temperature``.
+
+        A temperature that is a tensor gets a gradient.
 
         A lone loss without a weight is itself; several are added up, and so is one beside losses on layers.
 
@@ -127,7 +130,7 @@ class Loss:
         """
         terms = self.on_logits
         if temperature is not None and not self.takes_temperature:
-            raise self._no_effect(temperature)
+            raise self._no_effect(float(temperature))
         if not terms:
             return NoLogits()
         losses = [each.at(temperature) for each in terms]
