@@ -44,6 +44,8 @@ SETTINGS = [
     ("wsld", {"temperature": 2.0}),
     ("wttm", {}),
     ("wttm", {"temperature": 1.0}),
+    ("wkd", {"gamma": 20.0}),
+    ("wkd", {"temperature": 1.0, "gamma": 3.0, "sharpness": 2.0, "blur": 0.2, "steps": 3}),
     ("kd", {"standardize": True}),
     ("kd", {"standardize": True, "temperature": 3.0}),
     ("soft-ce", {"standardize": True}),
@@ -54,13 +56,14 @@ SETTINGS = [
     ("nkd", {"standardize": True}),
     ("wsld", {"standardize": True}),
     ("wttm", {"standardize": True, "temperature": 2.0}),
+    ("wkd", {"standardize": True, "temperature": 2.0}),
 ]
 ON_LOGITS = [entry.name for entry in LOSSES if isinstance(entry.make(), LogitLoss)]
 STANDARDIZED = [f"standardized {name}" for name in ON_LOGITS if name != "hard"]
 CASES = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
 EVERY = pytest.mark.parametrize("name", ON_LOGITS)
 EITHER_WAY = pytest.mark.parametrize("name", [*ON_LOGITS, *STANDARDIZED])
-NEED_LABELS = ["dkd", "nkd", "wsld", "standardized dkd", "standardized nkd", "standardized wsld"]
+NEED_LABELS = ["dkd", "nkd", "wsld", "wkd", *(f"standardized {name}" for name in ("dkd", "nkd", "wsld", "wkd"))]
 OF_SINGLE_SAMPLES = sorted({*ON_LOGITS, *STANDARDIZED} - {"dist", "standardized dist"})
 ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", *(f"standardized {name}" for name in ("kd", "mse", "dkd", "dist"))]
 
@@ -175,6 +178,22 @@ def _reference(
             return sum(powers) * _kl([power / sum(powers) for power in powers], _softmax(s))
 
         return _mean([transformed(s, t) for s, t in pairs])
+    if name == "wkd":
+
+        def moved(s: Row, t: Row, y: int) -> float:
+            """Sinkhorn's steps as the authors take them, where all classes are unrelated."""
+            q, p = _softmax(_without(s, y), heat), _softmax(_without(t, y), heat)
+            far = 1 - math.exp(-setting["sharpness"])
+            places = range(len(q))
+            u = [1.0 for _ in places]
+            weight = [[1.0 if i == j else math.exp(-far / setting["blur"]) for j in places] for i in places]
+            for _ in range(setting["steps"]):
+                v = [p[j] / sum(weight[i][j] * u[i] for i in places) for j in places]
+                u = [q[i] / sum(weight[i][j] * v[j] for j in places) for i in places]
+            cost = sum(u[i] * weight[i][j] * v[j] * far for i in places for j in places if i != j)
+            return -_softmax(t)[y] * math.log(_softmax(s)[y]) + setting["gamma"] * cost
+
+        return _labeled(moved, student, teacher, labels)
     assert name == "wsld"
     values = []
     for s, t, fixed, y in zip(student, teacher, constant, labels, strict=True):
@@ -429,7 +448,7 @@ class TestDeclarations:
     @EITHER_WAY
     def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
         settings = {"temperature": 3.0} if _takes_temperature(name) else {}
-        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, **dict.fromkeys(STANDARDIZED)}
+        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, "wkd": None, **dict.fromkeys(STANDARDIZED)}
         assert _make(name, **settings).teacher_temperature == reads.get(name, 3.0)
 
     @pytest.mark.parametrize("name", ["wsld", "wttm"])

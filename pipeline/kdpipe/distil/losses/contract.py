@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
@@ -75,6 +75,7 @@ class Definition:
     defaults: tuple[tuple[str, Any], ...]
     """Names and default values of its parameters."""
     needs_label: bool
+    needs_relations: bool
     kd_weight: float
     ce_weight: float
     warmup_epochs: int
@@ -112,6 +113,8 @@ class LogitLoss:
     definition: Definition
     settings: tuple[tuple[str, Any], ...]
     standardized: bool = False
+    relations: Tensor | None = field(default=None, compare=False, repr=False)
+    """Relations between the classes, ``(classes, classes)``, for a loss that reads them."""
 
     @property
     def needs_label(self) -> bool:
@@ -146,11 +149,17 @@ class LogitLoss:
         """Return the same loss at a temperature that is a scalar tensor, to which gradients flow."""
         return replace(self, settings=tuple({**dict(self.settings), "temperature": temperature}.items()))
 
+    def among(self, relations: Tensor | None) -> LogitLoss:
+        """Return the same loss among classes of these relations, ``(classes, classes)``; see ``distil.relations``."""
+        return replace(self, relations=relations)
+
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, /) -> Tensor:
         """Return the scalar loss for logits ``(n, classes)`` and labels ``(n,)``."""
         if self.standardized:
             student_logits, teacher_logits = _z_scores(student_logits), _z_scores(teacher_logits)
         read = (labels,) if self.needs_label else ()
+        if self.definition.needs_relations:
+            read = (*read, self.relations if self.relations is None else self.relations.to(student_logits.device))
         return self.definition.formula(student_logits, teacher_logits, *read, **dict(self.settings))
 
 
@@ -235,20 +244,23 @@ def loss(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function of the student's and the teacher's logits as the loss called ``name``.
 
-    If its third parameter is called ``labels``, the loss needs labels and gets them. The others are settings, with the
+    If its third parameter is called ``labels``, the loss needs labels and gets them; if the next is called
+    ``relations``, it gets relations between the classes, or ``None``. The others are settings, with the
     types of ``kdpipe.registry``, each with a default. ``kd_weight``, ``ce_weight`` and ``warmup_epochs`` are the
     published ones, ``standardized`` those values that are published for z-scores. ``teacher_temperature`` is explained
     in ``DistillationLoss``; the default is the setting ``temperature``, or ``None`` if there is none.
     """
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        needs_label = "labels" in list(inspect.signature(formula).parameters)[2:3]
-        tensors = 3 if needs_label else 2
+        names = list(inspect.signature(formula).parameters)
+        needs_label, needs_relations = "labels" in names[2:3], "relations" in names[2:4]
+        tensors = 2 + needs_label + needs_relations
         definition = Definition(
             name,
             formula,
             tuple(_defaults(formula, tensors).items()),
             needs_label,
+            needs_relations,
             kd_weight,
             ce_weight,
             warmup_epochs,

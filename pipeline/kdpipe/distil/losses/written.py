@@ -12,8 +12,8 @@ A weight that is left out is the published one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,16 @@ class LogitTerm:
     weight: float | None = None
     """Its weight in a sum of losses; ``None`` for the published one."""
     standardize: bool = False
+    relations: Tensor | None = field(default=None, compare=False, repr=False)
+    """Relations between the classes, of a loss that reads them."""
+
+    @property
+    def related_by(self) -> str | None:
+        """What relates the classes, ``logits`` or ``features``; ``None`` for a loss that reads no relations."""
+        loss = make(self.name, standardize=self.standardize, **dict(self.settings))
+        if not loss.definition.needs_relations:
+            return None
+        return "features" if dict(loss.settings).get("features") else "logits"
 
     @property
     def takes_temperature(self) -> bool:
@@ -52,7 +62,7 @@ class LogitTerm:
         settings = dict(self.settings)
         if isinstance(temperature, float | int) and self.takes_temperature:
             settings[TEMPERATURE] = temperature
-        loss = make(self.name, standardize=self.standardize, **settings)
+        loss = make(self.name, standardize=self.standardize, **settings).among(self.relations)
         return loss.at(temperature) if isinstance(temperature, Tensor) and self.takes_temperature else loss
 
     def __str__(self) -> str:
@@ -112,6 +122,22 @@ class Loss:
     def needs_label(self) -> bool:
         """Whether a loss reads labels."""
         return self.at().needs_label
+
+    @property
+    def related_by(self) -> frozenset[str]:
+        """What relates the classes for the losses that read relations: ``logits``, ``features``, both or neither."""
+        return frozenset(each.related_by for each in self.on_logits if each.related_by is not None)
+
+    def among(self, relations: Mapping[str, Tensor]) -> Loss:
+        """Return the same losses among classes of these relations, by what relates them."""
+        return Loss(
+            tuple(
+                replace(each, relations=relations[each.related_by])
+                if isinstance(each, LogitTerm) and each.related_by is not None
+                else each
+                for each in self.terms
+            )
+        )
 
     @property
     def takes_temperature(self) -> bool:
