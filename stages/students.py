@@ -90,7 +90,7 @@ def train(
         distillation = None
         if targets is not None:
             loss = _among_classes(student, stores, data.train, relations)
-            watch = _watch(student, own, stores, model)
+            watch = _watch(student, own, stores, model, data.train)
             distillation = _distillation(student, loss, data.train, views.recipe, watch)
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
@@ -331,7 +331,11 @@ def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
 
 
 def _watch(
-    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+    student: StudentTraining,
+    terms: Sequence[SignalTerm],
+    stores: Sequence[LogitStore],
+    model: Model,
+    train: Dataset,
 ) -> SignalTerms | None:
     """Hook the terms onto the model; its projections are drawn by the run's seed."""
     if not terms:
@@ -344,6 +348,7 @@ def _watch(
         name=model.name,
         seed=student.run.seed,
         device=models.resolve_device(student.run.device),
+        labels=torch.from_numpy(train.labels.astype(np.int64)),
     )
 
 

@@ -171,7 +171,7 @@ class DistillationObjective:
         else:
             terms["kd"] = self._distilled(self._loss(self._terms), logits, attacked, batch)
             if self._signals is not None:
-                of_layers = self._signals(batch.signals)
+                of_layers = self._signals(batch.signals, batch.indices)
                 terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
             terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
         if self._rotation is not None:  # after the signals of the upright images were taken

@@ -216,6 +216,18 @@ class LayerLoss:
     pairs: tuple[LayerPair, ...] = ()
     """The layers that learn from each other; empty where they are left open."""
 
+    memory: Callable[..., nn.Module] | None = None
+    """Makes the module that computes the loss where it remembers samples; see ``memory_loss``."""
+
+    def module(self, student: Shape, teacher: Shape, labels: Tensor) -> nn.Module:
+        """Return what is learned beside the student: the projection, or all of a loss that remembers samples.
+
+        ``labels`` are those of all training samples, int64 ``(samples,)``.
+        """
+        if self.memory is None:
+            return self.projection(student, teacher)
+        return self.memory(student, teacher, labels, **dict(self.settings))
+
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the scalar loss."""
         return self.formula(student, teacher, **dict(self.settings))
@@ -302,15 +314,49 @@ def layer_loss(
             values = tuple({**defaults, **settings}.items())
             return LayerLoss(name, formula, kind, weight, projection, values, layers)
 
-        layers = Parameter("layers", LayerPair, inspect.Parameter.empty, many=True)
-        facts = {"reads": kind, "weights": shortest(weight)}
-        LOSSES.add(name, make, skip=2, before=(layers,), source=source, facts=facts)
+        LOSSES.add(name, make, skip=2, before=(_layers(),), source=source, facts=_layer_facts(kind, weight))
         return formula
 
     return register
 
 
-def _defaults(formula: Callable[..., Tensor], tensors: int) -> Settings:
+def memory_loss(name: str, *, kind: str, weight: float, source: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a module that remembers samples as the loss called ``name`` between a signal of student and teacher.
+
+    It is made with the shapes of the student's and the teacher's signal and the labels of all training samples; the
+    further parameters are settings, each with a default. It is called with the signals of a batch and the indices of
+    its samples, and returns a scalar. Its parameters are learned beside the student, its buffers are part of each
+    checkpoint.
+    """
+
+    def register(memory: type[nn.Module]) -> type[nn.Module]:
+        defaults = _defaults(memory.__init__, 4)
+
+        @wraps(memory.__init__)
+        def make(*layers: LayerPair, **settings: Any) -> LayerLoss:
+            values = tuple({**defaults, **settings}.items())
+            return LayerLoss(name, _no_formula, kind, weight, settings=values, pairs=layers, memory=memory)
+
+        make.__doc__ = memory.__doc__
+        LOSSES.add(name, make, skip=4, before=(_layers(),), source=source, facts=_layer_facts(kind, weight))
+        return memory
+
+    return register
+
+
+def _no_formula(student: Tensor, teacher: Tensor) -> Tensor:
+    raise NotImplementedError("this loss is computed by the module that LayerLoss.module makes")
+
+
+def _layers() -> Parameter:
+    return Parameter("layers", LayerPair, inspect.Parameter.empty, many=True)
+
+
+def _layer_facts(kind: str, weight: float) -> dict[str, str]:
+    return {"reads": kind, "weights": shortest(weight)}
+
+
+def _defaults(formula: Callable[..., Any], tensors: int) -> Settings:
     """Return the default of each parameter after the tensors.
 
     Raises:
