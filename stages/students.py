@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kdpipe import models
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
+from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
+from kdpipe.distil.relations import class_relations
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
@@ -82,10 +85,13 @@ def train(
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
     origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
     tasks = []
+    relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
         distillation = None
         if targets is not None:
-            distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
+            loss = _among_classes(student, stores, data.train, relations)
+            watch = _watch(student, own, stores, model, data.train)
+            distillation = _distillation(student, loss, data.train, views.recipe, watch)
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -256,13 +262,35 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
+def _among_classes(
+    student: StudentTraining, stores: Sequence[LogitStore], train: Dataset, known: dict[str, torch.Tensor]
+) -> Loss:
+    """Return the student's loss, with relations between the classes where it reads them; they are added to ``known``.
+
+    Raises:
+        UnsupportedLossError: there is not one store, or it does not keep what is needed.
+    """
+    loss = student.learning.loss
+    if not loss.related_by:
+        return loss
+    if student.targets.mode == "live" or len(stores) != 1:
+        found = "a live teacher" if student.targets.mode == "live" else f"{len(stores)} stores"
+        raise UnsupportedLossError(
+            f"the loss {loss} relates classes by what one store keeps of them, found {found}. Give one --store."
+        )
+    rows = find_ids(train.sample_ids, stores[0].sample_ids)
+    for each in loss.related_by - known.keys():
+        known[each] = class_relations(stores[0], rows, train.labels, features=each == "features")
+    return loss.among(known)
+
+
 def _distillation(
-    student: StudentTraining, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+    student: StudentTraining, loss: Loss, train: Dataset, recipe: Recipe, signals: SignalTerms | None
 ) -> Distillation:
     settings = student.learning
-    refuse_unlabeled(settings.loss, train, recipe)
+    refuse_unlabeled(loss, train, recipe)
     return Distillation(
-        settings.loss,
+        loss,
         temperature=settings.temperature,
         kd_weight=settings.kd_weight,
         ce_weight=settings.ce_weight,
@@ -303,7 +331,11 @@ def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
 
 
 def _watch(
-    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+    student: StudentTraining,
+    terms: Sequence[SignalTerm],
+    stores: Sequence[LogitStore],
+    model: Model,
+    train: Dataset,
 ) -> SignalTerms | None:
     """Hook the terms onto the model; its projections are drawn by the run's seed."""
     if not terms:
@@ -316,6 +348,7 @@ def _watch(
         name=model.name,
         seed=student.run.seed,
         device=models.resolve_device(student.run.device),
+        labels=torch.from_numpy(train.labels.astype(np.int64)),
     )
 
 

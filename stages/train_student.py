@@ -114,6 +114,7 @@ def _refuse(params: TrainStudent, *, together: bool) -> None:
         "--distill live": params.targets.mode == "live",
         "--aux": params.extra.aux is not None,
         "--adversarial": params.extra.adversarial is not None,
+        "a learned temperature": params.learning.temperature is not None and params.learning.temperature.is_learned,
         "a loss on layers": params.targets.mode != "none" and bool(params.learning.loss.layers),
     }
     found = [what for what, present in unfit.items() if present]

@@ -95,7 +95,7 @@ def objective_of(
     Raises:
         ModelError: an auxiliary task needs penultimate features, and the model has none.
     """
-    auxiliary = params.extra.aux
+    auxiliary, device = params.extra.aux, models.resolve_device(params.run.device)
     robust = robust_of(params)
     return DistillationObjective(
         model.preset,
@@ -109,8 +109,9 @@ def objective_of(
             model.preset,
             name=model.name,
             seed=params.run.seed,
-            device=models.resolve_device(params.run.device),
+            device=device,
         ),
+        device=device,
     )
 
 
