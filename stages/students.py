@@ -27,7 +27,7 @@ from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.store.reader import LogitStore
@@ -83,7 +83,7 @@ def train(
     teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
-    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
+    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, None if teacher is None else teacher.model)}
     tasks = []
     relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
@@ -171,7 +171,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
 def _targets(
     students: Sequence[StudentTraining],
     stores: Sequence[LogitStore],
-    teacher: Model | None,
+    teacher: Teacher | None,
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
@@ -183,14 +183,20 @@ def _targets(
     if teacher is None:
         return _cached_targets(students, stores, data.train, recipe)
     for store in stores:
-        _refuse_another_teacher(store, teacher)
+        _refuse_another_teacher(store, teacher.model)
         _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     free = all(student.optimization.channels_last for student in students)
     precision = params.targets.precision
-    forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
-    renderer = rendering(Geometry.of(teacher.preset))
-    refuse_unfit(forward, renderer, name=teacher.name)
+    forward = Forward(
+        teacher.model,
+        device=device,
+        precision=precision,
+        channels_last=None if free else False,
+        outputs=teacher.outputs,
+    )
+    renderer = rendering(Geometry.of(teacher.model.preset))
+    refuse_unfit(forward, renderer, name=teacher.model.name)
     return LiveTargets(forward, renderer)
 
 
@@ -242,15 +248,26 @@ def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
         )
 
 
-def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Model:
+def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Teacher:
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
     given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    outputs = None
     if stores:
-        recorded = stores[0].manifest.fingerprint.teacher.preset
-        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path)
-    return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
+        recorded = stores[0].manifest.fingerprint.teacher
+        given = replace(given, recorded=Preset.parse(recorded.preset), recorded_in=stores[0].path)
+        outputs = recorded.class_maps[0] if recorded.class_maps else None
+    return load_mapped(
+        settings.teacher,
+        train,
+        given,
+        # With a store, --class-map is of its classes.
+        classes=ClassNames(None if stores else settings.class_map, settings.teacher_classes),
+        recorded=outputs,
+        weights=settings.weights,
+        trust_code=params.code.trust_code,
+    )
 
 
 def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:

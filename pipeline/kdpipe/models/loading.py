@@ -12,7 +12,7 @@ import torch
 from blake3 import blake3
 from torch import nn
 
-from kdpipe.errors import ModelError
+from kdpipe.errors import ClassMismatchError, ModelError
 from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
@@ -170,7 +170,10 @@ def check_output(name: str, module: nn.Module, *, size: int, num_classes: int) -
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"'{name}' returns a {type(output).__name__}, expected one tensor of logits")
     if output.ndim == 2 and output.shape[0] == 2 and output.shape[1] != num_classes:
-        raise ModelError(f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes")
+        raise ClassMismatchError(
+            f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes",
+            found=output.shape[1],
+        )
     if tuple(output.shape) != (2, num_classes):
         raise ModelError(f"'{name}' returns {tuple(output.shape)} for two images, expected {(2, num_classes)}")
 
