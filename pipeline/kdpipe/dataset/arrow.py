@@ -138,6 +138,7 @@ class _Groups:
         metadata = self._file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._failed = dict[int, DatasetError]()
         self._lock = threading.Lock()
 
     def content(self, place: int, size: int) -> bytes:  # noqa: ARG002 (the column knows the size)
@@ -145,8 +146,14 @@ class _Groups:
         with self._lock:
             key = (id(self), group)
             values = _groups.get(key)
+            if group in self._failed:
+                raise self._failed[group]
             if values is None:
-                values = self._read(group)
+                try:
+                    values = self._read(group)
+                except DatasetError as error:
+                    self._failed[group] = error
+                    raise
                 _groups.put(key, values)
         return _content(values[place - int(self._starts[group])])
 

@@ -8,6 +8,7 @@ may download. Images are read from the Arrow files, or from the files that these
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import warnings
@@ -111,6 +112,7 @@ def quiet(*, download: bool) -> Iterator[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield library
+            gc.collect()  # the library leaves files open, of which Python would warn later
     finally:
         library.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = offline
         library.logging.set_verbosity(level)
