@@ -18,7 +18,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.directories import locked
 from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
-from kdpipe.errors import DeviceError, KdpipeError, RunError
+from kdpipe.errors import DeviceError, KdpipeError, ParamsError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model
 from kdpipe.models.layout import arrange
@@ -112,6 +112,7 @@ def objective_of(
             device=device,
         ),
         device=device,
+        separate=params.optimization.dot is not None,
     )
 
 
@@ -146,6 +147,7 @@ def fit(
     """
     follows = group is not None and group.rank > 0
     tasks = [replace(task, classes=data.train.classes, follows=follows) for task in tasks]
+    _refuse_single_losses(tasks)
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
@@ -188,6 +190,21 @@ def fit(
         ended = zip(tasks, students, trained, logs, strict=True)
         failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
     return [name for name in failures if name is not None]
+
+
+def _refuse_single_losses(tasks: Sequence[Task]) -> None:
+    """Refuse separate momenta where there are no two losses.
+
+    Raises:
+        ParamsError: a task asks for them and has no teacher, or recovers a compressed model.
+    """
+    for task in tasks:
+        twofold = task.taught and isinstance(task.objective, DistillationObjective)
+        if task.params.optimization.dot is not None and not twofold:
+            raise ParamsError(
+                "--dot has separate momenta for a teacher's loss and that of the labels, and this training has one "
+                "loss: leave it out, or train a student with --store or --teacher."
+            )
 
 
 def _end(

@@ -118,10 +118,12 @@ class DistillationObjective:
         adversary: Adversary | None = None,
         rotation: Rotation | None = None,
         device: torch.device | None = None,
+        separate: bool = False,
     ) -> None:
         """Add up the terms of ``distillation``, or without it cross-entropy alone, and of ``rotation``.
 
         ``adversary`` attacks the images of the former two. A learned temperature is on ``device`` (default: the CPU).
+        With ``separate``, ``parts`` is set.
         """
         self._preset, self._distillation = preset, distillation
         self._cross_entropy = CrossEntropy(preset, label_smoothing=label_smoothing)
@@ -129,6 +131,9 @@ class DistillationObjective:
         self._signals = None if distillation is None else distillation.signals
         self._terms: Terms | None = None
         self._rotation = rotation
+        self.parts: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The last batch's loss without the distillation term, and that term times its weight."""
+        self._separate = separate
         self.beside = torch.nn.ModuleDict({} if self._signals is None else {**self._signals.projections})
         """Projections, heads and a temperature that are learned with the student and are no part of it."""
         self._temperature = None if distillation is None else distillation.learned_temperature()
@@ -162,6 +167,7 @@ class DistillationObjective:
         ``pixels`` are the batch's at the student's input size, uint8 ``(n, 3, H, W)``. The logits are those of the
         cross-entropy: of attacked images where there is an adversary and no teacher.
         """
+        self.parts = None
         logits, attacked = self._logits(forward, batch, pixels)
         terms = {"ce": self._cross_entropy.of(logits, batch)}
         if attacked is not None:
@@ -173,10 +179,14 @@ class DistillationObjective:
             if self._signals is not None:
                 of_layers = self._signals(batch.signals, batch.indices)
                 terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
-            terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+            rest, taught = self._terms.ce_weight * terms["ce"], self._terms.kd_weight * terms["kd"]
+            self.parts = (rest, taught) if self._separate else None
+            terms["loss"] = taught + rest
         if self._rotation is not None:  # after the signals of the upright images were taken
             of_turns = self._rotation(forward, pixels)
-            terms |= {**of_turns, "loss": terms["loss"] + self._rotation.weight * of_turns["rotation"]}
+            turned = self._rotation.weight * of_turns["rotation"]
+            terms |= {**of_turns, "loss": terms["loss"] + turned}
+            self.parts = None if self.parts is None else (self.parts[0] + turned, self.parts[1])
         return logits, terms
 
     def close(self) -> None:
