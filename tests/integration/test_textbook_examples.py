@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shlex
 import shutil
 import struct
 import sys
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,15 @@ PLANS = {
     ("inception_mobilenet", "params.yaml"): ["train-teacher"],
     ("inception_mobilenet", "params-small.yaml"): ["train-teacher"],
     ("imagenet_resnet34_resnet18", "params.yaml"): [],
+    ("text", "params.yaml"): ["train-teacher"],
+    ("text", "params-small.yaml"): ["train-teacher"],
+    ("speech", "params.yaml"): ["train-teacher"],
+    ("speech", "params-small.yaml"): ["train-teacher"],
 }
 """Every plan, and the stages of it that train a teacher."""
+
+MODULES = ("networks", "reviews", "recordings")
+"""Modules of the examples, which have the same names in several of them."""
 
 QUICK = {"rounds": 2, "batch_sizes": "1", "engines": "eager", "cold_starts": False}
 """A benchmark that takes little time."""
@@ -76,7 +85,8 @@ def reproduce(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
         stages = dict(list(_stages(folder).items())[: -skip or None])
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.delitem(sys.modules, "networks", raising=False)
+        for module in MODULES:
+            monkeypatch.delitem(sys.modules, module, raising=False)
         for name, stage in stages.items():
             program, *arguments = shlex.split(stage.cmd)
             assert program == "kdpipe"
@@ -84,7 +94,8 @@ def reproduce(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
             assert outcome.code == 0, (name, outcome.err)
             for out in stage.outs:
                 assert Path(out.fs_path).exists(), (name, out)
-        sys.modules.pop("networks", None)
+        for module in MODULES:
+            sys.modules.pop(module, None)
         return list(stages)
 
     return run
@@ -209,6 +220,72 @@ def test_inception_and_mobilenet_see_the_same_views_at_their_sizes(tmp_path: Pat
     for way in ("cache", "none"):
         record = _read(folder / "runs" / f"student-{way}" / "seed-0" / "run.json")
         assert (record["model"], record["preset"]["size"]) == ("torchvision:mobilenet_v3_small", 224)
+
+
+def test_text(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On film reviews where there are some, else on sentences of a few words."""
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'kdpipe[examples]'")
+    if "KDPIPE_SENTENCES" not in os.environ:
+        _sentences(tmp_path / "sentences")
+        monkeypatch.setenv("KDPIPE_SENTENCES", str(tmp_path / "sentences"))
+    small = {"epochs": 1, "batch_size": 16, "limit_train": 32, "limit_test": 16, "seeds": "0"}
+    folder = _copy(
+        "text",
+        tmp_path,
+        "params-small.yaml",
+        tune={"epochs": 1},
+        train_teacher=small,
+        cache_teacher={"views": 1, "limit_train": 32, "limit_test": 16},
+        train_student=small,
+        benchmark={**QUICK, "limit_test": 16},
+    )
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"logits", "layers", "second", "alone"}
+    assert "hidden" in _history(folder / "runs" / "layers" / "seed-0")[0]
+    tuned = _read(folder / "runs" / "tuned" / "seed-0" / "run.json")
+    assert (tuned["model"], tuned["distill"]) == ("networks:teacher", "cache")
+
+
+def _sentences(folder: Path) -> None:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, words in (("positive", "a fine warm film , with wit"), ("negative", "one dull long film , no wit")):
+        lines = (" ".join(random.choice(words.split(), size)) for size in random.integers(1, 40, 120))
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_speech(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On spoken digits where there are some, else on tones."""
+    if "KDPIPE_SPEECH" not in os.environ:
+        _tones(tmp_path / "spoken" / "recordings")
+        monkeypatch.setenv("KDPIPE_SPEECH", str(tmp_path / "spoken"))
+    small = {"epochs": 1, "batch_size": 16, "limit_train": 40, "limit_test": 20}
+    folder = _copy(
+        "speech",
+        tmp_path,
+        "params-small.yaml",
+        train_teacher=small,
+        cache_teacher={"views": 1, "limit_train": 40, "limit_test": 20},
+        train_student=small,
+        benchmark={**QUICK, "limit_test": 20},
+    )
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"assistant", "student", "direct", "alone"}
+    keys = {split: open_store(folder / "data" / "assistant.zarr", split=split).keys for split in ("train", "test")}
+    heard, unheard = ({key.split("_")[1] for key in found} for found in keys.values())
+    assert not heard & unheard
+
+
+def _tones(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for digit in range(10):
+        for speaker, pitch in (("ann", 1.0), ("theo", 1.1)):
+            for number in range(4):
+                seconds = np.arange(2400 + 200 * number) / 8000
+                samples = np.sin(2 * np.pi * 200 * pitch * (digit + 1) * seconds)
+                with wave.open(str(folder / f"{digit}_{speaker}_{number}.wav"), "wb") as file:
+                    file.setparams((1, 2, 8000, 0, "NONE", ""))
+                    file.writeframes((samples * 2**14).astype("<i2").tobytes())
 
 
 def test_the_plan_for_imagenet_is_the_published_preset() -> None:
