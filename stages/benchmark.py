@@ -33,7 +33,7 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import measure
 from kdpipe.metrics.significance import Correct, correct
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, Preset, of_images
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.classes import ClassMap, read_class_map
@@ -310,7 +310,7 @@ def _measure(
     settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
-    attacked = None if attack is None else attack.withstood(module, model.preset, device)
+    attacked = None if attack is None else attack.withstood(module, of_images(model.preset, "--adversarial"), device)
     if attacked is not None:
         figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]

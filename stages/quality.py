@@ -20,7 +20,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import DatasetError, MissingSplitError, ModelError
 from kdpipe.metrics import accuracy, measure
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.layout import settle
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
@@ -115,6 +115,8 @@ class Examiner:
             say(f"{name} has no layer whose output has channels and positions: no Grad-CAM of it.")
             return None
         own, frame = Geometry.of(model.preset), Geometry.of(self.network.preset)
+        assert own is not None
+        assert frame is not None
         self._explained[name] = replace(found, maps=in_frame(found.maps, own, frame))
         return overlap(in_frame(found.maps, own, frame), in_frame(self._example.maps, frame, own))
 
@@ -152,7 +154,13 @@ class Examiner:
         if wanted is None or self.to_corrupt is None:
             return None
         renderer = plain(self.to_corrupt, model, self.device)
-        return corrupted_top1(model.module, renderer, preset=model.preset, corruptions=wanted, progress=progress)
+        return corrupted_top1(
+            model.module,
+            renderer,
+            preset=of_images(model.preset, "--corruptions"),
+            corruptions=wanted,
+            progress=progress,
+        )
 
     def _logits(self, model: Model, samples: Dataset) -> Float32:
         return predict(model.module, plain(samples, model, self.device), preset=model.preset, progress=progress)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
-from kdpipe.models import Preset
+from kdpipe.models import Preset, parse_preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import Manifest, read
@@ -81,8 +81,10 @@ def _load(
 ) -> FrozenTeacher:
     members = []
     for (name, file), described in zip(teachers, presets, strict=True):
-        preset = Preset.parse(described)
-        given = Normalization(preset.mean, preset.std, preset.size)
+        preset = parse_preset(described)
+        given = Normalization(recorded=preset)
+        if isinstance(preset, Preset):
+            given = Normalization(preset.mean, preset.std, preset.size)
         model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
         members.append(
             Forward(

@@ -17,7 +17,7 @@ from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mix
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, parse_preset
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.sharing.streaming import open_store
@@ -68,8 +68,9 @@ def train(
     stores = [
         open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
     ]
-    views = _views(params, stores)
+    of_stores = _views(params, stores) if stores else None
     data = _training_data(students, stores)
+    views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
     if test is not None and data.class_map is not None:
         test = data.class_map.of(test)
@@ -125,14 +126,12 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
 
 
 def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores where there are any, else of the settings.
+    """Return recipe, seed and number of views of the stores.
 
     Raises:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
     asked, distilled = params.view, params.targets.mode != "none"
-    if not stores:
-        return Views(asked.recipe or Recipe.parse("crop-flip"), asked.recipe_seed or 0, asked.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
@@ -243,7 +242,7 @@ def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[Logi
     given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher.preset
-        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path)
+        given = replace(given, recorded=parse_preset(recorded), recorded_in=stores[0].path)
     return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
 
 

@@ -10,10 +10,10 @@ import torch
 
 from kdpipe import models
 from kdpipe.dataset import Dataset
-from kdpipe.models import Model, Preset
+from kdpipe.models import AnyPreset, Model, Preset
 from kdpipe.models.preset import Statistics, Triple
 from kdpipe.stages.console import say
-from kdpipe.stages.sources import refuse_another_order, side_of
+from kdpipe.stages.sources import refuse_another_order, refuse_other_items, side_of
 from kdpipe.teacher.forward import Ensemble, Forward, FrozenTeacher
 from kdpipe.teacher.settings import TeacherSettings, brings_weights
 
@@ -27,7 +27,7 @@ class Normalization:
     size: int | None = None
     of_data: bool = False
     """Whether the dataset's statistics are allowed."""
-    recorded: Preset | None = None
+    recorded: AnyPreset | None = None
     """The preset that a store records, which has precedence over the dataset's statistics."""
     recorded_in: Path | None = None
 
@@ -52,7 +52,7 @@ def load_teacher(
         UntrustedCodeError: a file would run code, and is not trusted.
     """
     torch.manual_seed(0)
-    recorded = given.recorded
+    recorded = given.recorded if isinstance(given.recorded, Preset) else None
     drawn = weights is None and not brings_weights(name) and not models.is_foreign(name)
     allowed: Statistics | None = train.statistics if given.of_data or drawn else None
     model = models.load(
@@ -64,6 +64,7 @@ def load_teacher(
         size=given.size,
         fallback_statistics=allowed if recorded is None else lambda: (recorded.mean, recorded.std),
         fallback_size=(lambda: side_of(name, train)) if recorded is None else recorded.size,
+        form=train.form,
         trust_code=trust_code,
     )
     for remark in model.remarks:
@@ -74,7 +75,8 @@ def load_teacher(
         "program": "part of the program",
         "dataset": f"the statistics of {train.spec}" if recorded is None else f"those that {given.recorded_in} records",
     }.get(model.preset_source, f"the published ones of {model.preset_source}")
-    if not quiet:
+    refuse_other_items(model, train, origin=weights or name)
+    if not quiet and isinstance(model.preset, Preset):
         say(f"{name} takes images of {model.preset.size} px; mean and std: {source}.")
     refuse_another_order(model, train, origin=weights or name)
     return model

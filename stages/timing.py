@@ -15,7 +15,7 @@ from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.export.images import calibration_images, plain_batches
-from kdpipe.models import Model, Preset, short_name
+from kdpipe.models import Model, Preset, of_images, short_name
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -51,7 +51,7 @@ class Timer:
 
         ``name`` and ``weights`` are those that it was loaded by.
         """
-        preset = model.preset
+        preset = of_images(model.preset, "timing")
         network = Network.of(model.module, architecture=model.name, size=preset.size)
         if network not in self._subjects:
             origin = Origin(name, num_classes, None if weights is None else str(weights), self._params.code.trust_code)

@@ -20,7 +20,7 @@ from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, RunError
 from kdpipe.metrics import accuracy
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
@@ -37,10 +37,11 @@ from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Recipe, Renderer
+from kdpipe.views.settings import ViewSettings
 
-Plain = Callable[[Dataset, Geometry], Renderer]
+Plain = Callable[[Dataset, Geometry | None], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
-Rendering = Callable[[Geometry], Renderer]
+Rendering = Callable[[Geometry | None], Renderer]
 """Returns the one renderer of the training samples at a size."""
 
 
@@ -54,6 +55,12 @@ class Views:
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
     population: Sequence[npt.NDArray[np.uint8]] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
+
+    @classmethod
+    def asked(cls, settings: ViewSettings, train: Dataset) -> Views:
+        """Return the views that settings without a store ask for; by default the plain ones of tensors."""
+        recipe = settings.recipe or Recipe.parse("crop-flip" if train.form is None else "none")
+        return cls(recipe, settings.recipe_seed or 0, settings.views)
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
         """Return a function that makes one renderer for each size of a model's input."""
@@ -101,12 +108,12 @@ def objective_of(
         model.preset,
         distillation,
         label_smoothing=params.optimization.label_smoothing,
-        adversary=None if robust is None else Adversary(robust, model.module, model.preset),
+        adversary=None if robust is None else Adversary(robust, model.module, of_images(model.preset, "--adversarial")),
         rotation=None
         if auxiliary is None
         else auxiliary.attach(
             model.module,
-            model.preset,
+            of_images(model.preset, f"--aux {auxiliary}"),
             name=model.name,
             seed=params.run.seed,
             device=models.resolve_device(params.run.device),
@@ -262,7 +269,7 @@ def _origin(task: Task) -> dict[str, Any]:
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
-def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Renderer:
+def _plain(device: torch.device, dataset: Dataset, geometry: Geometry | None) -> Renderer:
     return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
 
 

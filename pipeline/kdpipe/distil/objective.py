@@ -13,7 +13,7 @@ from kdpipe.distil.losses import DistillationLoss, Loss
 from kdpipe.distil.rotation import Rotation
 from kdpipe.distil.signals import SignalTerms
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.training.batches import Batch
 from kdpipe.training.objective import CrossEntropy, Forward, top1
 
@@ -96,7 +96,7 @@ class DistillationObjective:
 
     def __init__(
         self,
-        preset: Preset,
+        preset: AnyPreset,
         distillation: Distillation | None,
         *,
         label_smoothing: float = 0.0,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, ParamsError, did_you_mean
+from kdpipe.models.inputs import InputSize, noise
 from kdpipe.models.inspection import device_of, evaluating, find_penultimate
 from kdpipe.spec import parse
 
@@ -80,12 +81,12 @@ def parse_signals(text: str) -> tuple[Signal, ...]:
     return tuple(sorted({Signal.parse(f"{term.name}:{layer}") for term in terms for layer in term.values}))
 
 
-def layers(module: nn.Module, size: int) -> dict[str, Shape]:
+def layers(module: nn.Module, size: InputSize) -> dict[str, Shape]:
     """Return the layers whose output is one tensor, with its shape for one image, by a pass of two noise images.
 
-    ``size`` is the side of the images. Layers are in the order in which they finish, so a layer comes after its parts;
-    a layer that runs several times counts where it last does. An exported program has one layer, the whole. The modes
-    of the module's parts are restored.
+    ``size`` is the side of the images, or the form of tensors. Layers are in the order in which they finish, so a layer
+    comes after its parts; a layer that runs several times counts where it last does. An exported program has one layer,
+    the whole. The modes of the module's parts are restored.
     """
     import torch
 
@@ -93,11 +94,11 @@ def layers(module: nn.Module, size: int) -> dict[str, Shape]:
 
     def remember(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
         shapes.pop(name, None)
-        is_batch = isinstance(output, torch.Tensor) and output.ndim > 1 and len(output) == len(images)
+        is_batch = isinstance(output, torch.Tensor) and output.ndim > 1 and len(output) == 2
         if is_batch and output.is_floating_point():
             shapes[name] = tuple(output.shape[1:])
 
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device_of(module))
+    images = noise(size, 2, device_of(module))
     named = [(name, layer) for name, layer in module.named_modules() if _LAYER.fullmatch(name)]
     hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in named]
     try:
@@ -139,8 +140,8 @@ def signal_shape(kind: str, output: Shape) -> Shape | None:
 class Watch:
     """Hooks on a network that compute signals of its layers during each forward pass."""
 
-    def __init__(self, module: nn.Module, signals: Sequence[Signal], *, size: int, name: str) -> None:
-        """Watch ``module``, called ``name`` in errors, whose images have the side ``size``.
+    def __init__(self, module: nn.Module, signals: Sequence[Signal], *, size: InputSize, name: str) -> None:
+        """Watch ``module``, called ``name`` in errors, whose images have the side ``size``, or tensors that form.
 
         Raises:
             ModelError: a layer is missing, or its output has another number of dimensions than the signal needs.
@@ -188,7 +189,7 @@ class Watch:
 
         self._hooks.append(module.get_submodule(layer).register_forward_hook(remember))
 
-    def _watch_penultimate(self, module: nn.Module, signal: Signal, *, size: int, name: str) -> None:
+    def _watch_penultimate(self, module: nn.Module, signal: Signal, *, size: InputSize, name: str) -> None:
         penultimate = find_penultimate(module, size)
         if penultimate is None:
             raise ModelError(

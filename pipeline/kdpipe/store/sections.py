@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe.errors import StoreError
+from kdpipe.models.inputs import InputsRecord
 from kdpipe.store.tree import FILE
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -113,6 +114,12 @@ class _Preset(_Strict):
     std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
 
 
+class _TensorEnsemble(InputsRecord):
+    """The preset of a teacher ensemble of tensors."""
+
+    members: Annotated[tuple[InputsRecord, ...], Field(strict=False, max_length=256)] = ()
+
+
 class _Ensemble(_Preset):
     """The preset of a teacher ensemble: the first teacher's, and all of them."""
 
@@ -122,7 +129,7 @@ class _Ensemble(_Preset):
 def _usable(preset: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Check a preset, and return it as it was recorded."""
     try:
-        _Ensemble.model_validate(preset)
+        (_TensorEnsemble if "inputs" in preset else _Ensemble).model_validate(preset)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -18,7 +18,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
@@ -230,7 +230,7 @@ class Imported:
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
-        self, files: Mapping[str, Path], datasets: Mapping[str, Dataset], *, name: str, preset: Preset, views: int
+        self, files: Mapping[str, Path], datasets: Mapping[str, Dataset], *, name: str, preset: AnyPreset, views: int
     ) -> None:
         """Map the files; ``preset`` has the size of the teacher's images.
 
