@@ -27,7 +27,7 @@ def _bert(num_classes: int, *, layers: int, channels: int, heads: int, dropout: 
         num_attention_heads=heads,
         intermediate_size=4 * channels,
         hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
+        attention_probs_dropout_prob=0.0,  # it would be in the attention matrices that are returned
         num_labels=num_classes,
         pad_token_id=PAD,
         attn_implementation="eager",  # the others do not return attention matrices

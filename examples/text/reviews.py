@@ -37,7 +37,6 @@ class Reviews(Sequence):
     """The sentences of one split: ``({"input_ids", "attention_mask"}, class index)``, both int64 ``(TOKENS,)``."""
 
     classes = _CLASSES
-    mask_token = MASK
 
     def __init__(self, lines: dict[str, list[str]], split: str) -> None:
         """Split ``lines``, the sentences of each class, by their text: equal sentences are in one split."""
