@@ -4,7 +4,7 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-from kdpipe.distil.losses import logits, layers  # isort: skip (the order in which they are listed)
+from kdpipe.distil.losses import logits, layers, sequences  # isort: skip (the order in which they are listed)
 from kdpipe.distil.losses.contract import LOSSES, DistillationLoss, LayerLoss, LogitLoss, layer_loss, loss, make
 from kdpipe.distil.losses.written import Loss, parse
 
@@ -20,4 +20,5 @@ __all__ = [
     "loss",
     "make",
     "parse",
+    "sequences",
 ]
