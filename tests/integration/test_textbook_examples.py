@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -282,6 +284,48 @@ def test_speech(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.Monkey
     )
     assert test <= unheard
     assert not train & unheard
+
+
+def _module(name: str, file: str) -> Any:
+    found = importlib.util.spec_from_file_location(file, ROOT / "examples" / name / f"{file}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_vocabulary_is_of_training_sentences_and_equal_ones_are_in_one_split() -> None:
+    reviews = _module("text", "reviews")
+    sentences = [f"seen film{number} ." for number in range(100)]
+    lines = {"negative": sentences, "positive": [f"{line}\u00e9" for line in sentences] + sentences[:50]}
+    train, test = (reviews.Reviews(lines, split) for split in ("train", "test"))
+    words = {word for key in train.keys for word in reviews.words(_line(lines, key))}
+    assert train.vocabulary == test.vocabulary
+    assert {"seen", "."} <= {*train.vocabulary} <= words
+    assert not {_line(lines, key) for key in train.keys} & {_line(lines, key) for key in test.keys}
+    assert len(train) + len(test) == 250
+    item, label = test[0]
+    assert label == 0
+    assert item["input_ids"].tolist()[:2] == [reviews.CLS, reviews.MASK + 1 + list(train.vocabulary).index("seen")]
+    assert item["attention_mask"].sum() == 1 + len(reviews.words(_line(lines, test.keys[0])))
+
+
+def _line(lines: dict[str, list[str]], key: str) -> str:
+    name, _, number = key.partition("/")
+    return lines[name][int(number)]
+
+
+def test_the_band_of_a_tone_and_the_loudness_of_noise() -> None:
+    recordings = _module("speech", "recordings")
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 8000)
+    found = recordings.spectrogram(tone)
+    assert found.shape == (recordings.FRAMES, recordings.BANDS)
+    mel = [2595 * np.log10(1 + hertz / 700) for hertz in (1000, 4000)]
+    assert (found.argmax(1) - (mel[0] / mel[1] * (recordings.BANDS + 1) - 1)).abs().max() < 1
+    noise = torch.randn(8000, generator=torch.Generator().manual_seed(0)) / 4
+    assert torch.allclose(recordings.spectrogram(noise / 10), recordings.spectrogram(noise), atol=0.05)
+    assert (recordings.mel_filters().sum(1) > 0).all()
 
 
 def _tones(folder: Path) -> None:
