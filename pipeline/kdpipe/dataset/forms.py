@@ -146,6 +146,11 @@ class Form:
         rest = 3 * self.width - sum(each.bytes for each in self.arrays)
         return torch.cat([*parts, parts[0].new_zeros(count, rest)], dim=1).view(count, 3, 1, self.width)
 
+    def blank(self) -> Packed:
+        """Return a packed item of zeros, whose mask is 1, uint8 ``(3, 1, width)``."""
+        made = {each.name: np.full(each.shape, each.name == MASK, dtype=DTYPES[each.dtype]) for each in self.arrays}
+        return self.pack(made if self.named else made[""])
+
     def describe(self) -> list[list[Any]]:
         """Return name, type and shape of each array as JSON values."""
         return [[each.name, each.dtype, list(each.shape)] for each in self.arrays]
