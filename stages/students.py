@@ -16,6 +16,7 @@ from kdpipe.dataset import Dataset, find_ids
 from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.relations import class_relations
+from kdpipe.distil.selection import SelectedTargets
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
@@ -75,7 +76,7 @@ def train(
     data = _training_data(students, stores)
     views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
-    if test is not None and data.class_map is not None:
+    if test is not None and data.class_map is not None and data.selection is None:
         test = data.class_map.of(test)
     loaded = [load(student, data.train) for student in students]
     students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
@@ -92,7 +93,9 @@ def train(
         if targets is not None:
             loss = _among_classes(student, stores, data.train, relations)
             watch = _watch(student, own, stores, model, data.train)
-            distillation = _distillation(student, loss, data.train, views.recipe, watch)
+            distillation = replace(
+                _distillation(student, loss, data.train, views.recipe, watch), selection=data.selection
+            )
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -122,13 +125,45 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         stores=stores,
         distilled=targets.mode != "none",
         class_map=targets.class_map,
+        own_classes=targets.classes == "data",
     )
+    partial = data.selection is not None and not data.selection.whole and targets.mode == "cache"
+    if partial or (data.selection is not None and targets.mode == "live"):
+        _refuse_partial(students, stores)
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
             f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
             "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
         )
     return data
+
+
+def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitStore]) -> None:
+    """Refuse what cannot leave out the samples without soft targets.
+
+    Raises:
+        UnsupportedLossError: a loss on layers, an attack or a recipe that mixes, of data that the store does not cover;
+            a live teacher.
+    """
+    for student in students:
+        layers = student.learning.loss.layers
+        what = (
+            f"the loss {layers[0].name}" if layers else "an attack" if student.extra.adversarial is not None else None
+        )
+        if student.learning.loss.related_by:
+            what = f"the loss {student.learning.loss}"
+        if stored_recipe(stores[0]).mixes:
+            what = f"the recipe {stored_recipe(stores[0])}, which mixes samples,"
+        if student.targets.mode == "live":
+            raise UnsupportedLossError(
+                "--classes data is for soft targets of a store: leave --store out, and give the live teacher its "
+                "--class-map, or leave --classes data out."
+            )
+        if what is not None:
+            raise UnsupportedLossError(
+                f"--classes data: classes or samples of the data have no soft targets, and {what} needs them of all. "
+                "Leave --classes data out, or make a store of all of the data."
+            )
 
 
 def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
@@ -180,10 +215,10 @@ def _targets(
     for store in stores:
         _refuse_held_out(store, data)
     if teacher is None:
-        return _cached_targets(students, stores, data.train, recipe)
+        return _cached_targets(students, stores, data, recipe)
     for store in stores:
         _refuse_another_teacher(store, teacher.model)
-        _joined(store, data.train, allow_drift=params.targets.allow_drift)
+        _joined(store, data.in_store, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     free = all(student.optimization.channels_last for student in students)
     precision = params.targets.precision
@@ -208,26 +243,33 @@ def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDAr
 
 
 def _cached_targets(
-    students: Sequence[StudentTraining], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
+    students: Sequence[StudentTraining], stores: Sequence[LogitStore], data: TrainingData, recipe: Recipe
 ) -> Targets:
     """Check every store against the losses and the data, and return its soft targets, or their mean."""
     settings, parts = students[0].targets, []
+    train, chosen = data.in_store, data.selection
+    there = np.arange(len(train)) if chosen is None else chosen.covered.nonzero()[0]
+    shared = train if len(there) == len(train) else train.subset(there)
     for store in stores:
         for student in students:
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        rows = np.zeros(len(train), dtype=np.int64)  # that of a sample without soft targets is not used
+        rows[there] = _joined(store, shared, allow_drift=settings.allow_drift)
+        parts.append(soft_targets(store, rows))
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    if len(parts) == 1:
-        return parts[0]
-    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+    found: Targets = parts[0]
+    if len(parts) > 1:
+        # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+        labels = None if recipe.mixes else train.labels
+        found = MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
+    return found if chosen is None else SelectedTargets(found, chosen)
 
 
 def _hottest(student: StudentTraining) -> float | None:
