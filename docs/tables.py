@@ -155,6 +155,17 @@ def _labels() -> str:
     return _markdown((*heading, "own teacher itself"), rows)
 
 
+def _audit() -> str:
+    measured = _read("audit")
+    rows = [
+        (f"`{recipe}`", name, *(f"{each['found'][name]} of {measured['planted']}" for each in found))
+        for recipe, found in measured["recipes"].items()
+        for name in found[0]["found"]
+    ]
+    heading = ("recipe of the views", "ordered by", *(f"choice {each + 1}" for each in range(len(rows[0]) - 2)))
+    return _markdown(heading, rows, numbers_from=2)
+
+
 def _losses() -> str:
     rows = []
     for arm, each in _read("losses")["losses"].items():
@@ -781,6 +792,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
     "export-formats": _export_formats,
     "labels": _labels,
+    "audit": _audit,
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
     "losses": _losses,
