@@ -16,7 +16,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.learning import is_unread
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError, StoreError, UnreadError
-from kdpipe.models import Preset
+from kdpipe.models import parse_preset
 from kdpipe.stages import once
 from kdpipe.stages.console import aloud, progress, quiet, say
 from kdpipe.stages.growth import Continued, begun, describe, finish_growth
@@ -226,7 +226,7 @@ def _normalizations(params: CacheTeacher) -> list[Normalization]:
             recorded = cast(list[dict[str, Any]], preset.get("members", [preset]))
     if len(recorded) != len(settings.teacher):
         return [given] * len(settings.teacher)
-    return [replace(given, recorded=Preset.parse(each), recorded_in=out) for each in recorded]
+    return [replace(given, recorded=parse_preset(each), recorded_in=out) for each in recorded]
 
 
 def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher, rows: int) -> torch.Tensor:

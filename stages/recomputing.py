@@ -9,7 +9,7 @@ from typing import Any, cast
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
-from kdpipe.models import Preset
+from kdpipe.models import Preset, parse_preset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.teachers import Normalization, load_mapped
 from kdpipe.store.manifest import Manifest, read
@@ -82,8 +82,10 @@ def _load(
     members = []
     maps = found.fingerprint.teacher.class_maps or (None,) * len(presets)
     for (name, file), described, outputs in zip(teachers, presets, maps, strict=True):
-        preset = Preset.parse(described)
-        given = Normalization(preset.mean, preset.std, preset.size)
+        preset = parse_preset(described)
+        given = Normalization(recorded=preset)
+        if isinstance(preset, Preset):
+            given = Normalization(preset.mean, preset.std, preset.size)
         teacher = load_mapped(name, train, given, recorded=outputs, weights=file, trust_code=trust_code, quiet=True)
         members.append(
             Forward(

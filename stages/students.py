@@ -9,16 +9,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kdpipe import models
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
+from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
+from kdpipe.distil.relations import class_relations
 from kdpipe.distil.selection import SelectedTargets
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, parse_preset
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.sharing.streaming import open_store
@@ -69,8 +72,9 @@ def train(
     stores = [
         open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
     ]
-    views = _views(params, stores)
+    of_stores = _views(params, stores) if stores else None
     data = _training_data(students, stores)
+    views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
     if test is not None and data.class_map is not None and data.selection is None:
         test = data.class_map.of(test)
@@ -83,11 +87,15 @@ def train(
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
     origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, None if teacher is None else teacher.model)}
     tasks = []
+    relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
         distillation = None
         if targets is not None:
-            watched = _watch(student, own, stores, model)
-            distillation = replace(_distillation(student, data.train, views.recipe, watched), selection=data.selection)
+            loss = _among_classes(student, stores, data.train, relations)
+            watch = _watch(student, own, stores, model, data.train)
+            distillation = replace(
+                _distillation(student, loss, data.train, views.recipe, watch), selection=data.selection
+            )
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -142,6 +150,8 @@ def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitS
         what = (
             f"the loss {layers[0].name}" if layers else "an attack" if student.extra.adversarial is not None else None
         )
+        if student.learning.loss.related_by:
+            what = f"the loss {student.learning.loss}"
         if stored_recipe(stores[0]).mixes:
             what = f"the recipe {stored_recipe(stores[0])}, which mixes samples,"
         if student.targets.mode == "live":
@@ -157,14 +167,12 @@ def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitS
 
 
 def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores where there are any, else of the settings.
+    """Return recipe, seed and number of views of the stores.
 
     Raises:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
     asked, distilled = params.view, params.targets.mode != "none"
-    if not stores:
-        return Views(asked.recipe or Recipe.parse("crop-flip"), asked.recipe_seed or 0, asked.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
@@ -289,7 +297,7 @@ def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[Logi
     outputs = None
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher
-        given = replace(given, recorded=Preset.parse(recorded.preset), recorded_in=stores[0].path)
+        given = replace(given, recorded=parse_preset(recorded.preset), recorded_in=stores[0].path)
         outputs = recorded.class_maps[0] if recorded.class_maps else None
     return load_mapped(
         settings.teacher,
@@ -312,13 +320,35 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
+def _among_classes(
+    student: StudentTraining, stores: Sequence[LogitStore], train: Dataset, known: dict[str, torch.Tensor]
+) -> Loss:
+    """Return the student's loss, with relations between the classes where it reads them; they are added to ``known``.
+
+    Raises:
+        UnsupportedLossError: there is not one store, or it does not keep what is needed.
+    """
+    loss = student.learning.loss
+    if not loss.related_by:
+        return loss
+    if student.targets.mode == "live" or len(stores) != 1:
+        found = "a live teacher" if student.targets.mode == "live" else f"{len(stores)} stores"
+        raise UnsupportedLossError(
+            f"the loss {loss} relates classes by what one store keeps of them, found {found}. Give one --store."
+        )
+    rows = find_ids(train.sample_ids, stores[0].sample_ids)
+    for each in loss.related_by - known.keys():
+        known[each] = class_relations(stores[0], rows, train.labels, features=each == "features")
+    return loss.among(known)
+
+
 def _distillation(
-    student: StudentTraining, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+    student: StudentTraining, loss: Loss, train: Dataset, recipe: Recipe, signals: SignalTerms | None
 ) -> Distillation:
     settings = student.learning
-    refuse_unlabeled(settings.loss, train, recipe)
+    refuse_unlabeled(loss, train, recipe)
     return Distillation(
-        settings.loss,
+        loss,
         temperature=settings.temperature,
         kd_weight=settings.kd_weight,
         ce_weight=settings.ce_weight,
@@ -359,7 +389,11 @@ def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
 
 
 def _watch(
-    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+    student: StudentTraining,
+    terms: Sequence[SignalTerm],
+    stores: Sequence[LogitStore],
+    model: Model,
+    train: Dataset,
 ) -> SignalTerms | None:
     """Hook the terms onto the model; its projections are drawn by the run's seed."""
     if not terms:
@@ -372,6 +406,7 @@ def _watch(
         name=model.name,
         seed=student.run.seed,
         device=models.resolve_device(student.run.device),
+        labels=torch.from_numpy(train.labels.astype(np.int64)),
     )
 
 

@@ -11,11 +11,11 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ClassMismatchError, ModelError
-from kdpipe.models import Model, Preset
+from kdpipe.models import AnyPreset, Model, Preset
 from kdpipe.models.compressed import short_name
 from kdpipe.models.preset import Statistics, Triple
 from kdpipe.stages.console import say
-from kdpipe.stages.sources import refuse_another_order, side_of
+from kdpipe.stages.sources import refuse_another_order, refuse_other_items, side_of
 from kdpipe.teacher.classes import (
     HEADING,
     IMAGENET,
@@ -41,7 +41,7 @@ class Normalization:
     size: int | None = None
     of_data: bool = False
     """Whether the dataset's statistics are allowed."""
-    recorded: Preset | None = None
+    recorded: AnyPreset | None = None
     """The preset that a store records, which has precedence over the dataset's statistics."""
     recorded_in: Path | None = None
 
@@ -82,10 +82,10 @@ def _load(
 ) -> Model:
     """Load a teacher with so many outputs."""
     torch.manual_seed(0)
-    recorded = given.recorded
+    recorded = given.recorded if isinstance(given.recorded, Preset) else None
     drawn = weights is None and not brings_weights(name) and not models.is_foreign(name)
     allowed: Statistics | None = train.statistics if given.of_data or drawn else None
-    return models.load(
+    model = models.load(
         name,
         num_classes=classes,
         weights=weights,
@@ -94,8 +94,11 @@ def _load(
         size=given.size,
         fallback_statistics=allowed if recorded is None else lambda: (recorded.mean, recorded.std),
         fallback_size=(lambda: side_of(name, train)) if recorded is None else recorded.size,
+        form=train.form,
         trust_code=trust_code,
     )
+    refuse_other_items(model, train, origin=weights or name)
+    return model
 
 
 def _say_of(model: Model, name: str, train: Dataset, given: Normalization, *, quiet: bool) -> None:
@@ -109,7 +112,7 @@ def _say_of(model: Model, name: str, train: Dataset, given: Normalization, *, qu
         "program": "part of the program",
         "dataset": f"the statistics of {train.spec}" if recorded is None else f"those that {given.recorded_in} records",
     }.get(model.preset_source, f"the published ones of {model.preset_source}")
-    if not quiet:
+    if not quiet and isinstance(model.preset, Preset):
         say(f"{name} takes images of {model.preset.size} px; mean and std: {source}.")
 
 

@@ -117,7 +117,8 @@ class LossSettings(Settings):
     loss: LossSetting = Field("kd", validate_default=True)
     """Distillation loss, such as dkd:beta=2, or several: kd:weight=0.5+dist+features:layer3; kdpipe list losses."""
     temperature: CurveSetting | None = None
-    """Temperature of all losses that do not give their own: a number or a curve (default: each loss's own)."""
+    """Temperature of all losses that do not give their own: a number, a curve, or learned:LOW,HIGH (default: each
+    loss's own)."""
     kd_weight: CurveSetting | None = None
     """Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5 or, with --validation,
     plateau:0.9,0.5,patience=3 (default: as published)."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe.errors import StoreError
+from kdpipe.models.inputs import InputsRecord
 from kdpipe.store.tree import FILE
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -33,7 +34,7 @@ MAX_GROUPS = 20_000
 PENULTIMATE = "features:penultimate"
 """The signal that has its own entry ``features`` in the manifest, and an array of that name."""
 
-_SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
+_SIGNAL = re.compile(r"(features|attention|hidden|heads):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
 """Names of signals in format 1; a layer has the name of a module of the teacher."""
 
 RowOrder = Literal["shuffled"]
@@ -52,7 +53,7 @@ def _named(name: str) -> str:
     if name == PENULTIMATE:
         raise ValueError(f"{PENULTIMATE} belongs in the entry 'features', not in 'signals'")
     if not _SIGNAL.fullmatch(name):
-        raise ValueError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER")
+        raise ValueError(f"'{name}' is no signal, expected features:, attention:, hidden: or heads:LAYER")
     return name
 
 
@@ -64,8 +65,8 @@ def _small(shape: Shape) -> Shape:
 
 def _of_their_kind(signals: dict[str, Shape]) -> dict[str, Shape]:
     for name, shape in signals.items():
-        if len(shape) != (1 if name.startswith("features:") else 2):
-            raise ValueError(f"features have one dimension and attention maps two, {name} has {len(shape)}")
+        if len(shape) != {"features": 1, "heads": 3}.get(name.partition(":")[0], 2):
+            raise ValueError(f"features have one dimension, maps two and heads three, {name} has {len(shape)}")
     return signals
 
 
@@ -74,7 +75,7 @@ Signals = Annotated[
         Annotated[str, Field(max_length=128), AfterValidator(_named)],
         Annotated[
             tuple[Annotated[int, Field(gt=0, lt=2**20)], ...],
-            Field(strict=False, min_length=1, max_length=2),
+            Field(strict=False, min_length=1, max_length=3),
             AfterValidator(_small),
         ],
     ],
@@ -113,6 +114,12 @@ class _Preset(_Strict):
     std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
 
 
+class _TensorEnsemble(InputsRecord):
+    """The preset of a teacher ensemble of tensors."""
+
+    members: Annotated[tuple[InputsRecord, ...], Field(strict=False, max_length=256)] = ()
+
+
 class _Ensemble(_Preset):
     """The preset of a teacher ensemble: the first teacher's, and all of them."""
 
@@ -122,7 +129,7 @@ class _Ensemble(_Preset):
 def _usable(preset: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Check a preset, and return it as it was recorded."""
     try:
-        _Ensemble.model_validate(preset)
+        (_TensorEnsemble if "inputs" in preset else _Ensemble).model_validate(preset)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -19,7 +19,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
@@ -239,7 +239,7 @@ class Imported:
         datasets: Mapping[str, Dataset],
         *,
         name: str,
-        preset: Preset,
+        preset: AnyPreset,
         views: int,
         outputs: Outputs | None = None,
         total: int | None = None,

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from kdpipe.errors import ModelError
-from kdpipe.models import Model, Preset, Signal, Watch, probe
+from kdpipe.models import AnyPreset, Model, Signal, Watch, probe
 from kdpipe.models.layout import CHANNELS_LAST, arrange, choose
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.store.manifest import digest_json
@@ -30,7 +30,7 @@ class LogitSource(Protocol):
         """Name, digest, preset and parameters, as in a store's fingerprint."""
 
     @property
-    def preset(self) -> Preset:
+    def preset(self) -> AnyPreset:
         """The evaluation preset, whose geometry the pixels must have."""
 
     @property
@@ -124,7 +124,7 @@ class Forward:
         return (bare,)
 
     @property
-    def preset(self) -> Preset:
+    def preset(self) -> AnyPreset:
         """The model's evaluation preset."""
         return self.model.preset
 
@@ -225,7 +225,7 @@ class Ensemble:
         return tuple(bare for teacher in self.teachers for bare in teacher.mapped)
 
     @property
-    def preset(self) -> Preset:
+    def preset(self) -> AnyPreset:
         """The first teacher's evaluation preset; all have its geometry."""
         return self.teachers[0].preset
 
@@ -253,7 +253,9 @@ def digest_of(models: Sequence[Model]) -> str:
     return models[0].digest if len(models) == 1 else digest_json({"average": [model.digest for model in models]})
 
 
-def _words(geometry: Geometry) -> str:
+def _words(geometry: Geometry | None) -> str:
+    if geometry is None:
+        return "tensors"
     return f"{geometry.size} px cut from {geometry.resize} ({geometry.interpolation})"
 
 

@@ -34,7 +34,8 @@ class TeacherSettings(Settings):
     average: bool = False
     """Store the mean of the logits of several teachers."""
     signals: SignalsSetting = ()
-    """Also store signals in float16: features:LAYER or attention:LAYER, joined with +; kdpipe models NAME --layers."""
+    """Also store signals in float16: features:LAYER or attention:LAYER, of sequences hidden:LAYER or heads:LAYER,
+    joined with +; kdpipe models NAME --layers."""
     mean: Channels | None = None
     """Mean of the teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None
