@@ -289,7 +289,8 @@ def test_a_warning_tells_that_shuffled_reads_take_large_row_groups(tmp_path: Pat
     for name, megabytes, count in (("large", 40, 26), ("few", 40, 2)):
         (tmp_path / name).mkdir()
         content = bytes(megabytes * 10**6)
-        with pq.ParquetWriter(tmp_path / name / "train.parquet", schema, use_dictionary=False, write_statistics=False) as writer:
+        path, plain = tmp_path / name / "train.parquet", {"use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(path, schema, **plain) as writer:
             for number in range(count):
                 writer.write_table(pa.table({"image": [content], "label": [0], "id": [number]}, schema=schema))
     large, few = (
