@@ -38,6 +38,7 @@ from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Recipe, Renderer
 from kdpipe.views.settings import ViewSettings
+from kdpipe.views.tensors import refuse_unfit
 
 Plain = Callable[[Dataset, Geometry | None], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
@@ -63,7 +64,12 @@ class Views:
         return cls(recipe, settings.recipe_seed or 0, settings.views)
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
-        """Return a function that makes one renderer for each size of a model's input."""
+        """Return a function that makes one renderer for each size of a model's input.
+
+        Raises:
+            RecipeError: the recipe is for images, and the samples are tensors, or the reverse.
+        """
+        refuse_unfit(self.recipe, train.form)
         return cache(
             lambda geometry: Renderer(
                 train, self.recipe, seed=self.seed, geometry=geometry, device=device, population=self.population

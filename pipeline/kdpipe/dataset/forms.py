@@ -132,7 +132,8 @@ class Form:
 
         rows, start, found = packed.reshape(len(packed), 3 * self.width), 0, {}
         for each in self.arrays:
-            part = rows[:, start : start + each.bytes].contiguous()
+            # A copy, since a row's bytes need not begin where its numbers may.
+            part = rows[:, start : start + each.bytes].clone(memory_format=torch.contiguous_format)
             found[each.name] = part.view(getattr(torch, each.dtype)).reshape(len(rows), *each.shape)
             start += each.bytes
         return found
@@ -145,6 +146,11 @@ class Form:
         parts = [tensors[each.name].contiguous().reshape(count, -1).view(torch.uint8) for each in self.arrays]
         rest = 3 * self.width - sum(each.bytes for each in self.arrays)
         return torch.cat([*parts, parts[0].new_zeros(count, rest)], dim=1).view(count, 3, 1, self.width)
+
+    def blank(self) -> Packed:
+        """Return a packed item of zeros, whose mask is 1, uint8 ``(3, 1, width)``."""
+        made = {each.name: np.full(each.shape, each.name == MASK, dtype=DTYPES[each.dtype]) for each in self.arrays}
+        return self.pack(made if self.named else made[""])
 
     def describe(self) -> list[list[Any]]:
         """Return name, type and shape of each array as JSON values."""
@@ -169,6 +175,8 @@ class Form:
 
 def as_array(value: object) -> npt.NDArray[Any] | None:
     """Return an array or tensor of numbers as an array; ``None`` where it is something else."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if not isinstance(value, np.ndarray):
         detach = getattr(value, "detach", None)
         if detach is None or not hasattr(value, "dtype"):
