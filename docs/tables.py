@@ -155,6 +155,17 @@ def _labels() -> str:
     return _markdown((*heading, "own teacher itself"), rows)
 
 
+def _audit() -> str:
+    measured = _read("audit")
+    rows = [
+        (f"`{recipe}`", name, *(f"{each['found'][name]} of {measured['planted']}" for each in found))
+        for recipe, found in measured["recipes"].items()
+        for name in found[0]["found"]
+    ]
+    heading = ("recipe of the views", "ordered by", *(f"choice {each + 1}" for each in range(len(rows[0]) - 2)))
+    return _markdown(heading, rows, numbers_from=2)
+
+
 def _losses() -> str:
     rows = []
     for arm, each in _read("losses")["losses"].items():
@@ -407,6 +418,17 @@ def _extrapolated() -> str:
 
 def _three_digits(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+
+
+def _data_formats() -> str:
+    """Return the times to the first batch of the same images in every form."""
+    measured = _read("data_formats")
+    rows = []
+    for name, found in measured["forms"].items():
+        seconds = [f"{found[key]:.2f}" for key in ("stream_cold", "stream_warm", "memory_cold", "memory_warm")]
+        rows.append((f"`{name}`", f"{found['bytes'] / 1e6:.1f}", *seconds, f"{found['shuffled_per_second']:,.0f}"))
+    heading = ("form", "MB", "streamed: first", "later", "in memory: first", "later", "shuffled images/s")
+    return _markdown(heading, rows)
 
 
 def _memory_formats() -> str:
@@ -808,8 +830,10 @@ def _of_one_run(share: float, images: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "data-formats": _data_formats,
     "export-formats": _export_formats,
     "labels": _labels,
+    "audit": _audit,
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
     "losses": _losses,

@@ -36,7 +36,7 @@ from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, Preset, TensorPreset, of_images, parse_preset
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
-from kdpipe.pairing.classes import ClassMap, read_class_map
+from kdpipe.pairing.classes import ClassMap, in_classes_of, read_class_map
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
@@ -72,7 +72,7 @@ def _run(params: Benchmark) -> None:
     refuse_images_only(params.measurement, test)
     attack = _attack(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
-    teacher = None if test is None else _mean_logits(stores, test)
+    teacher = None if test is None else _mean_logits(stores, test, next(iter(runs.values()))[0])
     timer = Timer(params, test, device=device)
     model, network = _add_teacher(timer, params, test)
     examine = Examiner(params, test, teacher, device, model)
@@ -254,13 +254,23 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
     return opened
 
 
-def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.NDArray[np.float32] | None:
-    """Return the stores' logits of the plain test view, float32 ``(n, classes)``: the mean by their weights."""
+def _mean_logits(
+    stores: list[tuple[LogitStore, float]], test: Dataset, run: RunDirectory
+) -> npt.NDArray[np.float32] | None:
+    """Return the stores' logits of the plain test view, float32 ``(n, classes)``: the mean by their weights.
+
+    Students of the data's classes are compared over the store's columns of these; ``None`` where it lacks one.
+    """
     if not stores:
         return None
+    known = dict(run.record(FinishedRecord)["lineage"].get("class_map") or {})
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
     for store, share in stores:
-        paired = with_store_ids(store, test)
+        named, columns = in_classes_of(store, test, known)
+        if columns is None:
+            say(f"{store.path} lacks classes of {test.spec}: no comparison with the teacher.")
+            return None
+        paired = with_store_ids(store, named)
         absent = int((find_ids(paired.sample_ids, store.sample_ids) < 0).sum())
         if absent:
             say(
@@ -271,7 +281,7 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
         rows = join(store, paired)
         for line in remarks(store, paired, rows):
             say(line)
-        mean += np.float32(share) * store.logits(rows)
+        mean += np.float32(share) * store.logits(rows)[:, columns]
     return mean
 
 

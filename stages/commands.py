@@ -1,4 +1,4 @@
-"""Commands that take arguments instead of a stage's settings: stores are joined, and lists are printed.
+"""Commands that take arguments instead of a stage's settings: stores are joined, labels audited, lists printed.
 
 ``cli`` registers them. Rooms are imported inside the commands, as there.
 """
@@ -122,9 +122,31 @@ def cache_command(
     show_caches(prune=prune, everything=everything, as_json=as_json)
 
 
+def audit(
+    store: Annotated[str, typer.Argument(help="The store, NAME.zarr, or URL/NAME@VERSION.")],
+    data: Annotated[str, typer.Option(help="The dataset whose labels are compared, as in the other commands.")],
+    out: Annotated[Path, typer.Option(help="Directory for audit.html and audit.csv.")],
+    split: Annotated[str, typer.Option(help="train or test.")] = "train",
+    count: Annotated[int, typer.Option(min=1, help="Samples in the page and the table.")] = 400,
+    class_map: Annotated[
+        Path | None, typer.Option(help="CSV file, class,store_class, of classes with other names.")
+    ] = None,
+) -> None:
+    """Find mislabeled images: those whose label the teacher finds unlikely in all views, as a page to look through.
+
+    Example:
+
+        kdpipe audit logits.zarr --data folder:images --out audit
+    """
+    from kdpipe.stages.audit import audit_store
+
+    audit_store(store, data, split=split, class_map=class_map, count=count, out=out)
+
+
 NAMED: dict[str, Callable[..., None]] = {
     "merge": merge,
     "compact": compact,
+    "audit": audit,
     "list": list_command,
     "models": models_command,
     "presets": presets_command,

@@ -9,10 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kdpipe import models
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
+from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
+from kdpipe.distil.relations import class_relations
+from kdpipe.distil.selection import SelectedTargets
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
@@ -24,7 +28,7 @@ from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.store.reader import LogitStore
@@ -72,7 +76,7 @@ def train(
     data = _training_data(students, stores)
     views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
-    if test is not None and data.class_map is not None:
+    if test is not None and data.class_map is not None and data.selection is None:
         test = data.class_map.of(test)
     loaded = [load(student, data.train) for student in students]
     students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
@@ -81,12 +85,17 @@ def train(
     teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
-    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
+    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, None if teacher is None else teacher.model)}
     tasks = []
+    relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
         distillation = None
         if targets is not None:
-            distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
+            loss = _among_classes(student, stores, data.train, relations)
+            watch = _watch(student, own, stores, model, data.train)
+            distillation = replace(
+                _distillation(student, loss, data.train, views.recipe, watch), selection=data.selection
+            )
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -116,13 +125,45 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         stores=stores,
         distilled=targets.mode != "none",
         class_map=targets.class_map,
+        own_classes=targets.classes == "data",
     )
+    partial = data.selection is not None and not data.selection.whole and targets.mode == "cache"
+    if partial or (data.selection is not None and targets.mode == "live"):
+        _refuse_partial(students, stores)
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
             f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
             "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
         )
     return data
+
+
+def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitStore]) -> None:
+    """Refuse what cannot leave out the samples without soft targets.
+
+    Raises:
+        UnsupportedLossError: a loss on layers, an attack or a recipe that mixes, of data that the store does not cover;
+            a live teacher.
+    """
+    for student in students:
+        layers = student.learning.loss.layers
+        what = (
+            f"the loss {layers[0].name}" if layers else "an attack" if student.extra.adversarial is not None else None
+        )
+        if student.learning.loss.related_by:
+            what = f"the loss {student.learning.loss}"
+        if stored_recipe(stores[0]).mixes:
+            what = f"the recipe {stored_recipe(stores[0])}, which mixes samples,"
+        if student.targets.mode == "live":
+            raise UnsupportedLossError(
+                "--classes data is for soft targets of a store: leave --store out, and give the live teacher its "
+                "--class-map, or leave --classes data out."
+            )
+        if what is not None:
+            raise UnsupportedLossError(
+                f"--classes data: classes or samples of the data have no soft targets, and {what} needs them of all. "
+                "Leave --classes data out, or make a store of all of the data."
+            )
 
 
 def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
@@ -164,7 +205,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
 def _targets(
     students: Sequence[StudentTraining],
     stores: Sequence[LogitStore],
-    teacher: Model | None,
+    teacher: Teacher | None,
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
@@ -174,16 +215,22 @@ def _targets(
     for store in stores:
         _refuse_held_out(store, data)
     if teacher is None:
-        return _cached_targets(students, stores, data.train, recipe)
+        return _cached_targets(students, stores, data, recipe)
     for store in stores:
-        _refuse_another_teacher(store, teacher)
-        _joined(store, data.train, allow_drift=params.targets.allow_drift)
+        _refuse_another_teacher(store, teacher.model)
+        _joined(store, data.in_store, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     free = all(student.optimization.channels_last for student in students)
     precision = params.targets.precision
-    forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
-    renderer = rendering(Geometry.of(teacher.preset))
-    refuse_unfit(forward, renderer, name=teacher.name)
+    forward = Forward(
+        teacher.model,
+        device=device,
+        precision=precision,
+        channels_last=None if free else False,
+        outputs=teacher.outputs,
+    )
+    renderer = rendering(Geometry.of(teacher.model.preset))
+    refuse_unfit(forward, renderer, name=teacher.model.name)
     return LiveTargets(forward, renderer)
 
 
@@ -196,26 +243,33 @@ def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDAr
 
 
 def _cached_targets(
-    students: Sequence[StudentTraining], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
+    students: Sequence[StudentTraining], stores: Sequence[LogitStore], data: TrainingData, recipe: Recipe
 ) -> Targets:
     """Check every store against the losses and the data, and return its soft targets, or their mean."""
     settings, parts = students[0].targets, []
+    train, chosen = data.in_store, data.selection
+    there = np.arange(len(train)) if chosen is None else chosen.covered.nonzero()[0]
+    shared = train if len(there) == len(train) else train.subset(there)
     for store in stores:
         for student in students:
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        rows = np.zeros(len(train), dtype=np.int64)  # that of a sample without soft targets is not used
+        rows[there] = _joined(store, shared, allow_drift=settings.allow_drift)
+        parts.append(soft_targets(store, rows))
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    if len(parts) == 1:
-        return parts[0]
-    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+    found: Targets = parts[0]
+    if len(parts) > 1:
+        # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+        labels = None if recipe.mixes else train.labels
+        found = MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
+    return found if chosen is None else SelectedTargets(found, chosen)
 
 
 def _hottest(student: StudentTraining) -> float | None:
@@ -235,15 +289,26 @@ def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
         )
 
 
-def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Model:
+def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Teacher:
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
     given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    outputs = None
     if stores:
-        recorded = stores[0].manifest.fingerprint.teacher.preset
-        given = replace(given, recorded=parse_preset(recorded), recorded_in=stores[0].path)
-    return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
+        recorded = stores[0].manifest.fingerprint.teacher
+        given = replace(given, recorded=parse_preset(recorded.preset), recorded_in=stores[0].path)
+        outputs = recorded.class_maps[0] if recorded.class_maps else None
+    return load_mapped(
+        settings.teacher,
+        train,
+        given,
+        # With a store, --class-map is of its classes.
+        classes=ClassNames(None if stores else settings.class_map, settings.teacher_classes),
+        recorded=outputs,
+        weights=settings.weights,
+        trust_code=params.code.trust_code,
+    )
 
 
 def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
@@ -255,13 +320,35 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
+def _among_classes(
+    student: StudentTraining, stores: Sequence[LogitStore], train: Dataset, known: dict[str, torch.Tensor]
+) -> Loss:
+    """Return the student's loss, with relations between the classes where it reads them; they are added to ``known``.
+
+    Raises:
+        UnsupportedLossError: there is not one store, or it does not keep what is needed.
+    """
+    loss = student.learning.loss
+    if not loss.related_by:
+        return loss
+    if student.targets.mode == "live" or len(stores) != 1:
+        found = "a live teacher" if student.targets.mode == "live" else f"{len(stores)} stores"
+        raise UnsupportedLossError(
+            f"the loss {loss} relates classes by what one store keeps of them, found {found}. Give one --store."
+        )
+    rows = find_ids(train.sample_ids, stores[0].sample_ids)
+    for each in loss.related_by - known.keys():
+        known[each] = class_relations(stores[0], rows, train.labels, features=each == "features")
+    return loss.among(known)
+
+
 def _distillation(
-    student: StudentTraining, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+    student: StudentTraining, loss: Loss, train: Dataset, recipe: Recipe, signals: SignalTerms | None
 ) -> Distillation:
     settings = student.learning
-    refuse_unlabeled(settings.loss, train, recipe)
+    refuse_unlabeled(loss, train, recipe)
     return Distillation(
-        settings.loss,
+        loss,
         temperature=settings.temperature,
         kd_weight=settings.kd_weight,
         ce_weight=settings.ce_weight,
@@ -302,7 +389,11 @@ def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
 
 
 def _watch(
-    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+    student: StudentTraining,
+    terms: Sequence[SignalTerm],
+    stores: Sequence[LogitStore],
+    model: Model,
+    train: Dataset,
 ) -> SignalTerms | None:
     """Hook the terms onto the model; its projections are drawn by the run's seed."""
     if not terms:
@@ -315,6 +406,7 @@ def _watch(
         name=model.name,
         seed=student.run.seed,
         device=models.resolve_device(student.run.device),
+        labels=torch.from_numpy(train.labels.astype(np.int64)),
     )
 
 

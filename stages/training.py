@@ -18,7 +18,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.directories import locked
 from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
-from kdpipe.errors import DeviceError, KdpipeError, RunError
+from kdpipe.errors import DeviceError, KdpipeError, ParamsError, RunError
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model, of_images
 from kdpipe.models.layout import arrange
@@ -108,7 +108,7 @@ def objective_of(
     Raises:
         ModelError: an auxiliary task needs penultimate features, and the model has none.
     """
-    auxiliary = params.extra.aux
+    auxiliary, device = params.extra.aux, models.resolve_device(params.run.device)
     robust = robust_of(params)
     return DistillationObjective(
         model.preset,
@@ -122,8 +122,10 @@ def objective_of(
             of_images(model.preset, f"--aux {auxiliary}"),
             name=model.name,
             seed=params.run.seed,
-            device=models.resolve_device(params.run.device),
+            device=device,
         ),
+        device=device,
+        separate=params.optimization.dot is not None,
     )
 
 
@@ -158,6 +160,7 @@ def fit(
     """
     follows = group is not None and group.rank > 0
     tasks = [replace(task, classes=data.train.classes, follows=follows) for task in tasks]
+    _refuse_single_losses(tasks)
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
@@ -200,6 +203,21 @@ def fit(
         ended = zip(tasks, students, trained, logs, strict=True)
         failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
     return [name for name in failures if name is not None]
+
+
+def _refuse_single_losses(tasks: Sequence[Task]) -> None:
+    """Refuse separate momenta where there are no two losses.
+
+    Raises:
+        ParamsError: a task asks for them and has no teacher, or recovers a compressed model.
+    """
+    for task in tasks:
+        twofold = task.taught and isinstance(task.objective, DistillationObjective)
+        if task.params.optimization.dot is not None and not twofold:
+            raise ParamsError(
+                "--dot has separate momenta for a teacher's loss and that of the labels, and this training has one "
+                "loss: leave it out, or train a student with --store or --teacher."
+            )
 
 
 def _end(

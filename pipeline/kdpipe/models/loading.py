@@ -13,7 +13,7 @@ from blake3 import blake3
 from torch import nn
 
 from kdpipe.dataset.forms import Form
-from kdpipe.errors import ModelError, ParamsError
+from kdpipe.errors import ClassMismatchError, ModelError, ParamsError
 from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
 from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
@@ -208,7 +208,10 @@ def check_output(name: str, module: nn.Module, *, size: InputSize, num_classes: 
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"'{name}' returns a {type(output).__name__}, expected one tensor of logits")
     if output.ndim == 2 and output.shape[0] == 2 and output.shape[1] != num_classes:
-        raise ModelError(f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes")
+        raise ClassMismatchError(
+            f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes",
+            found=output.shape[1],
+        )
     if tuple(output.shape) != (2, num_classes):
         raise ModelError(f"'{name}' returns {tuple(output.shape)} for two samples, expected {(2, num_classes)}")
 

@@ -247,7 +247,7 @@ class Watch:
         if penultimate is None:
             raise ModelError(
                 f"no layer of {name} makes its logits, so kdpipe finds no penultimate features. Leave "
-                "out --features, or name a layer: --signals features:LAYER."
+                "out features:penultimate, or name a layer: --signals features:LAYER."
             )
         self.shapes[str(signal)] = (penultimate.dim,)
 

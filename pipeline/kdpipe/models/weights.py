@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from kdpipe import durable
-from kdpipe.errors import ModelError
+from kdpipe.errors import ClassMismatchError, ModelError
 from kdpipe.models.inputs import AnyPreset, TensorPreset
 from kdpipe.models.preset import parse_list
 from kdpipe.printable import printable
@@ -216,9 +216,9 @@ def differ_in_classes(expected: tuple[int, ...], found: tuple[int, ...], num_cla
     return bool(expected and found) and expected[0] == num_classes and expected[1:] == found[1:]
 
 
-def class_mismatch(origin: object, found: int, num_classes: int) -> ModelError:
+def class_mismatch(origin: object, found: int, num_classes: int) -> ClassMismatchError:
     """Return the error for weights of another number of classes."""
-    return ModelError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}")
+    return ClassMismatchError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}", found=found)
 
 
 def few(keys: Sequence[str]) -> str:

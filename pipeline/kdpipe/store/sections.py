@@ -136,6 +136,12 @@ def _usable(preset: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return preset
 
 
+_Outputs = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(strict=False, min_length=1, max_length=2**20)
+]
+_ClassMap = Annotated[tuple[_Outputs, ...], Field(strict=False, min_length=1, max_length=2**20)]
+
+
 class Teacher(_Strict):
     """The teacher of the logits."""
 
@@ -143,6 +149,9 @@ class Teacher(_Strict):
     digest: Digest
     preset: Annotated[dict[str, JsonValue], AfterValidator(_usable)]
     parameters: int = Field(ge=0, lt=2**53)
+    class_maps: Annotated[tuple[_ClassMap, ...], Field(strict=False, max_length=256)] = ()
+    """The outputs that each class of the store is made of, of each teacher of the mean; absent where all are as many
+    and in the same order. The logit of several outputs is the log-sum-exp of theirs."""
 
 
 def _increasing(table: tuple[int, ...]) -> tuple[int, ...]:
@@ -343,7 +352,11 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_LONG = 200
+"""Characters of a value that is printed."""
+
+
 def _shorten(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 32 and all(character in "0123456789abcdef" for character in text)
-    return text[:8] + "…" if is_digest else text
+    return text[:8] + "…" if is_digest else text if len(text) <= _LONG else text[:_LONG] + "…"

@@ -32,6 +32,10 @@ class Objective(Protocol):
     def of_labeled(self) -> frozenset[str]:
         """Names of the terms that are means over the labeled samples of a batch."""
 
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The last batch's loss in two parts that may have separate momenta; ``None`` where it has one part."""
+
     def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
         """Prepare for ``epoch``, from 0, of ``epochs``.
 
@@ -56,6 +60,7 @@ class CrossEntropy:
 
     moving: dict[str, float] = {}  # noqa: RUF012
     of_labeled = frozenset({"ce"})
+    parts = None
 
     def __init__(self, preset: AnyPreset, *, label_smoothing: float = 0.0) -> None:
         """Normalize images by ``preset``."""

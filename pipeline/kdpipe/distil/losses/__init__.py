@@ -4,8 +4,20 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-from kdpipe.distil.losses import logits, layers, sequences  # isort: skip (the order in which they are listed)
-from kdpipe.distil.losses.contract import LOSSES, DistillationLoss, LayerLoss, LogitLoss, layer_loss, loss, make
+# isort: off (the order in which they are listed)
+from kdpipe.distil.losses import logits, transport, levels, layers, contrast, sequences
+
+# isort: on
+from kdpipe.distil.losses.contract import (
+    LOSSES,
+    DistillationLoss,
+    LayerLoss,
+    LogitLoss,
+    layer_loss,
+    loss,
+    make,
+    memory_loss,
+)
 from kdpipe.distil.losses.written import Loss, parse
 
 __all__ = [
@@ -14,11 +26,15 @@ __all__ = [
     "LayerLoss",
     "LogitLoss",
     "Loss",
+    "contrast",
     "layer_loss",
     "layers",
+    "levels",
     "logits",
     "loss",
     "make",
+    "memory_loss",
     "parse",
     "sequences",
+    "transport",
 ]
