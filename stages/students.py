@@ -69,7 +69,8 @@ def train(
     """
     params, mode = students[0], students[0].targets.mode
     stores = [
-        open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
+        open_store(path, "train", memory_limit=params.targets.memory_bytes // params.view.views_per_sample, say=say)
+        for path in params.targets.store
     ]
     views = _views(params, stores)
     data = _training_data(students, stores)
@@ -99,7 +100,7 @@ def train(
         saved = savings(
             stores[0],
             samples=len(data.train),
-            epochs=params.optimization.epochs,
+            epochs=params.optimization.epochs * params.view.views_per_sample,
             students=len(tasks) - len(failed),
         )
         if saved is not None:
@@ -175,8 +176,8 @@ def _targets(
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
-) -> Targets:
-    """Return the soft targets that all students share."""
+) -> list[Targets]:
+    """Return the soft targets that all students share, for each view of a sample in a batch."""
     params = students[0]
     for store in stores:
         _refuse_held_out(store, data)
@@ -191,7 +192,7 @@ def _targets(
     forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
     renderer = rendering(Geometry.of(teacher.preset))
     refuse_unfit(forward, renderer, name=teacher.name)
-    return LiveTargets(forward, renderer)
+    return [LiveTargets(forward, renderer)] * params.view.views_per_sample
 
 
 def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
@@ -204,25 +205,29 @@ def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDAr
 
 def _cached_targets(
     students: Sequence[StudentTraining], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
-) -> Targets:
-    """Check every store against the losses and the data, and return its soft targets, or their mean."""
-    settings, parts = students[0].targets, []
+) -> list[Targets]:
+    """Check every store against the losses and the data, and return its soft targets, or their mean, for each view."""
+    settings, rows = students[0].targets, []
     for store in stores:
         for student in students:
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        rows.append(_joined(store, train, allow_drift=settings.allow_drift))
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    if len(parts) == 1:
-        return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+    labels = None if recipe.mixes else train.labels
+    found: list[Targets] = []
+    for _ in range(students[0].view.views_per_sample):
+        parts = [soft_targets(store, own) for store, own in zip(stores, rows, strict=True)]
+        alone = len(parts) == 1
+        found.append(parts[0] if alone else MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels))
+    return found
 
 
 def _hottest(student: StudentTraining) -> float | None:
