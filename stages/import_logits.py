@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from functools import partial
 
 import numpy as np
-import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.growth import Continued, describe, finish_growth
@@ -39,7 +39,12 @@ def run(params: ImportLogits) -> None:
     datasets = {split: load_split(params.dataset, split) for split in files}
     asked.width(len(datasets["train"].classes))
     source = Imported(
-        files, datasets, name=given.teacher_name, preset=_preset(given, datasets["train"]), views=view.augmented
+        files,
+        datasets,
+        name=given.teacher_name,
+        preset=_preset(given, datasets["train"]),
+        views=view.augmented,
+        interface=Interface(outputs=given.outputs),
     )
     scored = "test" if "test" in datasets else "train"
     top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)
@@ -169,7 +174,7 @@ def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mappin
         at = [place[split][standing.dataset.keys[index]] for index in served.tolist()]
         other = np.zeros(len(served), dtype=bool)
         for view in range(standing.store.num_views + 1):
-            logits = torch.from_numpy(source.plane(split, view)[at].astype(np.float32))
+            logits = source.logits(split, view, np.array(at, dtype=np.int64))
             encoded, known = store.encoding.encode(logits), standing.store.gather(view, standing.rows[served])
             other |= (encoded.codes != known.codes.numpy()).any(axis=1) | (encoded.row_max != known.row_max.numpy())
         differing, compared = differing + int(other.sum()), compared + len(served)

@@ -99,7 +99,8 @@ def run(params: Plan) -> None:
 
 def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     settings = params.teacher
-    given = Normalization(settings.mean, settings.std, settings.input_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
     loaded = [
         load_teacher(name, train_split, given, weights=weights, trust_code=params.code.trust_code)
         for name, weights in settings.with_weights

@@ -10,6 +10,7 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset
+from kdpipe.models.interface import Interface
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.store.manifest import Manifest, read
@@ -82,7 +83,7 @@ def _load(
     members = []
     for (name, file), described in zip(teachers, presets, strict=True):
         preset = Preset.parse(described)
-        given = Normalization(preset.mean, preset.std, preset.size)
+        given = Normalization(preset.mean, preset.std, preset.size, interface=Interface.parse(described))
         model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
         members.append(
             Forward(

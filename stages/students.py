@@ -18,6 +18,7 @@ from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, Preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.sharing.streaming import open_store
@@ -240,10 +241,12 @@ def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[Logi
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
-    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, of_data, interface=params.network)
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher.preset
-        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path)
+        as_recorded = params.network.over(Interface.parse(recorded))
+        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path, interface=as_recorded)
     return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from kdpipe import models
 from kdpipe.dataset import Dataset
 from kdpipe.models import Model, Preset
+from kdpipe.models.interface import Interface
 from kdpipe.models.preset import Statistics, Triple
 from kdpipe.stages.console import say
 from kdpipe.stages.sources import refuse_another_order, side_of
@@ -30,6 +31,8 @@ class Normalization:
     recorded: Preset | None = None
     """The preset that a store records, which has precedence over the dataset's statistics."""
     recorded_in: Path | None = None
+    interface: Interface = field(default_factory=Interface)
+    """The layout of its images, and what it returns."""
 
 
 def load_teacher(
@@ -65,6 +68,7 @@ def load_teacher(
         fallback_statistics=allowed if recorded is None else lambda: (recorded.mean, recorded.std),
         fallback_size=(lambda: side_of(name, train)) if recorded is None else recorded.size,
         trust_code=trust_code,
+        interface=given.interface,
     )
     for remark in model.remarks:
         say(remark)

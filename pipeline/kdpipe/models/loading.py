@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kdpipe.errors import ModelError
 from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
+from kdpipe.models.interface import Interface, take_logarithms
 from kdpipe.models.preset import Preset, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
@@ -42,6 +43,8 @@ class Model:
     """Hex BLAKE3-128 of the architecture and the weights; of the file for a program."""
     remarks: tuple[str, ...] = ()
     """Lines that the user is to read: whose code was run, and how it computes."""
+    interface: Interface = field(default_factory=Interface)
+    """The layout of its images, and what it returns."""
 
     @property
     def parameters(self) -> int:
@@ -66,6 +69,7 @@ def load(
     fallback_statistics: Statistics | None,
     fallback_size: Size = 32,
     trust_code: bool = False,
+    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
 ) -> Model:
     """Build the network ``name``, give it its weights, and choose its preset.
 
@@ -75,7 +79,8 @@ def load(
     the network is initialized from torch's global generator. Mean and std, and size, come from the arguments,
     else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``; without a
     fallback they are required. A network of another type than float32 is converted. Code that a file names, or that is
-    in a ``.pt2``, is run only with ``trust_code``.
+    in a ``.pt2``, is run only with ``trust_code``. ``interface`` has what an ONNX file does not say, and whether the
+    network returns probabilities, of which it then returns logarithms.
 
     Raises:
         ModelError: the model is unknown, or its weights are missing, damaged or do not fit it, or nothing says what
@@ -91,9 +96,9 @@ def load(
         refuse_code(name, origin=asked.removeprefix(RUN), trust_code=trust_code)
         if runs_code(name):
             remarks.append(f"{asked} is made by {name}, whose code was run (--trust-code).")
-    loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code)
-    if trust_code and isinstance(loaded.module, ExportedModel):
-        remarks.append(f"{name} was read by torch's own loader, which runs the code that it holds (--trust-code).")
+    loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code, interface=interface)
+    interface = _settled(interface, loaded.interface, name=name)
+    remarks += loaded.remarks
     loaded.module.eval()
     refuse_broken(loaded.module, origin=weights or name)
     remarks += converted(name, loaded.module)
@@ -109,7 +114,20 @@ def load(
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
     digest = identify(name, loaded.module)
-    return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks))
+    if interface.outputs == "probabilities":
+        take_logarithms(loaded.module)
+    return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks), interface)
+
+
+def _settled(asked: Interface, found: Interface, *, name: str) -> Interface:
+    """Return the interface of a loaded network; only that of an ONNX file has a layout and an output.
+
+    Raises:
+        ModelError: one is asked for of another network.
+    """
+    if found.output is None and (asked.layout, asked.output) != (None, None):
+        raise ModelError(f"{name} is no ONNX model: leave out --layout and --output")
+    return found.over(asked)
 
 
 def weights_name(name: str, weights: str | Path | None) -> str:
@@ -135,10 +153,17 @@ def converted(name: str, module: nn.Module) -> list[str]:
     return [f"{name} has weights in {names}: {doing}."] if found else []
 
 
-def load_module(name: str, weights: str | Path | None, *, num_classes: int, trust_code: bool = False) -> Loaded:
+def load_module(
+    name: str,
+    weights: str | Path | None,
+    *,
+    num_classes: int,
+    trust_code: bool = False,
+    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
+) -> Loaded:
     """Build the network and give it its weights, as its kind of name requires."""
     kind, rest = registry.resolve(name)
-    published = kind.load(rest, weights, num_classes, trust_code=trust_code)
+    published = kind.load(rest, weights, num_classes, trust_code=trust_code, interface=interface)
     if published is not None:
         return published
     module = registry.create(name, num_classes)

@@ -149,6 +149,8 @@ class Watch:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.shapes: dict[str, Shape] = {}
         """Shape of each signal for one image, by name: ``(channels,)`` or ``(H, W)``."""
+        if signals and getattr(module, "is_onnx", False):
+            raise ModelError(f"{name} is an ONNX model, whose layers cannot be watched: leave out --signals.")
         outputs = layers(module, size) if any(signal.layer != PENULTIMATE for signal in signals) else {}
         for signal in signals:
             if signal.layer == PENULTIMATE:

@@ -111,6 +111,10 @@ class _Preset(_Strict):
     interpolation: Literal["nearest", "bilinear", "bicubic"]
     mean: tuple[_Finite, _Finite, _Finite] = Field(strict=False)
     std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
+    layout: Literal["nchw", "nhwc"] | None = None
+    output: str | None = Field(None, max_length=1024)
+    outputs: Literal["logits", "probabilities"] = "logits"
+    floor: _Positive | None = None
 
 
 class _Ensemble(_Preset):

@@ -19,6 +19,7 @@ from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
 from kdpipe.models import Preset
+from kdpipe.models.interface import Interface, logarithms
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
@@ -230,18 +231,27 @@ class Imported:
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
-        self, files: Mapping[str, Path], datasets: Mapping[str, Dataset], *, name: str, preset: Preset, views: int
+        self,
+        files: Mapping[str, Path],
+        datasets: Mapping[str, Dataset],
+        *,
+        name: str,
+        preset: Preset,
+        views: int,
+        interface: Interface = Interface(),  # noqa: B008 (it is frozen)
     ) -> None:
-        """Map the files; ``preset`` has the size of the teacher's images.
+        """Map the files; ``preset`` has the size of the teacher's images, ``interface`` says whether they are logits.
 
         The array of ``train`` has shape ``(n, classes)``, or ``(1 + views, n, classes)`` with the plain view first;
         those of other splits ``(n, classes)``. Samples and classes are in the dataset's order.
 
         Raises:
-            ModelError: a file is not an array of floats, has another shape, or holds probabilities.
+            ModelError: a file is not an array of floats, has another shape, or holds probabilities, or none where they
+                are expected.
         """
         self.preset = preset
         self._name = name
+        self._interface = interface
         self._files = {
             split: (path, datasets[split], 1 + views if split == "train" else 1) for split, path in files.items()
         }
@@ -252,7 +262,8 @@ class Imported:
     @property
     def identity(self) -> Teacher:
         """The given name, and a digest of the files' bytes; the number of parameters is unknown, 0."""
-        return Teacher(name=self._name, digest=self._digest, preset=self.preset.describe(), parameters=0)
+        preset = {**self.preset.describe(), **self._interface.describe()}
+        return Teacher(name=self._name, digest=self._digest, preset=preset, parameters=0)
 
     def of(self, teacher: Teacher) -> Imported:
         """Return the same logits as those of a teacher of the same name, whose digest is that of earlier files."""
@@ -265,24 +276,32 @@ class Imported:
         return []
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.floating]:
-        """Return the logits of a view as they are in the file, ``(n, classes)``, mapped into memory anew.
+        """Return the values of a view as they are in the file, ``(n, classes)``, mapped into memory anew.
 
         What was read of it counts as memory of this process for as long as the array is kept.
         """
         plane: npt.NDArray[np.floating] = self._planes(split)[view]
         return plane
 
+    def logits(self, split: str, view: int, rows: npt.NDArray[np.int64] | slice) -> torch.Tensor:
+        """Return float32 logits of rows of a view ``(n, classes)``."""
+        return self._as_logits(self.plane(split, view)[rows])
+
+    def _as_logits(self, values: npt.NDArray[np.floating]) -> torch.Tensor:
+        found = torch.from_numpy(values.astype(np.float32))
+        return logarithms(found) if self._interface.outputs == "probabilities" else found
+
     def pilot(self, *, seed: int, rows: int = PILOT_ROWS) -> torch.Tensor:
         """Return the logits of up to ``rows`` random (sample, view) pairs, float32 ``(n, classes)``."""
         planes = self._planes("train")
         views, samples = planes.shape[:2]
         drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:rows])
-        values = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
-        return torch.from_numpy(values[permutation(len(values), seed=seed, stream=_IMPORTED_STREAM)])
+        values = planes.reshape(views * samples, -1)[drawn]
+        return self._as_logits(values[permutation(len(values), seed=seed, stream=_IMPORTED_STREAM)])
 
     def _planes(self, split: str) -> npt.NDArray[np.floating]:
         path, dataset, planes = self._files[split]
-        return _open(path, dataset, planes=planes)
+        return _open(path, dataset, planes=planes, interface=self._interface)
 
 
 def copy_plane(
@@ -301,16 +320,16 @@ def copy_plane(
     called with the number of samples of each shard.
     """
     for shard in builder.unfinished(split, view):
-        rows = source.plane(segment_of(split)[0], view)[order[shard.start : shard.stop]]
+        rows = source.logits(segment_of(split)[0], view, order[shard.start : shard.stop])
         beside = {}
         if shard.pixels:
             beside[PIXELS] = torch.from_numpy(dataset.pixel_digests(np.arange(shard.start, shard.stop)))
-        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)), beside)
+        builder.submit(shard, rows, beside)
         del rows
         advance(shard.stop - shard.start)
 
 
-def _open(path: Path, dataset: Dataset, *, planes: int) -> npt.NDArray[np.floating]:
+def _open(path: Path, dataset: Dataset, *, planes: int, interface: Interface) -> npt.NDArray[np.floating]:
     """Map a file as ``(planes, n, classes)``, and check that its shape, type and values fit the dataset."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -331,9 +350,13 @@ def _open(path: Path, dataset: Dataset, *, planes: int) -> npt.NDArray[np.floati
         )
     shaped = found.reshape(expected)
     first = shaped[0, :_CHECKED].astype(np.float64)
-    if first.shape[1] > 1 and (first >= 0).all() and np.allclose(first.sum(axis=1), 1, atol=1e-2):
+    sums = (first >= 0).all() and np.allclose(first.sum(axis=1), 1, atol=1e-2)
+    if interface.outputs == "probabilities":
+        if not sums:
+            raise ModelError(f"{path} holds no probabilities that sum to 1: leave out --outputs probabilities.")
+    elif first.shape[1] > 1 and sums:
         raise ModelError(
-            f"{path} holds probabilities: its rows are not negative and sum to 1. Pass the logits, or the logarithms "
-            "of the probabilities; a second softmax would give wrong soft targets."
+            f"{path} holds probabilities: its rows are not negative and sum to 1. Give --outputs probabilities, which "
+            "takes their logarithms, or pass the logits; a second softmax would give wrong soft targets."
         )
     return shaped

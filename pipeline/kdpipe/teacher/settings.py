@@ -96,6 +96,8 @@ class ImportSettings(Settings):
     """Test logits, .npy: (samples, classes)."""
     teacher_name: str = Field(min_length=1)
     """Name of the teacher that computed them."""
+    outputs: Literal["logits", "probabilities"] = "logits"
+    """What the files hold; of probabilities, the logarithms are taken, of at least 1e-12."""
     input_size: Positive | None = None
     """Side of the teacher's input in pixels."""
     min_top1: Fraction | None = None
