@@ -177,7 +177,7 @@ def load_module(
     fit(module, file, num_classes=num_classes)
     preset = kind.published(rest, module)
     presets = presets if preset is None else (preset,)
-    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes)
+    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes, remarks=file.remarks)
 
 
 def check_output(name: str, module: nn.Module, *, size: int, num_classes: int) -> None:
