@@ -780,6 +780,35 @@ def _example(name: str) -> str:
     return _markdown(heading, rows)
 
 
+def _sequences(name: str, learned_from: Mapping[str, str]) -> str:
+    """Return the networks of an example with tensors: costs of one item, and test accuracy over the seeds."""
+    found = _read(f"textbook_{name}")
+    rows = []
+    for way, each in {"teacher": found["teacher"], **found["students"]}.items():
+        cost = found["networks"][each["model"]]
+        numbers = (f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:,.2f}", f"{cost['cpu_ms']['eager']:.2f}")
+        rows.append((f"`{way}`", f"{learned_from[way]}", *numbers, _percent(each["top1"])))
+    heading = ("network", "learned from", "parameters", "MMACs", "CPU ms, PyTorch", "test top-1, %")
+    return _markdown(heading, rows, numbers_from=2)
+
+
+_SPEECH = {
+    "teacher": "labels",
+    "assistant": "the teacher",
+    "student": "the assistant",
+    "direct": "the teacher",
+    "alone": "labels",
+}
+_TEXT = {
+    "teacher": "labels",
+    "logits": "the teacher's logits",
+    "layers": "its logits, hidden states and attention",
+    "second": "the tuned teacher's logits",
+    "tuned": "labels and the logits of `logits`",
+    "alone": "labels",
+}
+
+
 def _of_one_run(share: float, images: int) -> str:
     """Return an accuracy in percent with its 95 % interval (Wilson, 1927), which is that of the test images alone."""
     z = 1.959964

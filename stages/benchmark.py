@@ -33,7 +33,7 @@ from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, RunError
 from kdpipe.metrics import measure
 from kdpipe.metrics.significance import Correct, correct
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, Preset, TensorPreset, of_images, parse_preset
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.classes import ClassMap, read_class_map
@@ -42,7 +42,7 @@ from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import progress, say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
-from kdpipe.stages.quality import Examiner, labeled_subset
+from kdpipe.stages.quality import Examiner, labeled_subset, refuse_images_only
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -69,6 +69,7 @@ def _run(params: Benchmark) -> None:
     _check(params, [run for of_a_student in runs.values() for run in of_a_student], test)
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
+    refuse_images_only(params.measurement, test)
     attack = _attack(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test)
@@ -310,7 +311,7 @@ def _measure(
     settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
-    attacked = None if attack is None else attack.withstood(module, model.preset, device)
+    attacked = None if attack is None else attack.withstood(module, of_images(model.preset, "--adversarial"), device)
     if attacked is not None:
         figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]
@@ -359,7 +360,16 @@ def _load(directory: RunDirectory, record: dict[str, Any], weights: Path, *, tru
     models.refuse_code(record["model"], origin=directory.path, trust_code=trust_code)
     if models.runs_code(record["model"]):
         say(f"{directory.path} is made by {record['model']}, whose code is run (--trust-code).")
-    preset = Preset.parse(record["preset"])
+    preset = parse_preset(record["preset"])
+    if isinstance(preset, TensorPreset):
+        return models.load(
+            record["model"],
+            num_classes=len(record["classes"]),
+            weights=weights,
+            fallback_statistics=None,
+            form=preset.form,
+            trust_code=trust_code,
+        )
     return models.load(
         record["model"],
         num_classes=len(record["classes"]),

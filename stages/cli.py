@@ -39,6 +39,8 @@ EXAMPLES = {
     "import-logits": "kdpipe import-logits --data digits --logits train.npy --test-logits test.npy "
     "--teacher-name 'our ViT-B' --out logits.zarr",
     "train-student": "kdpipe train-student --data digits --store logits.zarr --student resnet8 --out runs/resnet8-kd",
+    "tune": "kdpipe tune --data digits --store logits.zarr --student resnet8 --search lr=0.01..0.3,log "
+    "--search temperature=1..8 --search 'loss=kd|dkd|dist' --trials 9 --epochs 9 --out tuned",
     "compress": "kdpipe compress --data digits --run runs/resnet8-kd --store logits.zarr --prune 0.5 "
     "--out runs/resnet8-p50",
     "benchmark": "kdpipe benchmark --data digits --run runs/resnet8-kd --run runs/resnet8-none --out reports",
@@ -50,6 +52,7 @@ _SETTINGS = {
     **dict.fromkeys(("train-teacher", "train-student"), "training"),
     **dict.fromkeys(("cache-teacher", "import-logits"), "storing"),
     "compress": "compress",
+    "tune": "tune",
     "plan": "plan",
     "benchmark": "benchmark",
     "export": "export",
@@ -109,6 +112,12 @@ def import_logits(context: typer.Context) -> None:
 def train_student(context: typer.Context) -> None:
     """Train students, with soft targets from a store, from a live teacher, or without any."""
     _run_stage("train-student", context.args)
+
+
+@app.command("tune", context_settings=_AS_THEY_COME, add_help_option=False)
+def tune(context: typer.Context) -> None:
+    """Search the settings of a student: many short trainings on one store, the best of them longer."""
+    _run_stage("tune", context.args)
 
 
 @app.command("compress", context_settings=_AS_THEY_COME, add_help_option=False)

@@ -17,7 +17,7 @@ from kdpipe.stages.trust import refuse_code_in
 from kdpipe.training.settings import Optimization
 
 _SHARED = ("epochs", "batch_size")
-_OWN = (
+OWN = (
     *("student", "seed", "input_size", "init_weights"),
     *LossSettings.model_fields,
     *ExtraSettings.model_fields,
@@ -77,10 +77,10 @@ def _read(path: Path, params: TrainStudent) -> list[dict[str, Any]]:
         trusted = {"trust_code": params.code.trust_code}
         refuse_code_in(each, trusted, file=path, section=str(number), where="student")
         for key in each:
-            if key not in (*_OWN, "name"):
+            if key not in (*OWN, "name"):
                 shared = key in TrainStudent.flat()
                 why = "all students share it: give it on the command line" if shared else "there is no such setting"
-                hint = "" if shared else did_you_mean(str(key), _OWN)
+                hint = "" if shared else did_you_mean(str(key), OWN)
                 raise ParamsError(f"student {number} of {path} has '{key}', but {why}{hint}.")
         if "student" not in each:
             raise ParamsError(f"student {number} of {path} lacks 'student', the name of a model.")

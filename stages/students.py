@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from kdpipe import models
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
+from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
+from kdpipe.distil.relations import class_relations
 from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
-from kdpipe.models import Model, Preset
+from kdpipe.models import Model, parse_preset
 from kdpipe.models.interface import Interface
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
@@ -25,7 +28,7 @@ from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
 from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.store.reader import LogitStore
@@ -69,8 +72,9 @@ def train(
     stores = [
         open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
     ]
-    views = _views(params, stores)
+    of_stores = _views(params, stores) if stores else None
     data = _training_data(students, stores)
+    views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
     if test is not None and data.class_map is not None:
         test = data.class_map.of(test)
@@ -81,12 +85,15 @@ def train(
     teacher = _live_teacher(params, data.whole, stores) if mode == "live" else None
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     targets = None if mode == "none" else _targets(students, stores, teacher, data, views.recipe, rendering)
-    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
+    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, None if teacher is None else teacher.model)}
     tasks = []
+    relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
         distillation = None
         if targets is not None:
-            distillation = _distillation(student, data.train, views.recipe, _watch(student, own, stores, model))
+            loss = _among_classes(student, stores, data.train, relations)
+            watch = _watch(student, own, stores, model, data.train)
+            distillation = _distillation(student, loss, data.train, views.recipe, watch)
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -126,14 +133,12 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
 
 
 def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores where there are any, else of the settings.
+    """Return recipe, seed and number of views of the stores.
 
     Raises:
         StaleStoreError: a flag contradicts a store, or two stores contradict each other.
     """
     asked, distilled = params.view, params.targets.mode != "none"
-    if not stores:
-        return Views(asked.recipe or Recipe.parse("crop-flip"), asked.recipe_seed or 0, asked.views)
     refuse_mixture(stores)
     store = min(stores, key=lambda store: store.num_views)
     stored = store.manifest.fingerprint.recipe
@@ -166,7 +171,7 @@ def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
 def _targets(
     students: Sequence[StudentTraining],
     stores: Sequence[LogitStore],
-    teacher: Model | None,
+    teacher: Teacher | None,
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
@@ -178,14 +183,20 @@ def _targets(
     if teacher is None:
         return _cached_targets(students, stores, data.train, recipe)
     for store in stores:
-        _refuse_another_teacher(store, teacher)
+        _refuse_another_teacher(store, teacher.model)
         _joined(store, data.train, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     free = all(student.optimization.channels_last for student in students)
     precision = params.targets.precision
-    forward = Forward(teacher, device=device, precision=precision, channels_last=None if free else False)
-    renderer = rendering(Geometry.of(teacher.preset))
-    refuse_unfit(forward, renderer, name=teacher.name)
+    forward = Forward(
+        teacher.model,
+        device=device,
+        precision=precision,
+        channels_last=None if free else False,
+        outputs=teacher.outputs,
+    )
+    renderer = rendering(Geometry.of(teacher.model.preset))
+    refuse_unfit(forward, renderer, name=teacher.model.name)
     return LiveTargets(forward, renderer)
 
 
@@ -237,17 +248,32 @@ def _refuse_held_out(store: LogitStore, data: TrainingData) -> None:
         )
 
 
-def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Model:
+def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Teacher:
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
     of_data = settings.statistics is not None
     given = Normalization(settings.mean, settings.std, settings.teacher_size, of_data, interface=params.network)
+    outputs = None
     if stores:
-        recorded = stores[0].manifest.fingerprint.teacher.preset
-        as_recorded = params.network.over(Interface.parse(recorded))
-        given = replace(given, recorded=Preset.parse(recorded), recorded_in=stores[0].path, interface=as_recorded)
-    return load_teacher(settings.teacher, train, given, weights=settings.weights, trust_code=params.code.trust_code)
+        recorded = stores[0].manifest.fingerprint.teacher
+        given = replace(
+            given,
+            recorded=parse_preset(recorded.preset),
+            recorded_in=stores[0].path,
+            interface=params.network.over(Interface.parse(recorded.preset)),
+        )
+        outputs = recorded.class_maps[0] if recorded.class_maps else None
+    return load_mapped(
+        settings.teacher,
+        train,
+        given,
+        # With a store, --class-map is of its classes.
+        classes=ClassNames(None if stores else settings.class_map, settings.teacher_classes),
+        recorded=outputs,
+        weights=settings.weights,
+        trust_code=params.code.trust_code,
+    )
 
 
 def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
@@ -259,13 +285,35 @@ def _refuse_another_teacher(store: LogitStore, teacher: Model) -> None:
         )
 
 
+def _among_classes(
+    student: StudentTraining, stores: Sequence[LogitStore], train: Dataset, known: dict[str, torch.Tensor]
+) -> Loss:
+    """Return the student's loss, with relations between the classes where it reads them; they are added to ``known``.
+
+    Raises:
+        UnsupportedLossError: there is not one store, or it does not keep what is needed.
+    """
+    loss = student.learning.loss
+    if not loss.related_by:
+        return loss
+    if student.targets.mode == "live" or len(stores) != 1:
+        found = "a live teacher" if student.targets.mode == "live" else f"{len(stores)} stores"
+        raise UnsupportedLossError(
+            f"the loss {loss} relates classes by what one store keeps of them, found {found}. Give one --store."
+        )
+    rows = find_ids(train.sample_ids, stores[0].sample_ids)
+    for each in loss.related_by - known.keys():
+        known[each] = class_relations(stores[0], rows, train.labels, features=each == "features")
+    return loss.among(known)
+
+
 def _distillation(
-    student: StudentTraining, train: Dataset, recipe: Recipe, signals: SignalTerms | None
+    student: StudentTraining, loss: Loss, train: Dataset, recipe: Recipe, signals: SignalTerms | None
 ) -> Distillation:
     settings = student.learning
-    refuse_unlabeled(settings.loss, train, recipe)
+    refuse_unlabeled(loss, train, recipe)
     return Distillation(
-        settings.loss,
+        loss,
         temperature=settings.temperature,
         kd_weight=settings.kd_weight,
         ce_weight=settings.ce_weight,
@@ -306,7 +354,11 @@ def _with_signals(store: LogitStore, terms: Sequence[SignalTerm]) -> LogitStore:
 
 
 def _watch(
-    student: StudentTraining, terms: Sequence[SignalTerm], stores: Sequence[LogitStore], model: Model
+    student: StudentTraining,
+    terms: Sequence[SignalTerm],
+    stores: Sequence[LogitStore],
+    model: Model,
+    train: Dataset,
 ) -> SignalTerms | None:
     """Hook the terms onto the model; its projections are drawn by the run's seed."""
     if not terms:
@@ -319,6 +371,7 @@ def _watch(
         name=model.name,
         seed=student.run.seed,
         device=models.resolve_device(student.run.device),
+        labels=torch.from_numpy(train.labels.astype(np.int64)),
     )
 
 

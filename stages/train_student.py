@@ -112,8 +112,10 @@ def _refuse(params: TrainStudent, *, together: bool) -> None:
         return
     unfit = {
         "--distill live": params.targets.mode == "live",
+        "--dot": params.optimization.dot is not None,
         "--aux": params.extra.aux is not None,
         "--adversarial": params.extra.adversarial is not None,
+        "a learned temperature": params.learning.temperature is not None and params.learning.temperature.is_learned,
         "a loss on layers": params.targets.mode != "none" and bool(params.learning.loss.layers),
     }
     found = [what for what, present in unfit.items() if present]

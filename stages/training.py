@@ -18,9 +18,9 @@ from kdpipe.dataset import Dataset
 from kdpipe.directories import locked
 from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
-from kdpipe.errors import DeviceError, KdpipeError, RunError
+from kdpipe.errors import DeviceError, KdpipeError, ParamsError, RunError
 from kdpipe.metrics import accuracy
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
@@ -37,10 +37,11 @@ from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Recipe, Renderer
+from kdpipe.views.settings import ViewSettings
 
-Plain = Callable[[Dataset, Geometry], Renderer]
+Plain = Callable[[Dataset, Geometry | None], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
-Rendering = Callable[[Geometry], Renderer]
+Rendering = Callable[[Geometry | None], Renderer]
 """Returns the one renderer of the training samples at a size."""
 
 
@@ -54,6 +55,12 @@ class Views:
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
     population: Sequence[npt.NDArray[np.uint8]] | None = None
     """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
+
+    @classmethod
+    def asked(cls, settings: ViewSettings, train: Dataset) -> Views:
+        """Return the views that settings without a store ask for; by default the plain ones of tensors."""
+        recipe = settings.recipe or Recipe.parse("crop-flip" if train.form is None else "none")
+        return cls(recipe, settings.recipe_seed or 0, settings.views)
 
     def rendering(self, train: Dataset, device: torch.device) -> Rendering:
         """Return a function that makes one renderer for each size of a model's input."""
@@ -95,22 +102,24 @@ def objective_of(
     Raises:
         ModelError: an auxiliary task needs penultimate features, and the model has none.
     """
-    auxiliary = params.extra.aux
+    auxiliary, device = params.extra.aux, models.resolve_device(params.run.device)
     robust = robust_of(params)
     return DistillationObjective(
         model.preset,
         distillation,
         label_smoothing=params.optimization.label_smoothing,
-        adversary=None if robust is None else Adversary(robust, model.module, model.preset),
+        adversary=None if robust is None else Adversary(robust, model.module, of_images(model.preset, "--adversarial")),
         rotation=None
         if auxiliary is None
         else auxiliary.attach(
             model.module,
-            model.preset,
+            of_images(model.preset, f"--aux {auxiliary}"),
             name=model.name,
             seed=params.run.seed,
-            device=models.resolve_device(params.run.device),
+            device=device,
         ),
+        device=device,
+        separate=params.optimization.dot is not None,
     )
 
 
@@ -145,6 +154,7 @@ def fit(
     """
     follows = group is not None and group.rank > 0
     tasks = [replace(task, classes=data.train.classes, follows=follows) for task in tasks]
+    _refuse_single_losses(tasks)
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
@@ -187,6 +197,21 @@ def fit(
         ended = zip(tasks, students, trained, logs, strict=True)
         failures = [_end(*each, test_set, plain, alone=alone) for each in ended]
     return [name for name in failures if name is not None]
+
+
+def _refuse_single_losses(tasks: Sequence[Task]) -> None:
+    """Refuse separate momenta where there are no two losses.
+
+    Raises:
+        ParamsError: a task asks for them and has no teacher, or recovers a compressed model.
+    """
+    for task in tasks:
+        twofold = task.taught and isinstance(task.objective, DistillationObjective)
+        if task.params.optimization.dot is not None and not twofold:
+            raise ParamsError(
+                "--dot has separate momenta for a teacher's loss and that of the labels, and this training has one "
+                "loss: leave it out, or train a student with --store or --teacher."
+            )
 
 
 def _end(
@@ -262,7 +287,7 @@ def _origin(task: Task) -> dict[str, Any]:
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
-def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Renderer:
+def _plain(device: torch.device, dataset: Dataset, geometry: Geometry | None) -> Renderer:
     return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
 
 

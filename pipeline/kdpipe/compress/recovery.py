@@ -28,6 +28,8 @@ _MOMENTUM = 0.05
 class Around:
     """An objective that passes everything on to another one; what is derived from it adds to that."""
 
+    parts = None
+
     def __init__(self, objective: Objective) -> None:
         """Pass everything on to ``objective``."""
         self._objective = objective

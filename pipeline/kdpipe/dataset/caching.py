@@ -18,7 +18,7 @@ from pathlib import Path
 from kdpipe.errors import ParamsError
 from kdpipe.reading import open_regular
 
-FOLDERS = ("pixels", "digests", "decoded", "broken", "addresses")
+FOLDERS = ("pixels", "digests", "decoded", "indexes", "broken", "addresses")
 """The folders in the cache directory; nothing else in it but ``STORES`` is listed or removed."""
 STORES = "stores"
 """The folder of stores from URLs and archives, each in a folder with the file ``lock``, locked while it is used."""

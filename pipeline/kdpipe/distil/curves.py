@@ -9,6 +9,8 @@ A plain number is a constant; a curve is written in the grammar of ``kdpipe.spec
     step:0.9,0.5,every=30       multiplied by 0.5 every 30 epochs
     constant:8,warmup=20        1/20 in the first epoch, 2/20 in the second, and so on to the whole
     plateau:0.9,0.5,patience=3  multiplied by 0.5 after every 3 epochs in a row without a new best validation accuracy
+
+A temperature can also be learned: ``learned:1,21``, see ``kdpipe.distil.learned``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kdpipe.errors import ParamsError
-from kdpipe.registry import Count, NotNegative, Registry, Share
+from kdpipe.registry import Count, NotNegative, Positive, Registry, Share
 from kdpipe.spec import number, shortest
 
 CURVES: Registry[Curve] = Registry("curve")
@@ -29,15 +31,15 @@ class Curve:
     """A number for each epoch."""
 
     shape: str
-    """constant, linear, cosine, step or plateau."""
+    """constant, linear, cosine, step, plateau or learned."""
     first: float
     """The value in the first epoch, without warm-up."""
     second: float = 1.0
-    """The value at the end of linear and cosine, the factor of step and plateau."""
+    """The value at the end of linear and cosine, the factor of step and plateau, the highest of learned."""
     every: int | None = None
     """Epochs between two changes."""
     over: int | None = None
-    """Epochs after which linear and cosine are at their end; ``None`` for all."""
+    """Epochs after which linear and cosine are at their end; ``None`` for all. Those of the curriculum of learned."""
     warmup: int = 0
     """Epochs over which the value is raised to its whole in equal parts.
 
@@ -75,6 +77,11 @@ class Curve:
         return self.shape == "constant" and not self.warmup
 
     @property
+    def is_learned(self) -> bool:
+        """Whether the value is a parameter that is learned; ``at`` then returns the highest that it can have."""
+        return self.shape == "learned"
+
+    @property
     def follows_validation(self) -> bool:
         """Whether the value depends on the validation accuracies of the epochs before."""
         return self.shape == "plateau"
@@ -97,6 +104,7 @@ class Curve:
             "cosine": self.second + (self.first - self.second) * (1 + math.cos(math.pi * part)) / 2,
             "step": self.first * self.second**changes,
             "plateau": max(self.floor, self.first * self.second ** self._stalls(epoch, validated)),
+            "learned": self.second,
         }[self.shape]
         return value * min(1.0, (epoch + 1) / self.warmup) if self.warmup else value
 
@@ -181,3 +189,11 @@ def _plateau(
     if floor > start:
         raise ParamsError(f"the curve plateau starts at {shortest(start)}, below its floor of {shortest(floor)}")
     return Curve("plateau", start, factor, warmup=warmup or 0, patience=patience, floor=floor)
+
+
+@CURVES.register("learned", source="Li et al. 2023 (CTKD)")
+def _learned(low: Positive = 1.0, high: Positive = 21.0, *, over: Count = 10) -> Curve:
+    """A temperature from LOW to HIGH, learned against the student, ever more over the first OVER epochs."""
+    if high <= low:
+        raise ParamsError(f"a learned temperature needs a HIGH above LOW, got {shortest(low)} and {shortest(high)}")
+    return Curve("learned", low, high, over=over)

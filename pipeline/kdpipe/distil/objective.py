@@ -9,11 +9,12 @@ import torch
 
 from kdpipe.distil.adversary import Adversary
 from kdpipe.distil.curves import Curve
+from kdpipe.distil.learned import LearnedTemperature
 from kdpipe.distil.losses import DistillationLoss, Loss
 from kdpipe.distil.rotation import Rotation
 from kdpipe.distil.signals import SignalTerms
-from kdpipe.errors import UnsupportedLossError
-from kdpipe.models import Preset
+from kdpipe.errors import ParamsError, UnsupportedLossError
+from kdpipe.models import AnyPreset
 from kdpipe.training.batches import Batch
 from kdpipe.training.objective import CrossEntropy, Forward, top1
 
@@ -50,9 +51,13 @@ class Distillation:
 
         Raises:
             UnsupportedLossError: no loss takes the temperature, or one is given beside a loss that ``make`` returned.
+            ParamsError: a weight is to be learned.
         """
         if self.temperature is not None:
             self._at(self.temperature.at(0, 1))
+        for name, weight in (("kd-weight", self.kd_weight), ("ce-weight", self.ce_weight)):
+            if isinstance(weight, Curve) and weight.is_learned:
+                raise ParamsError(f"--{name} {weight} is for --temperature: give a number or another curve.")
 
     def terms(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> Terms:
         """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``.
@@ -71,13 +76,23 @@ class Distillation:
             "kd_weight": _curve(kd_weight),
             "ce_weight": _curve(loss.ce_weight if ce_weight is None else ce_weight),
         }
-        if self.temperature is not None:
+        if self.temperature is not None and not self.temperature.is_learned:
             curves["temperature"] = self.temperature
         values = {name: curve.at(epoch, epochs, validated=validated) for name, curve in curves.items()}
         moving = {name: values[name] for name, curve in curves.items() if not curve.is_constant}
         return Terms(loss, values["kd_weight"], values["ce_weight"], moving)
 
-    def _at(self, temperature: float | None) -> DistillationLoss:
+    def learned_temperature(self) -> LearnedTemperature | None:
+        """Return a temperature to learn, where one is asked for."""
+        if self.temperature is None or not self.temperature.is_learned:
+            return None
+        return LearnedTemperature(self.temperature)
+
+    def at(self, temperature: torch.Tensor) -> DistillationLoss:
+        """Return the loss at a learned temperature."""
+        return self._at(temperature)
+
+    def _at(self, temperature: float | torch.Tensor | None) -> DistillationLoss:
         if isinstance(self.loss, Loss):
             return self.loss.at(temperature)
         if temperature is not None:
@@ -96,16 +111,19 @@ class DistillationObjective:
 
     def __init__(
         self,
-        preset: Preset,
+        preset: AnyPreset,
         distillation: Distillation | None,
         *,
         label_smoothing: float = 0.0,
         adversary: Adversary | None = None,
         rotation: Rotation | None = None,
+        device: torch.device | None = None,
+        separate: bool = False,
     ) -> None:
         """Add up the terms of ``distillation``, or without it cross-entropy alone, and of ``rotation``.
 
-        ``adversary`` attacks the images of the former two.
+        ``adversary`` attacks the images of the former two. A learned temperature is on ``device`` (default: the CPU).
+        With ``separate``, ``parts`` is set.
         """
         self._preset, self._distillation = preset, distillation
         self._cross_entropy = CrossEntropy(preset, label_smoothing=label_smoothing)
@@ -113,8 +131,14 @@ class DistillationObjective:
         self._signals = None if distillation is None else distillation.signals
         self._terms: Terms | None = None
         self._rotation = rotation
+        self.parts: tuple[torch.Tensor, torch.Tensor] | None = None
+        """The last batch's loss without the distillation term, and that term times its weight."""
+        self._separate = separate
         self.beside = torch.nn.ModuleDict({} if self._signals is None else {**self._signals.projections})
-        """Projections and heads that are learned with the student and are no part of it."""
+        """Projections, heads and a temperature that are learned with the student and are no part of it."""
+        self._temperature = None if distillation is None else distillation.learned_temperature()
+        if self._temperature is not None:
+            self.beside["temperature"] = self._temperature.to(device)
         if rotation is not None:
             self.beside["rotation"] = rotation.head
 
@@ -126,11 +150,14 @@ class DistillationObjective:
         """
         if self._distillation is not None:
             self._terms = self._distillation.terms(epoch, epochs, validated=validated)
+        if self._temperature is not None:
+            self._temperature.begin(epoch)
 
     @property
     def moving(self) -> dict[str, float]:
-        """The epoch's weights and temperature that differ between epochs."""
-        return {} if self._terms is None else self._terms.moving
+        """The epoch's weights and temperature that differ between epochs; a learned temperature is the present one."""
+        moving = {} if self._terms is None else self._terms.moving
+        return moving if self._temperature is None else {**moving, "temperature": self._temperature().item()}
 
     def __call__(
         self, forward: Forward, batch: Batch, pixels: torch.Tensor
@@ -140,6 +167,7 @@ class DistillationObjective:
         ``pixels`` are the batch's at the student's input size, uint8 ``(n, 3, H, W)``. The logits are those of the
         cross-entropy: of attacked images where there is an adversary and no teacher.
         """
+        self.parts = None
         logits, attacked = self._logits(forward, batch, pixels)
         terms = {"ce": self._cross_entropy.of(logits, batch)}
         if attacked is not None:
@@ -147,14 +175,18 @@ class DistillationObjective:
         if self._terms is None or batch.soft_targets is None:
             terms["loss"] = terms["ce"]
         else:
-            terms["kd"] = self._distilled(self._terms.loss, logits, attacked, batch)
+            terms["kd"] = self._distilled(self._loss(self._terms), logits, attacked, batch)
             if self._signals is not None:
-                of_layers = self._signals(batch.signals)
+                of_layers = self._signals(batch.signals, batch.indices)
                 terms |= {**of_layers, "kd": terms["kd"] + self._signals.weighted(of_layers)}
-            terms["loss"] = self._terms.kd_weight * terms["kd"] + self._terms.ce_weight * terms["ce"]
+            rest, taught = self._terms.ce_weight * terms["ce"], self._terms.kd_weight * terms["kd"]
+            self.parts = (rest, taught) if self._separate else None
+            terms["loss"] = taught + rest
         if self._rotation is not None:  # after the signals of the upright images were taken
             of_turns = self._rotation(forward, pixels)
-            terms |= {**of_turns, "loss": terms["loss"] + self._rotation.weight * of_turns["rotation"]}
+            turned = self._rotation.weight * of_turns["rotation"]
+            terms |= {**of_turns, "loss": terms["loss"] + turned}
+            self.parts = None if self.parts is None else (self.parts[0] + turned, self.parts[1])
         return logits, terms
 
     def close(self) -> None:
@@ -176,6 +208,12 @@ class DistillationObjective:
         clean = forward(self._preset.normalize(pixels)) if taught else None
         attacked = forward(images)
         return attacked if clean is None else clean, attacked
+
+    def _loss(self, terms: Terms) -> DistillationLoss:
+        """Return the epoch's loss, at the learned temperature where there is one."""
+        if self._temperature is None or self._distillation is None:
+            return terms.loss
+        return self._distillation.at(self._temperature())
 
     def _distilled(
         self, loss: DistillationLoss, clean: torch.Tensor, attacked: torch.Tensor | None, batch: Batch

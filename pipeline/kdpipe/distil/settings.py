@@ -36,7 +36,7 @@ class StoreSettings(Settings):
 
     class_map: Path | None = None
     """CSV file, class,store_class in its first line: classes of the data that a store has under other names, where the
-    labels of images do not tell them."""
+    labels of images do not tell them. For a live teacher without a store: class,teacher_class."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -66,6 +66,8 @@ class TargetSettings(StoreSettings):
     """Live teacher: a model name, run:DIR or file:PATH."""
     weights: str | None = None
     """The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."""
+    teacher_classes: str | None = None
+    """File with the names of the live teacher's classes, one a line in the order of its outputs, or imagenet."""
     mean: Channels | None = None
     """Mean of the live teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None
@@ -112,7 +114,8 @@ class LossSettings(Settings):
     loss: LossSetting = Field("kd", validate_default=True)
     """Distillation loss, such as dkd:beta=2, or several: kd:weight=0.5+dist+features:layer3; kdpipe list losses."""
     temperature: CurveSetting | None = None
-    """Temperature of all losses that do not give their own: a number or a curve (default: each loss's own)."""
+    """Temperature of all losses that do not give their own: a number, a curve, or learned:LOW,HIGH (default: each
+    loss's own)."""
     kd_weight: CurveSetting | None = None
     """Weight of the distillation loss: a number, or a curve such as cosine:0.9,0.1,every=5 or, with --validation,
     plateau:0.9,0.5,patience=3 (default: as published)."""

@@ -9,7 +9,7 @@ import torch
 
 from kdpipe.distil.losses import LayerLoss
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.models import find_penultimate
+from kdpipe.models import InputSize, find_penultimate
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, layers, signal_shape
 
 
@@ -23,7 +23,13 @@ class SignalTerm:
 
 
 def settle(
-    losses: Sequence[LayerLoss], kept: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+    losses: Sequence[LayerLoss],
+    kept: Sequence[str],
+    student: torch.nn.Module,
+    *,
+    size: InputSize,
+    name: str,
+    source: str,
 ) -> tuple[SignalTerm, ...]:
     """Settle which layers of ``student`` learn from which of the signals ``kept``.
 
@@ -49,7 +55,7 @@ def settle(
 
 
 def _by_default(
-    loss: LayerLoss, theirs: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+    loss: LayerLoss, theirs: Sequence[str], student: torch.nn.Module, *, size: InputSize, name: str, source: str
 ) -> Sequence[tuple[str, str]]:
     if not theirs:
         raise _not_kept(loss, PENULTIMATE if loss.kind == FEATURES else "LAYER", (), source=source)
@@ -86,26 +92,29 @@ class SignalTerms:
         student: torch.nn.Module,
         *,
         shapes: Mapping[str, Shape],
-        size: int,
+        size: InputSize,
         name: str,
         seed: int,
         device: torch.device,
+        labels: torch.Tensor | None = None,
     ) -> None:
         """Hook onto ``student``; ``shapes`` are those of the teacher's signals, by name.
 
-        The projections are drawn by ``seed``, whatever has been drawn before, and moved to ``device``.
+        ``labels``, int64 ``(samples,)``, are those of all training samples, for losses that remember them. The
+        projections are drawn by ``seed``, whatever has been drawn before, and moved to ``device``.
 
         Raises:
             ModelError: the student has no such layer, or its output cannot make the signal.
         """
         self.terms = tuple(terms)
+        known = torch.zeros(0, dtype=torch.int64) if labels is None else labels
         watched = sorted({ours for term in terms for ours, _ in term.pairs})
         self._watch = Watch(student, watched, size=size, name=name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = {
                 term.loss.name: torch.nn.ModuleList(
-                    term.loss.projection(self._watch.shapes[str(ours)], shapes[str(theirs)])
+                    term.loss.module(self._watch.shapes[str(ours)], shapes[str(theirs)], known)
                     for ours, theirs in term.pairs
                 )
                 for term in terms
@@ -118,11 +127,13 @@ class SignalTerms:
         """Names of the teacher's signals that are compared with."""
         return tuple(sorted({str(theirs) for term in self.terms for _, theirs in term.pairs}))
 
-    def __call__(self, taught: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, taught: Mapping[str, torch.Tensor], indices: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Return each term by the name of its loss, for the last batch of the student.
 
-        ``taught`` are the teacher's signals of that batch by name, float32 on the student's device. A term is the sum
-        over its pairs of layers, without its weight.
+        ``taught`` are the teacher's signals of that batch by name, float32 on the student's device; ``indices``, int64
+        ``(n,)``, are its samples. A term is the sum over its pairs of layers, without its weight.
         """
         found = self._watch.take()
         terms = {}
@@ -130,7 +141,9 @@ class SignalTerms:
             projections = self.projections[term.loss.name]
             assert isinstance(projections, torch.nn.ModuleList)
             parts = [
-                term.loss(project(found[str(ours)]), taught[str(theirs)])
+                project(found[str(ours)], taught[str(theirs)], indices)
+                if term.loss.memory is not None
+                else term.loss(project(found[str(ours)]), taught[str(theirs)])
                 for project, (ours, theirs) in zip(projections, term.pairs, strict=True)
             ]
             terms[term.loss.name] = torch.stack(parts).sum()

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kdpipe.dataset.forms import Form
 from kdpipe.errors import ModelError, UntrustedCodeError, did_you_mean
 from kdpipe.models.interface import Interface
 from kdpipe.models.preset import Known, for_imagenet, of_imagenet
@@ -31,6 +32,8 @@ class Loaded:
     """Presets, of which the first has precedence."""
     classes: tuple[str, ...] | None = None
     """Class names in the order of the logits."""
+    form: Form | None = None
+    """The form of the tensors that the network takes, where that is recorded."""
     interface: Interface = field(default_factory=Interface)
     """The layout of its images and its output, where its file has them."""
     remarks: tuple[str, ...] = ()

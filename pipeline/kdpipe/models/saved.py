@@ -102,7 +102,7 @@ def load_file(
         recorded = replace(recorded, size=program.size, resize=program.size, interpolation=None)
     mean, std = PIXELS if program.takes_pixels else (recorded.mean, recorded.std)
     preset = replace(recorded, source="program", mean=mean, std=std)
-    return Loaded(program, (preset,), read_classes(described, Path(path)), found, remarks)
+    return Loaded(program, (preset,), read_classes(described, Path(path)), interface=found, remarks=remarks)
 
 
 def resolve_run(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:

@@ -114,22 +114,39 @@ def read_class_map(path: Path) -> dict[str, str]:
     Raises:
         DatasetError: the file cannot be read, has another form, or a class twice.
     """
+    return {name: first for name, (first,) in read_pairs(path, heading=HEADING).items()}
+
+
+def read_pairs(path: Path, *, heading: tuple[str, str], several: bool = False) -> dict[str, tuple[str, ...]]:
+    """Read which classes each class of a dataset is, from a CSV file that may begin with a heading.
+
+    With ``several``, a class may be several, in further columns or lines.
+
+    Raises:
+        DatasetError: the file cannot be read, has another form, or a class or pair twice.
+    """
     try:
         text = read_bytes(path, limit=_FILE_BYTES, error=DatasetError, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not in UTF-8.") from None
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for number, row in enumerate(csv.reader(io.StringIO(text)), start=1):
         cells = [cell.strip() for cell in row]
-        if not any(cells) or (number == 1 and tuple(cells) == HEADING):
+        if several:
+            while len(cells) > 2 and not cells[-1]:
+                cells.pop()
+        if not any(cells) or (number == 1 and tuple(cells) == heading):
             continue
-        if len(cells) != 2 or not all(cells):
+        if len(cells) < 2 or not all(cells) or (len(cells) > 2 and not several):
+            whose = heading[1].partition("_")[0]
             raise DatasetError(
-                f"{path}, line {number}: expected a class and the store's class, as in: {','.join(HEADING)}"
+                f"{path}, line {number}: expected a class and the {whose}'s class{' or classes' * several}, as in: "
+                f"{','.join(heading)}"
             )
-        if cells[0] in found:
-            raise DatasetError(f"{path}, line {number}: the class {printable(cells[0])} occurs twice.")
-        found[cells[0]] = cells[1]
+        name, others = cells[0], tuple(cells[1:])
+        if (name in found and not several) or {*others} & {*found.get(name, ())} or len({*others}) < len(others):
+            raise DatasetError(f"{path}, line {number}: the class {printable(name)} occurs twice.")
+        found[name] = (*found.get(name, ()), *others)
     return found
 
 

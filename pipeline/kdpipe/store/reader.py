@@ -329,7 +329,9 @@ class LogitStore:
         See ``signal`` for errors.
         """
         if PENULTIMATE not in self.signals:
-            raise StoreError(f"{self.path} has no features. Make a store with: kdpipe cache-teacher --features")
+            raise StoreError(
+                f"{self.path} has no features. Make a store with: kdpipe cache-teacher --signals features:penultimate"
+            )
         return self._signal(PENULTIMATE, rows, view)
 
     def _signal(self, name: str, rows: Any, view: int) -> npt.NDArray[np.float16]:

@@ -146,10 +146,12 @@ def refuse_unfit(forward: FrozenTeacher, renderer: Renderer, *, name: str) -> No
             f"{name} returns other logits for an image in another batch, as batch norm in training mode does. Put it "
             "into evaluation mode, also where its forward says training=True."
         )
-    if forward.returns_probabilities:
-        _refuse_logits(once, name=name)
-    else:
-        refuse_probabilities(once, name=name)
+    for each in forward.mapped or (forward,):
+        rows_of = once if each is forward else each(renderer(first, 0)).cpu()
+        if each.returns_probabilities:
+            _refuse_logits(rows_of, name=each.identity.name)
+        else:
+            refuse_probabilities(rows_of, name=each.identity.name)
 
 
 def refuse_probabilities(logits: torch.Tensor, *, name: str) -> None:

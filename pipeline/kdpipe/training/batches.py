@@ -61,6 +61,8 @@ class Batch:
     """The teacher's logits, float32 ``(n, classes)``; ``None`` where there is no teacher."""
     signals: Signals
     """Signals of the teacher's layers, float32 ``(n, *shape)``, by name; empty where none are needed."""
+    indices: torch.Tensor | None = None
+    """The samples' indices in the dataset, int64 ``(n,)``."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -76,6 +78,7 @@ class Batch:
             second=None if second is None else SecondLabels(second.labels[:size], second.own_share[:size]),
             soft_targets=None if self.soft_targets is None else self.soft_targets[:size],
             signals={name: signal[:size] for name, signal in self.signals.items()},
+            indices=None if self.indices is None else self.indices[:size],
         )
 
 
@@ -149,10 +152,6 @@ class Batches:
         soft_targets, signals = (
             (None, {}) if self._targets is None else self._targets.take(indices, pixels[self._asked])
         )
-        return Batch(
-            pixels,
-            self._labels[torch.from_numpy(indices).to(self.device)],
-            self._first.second_labels(indices, view),
-            soft_targets,
-            signals,
-        )
+        samples = torch.from_numpy(indices).to(self.device)
+        second = self._first.second_labels(indices, view)
+        return Batch(pixels, self._labels[samples], second, soft_targets, signals, samples)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.training.batches import Batch
 from kdpipe.views import SecondLabels
 
@@ -31,6 +31,10 @@ class Objective(Protocol):
     @property
     def of_labeled(self) -> frozenset[str]:
         """Names of the terms that are means over the labeled samples of a batch."""
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The last batch's loss in two parts that may have separate momenta; ``None`` where it has one part."""
 
     def begin(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> None:
         """Prepare for ``epoch``, from 0, of ``epochs``.
@@ -56,8 +60,9 @@ class CrossEntropy:
 
     moving: dict[str, float] = {}  # noqa: RUF012
     of_labeled = frozenset({"ce"})
+    parts = None
 
-    def __init__(self, preset: Preset, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, preset: AnyPreset, *, label_smoothing: float = 0.0) -> None:
         """Normalize images by ``preset``."""
         self._preset, self._smoothing = preset, label_smoothing
         self.beside = torch.nn.ModuleDict()

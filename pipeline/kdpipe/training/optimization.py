@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from kdpipe.models.layout import arrange
 from kdpipe.training.checkpoint import State
 from kdpipe.training.group import Group
+from kdpipe.training.momenta import SeparateMomenta
 from kdpipe.training.settings import Optimization
 
 
@@ -41,6 +42,8 @@ class Learner:
         self._learned = torch.nn.ModuleList([module, self._beside])
         self._optimizer = _optimizer(self._learned, settings, foreach=_foreach(device))
         self._dtype = arithmetic(settings.amp, device)
+        if settings.dot is not None and self._dtype is torch.float16:
+            self._dtype = torch.float32  # one loss scale does not fit two gradients
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._dtype is torch.float16)
         self._average = None if settings.ema is None else Average(module, settings.ema)
         self._forward: Callable[[torch.Tensor], torch.Tensor] = torch.compile(module) if settings.compile else module
@@ -65,11 +68,19 @@ class Learner:
             logits = nothing + torch.zeros(0, classes, device=self.device)
         return self._group.whole(logits, rows)
 
-    def step(self, loss: torch.Tensor, *, rate: float, rows: int = 0) -> None:
-        """Take one step down the gradient of ``loss``, of a batch of ``rows``, at the learning rate ``rate``."""
+    def step(self, loss: torch.Tensor, *, rate: float, rows: int = 0, apart: torch.Tensor | None = None) -> None:
+        """Take one step down the gradient of ``loss``, of a batch of ``rows``, at the learning rate ``rate``.
+
+        Where momenta are separate, that of ``apart`` is taken as well, with the larger momentum.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
+        if apart is not None and isinstance(self._optimizer, SeparateMomenta):
+            torch.autograd.backward(apart, retain_graph=True)
+            learned = [each for each in self._learned.parameters() if each.grad is not None]
+            self._optimizer.apart = {each: each.grad for each in learned if each.grad is not None}
+            self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._scaler.scale(loss))
         if self._group is not None:
             self._group.take_step(self._learned, rows)
@@ -219,6 +230,15 @@ def _optimizer(module: torch.nn.Module, settings: Optimization, *, foreach: bool
     groups = [{"params": list(module.parameters())}] if decays_all else _groups(module)
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, weight_decay=settings.weight_decay, foreach=foreach)
+    if settings.dot is not None:
+        return SeparateMomenta(
+            groups,
+            lr=settings.lr,
+            momentum=0.9,
+            gap=settings.dot,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+        )
     return torch.optim.SGD(
         groups,
         lr=settings.lr,

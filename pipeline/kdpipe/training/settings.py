@@ -24,6 +24,9 @@ class Optimization(Settings):
     """SGD with momentum 0.9, or AdamW with betas 0.9 and 0.999."""
     nesterov: bool = True
     """Nesterov momentum of sgd; --no-nesterov for plain momentum, as in RepDistiller and mdistiller."""
+    dot: float | None = Field(None, gt=0, lt=0.1)
+    """Separate momenta (DOT) for students of a teacher, such as 0.075: 0.9 plus this for the distillation loss, 0.9
+    minus this for the rest."""
     lr: float = Field(0.1, gt=0)
     """Peak learning rate; with adamw the default is 0.001."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -64,6 +67,18 @@ class Optimization(Settings):
     def _consistent(self) -> Self:
         if (self.lr_schedule == "step") != bool(self.lr_steps):
             raise ValueError("lr-schedule step and lr-steps go together: give both, or neither")
+        if self.dot is not None:
+            unfit = {
+                f"optimizer {self.optimizer}": self.optimizer != "sgd",
+                "clip-grad-norm": self.clip_grad_norm is not None,
+                "amp fp16": self.amp == "fp16",
+                "compile": self.compile,
+            }
+            for what, given in unfit.items():
+                if given:
+                    raise ValueError(
+                        f"dot takes two gradients of each step by sgd, which {what} does not fit: drop one"
+                    )
         if self.optimizer != "sgd" and not self.nesterov:
             raise ValueError("no-nesterov is for sgd, adamw has no such momentum: leave it out, or pass --nesterov")
         return self

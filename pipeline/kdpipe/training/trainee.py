@@ -263,7 +263,9 @@ class Trainee:
         forward = partial(self._learner.of_batch, rows=len(batch))
         logits, terms = self._objective(forward, batch, batch.pixels[self._source])
         step = self.position.epoch * self._steps + self.position.step
-        self._learner.step(terms["loss"], rate=rate(self.student.settings, step, self._steps), rows=len(batch))
+        parts = self._objective.parts if self.student.settings.dot is not None else None
+        loss, apart = (terms["loss"], None) if parts is None else parts
+        self._learner.step(loss, rate=rate(self.student.settings, step, self._steps), rows=len(batch), apart=apart)
         terms["train_top1"] = top1(logits, batch.labels)
         return {name: value.detach() for name, value in terms.items()}
 

@@ -13,6 +13,7 @@ from kdpipe import dataset
 from kdpipe.dataset import Dataset
 from kdpipe.testing import datasets
 from kdpipe.testing.datasets import DatasetSuite, assert_same
+from tests.images import WRITERS
 from tests.unit.dataset.conftest import MakeFolder, picture
 from tests.unit.dataset.test_published import write_cifar, write_idx
 
@@ -52,6 +53,32 @@ class TestTorchvision(DatasetSuite):
     def spec(self, tmp_path: Path) -> str:
         write_idx(tmp_path / "f", count=6)
         return f"torchvision:FashionMNIST:{tmp_path}/f"
+
+
+class TestArrays(DatasetSuite):
+    @pytest.fixture(params=[np.savez, np.savez_compressed])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+        draw = np.random.default_rng(0)
+        request.param(
+            tmp_path / "shapes.npz",
+            train_images=draw.integers(0, 256, (5, 7, 9, 3), dtype=np.uint8),
+            train_labels=np.array([0, 1, 1, 0, 1]),
+            test_images=draw.integers(0, 256, (2, 7, 9), dtype=np.uint8),
+            test_labels=np.array([[1], [0]], dtype=np.uint8),
+        )
+        return f"npz:{tmp_path}/shapes.npz"
+
+
+class TestOtherForms(DatasetSuite):
+    @pytest.fixture(params=["webdataset", "parquet", "hf"])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path, make_folder: MakeFolder) -> str:
+        return WRITERS[request.param](make_folder(), tmp_path / "other")
+
+
+class TestNamesOfAColumn(DatasetSuite):
+    @pytest.fixture(params=["parquet", "hf"])
+    def spec(self, request: pytest.FixtureRequest, tmp_path: Path, make_folder: MakeFolder) -> str:
+        return f"{WRITERS[request.param](make_folder(), tmp_path / 'other')},key=name"
 
 
 class TestCallable(DatasetSuite):

@@ -18,9 +18,13 @@ def test_every_kind_has_a_form_and_a_line_of_help() -> None:
     assert [kind.usage for kind in all_kinds()] == [
         "digits",
         "folder:PATH",
+        "hf:PATH_OR_NAME",
+        "npz:FILE",
+        "parquet:GLOB",
         "cifar10:PATH",
         "cifar100:PATH",
         "torchvision:NAME:PATH",
+        "webdataset:GLOB",
         "package.module:function",
     ]
     for kind in all_kinds():

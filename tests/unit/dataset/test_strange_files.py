@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from kdpipe.dataset import load
-from kdpipe.dataset.sources import FileSource
+from kdpipe.dataset.encoded import EncodedSource
+from kdpipe.dataset.names import Names
+from kdpipe.dataset.sources import Files
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder, picture
@@ -147,6 +149,6 @@ def test_a_file_that_is_too_large_is_not_read(make_folder: MakeFolder) -> None:
 
 def test_a_source_of_files_opens_no_fifo(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "z.png")
-    source = FileSource((str(tmp_path / "z.png"),), memory="a test")
+    source = EncodedSource(Files(Names.of([str(tmp_path / "z.png")])), memory="a test")
     with pytest.raises(DatasetError, match="not a regular file"):
         source.read(0, b"")

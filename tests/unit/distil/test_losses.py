@@ -42,6 +42,10 @@ SETTINGS = [
     ("nkd", {"temperature": 3.0, "gamma": 3.5}),
     ("wsld", {}),
     ("wsld", {"temperature": 2.0}),
+    ("wttm", {}),
+    ("wttm", {"temperature": 1.0}),
+    ("wkd", {"gamma": 20.0}),
+    ("wkd", {"temperature": 1.0, "gamma": 3.0, "sharpness": 2.0, "blur": 0.2, "steps": 3}),
     ("kd", {"standardize": True}),
     ("kd", {"standardize": True, "temperature": 3.0}),
     ("soft-ce", {"standardize": True}),
@@ -51,13 +55,15 @@ SETTINGS = [
     ("dist", {"standardize": True, "gamma": 0.5}),
     ("nkd", {"standardize": True}),
     ("wsld", {"standardize": True}),
+    ("wttm", {"standardize": True, "temperature": 2.0}),
+    ("wkd", {"standardize": True, "temperature": 2.0}),
 ]
 ON_LOGITS = [entry.name for entry in LOSSES if isinstance(entry.make(), LogitLoss)]
 STANDARDIZED = [f"standardized {name}" for name in ON_LOGITS if name != "hard"]
 CASES = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value: str(value))
 EVERY = pytest.mark.parametrize("name", ON_LOGITS)
 EITHER_WAY = pytest.mark.parametrize("name", [*ON_LOGITS, *STANDARDIZED])
-NEED_LABELS = ["dkd", "nkd", "wsld", "standardized dkd", "standardized nkd", "standardized wsld"]
+NEED_LABELS = ["dkd", "nkd", "wsld", "wkd", *(f"standardized {name}" for name in ("dkd", "nkd", "wsld", "wkd"))]
 OF_SINGLE_SAMPLES = sorted({*ON_LOGITS, *STANDARDIZED} - {"dist", "standardized dist"})
 ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", *(f"standardized {name}" for name in ("kd", "mse", "dkd", "dist"))]
 
@@ -165,6 +171,29 @@ def _reference(
             return target + setting["gamma"] * heat**2 * others
 
         return _labeled(normalized, student, teacher, labels)
+    if name == "wttm":
+
+        def transformed(s: Row, t: Row) -> float:
+            powers = [value ** (1 / heat) for value in _softmax(t)]
+            return sum(powers) * _kl([power / sum(powers) for power in powers], _softmax(s))
+
+        return _mean([transformed(s, t) for s, t in pairs])
+    if name == "wkd":
+
+        def moved(s: Row, t: Row, y: int) -> float:
+            """Sinkhorn's steps as the authors take them, where all classes are unrelated."""
+            q, p = _softmax(_without(s, y), heat), _softmax(_without(t, y), heat)
+            far = 1 - math.exp(-setting["sharpness"])
+            places = range(len(q))
+            u = [1.0 for _ in places]
+            weight = [[1.0 if i == j else math.exp(-far / setting["blur"]) for j in places] for i in places]
+            for _ in range(setting["steps"]):
+                v = [p[j] / sum(weight[i][j] * u[i] for i in places) for j in places]
+                u = [q[i] / sum(weight[i][j] * v[j] for j in places) for i in places]
+            cost = sum(u[i] * weight[i][j] * v[j] * far for i in places for j in places if i != j)
+            return -_softmax(t)[y] * math.log(_softmax(s)[y]) + setting["gamma"] * cost
+
+        return _labeled(moved, student, teacher, labels)
     assert name == "wsld"
     values = []
     for s, t, fixed, y in zip(student, teacher, constant, labels, strict=True):
@@ -317,6 +346,13 @@ class TestClosedForms:
         found = make("nkd", gamma=0.0)(self.STUDENT, teacher, self.LABELS)
         torch.testing.assert_close(found, F.cross_entropy(self.STUDENT, self.LABELS))
 
+    def test_transformed_teachers_of_one_smoothness_are_weighed_alike(self) -> None:
+        """At temperature 1 the weight is 1; of a teacher without preference it is ``classes^(1 - 1 / T)``."""
+        torch.testing.assert_close(self.loss("wttm", temperature=1.0), self.loss("kd", temperature=1.0))
+        flat = torch.zeros_like(self.TEACHER)
+        found = make("wttm", temperature=4.0)(self.STUDENT, flat, self.LABELS)
+        torch.testing.assert_close(found, 5**0.75 * make("kd", temperature=1.0)(self.STUDENT, flat, self.LABELS))
+
     def test_a_sample_as_easy_for_both_weighs_one_less_one_over_e(self) -> None:
         wsld = make("wsld")(self.TEACHER, self.TEACHER, self.LABELS)
         soft = make("soft-ce")(self.TEACHER, self.TEACHER, self.LABELS)
@@ -412,14 +448,16 @@ class TestDeclarations:
     @EITHER_WAY
     def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
         settings = {"temperature": 3.0} if _takes_temperature(name) else {}
-        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, **dict.fromkeys(STANDARDIZED)}
+        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, "wkd": None, **dict.fromkeys(STANDARDIZED)}
         assert _make(name, **settings).teacher_temperature == reads.get(name, 3.0)
 
-    def test_wsld_reads_the_label_s_probability_at_temperature_one(self) -> None:
-        assert _make("wsld", temperature=0.5).teacher_temperature == 1.0
+    @pytest.mark.parametrize("name", ["wsld", "wttm"])
+    def test_losses_that_read_the_teacher_at_temperature_one_as_well(self, name: str) -> None:
+        assert _make(name, temperature=0.5).teacher_temperature == 1.0
 
-    # Half of the loss mixed is hard, which needs no more than a decision: of z-scores it is refused though it might do.
-    @pytest.mark.parametrize("name", [name for name in (*ON_LOGITS, *STANDARDIZED) if name != "standardized mixed"])
+    # Half of the loss mixed is hard, which needs no more than a decision, and wttm has the student at temperature 1: of
+    # z-scores they are refused though they might do.
+    @pytest.mark.parametrize("name", sorted({*ON_LOGITS, *STANDARDIZED} - {"standardized mixed", "standardized wttm"}))
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_an_encoding_for_that_temperature_serves_the_loss_and_no_other(self, name: str, temperature: float) -> None:
         student, teacher = (logits.float() for logits in _batch((256, 10)))

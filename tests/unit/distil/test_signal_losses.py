@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kdpipe.distil.losses import parse
-from kdpipe.distil.losses.layers import attention, features, rkd
+from kdpipe.distil.losses.layers import attention, features, itrd, rkd
 
 Plain = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -71,6 +71,52 @@ def _plain_attention(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
     for ours, theirs in zip(student, teacher, strict=True):
         total = total + ((ours / (ours**2).sum().sqrt() - theirs / (theirs**2).sum().sqrt()) ** 2).sum()
     return total / student.numel() / 2
+
+
+def _plain_itrd(
+    student: torch.Tensor, teacher: torch.Tensor, correlation: float = 2, mutual: float = 1, alpha: float = 1.01
+) -> torch.Tensor:
+    """The authors' two parts, channel by channel and sample by sample."""
+    n = len(student)
+    lacking = []
+    for ours, theirs in zip(student.T, teacher.T, strict=True):
+        scores = [(rows - rows.mean()) / ((rows - rows.mean()) ** 2).sum().div(n - 1).sqrt() for rows in (ours, theirs)]
+        lacking.append(((1 - (scores[0] * scores[1]).sum() / n) ** 2) ** alpha)
+    cosines = [[[(a * b).sum() / a.norm() / b.norm() for b in rows] for a in rows] for rows in (student, teacher)]
+    pairs = list(itertools.product(range(n), repeat=2))
+    own = sum((cosines[0][i][j] / n) ** 2 for i, j in pairs)
+    shared = sum((cosines[0][i][j] * cosines[1][i][j] / n) ** 2 for i, j in pairs)
+    return correlation * torch.stack(lacking).sum().log2() + mutual * (own - shared)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mutual": 0.05, "alpha": 1.5}, {"correlation": 0.0, "mutual": 3.0}], ids=str)
+def test_itrd(settings: dict[str, float]) -> None:
+    student, teacher = _random(8, 5, seed=11), 10 * _random(8, 5, seed=12) + 3
+    _agree(lambda s, t: itrd(s, t, **settings), lambda s, t: _plain_itrd(s, t, **settings), student, teacher)
+
+
+def test_itrd_leaves_channels_out_in_which_the_teacher_does_not_vary() -> None:
+    student, teacher = _random(8, 5, seed=13).requires_grad_(), _random(8, 5, seed=14)
+    teacher[:, 2] = 0.0
+    kept = [0, 1, 3, 4]
+    value = itrd(student, teacher, mutual=0)
+    torch.testing.assert_close(value, itrd(student[:, kept], teacher[:, kept], mutual=0))
+    (gradient,) = torch.autograd.grad(value, student)
+    assert not gradient[:, 2].any()
+    for alone in (itrd(student[:1], teacher[:1], mutual=0), itrd(student, torch.zeros(8, 5), mutual=0)):
+        assert alone == 0
+    dead = torch.zeros(8, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(itrd(dead, teacher), dead)
+    assert gradient.isfinite().all()
+
+
+def test_itrd_does_not_see_the_order_of_samples_and_channels_or_their_size() -> None:
+    student, teacher = _random(8, 5, seed=15), _random(8, 5, seed=16)
+    value, samples, channels = itrd(student, teacher), torch.randperm(8), torch.randperm(5)
+    torch.testing.assert_close(itrd(student[samples], teacher[samples]), value)
+    torch.testing.assert_close(itrd(student[:, channels], teacher[:, channels]), value)
+    torch.testing.assert_close(itrd(3 * student, teacher / 7), value)
+    torch.testing.assert_close(itrd(student + 2, teacher - 5, mutual=0), itrd(student, teacher, mutual=0))
 
 
 def test_regression() -> None:

@@ -10,9 +10,10 @@ import numpy as np
 
 from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
+from kdpipe.dataset.encoded import EncodedSource
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Listing, Request, register
-from kdpipe.dataset.sources import FileSource, suggest_path
+from kdpipe.dataset.sources import Files, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
 FOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}
@@ -75,7 +76,7 @@ def list_folder(request: Request, path: str) -> Listing:
         classes=tuple(classes),
         keys=Names.below(keys),
         labels=labels,
-        source=FileSource(Names.below(paths), memory=f"folder {os.fsencode(root)!r} {split}"),
+        source=EncodedSource(Files(Names.below(paths)), memory=f"folder {os.fsencode(root)!r} {split}"),
         notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
         if absent
         else (),

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import decode
+from kdpipe.dataset.encoded import EncodedSource
 from kdpipe.dataset.items import Items, ItemSource, as_label, as_labels, check_labels
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
-from kdpipe.dataset.sources import FileSource, content_of, suggest_path
+from kdpipe.dataset.sources import Files, content_of, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
@@ -64,7 +65,7 @@ def list_torchvision(request: Request, name: str, path: str) -> Listing:
     paths = _listed_files(opened, items)
     source: Source = items
     if paths is not None:
-        source = FileSource(Names.of(paths), memory=f"torchvision {name} {root} {split}")
+        source = EncodedSource(Files(Names.of(paths)), memory=f"torchvision {name} {root} {split}")
     keys = tuple(f"{name.lower()}/{split}/{index}" for index in range(count))
     return Listing(name.lower(), classes, keys, labels, source)
 

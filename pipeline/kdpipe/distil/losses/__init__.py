@@ -4,8 +4,17 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-from kdpipe.distil.losses import logits, layers  # isort: skip (the order in which they are listed)
-from kdpipe.distil.losses.contract import LOSSES, DistillationLoss, LayerLoss, LogitLoss, layer_loss, loss, make
+from kdpipe.distil.losses import logits, transport, layers, contrast, sequences  # isort: skip (the order in which they are listed)
+from kdpipe.distil.losses.contract import (
+    LOSSES,
+    DistillationLoss,
+    LayerLoss,
+    LogitLoss,
+    layer_loss,
+    loss,
+    make,
+    memory_loss,
+)
 from kdpipe.distil.losses.written import Loss, parse
 
 __all__ = [
@@ -14,10 +23,14 @@ __all__ = [
     "LayerLoss",
     "LogitLoss",
     "Loss",
+    "contrast",
     "layer_loss",
     "layers",
     "logits",
     "loss",
     "make",
+    "memory_loss",
     "parse",
+    "sequences",
+    "transport",
 ]

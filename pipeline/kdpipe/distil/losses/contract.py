@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from math import sqrt
 from typing import Any, NamedTuple, Protocol
@@ -75,6 +75,7 @@ class Definition:
     defaults: tuple[tuple[str, Any], ...]
     """Names and default values of its parameters."""
     needs_label: bool
+    needs_relations: bool
     kd_weight: float
     ce_weight: float
     warmup_epochs: int
@@ -112,6 +113,8 @@ class LogitLoss:
     definition: Definition
     settings: tuple[tuple[str, Any], ...]
     standardized: bool = False
+    relations: Tensor | None = field(default=None, compare=False, repr=False)
+    """Relations between the classes, ``(classes, classes)``, for a loss that reads them."""
 
     @property
     def needs_label(self) -> bool:
@@ -142,11 +145,21 @@ class LogitLoss:
             return None
         return declared(dict(self.settings)) if callable(declared) else declared
 
+    def at(self, temperature: Tensor) -> LogitLoss:
+        """Return the same loss at a temperature that is a scalar tensor, to which gradients flow."""
+        return replace(self, settings=tuple({**dict(self.settings), "temperature": temperature}.items()))
+
+    def among(self, relations: Tensor | None) -> LogitLoss:
+        """Return the same loss among classes of these relations, ``(classes, classes)``; see ``distil.relations``."""
+        return replace(self, relations=relations)
+
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, /) -> Tensor:
         """Return the scalar loss for logits ``(n, classes)`` and labels ``(n,)``."""
         if self.standardized:
             student_logits, teacher_logits = _z_scores(student_logits), _z_scores(teacher_logits)
         read = (labels,) if self.needs_label else ()
+        if self.definition.needs_relations:
+            read = (*read, self.relations if self.relations is None else self.relations.to(student_logits.device))
         return self.definition.formula(student_logits, teacher_logits, *read, **dict(self.settings))
 
 
@@ -188,13 +201,14 @@ class LayerLoss:
     """A registered loss between layers of the student and of the teacher, the sum over pairs of layers.
 
     It is called with the signals of a batch, float32: features ``(n, channels)``, the student's after its projection,
-    or attention maps ``(n, H, W)``. It returns a scalar, without its weight.
+    attention maps ``(n, H, W)``, hidden states ``(n, tokens, channels)`` or heads ``(n, heads, tokens, tokens)``.
+    It returns a scalar, without its weight.
     """
 
     name: str
     formula: Callable[..., Tensor]
     kind: str
-    """The signals that it reads: ``features`` or ``attention``."""
+    """The signals that it reads; see ``kdpipe.models.signals``."""
     weight: float
     """Its weight in the distillation term."""
     projection: Callable[[Shape, Shape], nn.Module] = identity
@@ -202,6 +216,18 @@ class LayerLoss:
     settings: tuple[tuple[str, Any], ...] = ()
     pairs: tuple[LayerPair, ...] = ()
     """The layers that learn from each other; empty where they are left open."""
+
+    memory: Callable[..., nn.Module] | None = None
+    """Makes the module that computes the loss where it remembers samples; see ``memory_loss``."""
+
+    def module(self, student: Shape, teacher: Shape, labels: Tensor) -> nn.Module:
+        """Return what is learned beside the student: the projection, or all of a loss that remembers samples.
+
+        ``labels`` are those of all training samples, int64 ``(samples,)``.
+        """
+        if self.memory is None:
+            return self.projection(student, teacher)
+        return self.memory(student, teacher, labels, **dict(self.settings))
 
     def __call__(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the scalar loss."""
@@ -231,20 +257,23 @@ def loss(
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function of the student's and the teacher's logits as the loss called ``name``.
 
-    If its third parameter is called ``labels``, the loss needs labels and gets them. The others are settings, with the
+    If its third parameter is called ``labels``, the loss needs labels and gets them; if the next is called
+    ``relations``, it gets relations between the classes, or ``None``. The others are settings, with the
     types of ``kdpipe.registry``, each with a default. ``kd_weight``, ``ce_weight`` and ``warmup_epochs`` are the
     published ones, ``standardized`` those values that are published for z-scores. ``teacher_temperature`` is explained
     in ``DistillationLoss``; the default is the setting ``temperature``, or ``None`` if there is none.
     """
 
     def register(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        needs_label = "labels" in list(inspect.signature(formula).parameters)[2:3]
-        tensors = 3 if needs_label else 2
+        names = list(inspect.signature(formula).parameters)
+        needs_label, needs_relations = "labels" in names[2:3], "relations" in names[2:4]
+        tensors = 2 + needs_label + needs_relations
         definition = Definition(
             name,
             formula,
             tuple(_defaults(formula, tensors).items()),
             needs_label,
+            needs_relations,
             kd_weight,
             ce_weight,
             warmup_epochs,
@@ -286,15 +315,49 @@ def layer_loss(
             values = tuple({**defaults, **settings}.items())
             return LayerLoss(name, formula, kind, weight, projection, values, layers)
 
-        layers = Parameter("layers", LayerPair, inspect.Parameter.empty, many=True)
-        facts = {"reads": kind, "weights": shortest(weight)}
-        LOSSES.add(name, make, skip=2, before=(layers,), source=source, facts=facts)
+        LOSSES.add(name, make, skip=2, before=(_layers(),), source=source, facts=_layer_facts(kind, weight))
         return formula
 
     return register
 
 
-def _defaults(formula: Callable[..., Tensor], tensors: int) -> Settings:
+def memory_loss(name: str, *, kind: str, weight: float, source: str) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a module that remembers samples as the loss called ``name`` between a signal of student and teacher.
+
+    It is made with the shapes of the student's and the teacher's signal and the labels of all training samples; the
+    further parameters are settings, each with a default. It is called with the signals of a batch and the indices of
+    its samples, and returns a scalar. Its parameters are learned beside the student, its buffers are part of each
+    checkpoint.
+    """
+
+    def register(memory: type[nn.Module]) -> type[nn.Module]:
+        defaults = _defaults(memory.__init__, 4)
+
+        @wraps(memory.__init__)
+        def make(*layers: LayerPair, **settings: Any) -> LayerLoss:
+            values = tuple({**defaults, **settings}.items())
+            return LayerLoss(name, _no_formula, kind, weight, settings=values, pairs=layers, memory=memory)
+
+        make.__doc__ = memory.__doc__
+        LOSSES.add(name, make, skip=4, before=(_layers(),), source=source, facts=_layer_facts(kind, weight))
+        return memory
+
+    return register
+
+
+def _no_formula(student: Tensor, teacher: Tensor) -> Tensor:
+    raise NotImplementedError("this loss is computed by the module that LayerLoss.module makes")
+
+
+def _layers() -> Parameter:
+    return Parameter("layers", LayerPair, inspect.Parameter.empty, many=True)
+
+
+def _layer_facts(kind: str, weight: float) -> dict[str, str]:
+    return {"reads": kind, "weights": shortest(weight)}
+
+
+def _defaults(formula: Callable[..., Any], tensors: int) -> Settings:
     """Return the default of each parameter after the tensors.
 
     Raises:

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kdpipe.distil.losses.arithmetic import directions
 from kdpipe.distil.losses.contract import layer_loss
 from kdpipe.models.signals import ATTENTION, FEATURES, Shape
-from kdpipe.registry import NotNegative
+from kdpipe.registry import NotNegative, Positive
 
 
 def linear(student: Shape, teacher: Shape) -> nn.Module:
@@ -57,6 +58,40 @@ def _relations(features: Tensor) -> tuple[Tensor, Tensor]:
     # Equal samples have no direction, and no gradient that grows without bound.
     directions = differences / lengths.where(apart, 1).unsqueeze(2)
     return lengths / mean.where(apart.any(), 1), directions @ directions.transpose(1, 2)
+
+
+@layer_loss("itrd", kind=FEATURES, weight=1.0, projection=linear, source="Miles et al. 2022")
+def itrd(
+    student: Tensor,
+    teacher: Tensor,
+    correlation: NotNegative = 2.0,
+    mutual: NotNegative = 1.0,
+    alpha: Positive = 1.01,
+) -> Tensor:
+    """``correlation`` times the log of what channels' correlations lack of 1, plus ``mutual`` times that of kernels.
+
+    Features are ``(n, channels)``, the student's after a learned linear map. The first part is
+    ``log2(sum_j |1 - c_j|^(2 alpha))``, with ``c_j`` the correlation of student and teacher in channel ``j`` over the
+    batch. The second is ``sum(S^2) - sum((S * T)^2)``: ``S`` are the cosines between the student's samples, ``T`` those
+    between the teacher's, and each matrix is divided by its trace.
+
+    Miles, Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation" (2022), equations 5 and 9;
+    the defaults are those of the authors' example (roymiles/ITRD), with cross-entropy of weight 1. As there, the
+    standard deviations are the unbiased ones and the covariance is not, so that ``c_j`` is at most ``1 - 1/n``. There,
+    the second part reads the student's features without the map where both have as many channels. A channel in which
+    the teacher does not vary is left out, as is everything for a batch of one.
+    """
+    n = len(student)
+    (ours, _), (theirs, varies) = directions(student, dim=0), directions(teacher, dim=0)
+    lacking = ((1 - (ours * theirs).sum(dim=0) * (n - 1) / n).abs() ** (2 * alpha)).where(varies, 0).sum()
+    of_channels = torch.log2(lacking.where(varies.any(), 1))
+    cosines, wanted = (F.normalize(features, dim=1) @ F.normalize(features, dim=1).T for features in (student, teacher))
+    of_kernels = _over_trace(cosines).square().sum() - _over_trace(cosines * wanted).square().sum()
+    return correlation * of_channels + mutual * of_kernels
+
+
+def _over_trace(kernel: Tensor) -> Tensor:
+    return kernel / kernel.trace().clamp(min=1e-12)
 
 
 @layer_loss("attention", kind=ATTENTION, weight=1000.0, source="Zagoruyko and Komodakis 2017")

@@ -12,8 +12,8 @@ A weight that is left out is the published one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,16 @@ class LogitTerm:
     weight: float | None = None
     """Its weight in a sum of losses; ``None`` for the published one."""
     standardize: bool = False
+    relations: Tensor | None = field(default=None, compare=False, repr=False)
+    """Relations between the classes, of a loss that reads them."""
+
+    @property
+    def related_by(self) -> str | None:
+        """What relates the classes, ``logits`` or ``features``; ``None`` for a loss that reads no relations."""
+        loss = make(self.name, standardize=self.standardize, **dict(self.settings))
+        if not loss.definition.needs_relations:
+            return None
+        return "features" if dict(loss.settings).get("features") else "logits"
 
     @property
     def takes_temperature(self) -> bool:
@@ -47,12 +57,13 @@ class LogitTerm:
             each.name == TEMPERATURE for each in LOSSES[self.name].parameters
         )
 
-    def at(self, temperature: float | None) -> DistillationLoss:
+    def at(self, temperature: float | Tensor | None) -> DistillationLoss:
         """Return the loss; ``temperature`` is for one that takes it."""
         settings = dict(self.settings)
-        if temperature is not None and self.takes_temperature:
+        if isinstance(temperature, float | int) and self.takes_temperature:
             settings[TEMPERATURE] = temperature
-        return make(self.name, standardize=self.standardize, **settings)
+        loss = make(self.name, standardize=self.standardize, **settings).among(self.relations)
+        return loss.at(temperature) if isinstance(temperature, Tensor) and self.takes_temperature else loss
 
     def __str__(self) -> str:
         """Return the term as ``parse`` reads it."""
@@ -113,12 +124,30 @@ class Loss:
         return self.at().needs_label
 
     @property
+    def related_by(self) -> frozenset[str]:
+        """What relates the classes for the losses that read relations: ``logits``, ``features``, both or neither."""
+        return frozenset(each.related_by for each in self.on_logits if each.related_by is not None)
+
+    def among(self, relations: Mapping[str, Tensor]) -> Loss:
+        """Return the same losses among classes of these relations, by what relates them."""
+        return Loss(
+            tuple(
+                replace(each, relations=relations[each.related_by])
+                if isinstance(each, LogitTerm) and each.related_by is not None
+                else each
+                for each in self.terms
+            )
+        )
+
+    @property
     def takes_temperature(self) -> bool:
         """Whether a loss has a temperature and does not give its own."""
         return any(each.takes_temperature for each in self.on_logits)
 
-    def at(self, temperature: float | None = None) -> DistillationLoss:
+    def at(self, temperature: float | Tensor | None = None) -> DistillationLoss:
         """Return the loss on logits; those that do not give their own temperature are at ``temperature``.
+
+        A temperature that is a tensor gets a gradient.
 
         A lone loss without a weight is itself; several are added up, and so is one beside losses on layers.
 
@@ -127,7 +156,7 @@ class Loss:
         """
         terms = self.on_logits
         if temperature is not None and not self.takes_temperature:
-            raise self._no_effect(temperature)
+            raise self._no_effect(float(temperature))
         if not terms:
             return NoLogits()
         losses = [each.at(temperature) for each in terms]

@@ -1,0 +1,240 @@
+"""Files of Parquet and of Arrow streams: their columns, and the encoded images in one of them.
+
+They are read with pyarrow, which comes with the extra ``hf``. Columns of extension types, which may run code of others
+when they are read, are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.dataset.containers import Open
+from kdpipe.dataset.sources import LARGEST_FILE
+from kdpipe.errors import DatasetError
+from kdpipe.reading import open_regular, why_unread
+
+Schema = Any
+"""``pyarrow.Schema``."""
+Table = Any
+"""``pyarrow.Table``."""
+
+_KEPT = 256 * 1024**2
+"""Bytes of images of row groups of Parquet that a process keeps, beside the last one."""
+_LARGEST_GROUP = 4 * 1024**3
+"""Bytes of images in a row group at most."""
+_BATCH = 64
+"""Rows of Parquet that are decompressed at a time."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of tables, whose functions take a path."""
+
+    schema: Callable[[Path], Schema]
+    rows: Callable[[Path], int]
+    """Returns the number of rows."""
+    columns: Callable[[Path, Sequence[str]], Table]
+    """Returns some columns whole; ``a.b`` is the field ``b`` of the column ``a``."""
+    images: Callable[[str], Open]
+    """Returns the function that opens a file for the images of a column."""
+
+
+def library(name: str) -> Any:
+    """Return a module of pyarrow.
+
+    Raises:
+        DatasetError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DatasetError(f"Arrow and Parquet files need pyarrow ({error}); run: pip install 'kdpipe[hf]'") from error
+
+
+def features_of(schema: Schema) -> Mapping[str, Any]:
+    """Return the features that Hugging Face ``datasets`` wrote into a schema, by column; none where there are none."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parquet(path: Path) -> Any:
+    parquet = library("pyarrow.parquet")
+    with _refused(path):
+        with open_regular(path, follow=True):
+            pass
+        return parquet.ParquetFile(path, memory_map=False)
+
+
+def _parquet_schema(path: Path) -> Schema:
+    with _parquet(path) as file, _refused(path):
+        return file.schema_arrow
+
+
+def _parquet_rows(path: Path) -> int:
+    with _parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _parquet_columns(path: Path, names: Sequence[str]) -> Table:
+    with _parquet(path) as file, _refused(path):
+        return file.read(columns=list(names))
+
+
+def _stream(path: Path) -> Table:
+    """Return all columns of a stream of Arrow, mapped into memory."""
+    arrow = library("pyarrow")
+    with _refused(path):
+        with open_regular(path, follow=True):
+            pass
+        with arrow.memory_map(str(path)) as mapped, arrow.ipc.open_stream(mapped) as reader:
+            return reader.read_all()
+
+
+def _stream_columns(path: Path, names: Sequence[str]) -> Table:
+    table, arrow = _stream(path), library("pyarrow")
+    found = {}
+    for name in names:
+        column, _, inner = name.partition(".")
+        with _refused(path):
+            values = table.column(name if name in table.column_names else column)
+            values.validate(full=True)
+            if inner and name not in table.column_names:
+                values = arrow.chunked_array(
+                    [chunk.field(inner) for chunk in values.chunks], values.type.field(inner).type
+                )
+            found[name] = values
+    return arrow.table(found)
+
+
+class _Rows:
+    """The images of a column of an Arrow stream; see ``Container``."""
+
+    def __init__(self, column: str, path: Path) -> None:
+        (self._values,) = _stream_columns(path, [column]).columns
+
+    def content(self, place: int, size: int) -> bytes:  # noqa: ARG002 (the column knows the size)
+        return _content(self._values[place])
+
+
+class _Groups:
+    """The images of a column of a Parquet file, whose row groups are read whole; see ``Container``."""
+
+    def __init__(self, column: str, path: Path) -> None:
+        self._file, self._column, self._path = _parquet(path), column, path
+        metadata = self._file.metadata
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._failed = dict[int, DatasetError]()
+        self._lock = threading.Lock()
+
+    def content(self, place: int, size: int) -> bytes:  # noqa: ARG002 (the column knows the size)
+        group = int(np.searchsorted(self._starts, place, side="right")) - 1
+        with self._lock:
+            key = (id(self), group)
+            values = _groups.get(key)
+            if group in self._failed:
+                raise self._failed[group]
+            if values is None:
+                try:
+                    values = self._read(group)
+                except DatasetError as error:
+                    self._failed[group] = error
+                    raise
+                _groups.put(key, values)
+        return _content(values[place - int(self._starts[group])])
+
+    def _read(self, group: int) -> Any:
+        """Return the images of a row group; in batches, since a few bytes can stand for as many as they like."""
+        arrow, chunks, total = library("pyarrow"), [], 0
+        with _refused(self._path):
+            for batch in self._file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=[self._column]):
+                column = batch.column(0)
+                chunks.append(column.field(0) if arrow.types.is_struct(column.type) else column)
+                total += chunks[-1].nbytes
+                if total > _LARGEST_GROUP:
+                    raise DatasetError(f"cannot be read: its row group has more than {_LARGEST_GROUP:,} bytes")
+            return arrow.chunked_array(chunks)
+
+    def __del__(self) -> None:
+        """Forget what was kept of the file."""
+        _groups.forget(id(self))
+
+
+class _Kept:
+    """Row groups that were read last."""
+
+    def __init__(self) -> None:
+        self._values: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._lock = threading.RLock()  # a file may be deleted, and forgotten, while another is put
+
+    def get(self, key: tuple[int, int]) -> Any:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def put(self, key: tuple[int, int], values: Any) -> None:
+        with self._lock:
+            self._values[key] = values
+            while len(self._values) > 1 and sum(each.nbytes for each in self._values.values()) > _KEPT:
+                self._values.popitem(last=False)
+
+    def forget(self, file: int) -> None:
+        with self._lock:
+            for key in [key for key in self._values if key[0] == file]:
+                del self._values[key]
+
+
+_groups = _Kept()
+
+
+def _content(value: Any) -> bytes:
+    content = value.as_py()
+    if content is None:
+        raise DatasetError("has no encoded image, or only the name of its file; write the table with embedded images")
+    if not isinstance(content, bytes) or len(content) > LARGEST_FILE:
+        raise DatasetError(f"is larger than {LARGEST_FILE:,} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn an error of pyarrow into one line on a file."""
+    arrow = library("pyarrow")
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (arrow.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise DatasetError(f"{path} cannot be read: {why_unread(error)}") from error
+        reason = str(error).partition("\n")[0][:200]
+        raise DatasetError(f"{path} is damaged, or lacks a column: {reason}; make it or download it again") from error
+
+
+def _open_rows(column: str) -> Open:
+    return partial(_Rows, column)
+
+
+def _open_groups(column: str) -> Open:
+    return partial(_Groups, column)
+
+
+PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, _open_groups)
+STREAM = Format(
+    lambda path: _stream(path).schema, lambda path: int(_stream(path).num_rows), _stream_columns, _open_rows
+)

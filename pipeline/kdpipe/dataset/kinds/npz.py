@@ -1,0 +1,184 @@
+"""``npz:FILE``: pictures in NumPy arrays.
+
+A file has ``train_images``, ``train_labels``, ``test_images`` and ``test_labels`` (or ``x_train``, ``y_train``, ...;
+``val`` or ``valid`` in place of ``test``), or a folder has ``train.npz`` and ``test.npz`` with ``images`` and
+``labels``. ``classes``, the class names, and ``train_keys``, a stable name for each sample, are optional.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kdpipe.dataset.items import ItemSource
+from kdpipe.dataset.labels import SUPPORTED, Column, checked_names, class_labels, class_names, column, names_from
+from kdpipe.dataset.npz import Array, Member, Rows, members, state
+from kdpipe.dataset.options import options
+from kdpipe.dataset.registry import Listing, Request, register
+from kdpipe.dataset.samples import as_digests, bytes_digest
+from kdpipe.errors import DatasetError, MissingSplitError
+
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
+"""The names of a split in arrays and files, the preferred one first."""
+_FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
+_PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
+"""Names of arrays in a file of both splits, and in one of its own."""
+_SETTLED_NS = 2_000_000_000
+
+
+@register("npz:FILE")
+def list_npz(request: Request, written: str) -> Listing:
+    """Pictures (uint8) and labels in NumPy arrays: FILE.npz with train_images, train_labels, test_images, ...
+
+    Raises:
+        MissingSplitError: There are no arrays of the split.
+        DatasetError: The file is missing or damaged, or its arrays are none of pictures and classes.
+    """
+    path, given = options("npz", written, ["classes"])
+    root, split = Path(path).expanduser().absolute(), request.split
+    arrays = find_arrays(root, split)
+    images = arrays["images"]
+    pictures = Pictures(Rows(images))
+    where = f"'{arrays['labels'].name}' of {arrays['labels'].path}"
+    values = _labels(arrays["labels"], len(pictures))
+    classes = _classes(root, arrays, given.get("classes"))
+    if classes is None:
+        trained = arrays if split == "train" else find_arrays(root, "train")
+        classes = class_names(_labels(trained["labels"], trained["images"].shape[0]), where=trained["labels"].where)
+    labels = class_labels(values, classes, where=where)
+    keys: Sequence[str] = tuple(f"npz/{split}/{index}" for index in range(len(pictures)))
+    if "keys" in arrays:
+        keys = tuple(f"{split}/{unicodedata.normalize('NFC', key)}" for key in _strings(arrays["keys"], len(pictures)))
+    pairs = partial(open_pairs, images, labels)
+    return Listing(root.stem, classes, keys, labels, ItemSource(images.where, pairs, pairs(), _names(images)))
+
+
+def find_arrays(root: Path, split: str) -> Mapping[str, Member]:
+    """Return the arrays of a split as ``images``, ``labels`` and, where there are any, ``keys`` and ``classes``.
+
+    Raises:
+        MissingSplitError: There are no arrays of the split.
+        DatasetError: The file is missing or damaged.
+    """
+    if root.is_dir():
+        file = next((root / f"{word}.npz" for word in SPLITS[split] if (root / f"{word}.npz").is_file()), None)
+        if file is None:
+            wanted = " or ".join(f"'{word}.npz'" for word in SPLITS[split])
+            raise MissingSplitError(f"'{root}' has no {split} split: expected {wanted}")
+    else:
+        file = root
+    forms, words = (_PLAIN, ("",)) if root.is_dir() else (_FORMS, SPLITS[split])
+    there = members(file)
+    for word in words:
+        found = {
+            part: there[name] for part, names in forms.items() for form in names if (name := form.format(word)) in there
+        }
+        if "images" in found and "labels" in found:
+            return found | ({"classes": there["classes"]} if "classes" in there else {})
+    expected = [form.format(words[0]) for part in ("images", "labels") for form in forms[part][:1]]
+    raise MissingSplitError(
+        f"{file} has no {split} split: expected the arrays {' and '.join(map(repr, expected))}, "
+        f"found {', '.join(map(repr, list(there)[:12])) or 'none'}"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures in an array ``(n, H, W)``, ``(n, H, W, C)`` or ``(n, C, H, W)`` of one or three channels, uint8."""
+
+    rows: Rows
+
+    def __post_init__(self) -> None:
+        """Check type and shape.
+
+        Raises:
+            DatasetError: they are none of pictures.
+        """
+        member = self.rows.member
+        shape = member.shape
+        channels = len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3})
+        if member.dtype != np.uint8 or not channels or 0 in shape:
+            raise DatasetError(
+                f"{member.where} is {member.dtype} of the shape {shape}, expected pictures: uint8 "
+                "(n, height, width), (n, height, width, 3) or (n, 3, height, width)"
+            )
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return one picture, ``(H, W)``, ``(H, W, 3)`` or ``(3, H, W)``."""
+        picture = self.rows[index]
+        if picture.ndim == 3 and picture.shape[2] == 1:
+            picture = picture[:, :, 0]
+        return picture
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """A sequence of ``(picture, label)``."""
+
+    pictures: Pictures
+    labels: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Return one pair."""
+        return self.pictures[index], int(self.labels[index])
+
+
+def open_pairs(images: Member, labels: npt.NDArray[np.int32]) -> Pairs:
+    """Open the pictures of an array."""
+    return Pairs(Pictures(Rows(images)), labels)
+
+
+def _labels(member: Member, count: int) -> Column:
+    """Return the labels of an array ``(n,)`` or ``(n, 1)``."""
+    shape = member.shape[:1] if len(member.shape) == 2 and member.shape[1] == 1 else member.shape
+    if len(shape) == 2:
+        raise DatasetError(f"{member.where} has the shape {shape}, several values for each image; {SUPPORTED}")
+    if shape != (count,):
+        raise DatasetError(f"{member.where} has the shape {shape}, expected one label for each of {count:,} images")
+    if member.dtype.kind == "U":
+        return column([str(value) for value in member.read().reshape(-1)], where=member.where)
+    if member.dtype.kind not in "iu":
+        raise DatasetError(f"{member.where} is {member.dtype}; {SUPPORTED}")
+    return member.read().reshape(-1).astype(np.int64)
+
+
+def _classes(root: Path, arrays: Mapping[str, Member], file: str | None) -> tuple[str, ...] | None:
+    if file is not None:
+        return names_from(file)
+    if "classes" in arrays:
+        member = arrays["classes"]
+        return checked_names(_strings(member, member.shape[0] if len(member.shape) == 1 else -1), where=member.where)
+    if root.is_dir() and (root / "train.npz").is_file() and "classes" in (there := members(root / "train.npz")):
+        return checked_names(_strings(there["classes"], there["classes"].shape[0]), where=there["classes"].where)
+    return None
+
+
+def _strings(member: Member, count: int) -> list[str]:
+    if member.dtype.kind != "U" or member.shape != (count,):
+        raise DatasetError(f"{member.where} is {member.dtype} of the shape {member.shape}, expected strings")
+    return [str(value) for value in member.read()]
+
+
+def _names(images: Member) -> Array | None:
+    """Return 16 bytes for each picture that change with the file, ``(n, 16)``; None if it was written just now."""
+    info = images.path.stat()
+    if max(info.st_mtime_ns, info.st_ctime_ns) > time.time_ns() - _SETTLED_NS:
+        return None
+    head = f"npz 1 {images.path} {images.name} ".encode("utf-8", "surrogateescape") + state(images.path)
+    count = images.shape[0]
+    return as_digests(b"".join(bytes_digest(head + index.to_bytes(8, "little")) for index in range(count)))

@@ -1,0 +1,142 @@
+"""Listings of datasets in tables of Arrow or Parquet."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdpipe.dataset.arrow import Format, features_of
+from kdpipe.dataset.columns import Chosen, choose, keys_of, labels_of
+from kdpipe.dataset.containers import Parts, parts
+from kdpipe.dataset.encoded import EncodedSource
+from kdpipe.dataset.labels import Column, class_labels, class_names, names_from
+from kdpipe.dataset.names import Names
+from kdpipe.dataset.registry import Listing, Request
+from kdpipe.dataset.sources import Files
+from kdpipe.errors import DatasetError
+
+OPTIONS = ("image", "label", "key", "classes")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a dataset."""
+
+    name: str
+    form: Format
+    files: Callable[[str], Sequence[Path]]
+    """Returns the files of a split."""
+    given: Mapping[str, str]
+    """Options of the spec."""
+    memory: str
+    """Name of the dataset in the cache."""
+    features: Mapping[str, Any] | None = None
+    """Features of Hugging Face ``datasets``; None for those in the files."""
+    roots: tuple[Path, ...] = ()
+    """Folders that may hold images whose path alone is in the table."""
+
+
+def list_tables(request: Request, tables: Tables) -> Listing:
+    """Return the samples of a split in the order of its files and rows.
+
+    Raises:
+        MissingSplitError: There are no files of the split.
+        DatasetError: A file is damaged, or its columns are not those of a classification dataset.
+    """
+    split, paths = request.split, tables.files(request.split)
+    schema = tables.form.schema(paths[0])
+    features = features_of(schema) if tables.features is None else tables.features
+    chosen = choose(schema, features, tables.given, where=str(paths[0]))
+    counts = [tables.form.rows(path) for path in paths]
+    if not sum(counts):
+        raise DatasetError(f"{paths[0]} has no rows; expected at least one image")
+    values = _labels(tables, paths, chosen)
+    classes = names_from(tables.given["classes"]) if "classes" in tables.given else chosen.classes
+    if classes is None:
+        trained = paths if split == "train" else tables.files("train")
+        train = values if split == "train" else _labels(tables, trained, chosen)
+        classes = class_names(train, where=f"'{chosen.label}' of {trained[0]}")
+    labels = class_labels(values, classes, where=f"'{chosen.label}' of {paths[0]}")
+    files = _files(tables, paths, chosen)
+    rows = [np.arange(count) for count in counts]
+    names = [[f"row {row}" for row in each] for each in rows]
+    blobs: Files | Parts = files or parts(paths, tables.form.images(chosen.image), names, rows)
+    source = EncodedSource(blobs, memory=f"{tables.memory} {split}")
+    keys: Sequence[str]
+    if chosen.key is not None:
+        keys = [f"{split}/{_nfc(key)}" for key in _keys(tables, paths, chosen.key)]
+    elif files is not None:
+        keys = _relative(files, tables.roots, split)
+    else:
+        source, keys = _by_content(source, request)
+    return Listing(tables.name, classes, keys, labels, source)
+
+
+def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:
+    found = [
+        labels_of(tables.form.columns(path, [chosen.label]).column(0), where=f"'{chosen.label}' of {path}")
+        for path in paths
+    ]
+    kinds = {each.dtype for each in found if len(each)}
+    if len(kinds) > 1:
+        raise DatasetError(f"'{chosen.label}' has class names in some of the files of {tables.name}, indices in others")
+    return np.concatenate([each for each in found if len(each)])
+
+
+def _keys(tables: Tables, paths: Sequence[Path], name: str) -> list[str]:
+    return [
+        key
+        for path in paths
+        for key in keys_of(tables.form.columns(path, [name]).column(0), where=f"'{name}' of {path}")
+    ]
+
+
+def _files(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Files | None:
+    """Return the image files that tables name, ``None`` where they hold the images themselves.
+
+    Raises:
+        DatasetError: a file is outside of the dataset's folders, or a row has neither.
+    """
+    if chosen.path is None or not tables.roots:
+        return None
+    if tables.form.columns(paths[0], [chosen.image]).column(0).null_count == 0:
+        return None
+    found = [path for each in paths for path in tables.form.columns(each, [chosen.path]).column(0).to_pylist()]
+    roots = [str(root.resolve()) + os.sep for root in tables.roots]
+    for path in found:
+        if path is None or not os.path.realpath(path).startswith(tuple(roots)):
+            raise DatasetError(f"{paths[0]} names the image '{path}', which is not below {tables.roots[0]}")
+    return Files(Names.of(found))
+
+
+def _relative(files: Files, roots: Sequence[Path], split: str) -> list[str]:
+    """Return the names of image files below their folder, beginning with the split."""
+    found = []
+    for path in files.paths:
+        root = next((root for root in roots if Path(path).is_relative_to(root)), None)
+        name = _nfc(path if root is None else str(Path(path).relative_to(root)))
+        found.append(name if name.startswith(f"{split}/") else f"{split}/{name}")
+    return found
+
+
+def _by_content(source: EncodedSource, request: Request) -> tuple[EncodedSource, list[str]]:
+    """Return names made of content digests, numbered where several images are the same, and what was read for them."""
+    every = np.arange(len(source.blobs))
+    found = source.survey(every, what=f"naming {request.split}", progress=request.progress, processes=request.processes)
+    seen: dict[str, int] = {}
+    keys = []
+    for index, digest in enumerate(map(bytes, found.digests)):
+        name = f"broken {index}" if index in found.broken else digest.hex()
+        seen[name] = seen.get(name, 0) + 1
+        keys.append(f"{request.split}/{name}" + (f"-{seen[name]}" if seen[name] > 1 else ""))
+    return source.holding(found), keys
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
