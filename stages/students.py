@@ -17,7 +17,7 @@ from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.relations import class_relations
 from kdpipe.distil.selection import SelectedTargets
-from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
+from kdpipe.distil.several_stores import MixedTargets, refuse_coarse
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
@@ -29,8 +29,9 @@ from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
-from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
+from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
+from kdpipe.stages.views import Rendering, Views, views_of_stores
 from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
@@ -72,7 +73,7 @@ def train(
     stores = [
         open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
     ]
-    of_stores = _views(params, stores) if stores else None
+    of_stores = views_of_stores(params, stores) if stores else None
     data = _training_data(students, stores)
     views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
@@ -164,42 +165,6 @@ def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitS
                 f"--classes data: classes or samples of the data have no soft targets, and {what} needs them of all. "
                 "Leave --classes data out, or make a store of all of the data."
             )
-
-
-def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores.
-
-    Raises:
-        StaleStoreError: a flag contradicts a store, or two stores contradict each other.
-    """
-    asked, distilled = params.view, params.targets.mode != "none"
-    refuse_mixture(stores)
-    store = min(stores, key=lambda store: store.num_views)
-    stored = store.manifest.fingerprint.recipe
-    compared: dict[str, tuple[Any, Any]] = {
-        "recipe": (asked.recipe and str(asked.recipe), stored.name),
-        "recipe-seed": (asked.recipe_seed, stored.seed),
-    }
-    for flag, (wanted, kept) in compared.items():
-        if wanted is not None and wanted != kept:
-            raise StaleStoreError(
-                f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
-                f"than the teacher did. Leave --{flag} out, or make a store with it."
-            )
-    if distilled and asked.views is not None and asked.views > store.num_views:
-        raise StaleStoreError(
-            f"{store.path} holds {store.num_views} augmented views, asked for {asked.views}. "
-            f"Use --views {store.num_views} or fewer, or make a store with more."
-        )
-    # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
-    default = store.num_views if distilled else None
-    return Views(
-        recipe=stored_recipe(store),
-        seed=stored.seed,
-        number=default if asked.views is None else asked.views,
-        # Without soft targets a part of the data may be mixed within itself.
-        population=store.populations if distilled else None,
-    )
 
 
 def _targets(
