@@ -4,8 +4,8 @@
 
 FOLDER is a copy of an example after ``dvc repro``. Writes results/textbook_CASE.json. Accuracies are those of
 the run directories. All networks, and any ``--network NAME:SIZE`` besides, are timed in eager PyTorch and in ONNX
-Runtime: one image, one thread, weights as they are drawn, the networks in turn in each round. Times are of the
-process's CPU, which other programs affect less than the wall clock.
+Runtime, those of tensors in PyTorch alone: one item, one thread, weights as they are drawn, the networks in turn in
+each round. Times are of the process's CPU, which other programs affect less than the wall clock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import yaml
 
 from kdpipe import models, open_store
 from kdpipe.benchmark.machine import machine
+from kdpipe.dataset.forms import Form
 from kdpipe.models import Preset
+from kdpipe.models.inputs import InputSize, adapt, noise, parse_preset
 from kdpipe.stages.provenance import versions
 
 ROUNDS, PASSES = 20, 3
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--case", required=True, help="name of the result")
     parser.add_argument("--student", action="append", required=True, help="run directory, of --seeds or of one run")
+    parser.add_argument("--teacher", help="run directory of the teacher's seeds (default: the store's figure)")
     parser.add_argument("--network", action="append", default=[], help="NAME:SIZE, timed as well")
     options = parser.parse_args()
     sys.path.append(str(options.folder.resolve()))
@@ -49,7 +52,7 @@ def main() -> None:
         "params": yaml.safe_load((options.folder / "params.yaml").read_text(encoding="utf-8")),
         "teacher": {
             "model": teacher.name,
-            "size": teacher.preset["size"],
+            "size": parse_preset(teacher.preset).size,
             "top1": store.manifest.about.get("teacher_test_top1"),
         },
         "test_samples": open_store(options.folder / "data" / "teacher.zarr", split="test").num_samples,
@@ -58,12 +61,13 @@ def main() -> None:
         "versions": dict(versions()),
         "machine": machine(),
     }
-    sizes = {teacher.name: int(teacher.preset["size"])}
-    sizes |= {student["model"]: student["size"] for student in found["students"].values()}
+    if options.teacher:
+        found["teacher"] |= _student(options.folder / options.teacher)
+    sizes = {each["model"]: each["size"] for each in (found["teacher"], *found["students"].values())}
     sizes |= {name: int(size) for name, _, size in (each.rpartition(":") for each in options.network)}
     found["networks"] = _networks(sizes, num_classes=store.num_classes)
     out = Path(__file__).parent / "results" / f"textbook_{options.case}.json"
-    out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(found, indent=1, default=Form.describe) + "\n", encoding="utf-8")
 
 
 def _size(folder: Path) -> int:
@@ -78,7 +82,7 @@ def _student(path: Path) -> dict[str, Any]:
     top1 = [each["test"]["top1"] for each in metrics]
     return {
         "model": records[0]["model"],
-        "size": records[0]["preset"]["size"],
+        "size": parse_preset(records[0]["preset"]).size,
         "distill": records[0]["distill"],
         "samples": records[0]["samples"],
         "epochs": metrics[0]["epochs"],
@@ -92,12 +96,14 @@ def _student(path: Path) -> dict[str, Any]:
     }
 
 
-def _networks(sizes: dict[str, int], *, num_classes: int) -> dict[str, Any]:
-    """Return the cost of one image for each network, at its size."""
+def _networks(sizes: dict[str, InputSize], *, num_classes: int) -> dict[str, Any]:
+    """Return the cost of one item for each network, at its size."""
     passes: dict[tuple[str, str], Callable[[], object]] = {}
     found: dict[str, Any] = {}
     for name, size in sizes.items():
         module = models.create(name, num_classes).eval()
+        if isinstance(size, Form):
+            adapt(module)
         found[name] = {
             "size": size,
             "parameters": models.count_parameters(module),
@@ -105,7 +111,8 @@ def _networks(sizes: dict[str, int], *, num_classes: int) -> dict[str, Any]:
             "cpu_ms": {},
         }
         for engine, make in ENGINES.items():
-            passes[name, engine] = make(module, size)
+            if engine == "eager" or isinstance(size, int):
+                passes[name, engine] = make(module, size)
     times: dict[tuple[str, str], list[float]] = {key: [] for key in passes}
     with torch.inference_mode():
         for _ in range(ROUNDS + 1):  # the first is the warm-up
@@ -119,21 +126,22 @@ def _networks(sizes: dict[str, int], *, num_classes: int) -> dict[str, Any]:
     return found
 
 
-def _eager(module: torch.nn.Module, size: int) -> Callable[[], object]:
-    images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return lambda: module(images)
+def _eager(module: torch.nn.Module, size: InputSize) -> Callable[[], object]:
+    items = noise(size, 1)
+    return lambda: module(items)
 
 
-def _onnx(module: torch.nn.Module, size: int) -> Callable[[], object]:
+def _onnx(module: torch.nn.Module, size: InputSize) -> Callable[[], object]:
     from kdpipe.export.onnx import Session, onnx_bytes
 
+    assert isinstance(size, int)
     session = Session(onnx_bytes(module, Preset(size, size, "bilinear", *PLAIN)), threads=1)
     images = np.random.default_rng(0).integers(0, 256, (1, 3, size, size), dtype=np.uint8)
     return lambda: session(images)
 
 
-ENGINES: dict[str, Callable[[torch.nn.Module, int], Callable[[], object]]] = {"eager": _eager, "onnx": _onnx}
-"""Returns a function that passes one image through a network, by the name of the engine."""
+ENGINES: dict[str, Callable[[torch.nn.Module, InputSize], Callable[[], object]]] = {"eager": _eager, "onnx": _onnx}
+"""Returns a function that passes one item through a network, by the name of the engine."""
 
 if __name__ == "__main__":
     main()

@@ -420,6 +420,17 @@ def _three_digits(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
 
 
+def _data_formats() -> str:
+    """Return the times to the first batch of the same images in every form."""
+    measured = _read("data_formats")
+    rows = []
+    for name, found in measured["forms"].items():
+        seconds = [f"{found[key]:.2f}" for key in ("stream_cold", "stream_warm", "memory_cold", "memory_warm")]
+        rows.append((f"`{name}`", f"{found['bytes'] / 1e6:.1f}", *seconds, f"{found['shuffled_per_second']:,.0f}"))
+    heading = ("form", "MB", "streamed: first", "later", "in memory: first", "later", "shuffled images/s")
+    return _markdown(heading, rows)
+
+
 def _memory_formats() -> str:
     rows = []
     for name, found in _read("memory_formats")["default_over_channels_last"].items():
@@ -780,6 +791,35 @@ def _example(name: str) -> str:
     return _markdown(heading, rows)
 
 
+def _sequences(name: str, learned_from: Mapping[str, str]) -> str:
+    """Return the networks of an example with tensors: costs of one item, and test accuracy over the seeds."""
+    found = _read(f"textbook_{name}")
+    rows = []
+    for way, each in {"teacher": found["teacher"], **found["students"]}.items():
+        cost = found["networks"][each["model"]]
+        numbers = (f"{cost['parameters']:,}", f"{cost['macs'] / 1e6:,.2f}", f"{cost['cpu_ms']['eager']:.2f}")
+        rows.append((f"`{way}`", f"{learned_from[way]}", *numbers, _percent(each["top1"])))
+    heading = ("network", "learned from", "parameters", "MMACs", "CPU ms, PyTorch", "test top-1, %")
+    return _markdown(heading, rows, numbers_from=2)
+
+
+_SPEECH = {
+    "teacher": "labels",
+    "assistant": "the teacher",
+    "student": "the assistant",
+    "direct": "the teacher",
+    "alone": "labels",
+}
+_TEXT = {
+    "teacher": "labels",
+    "logits": "the teacher's logits",
+    "layers": "its logits, hidden states and attention",
+    "second": "the tuned teacher's logits",
+    "tuned": "labels and the logits of `logits`",
+    "alone": "labels",
+}
+
+
 def _of_one_run(share: float, images: int) -> str:
     """Return an accuracy in percent with its 95 % interval (Wilson, 1927), which is that of the test images alone."""
     z = 1.959964
@@ -790,6 +830,7 @@ def _of_one_run(share: float, images: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "data-formats": _data_formats,
     "export-formats": _export_formats,
     "labels": _labels,
     "audit": _audit,

@@ -16,7 +16,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.learning import is_unread
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import ParamsError, StoreError, UnreadError
-from kdpipe.models import Preset
+from kdpipe.models import parse_preset
 from kdpipe.stages import once
 from kdpipe.stages.console import aloud, progress, quiet, say
 from kdpipe.stages.growth import Continued, begun, describe, finish_growth
@@ -25,7 +25,7 @@ from kdpipe.stages.ranks import launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
 from kdpipe.stages.storing import check_top1, ordered, report, settle
-from kdpipe.stages.teachers import Normalization, frozen, load_teacher
+from kdpipe.stages.teachers import ClassNames, Normalization, frozen, load_mapped
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import RowOrder
@@ -194,14 +194,15 @@ def _part(params: CacheTeacher) -> Part | None:
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
+    classes = ClassNames(settings.class_map, settings.teacher_classes)
     loaded = [
-        load_teacher(name, train, given, weights=weights, trust_code=params.code.trust_code)
+        load_mapped(name, train, given, classes=classes, weights=weights, trust_code=params.code.trust_code)
         for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
     ]
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
-    return frozen(loaded, settings, channels_last=_memory_format(params, digest_of(loaded)))
+    return frozen(loaded, settings, channels_last=_memory_format(params, digest_of([each.model for each in loaded])))
 
 
 def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
@@ -225,7 +226,7 @@ def _normalizations(params: CacheTeacher) -> list[Normalization]:
             recorded = cast(list[dict[str, Any]], preset.get("members", [preset]))
     if len(recorded) != len(settings.teacher):
         return [given] * len(settings.teacher)
-    return [replace(given, recorded=Preset.parse(each), recorded_in=out) for each in recorded]
+    return [replace(given, recorded=parse_preset(each), recorded_in=out) for each in recorded]
 
 
 def _pilot(train: Dataset, recipe: Recipe, *, params: CacheTeacher, forward: FrozenTeacher, rows: int) -> torch.Tensor:

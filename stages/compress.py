@@ -19,7 +19,7 @@ from kdpipe.export.images import calibration_images, plain_batches
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.wrapped import required
 from kdpipe.metrics import accuracy
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.saved import RUN, architecture_of, digest_of, weights_of
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import refuse_ranks
@@ -140,16 +140,16 @@ def _quantize(params: Compress, trained: Trained) -> None:
     )
     say(f"{directory.path}: quantizing to int8 with {params.compression.calibration:,} training images.")
     images = calibration_images(
-        train_split, model.preset, count=params.compression.calibration, seed=params.run.data_seed
+        train_split, of_images(model.preset, "int8"), count=params.compression.calibration, seed=params.run.data_seed
     )
-    written = quantized(onnx_bytes(model.module, model.preset, names=train_split.classes), images)
+    written = quantized(onnx_bytes(model.module, of_images(model.preset, "int8"), names=train_split.classes), images)
     metrics = directory.metrics()
     scores = dict.fromkeys(("top1", "top5", "loss"))
     if trained.test is not None:
         session = Session(written, threads=1)
         logits = []
         with progress("testing int8", total=len(trained.test)) as advance:
-            for batch in plain_batches(trained.test, model.preset):
+            for batch in plain_batches(trained.test, of_images(model.preset, "int8")):
                 logits.append(session(batch))
                 advance(len(batch))
         scores = asdict(accuracy(np.concatenate(logits), trained.test.labels))

@@ -18,7 +18,7 @@ from kdpipe.errors import MissingSplitError, RunError
 from kdpipe.export import checks, formats, readme
 from kdpipe.export.checks import Figures, Tested
 from kdpipe.export.images import Pixels, calibration_images
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.saved import digest_of
 from kdpipe.reading import MEGABYTE, read_bytes, read_json
 from kdpipe.sharing.streaming import known_manifest
@@ -57,13 +57,14 @@ def run(params: Export) -> None:
 def _export(params: Export, directory: RunDirectory) -> None:
     record, recorded = directory.record(FinishedRecord), directory.metrics()
     model = _load(directory, record, trust_code=params.code.trust_code)
+    of_images(model.preset, "export")
     test, calibration = _images(params, directory, record, model)
     facts = _facts(params, directory, record, model)
     network = formats.Network(
         model,
         weights=read_bytes(directory.weights, limit=_LARGEST_WEIGHTS, error=RunError),
         classes=tuple(record["classes"]),
-        metadata=readme.metadata(facts, model.preset),
+        metadata=readme.metadata(facts, of_images(model.preset, "export")),
         calibration=calibration,
         threads=params.images.threads or torch.get_num_threads(),
     )
@@ -79,7 +80,7 @@ def _export(params: Export, directory: RunDirectory) -> None:
         if calibration is None
         else {"split": "train", "images": len(calibration), "seed": quantization.calibration_seed},
     }
-    content = readme.files(tested, model.preset, network.classes, facts=facts, images=images)
+    content = readme.files(tested, of_images(model.preset, "export"), network.classes, facts=facts, images=images)
     directories.publish(params.artifact.out, content, readme.EXPORT)
     _show(tested, params.artifact.out)
 
@@ -132,7 +133,7 @@ def _images(
     if params.quantization.quantize is None:
         return test, None
     train = load_split(settings, "train") if train is None else train
-    return test, calibration_images(train, model.preset, count=wanted, seed=seed)
+    return test, calibration_images(train, of_images(model.preset, "int8"), count=wanted, seed=seed)
 
 
 def _dataset(params: Export, directory: RunDirectory, record: Mapping[str, Any]) -> DatasetSettings:

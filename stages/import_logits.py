@@ -21,10 +21,11 @@ from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
 from kdpipe.stages.storing import check_top1, ordered, report, settle
+from kdpipe.stages.teachers import ClassNames, imported_outputs
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
 from kdpipe.store.writer import build
-from kdpipe.teacher.cache import Imported, copy_plane, plan
+from kdpipe.teacher.cache import Imported, columns, copy_plane, plan
 from kdpipe.teacher.settings import ImportSettings
 
 _COMPARED = 1024
@@ -38,8 +39,17 @@ def run(params: ImportLogits) -> None:
     files = {"train": given.logits} | ({} if given.test_logits is None else {"test": given.test_logits})
     datasets = {split: load_split(params.dataset, split) for split in files}
     asked.width(len(datasets["train"].classes))
+    classes = ClassNames(given.class_map, given.teacher_classes)
+    total = columns(given.logits) or len(datasets["train"].classes)
+    outputs = imported_outputs(datasets["train"], classes, total=total, teacher=given.teacher_name)
     source = Imported(
-        files, datasets, name=given.teacher_name, preset=_preset(given, datasets["train"]), views=view.augmented
+        files,
+        datasets,
+        name=given.teacher_name,
+        preset=_preset(given, datasets["train"]),
+        views=view.augmented,
+        outputs=outputs,
+        total=None if outputs is None else total,
     )
     scored = "test" if "test" in datasets else "train"
     top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)
@@ -169,7 +179,7 @@ def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mappin
         at = [place[split][standing.dataset.keys[index]] for index in served.tolist()]
         other = np.zeros(len(served), dtype=bool)
         for view in range(standing.store.num_views + 1):
-            logits = torch.from_numpy(source.plane(split, view)[at].astype(np.float32))
+            logits = torch.from_numpy(source.take(split, view, np.array(at, dtype=np.int64)))
             encoded, known = store.encoding.encode(logits), standing.store.gather(view, standing.rows[served])
             other |= (encoded.codes != known.codes.numpy()).any(axis=1) | (encoded.row_max != known.row_max.numpy())
         differing, compared = differing + int(other.sum()), compared + len(served)

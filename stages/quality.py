@@ -16,11 +16,14 @@ from kdpipe.benchmark.cam import CAM_OVERLAP, Explained, Explanations, explain, 
 from kdpipe.benchmark.corrupted import CorruptedTop1, CorruptionIdentity, corrupted_top1
 from kdpipe.benchmark.quality import BEST_TOP1, Quality, Scaling, scaling
 from kdpipe.benchmark.results import StudentResult
+from kdpipe.benchmark.settings import BenchmarkSettings
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import DatasetError, MissingSplitError, ModelError
+from kdpipe.distil.adversary import Attack, predict_attacked
+from kdpipe.errors import DatasetError, MissingSplitError, ModelError, ParamsError
 from kdpipe.metrics import accuracy, measure
-from kdpipe.models import Model
+from kdpipe.metrics.significance import Correct, correct
+from kdpipe.models import Model, of_images
 from kdpipe.models.layout import settle
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
@@ -115,6 +118,8 @@ class Examiner:
             say(f"{name} has no layer whose output has channels and positions: no Grad-CAM of it.")
             return None
         own, frame = Geometry.of(model.preset), Geometry.of(self.network.preset)
+        assert own is not None
+        assert frame is not None
         self._explained[name] = replace(found, maps=in_frame(found.maps, own, frame))
         return overlap(in_frame(found.maps, own, frame), in_frame(self._example.maps, frame, own))
 
@@ -152,7 +157,13 @@ class Examiner:
         if wanted is None or self.to_corrupt is None:
             return None
         renderer = plain(self.to_corrupt, model, self.device)
-        return corrupted_top1(model.module, renderer, preset=model.preset, corruptions=wanted, progress=progress)
+        return corrupted_top1(
+            model.module,
+            renderer,
+            preset=of_images(model.preset, "--corruptions"),
+            corruptions=wanted,
+            progress=progress,
+        )
 
     def _logits(self, model: Model, samples: Dataset) -> Float32:
         return predict(model.module, plain(samples, model, self.device), preset=model.preset, progress=progress)
@@ -186,6 +197,49 @@ def labeled_subset(test: Dataset | None, limit: int | None) -> Dataset | None:
     if test is None or not len(rows):
         return None
     return test.subset(rows[dataset.balanced_indices(test.sample_ids[rows], test.labels[rows], limit=limit)])
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack, and the test samples that it changes."""
+
+    attack: Attack
+    samples: Dataset
+
+    def withstood(self, model: Model, device: torch.device) -> Correct:
+        """Return whether a model, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
+        preset = of_images(model.preset, "--adversarial")
+        renderer = plain(self.samples, model, device)
+        logits = predict_attacked(model.module, renderer, preset=preset, attack=self.attack, progress=progress)
+        return correct(logits, self.samples.labels)
+
+
+def attack_of(params: Benchmark, test: Dataset | None) -> Attacked | None:
+    """Return the attack of ``--adversarial``.
+
+    Raises:
+        DatasetError: no test sample has a label, which the attack leads away from.
+    """
+    if params.measurement.adversarial is None:
+        return None
+    chosen = labeled_subset(test, params.measurement.adversarial_samples)
+    if chosen is None:
+        raise DatasetError(
+            f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
+        )
+    return Attacked(params.measurement.adversarial, chosen)
+
+
+def refuse_images_only(asked: BenchmarkSettings, test: Dataset | None) -> None:
+    """Refuse what changes or explains pictures, for a dataset of tensors.
+
+    Raises:
+        ParamsError: it is asked for.
+    """
+    wanted = {"corruptions": asked.corruptions, "cam": asked.cam, "adversarial": asked.adversarial}
+    given = next((name for name, value in wanted.items() if value is not None), None)
+    if test is not None and test.form is not None and given is not None:
+        raise ParamsError(f"{given} is for images, {test.spec} has tensors ({test.form}): leave it out.")
 
 
 def plain(samples: Dataset, model: Model, device: torch.device) -> Renderer:

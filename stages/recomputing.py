@@ -9,9 +9,9 @@ from typing import Any, cast
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
-from kdpipe.models import Preset
+from kdpipe.models import Preset, parse_preset
 from kdpipe.stages.console import progress, say
-from kdpipe.stages.teachers import Normalization, load_teacher
+from kdpipe.stages.teachers import Normalization, load_mapped
 from kdpipe.store.manifest import Manifest, read
 from kdpipe.store.reader import open_store
 from kdpipe.teacher.forward import PRECISIONS, Ensemble, Forward, FrozenTeacher
@@ -80,16 +80,20 @@ def _load(
     trust_code: bool,
 ) -> FrozenTeacher:
     members = []
-    for (name, file), described in zip(teachers, presets, strict=True):
-        preset = Preset.parse(described)
-        given = Normalization(preset.mean, preset.std, preset.size)
-        model = load_teacher(name, train, given, weights=file, trust_code=trust_code, quiet=True)
+    maps = found.fingerprint.teacher.class_maps or (None,) * len(presets)
+    for (name, file), described, outputs in zip(teachers, presets, maps, strict=True):
+        preset = parse_preset(described)
+        given = Normalization(recorded=preset)
+        if isinstance(preset, Preset):
+            given = Normalization(preset.mean, preset.std, preset.size)
+        teacher = load_mapped(name, train, given, recorded=outputs, weights=file, trust_code=trust_code, quiet=True)
         members.append(
             Forward(
-                model,
+                teacher.model,
                 device=models.resolve_device(device),
                 precision=found.fingerprint.precision,
                 channels_last=None if found.fingerprint.memory_format else False,
+                outputs=teacher.outputs,
             )
         )
     return members[0] if len(members) == 1 else Ensemble(members)

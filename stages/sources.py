@@ -15,8 +15,8 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.learning import is_unread
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import MissingSplitError, ModelError
-from kdpipe.models import Model
+from kdpipe.errors import DatasetError, MissingSplitError, ModelError
+from kdpipe.models import Model, TensorPreset
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import first_on_machine
 
@@ -64,6 +64,11 @@ def load_test(settings: DatasetSettings, train: Dataset, *, unread: bool = False
     except MissingSplitError as missing:
         say(f"warning: {missing}. Going on without: there will be no test figures.")
         return None
+    if test.form != train.form:
+        raise DatasetError(
+            f"{settings.data} has other items in test than in train: expected {train.form or 'images'}, found "
+            f"{test.form or 'images'}"
+        )
     if not (is_unread(train) or is_unread(test)):
         warn_of_shared(train, test)
     return test
@@ -103,10 +108,12 @@ def load_model(
         size=size,
         fallback_statistics=train.statistics,
         fallback_size=side_of(name, train),
+        form=train.form,
         trust_code=trust_code,
     )
     for remark in model.remarks:
         say(remark)
+    refuse_other_items(model, train, origin=weights or name)
     if size is None and train.image_size is None:
         say(f"{name} takes images of {model.preset.size} px: those of {train.spec} differ in size (--input-size).")
     refuse_another_order(model, train, origin=weights or name)
@@ -118,6 +125,12 @@ def side_of(name: str, train: Dataset) -> int | None:
     if train.image_size is not None:
         return min(train.image_size)
     return None if models.is_foreign(name) else 32
+
+
+def refuse_other_items(model: Model, train: Dataset, *, origin: object) -> None:
+    """Refuse a network of tensors for a dataset of images; raises a ``ModelError``."""
+    if isinstance(model.preset, TensorPreset) and model.preset.form != train.form:
+        raise ModelError(f"{origin} takes tensors ({model.preset.form}), {train.spec} has {train.form or 'images'}.")
 
 
 def refuse_another_order(model: Model, train: Dataset, *, origin: object) -> None:

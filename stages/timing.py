@@ -15,7 +15,7 @@ from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.export.images import calibration_images, plain_batches
-from kdpipe.models import Model, Preset, short_name
+from kdpipe.models import AnyPreset, Model, TensorPreset, of_images, short_name
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -63,7 +63,7 @@ class Timer:
 
     def measure(self) -> Measured:
         """Time all networks in rounds; report what was left out, and reasons to doubt the times."""
-        names = ", ".join(f"{short_name(each.architecture)} at {each.size} px" for each in self._subjects)
+        names = ", ".join(f"{short_name(each.architecture)} at {each.input}" for each in self._subjects)
         say(f"Timing {len(self._subjects)} network{'s' * (len(self._subjects) > 1)}: {names}.")
         asked = self._params.measurement
         measured = time_networks(
@@ -89,15 +89,19 @@ class Timer:
         except DatasetError:
             return None
 
-    def _checked(self, preset: Preset) -> npt.NDArray[np.uint8]:
+    def _checked(self, preset: AnyPreset) -> npt.NDArray[np.uint8]:
         """Return test images for the comparison of engines, evenly spaced; noise where there are none."""
         if self._test is None or not len(self._test):
+            if isinstance(preset, TensorPreset):
+                return np.stack([preset.form.blank()] * CHECKED)
             shape = (CHECKED, 3, preset.size, preset.size)
             return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         count = min(CHECKED, len(self._test))
         rows = np.linspace(0, len(self._test) - 1, count).astype(np.int64)
         return np.concatenate(list(plain_batches(self._test.subset(rows), preset)))
 
-    def _calibration(self, preset: Preset) -> npt.NDArray[np.uint8]:
+    def _calibration(self, preset: AnyPreset) -> npt.NDArray[np.uint8]:
         assert self._training is not None
-        return calibration_images(self._training, preset, count=self._params.measurement.calibration, seed=0)
+        return calibration_images(
+            self._training, of_images(preset, "int8"), count=self._params.measurement.calibration, seed=0
+        )

@@ -7,9 +7,9 @@ from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainTeacher
 from kdpipe.stages.sources import load_test
-from kdpipe.stages.training import Task, Views, fit, objective_of
+from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import load_student, load_training, with_layout
-from kdpipe.views import Recipe
+from kdpipe.stages.views import Views
 
 
 def run(params: TrainTeacher) -> None:
@@ -23,8 +23,7 @@ def _train(params: TrainTeacher) -> None:
     test = load_test(params.dataset, data.whole)
     model = load_student(params, params.model, data.train)
     params = with_layout(params, model)
-    view = params.view
-    views = Views(view.recipe or Recipe.parse("crop-flip"), view.recipe_seed or 0, view.views)
+    views = Views.asked(params.view, data.train)
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     fit(
         [Task(model, params, objective_of(params, model))],

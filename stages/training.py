@@ -9,8 +9,6 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdpipe import models
@@ -20,13 +18,14 @@ from kdpipe.distil.adversary import Adversary, Robust
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.errors import DeviceError, KdpipeError, ParamsError, RunError
 from kdpipe.metrics import accuracy
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.layout import arrange
 from kdpipe.models.saved import digest_of
 from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.settings.training import StudentTraining, TrainTeacher
 from kdpipe.stages.training_data import TrainingData, identity, labels_of
+from kdpipe.stages.views import Rendering, Views
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
@@ -36,32 +35,10 @@ from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
-from kdpipe.views import Geometry, Recipe, Renderer
+from kdpipe.views import Geometry, Renderer
 
-Plain = Callable[[Dataset, Geometry], Renderer]
+Plain = Callable[[Dataset, Geometry | None], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
-Rendering = Callable[[Geometry], Renderer]
-"""Returns the one renderer of the training samples at a size."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """The views of the training samples."""
-
-    recipe: Recipe
-    seed: int
-    number: int | None
-    """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    population: Sequence[npt.NDArray[np.uint8]] | None = None
-    """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
-
-    def rendering(self, train: Dataset, device: torch.device) -> Rendering:
-        """Return a function that makes one renderer for each size of a model's input."""
-        return cache(
-            lambda geometry: Renderer(
-                train, self.recipe, seed=self.seed, geometry=geometry, device=device, population=self.population
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -101,12 +78,12 @@ def objective_of(
         model.preset,
         distillation,
         label_smoothing=params.optimization.label_smoothing,
-        adversary=None if robust is None else Adversary(robust, model.module, model.preset),
+        adversary=None if robust is None else Adversary(robust, model.module, of_images(model.preset, "--adversarial")),
         rotation=None
         if auxiliary is None
         else auxiliary.attach(
             model.module,
-            model.preset,
+            of_images(model.preset, f"--aux {auxiliary}"),
             name=model.name,
             seed=params.run.seed,
             device=device,
@@ -285,7 +262,7 @@ def _origin(task: Task) -> dict[str, Any]:
     return {"init_weights": {"name": weights, "digest": task.model.digest}}
 
 
-def _plain(device: torch.device, dataset: Dataset, geometry: Geometry) -> Renderer:
+def _plain(device: torch.device, dataset: Dataset, geometry: Geometry | None) -> Renderer:
     return Renderer(dataset, "none", seed=0, geometry=geometry, device=device)
 
 

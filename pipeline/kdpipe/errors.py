@@ -34,6 +34,15 @@ class ModelError(KdpipeError):
     """A model is unknown, or its weights do not fit it."""
 
 
+class ClassMismatchError(ModelError):
+    """A model has another number of classes than the dataset; a class map may pair them."""
+
+    def __init__(self, message: str, *, found: int) -> None:
+        """Keep the number of the model's classes."""
+        super().__init__(message)
+        self.found = found
+
+
 class RecipeError(KdpipeError, ValueError):
     """A view recipe is unknown or malformed."""
 

@@ -12,6 +12,7 @@ import torch
 
 from kdpipe import dataset, models, open_store
 from kdpipe.models import Preset
+from kdpipe.store.manifest import read
 from tests.conftest import LIMITS, Built, Outcome
 
 Kdpipe = Callable[..., Outcome]
@@ -104,10 +105,12 @@ def test_teachers_must_take_the_same_pixels(built: Built, kdpipe: Kdpipe, tmp_pa
     assert not (tmp_path / "mean.zarr").exists()
 
 
-def test_every_teacher_must_name_the_classes_in_order(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+def test_a_teacher_of_another_order_is_mapped_by_its_class_names(built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
     classes = dataset.load("digits", "test", 60).classes
     reversed_names = save_teacher(tmp_path / "reversed.safetensors", classes=classes[::-1])
-    refused = kdpipe(*COMMON, *_both(built, reversed_names), "--average", "--out", tmp_path / "mean.zarr")
-    assert refused.code == 1
-    assert "reversed.safetensors has the classes" in refused.last_line
-    assert "in another order" in refused.last_line
+    mapped = kdpipe(*COMMON, *_both(built, reversed_names), "--average", "--out", tmp_path / "mean.zarr")
+    assert mapped.code == 0, mapped.err
+    assert "from the 10 of resnet14: 10 by name." in mapped.err
+    same, backwards = read(tmp_path / "mean.zarr").fingerprint.teacher.class_maps
+    assert same == tuple((index,) for index in range(10))
+    assert backwards == same[::-1]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
+import os
 import shlex
 import shutil
 import struct
 import sys
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from kdpipe import dataset, open_store
+from kdpipe.dataset.samples import sample_id
 from kdpipe.presets import find
 from kdpipe.stages import cli
 from kdpipe.stages.flags import parser_of, resolve
@@ -37,8 +42,15 @@ PLANS = {
     ("inception_mobilenet", "params.yaml"): ["train-teacher"],
     ("inception_mobilenet", "params-small.yaml"): ["train-teacher"],
     ("imagenet_resnet34_resnet18", "params.yaml"): [],
+    ("text", "params.yaml"): ["train-teacher"],
+    ("text", "params-small.yaml"): ["train-teacher"],
+    ("speech", "params.yaml"): ["train-teacher"],
+    ("speech", "params-small.yaml"): ["train-teacher"],
 }
 """Every plan, and the stages of it that train a teacher."""
+
+MODULES = ("networks", "reviews", "recordings")
+"""Modules of the examples, which have the same names in several of them."""
 
 QUICK = {"rounds": 2, "batch_sizes": "1", "engines": "eager", "cold_starts": False}
 """A benchmark that takes little time."""
@@ -76,7 +88,8 @@ def reproduce(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
         stages = dict(list(_stages(folder).items())[: -skip or None])
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.delitem(sys.modules, "networks", raising=False)
+        for module in MODULES:
+            monkeypatch.delitem(sys.modules, module, raising=False)
         for name, stage in stages.items():
             program, *arguments = shlex.split(stage.cmd)
             assert program == "kdpipe"
@@ -84,7 +97,8 @@ def reproduce(kdpipe: Kdpipe, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
             assert outcome.code == 0, (name, outcome.err)
             for out in stage.outs:
                 assert Path(out.fs_path).exists(), (name, out)
-        sys.modules.pop("networks", None)
+        for module in MODULES:
+            sys.modules.pop(module, None)
         return list(stages)
 
     return run
@@ -209,6 +223,123 @@ def test_inception_and_mobilenet_see_the_same_views_at_their_sizes(tmp_path: Pat
     for way in ("cache", "none"):
         record = _read(folder / "runs" / f"student-{way}" / "seed-0" / "run.json")
         assert (record["model"], record["preset"]["size"]) == ("torchvision:mobilenet_v3_small", 224)
+
+
+def test_text(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On film reviews where there are some, else on sentences of a few words."""
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'kdpipe[examples]'")
+    if "KDPIPE_SENTENCES" not in os.environ:
+        _sentences(tmp_path / "sentences")
+        monkeypatch.setenv("KDPIPE_SENTENCES", str(tmp_path / "sentences"))
+    small = {"epochs": 1, "batch_size": 16, "limit_train": 32, "limit_test": 16, "seeds": "0"}
+    folder = _copy(
+        "text",
+        tmp_path,
+        "params-small.yaml",
+        tune={"epochs": 1},
+        train_teacher=small,
+        cache_teacher={"views": 1, "limit_train": 32, "limit_test": 16},
+        train_student=small,
+        benchmark={**QUICK, "limit_test": 16},
+    )
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"logits", "layers", "second", "alone"}
+    assert {"hidden", "heads"} <= set(_history(folder / "runs" / "layers" / "seed-0")[0])
+    tuned = _read(folder / "runs" / "tuned" / "seed-0" / "run.json")
+    assert (tuned["model"], tuned["distill"]) == ("networks:teacher", "cache")
+
+
+def _sentences(folder: Path) -> None:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for name, words in (("positive", "a fine warm film , with wit"), ("negative", "one dull long film , no wit")):
+        lines = (" ".join(random.choice(words.split(), size)) for size in random.integers(1, 40, 120))
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_speech(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On spoken digits where there are some, else on tones."""
+    if "KDPIPE_SPEECH" not in os.environ:
+        _tones(tmp_path / "spoken" / "recordings")
+        monkeypatch.setenv("KDPIPE_SPEECH", str(tmp_path / "spoken"))
+    small = {"epochs": 1, "batch_size": 16, "limit_train": 40, "limit_test": 20}
+    folder = _copy(
+        "speech",
+        tmp_path,
+        "params-small.yaml",
+        train_teacher=small,
+        cache_teacher={"views": 1, "limit_train": 40, "limit_test": 20},
+        train_student=small,
+        benchmark={**QUICK, "limit_test": 20},
+    )
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"assistant", "student", "direct", "alone"}
+    unheard = {
+        sample_id(f"{digit}_{speaker}_{number}")
+        for digit in range(10)
+        for speaker in ("theo", "yweweler")
+        for number in range(50)
+    }
+    train, test = (
+        {each.tobytes() for each in open_store(folder / "data" / "assistant.zarr", split=split).sample_ids}
+        for split in ("train", "test")
+    )
+    assert test <= unheard
+    assert not train & unheard
+
+
+def _module(name: str, file: str) -> Any:
+    found = importlib.util.spec_from_file_location(file, ROOT / "examples" / name / f"{file}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_vocabulary_is_of_training_sentences_and_equal_ones_are_in_one_split() -> None:
+    reviews = _module("text", "reviews")
+    sentences = [f"seen film{number} ." for number in range(100)]
+    lines = {"negative": sentences, "positive": [f"{line}\u00e9" for line in sentences] + sentences[:50]}
+    train, test = (reviews.Reviews(lines, split) for split in ("train", "test"))
+    words = {word for key in train.keys for word in reviews.words(_line(lines, key))}
+    assert train.vocabulary == test.vocabulary
+    assert {"seen", "."} <= {*train.vocabulary} <= words
+    assert not {_line(lines, key) for key in train.keys} & {_line(lines, key) for key in test.keys}
+    assert len(train) + len(test) == 250
+    item, label = test[0]
+    assert label == 0
+    assert item["input_ids"].tolist()[:2] == [reviews.CLS, reviews.MASK + 1 + list(train.vocabulary).index("seen")]
+    assert item["attention_mask"].sum() == 1 + len(reviews.words(_line(lines, test.keys[0])))
+
+
+def _line(lines: dict[str, list[str]], key: str) -> str:
+    name, _, number = key.partition("/")
+    return lines[name][int(number)]
+
+
+def test_the_band_of_a_tone_and_the_loudness_of_noise() -> None:
+    recordings = _module("speech", "recordings")
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 8000)
+    found = recordings.spectrogram(tone)
+    assert found.shape == (recordings.FRAMES, recordings.BANDS)
+    mel = [2595 * np.log10(1 + hertz / 700) for hertz in (1000, 4000)]
+    assert (found.argmax(1) - (mel[0] / mel[1] * (recordings.BANDS + 1) - 1)).abs().max() < 1
+    noise = torch.randn(8000, generator=torch.Generator().manual_seed(0)) / 4
+    assert torch.allclose(recordings.spectrogram(noise / 10), recordings.spectrogram(noise), atol=0.05)
+    assert (recordings.mel_filters().sum(1) > 0).all()
+
+
+def _tones(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for digit in range(10):
+        for speaker, pitch in (("ann", 1.0), ("theo", 1.1)):
+            for number in range(4):
+                seconds = np.arange(2400 + 200 * number) / 8000
+                samples = np.sin(2 * np.pi * 200 * pitch * (digit + 1) * seconds)
+                with wave.open(str(folder / f"{digit}_{speaker}_{number}.wav"), "wb") as file:
+                    file.setparams((1, 2, 8000, 0, "NONE", ""))
+                    file.writeframes((samples * 2**14).astype("<i2").tobytes())
 
 
 def test_the_plan_for_imagenet_is_the_published_preset() -> None:

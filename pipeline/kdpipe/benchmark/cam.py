@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdpipe import models
 from kdpipe.metrics import Figure
-from kdpipe.models import Model, evaluating
+from kdpipe.models import Model, evaluating, of_images
 from kdpipe.models.layout import arranged
 from kdpipe.views import Geometry, Renderer
 
@@ -72,7 +72,7 @@ def explain(model: Model, renderer: Renderer, classes: NDArray[np.int64] | None 
     None if the network has no layer with positions, such as transformers on tokens and exported programs. The network
     must be on the renderer's device; its parts keep their modes.
     """
-    size = model.preset.size
+    size = of_images(model.preset, "Grad-CAM").size
     layer = last_positions(model.module, size)
     if layer is None:
         return None

@@ -27,7 +27,7 @@ from kdpipe.errors import ModelError
 from kdpipe.export.onnx import onnx_bytes, quantized
 from kdpipe.export.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
 from kdpipe.export.wrapped import Wrapped
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset, TensorPreset, of_images, parse_preset
 from kdpipe.models.layout import arrange, choose
 from kdpipe.models.program import quiet
 from kdpipe.registry import Registry
@@ -116,7 +116,7 @@ class Subject:
     network: Network
     module: nn.Module
     """In evaluation mode."""
-    preset: Preset
+    preset: AnyPreset
     images: Images
     """uint8 ``(n, 3, S, S)``, at least one: those on which engines are compared, and which are timed."""
     origin: Origin | None = None
@@ -156,7 +156,7 @@ class Subject:
         if form == "module":
             return Wrapped(self.module, self.preset)
         if precision == "fp32":
-            return onnx_bytes(self.module, self.preset)
+            return onnx_bytes(self.module, of_images(self.preset, "an ONNX model"))
         if self.calibration is None:
             raise ModelError("int8 is calibrated with training images, and there are none")
         return quantized(self.source("onnx"), self.calibration())
@@ -177,7 +177,9 @@ def _loaded(origin: dict[str, Any], threads: int) -> Wrapped:
 
     torch.set_num_threads(threads)
     given = dict(origin)
-    preset = Preset.parse(given.pop("preset"))
+    preset = parse_preset(given.pop("preset"))
+    if isinstance(preset, TensorPreset):
+        return Wrapped(load(**given, form=preset.form, fallback_statistics=None).module, preset)
     statistics: dict[str, Any] = {"mean": preset.mean, "std": preset.std, "size": preset.size}
     return Wrapped(load(**given, **statistics, fallback_statistics=None).module, preset)
 
@@ -207,10 +209,9 @@ def _compile(source: Wrapped, *, threads: int, batch_size: int, device: str) -> 
         forward.__code__.replace(), globals(), f"forward_{id(module)}", closure=forward.__closure__
     )
     run = _torch_run(torch.compile(own, dynamic=False, fullgraph=True), device)
-    size = source.size
     try:
         with quiet():
-            run(np.zeros((batch_size, 3, size, size), dtype=np.uint8))
+            run(source.example().numpy()[:1].repeat(batch_size, axis=0))
     except Exception as error:  # the compiler documents no exceptions
         raise ModelError(f"torch.compile fails: {first_line(error)}") from error
     return run

@@ -120,7 +120,7 @@ def time_networks(
 def cost(subject: Subject) -> Cost:
     """Return parameters, multiply-accumulates, and the sizes of the ONNX models that were made."""
     try:
-        counted: int | None = macs(subject.module, subject.network.size)
+        counted: int | None = macs(subject.module, subject.preset.size)
     except (RuntimeError, NotImplementedError):
         counted = None
     sizes = {
@@ -220,7 +220,7 @@ class _Way:
                 packages=(self.engine.package,),
                 threads=grid.threads[0],
                 batch_sizes=grid.batch_sizes,
-                size=self.subject.network.size,
+                size=self.subject.preset.size,
                 static=self.engine.static,
             )
         except ModelError as error:

@@ -25,7 +25,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kdpipe.benchmark.timing import Start
+from kdpipe.dataset.forms import Form
 from kdpipe.errors import KdpipeError, ModelError
+from kdpipe.models.inputs import InputSize
 from kdpipe.printable import printable
 
 PASSES = 3
@@ -50,8 +52,10 @@ class Request(BaseModel):
     """The source where there is no file: arguments of ``models.load``."""
     threads: int
     batch_sizes: tuple[int, ...]
-    size: int
+    size: int = 0
     """Side of the images in pixels."""
+    form: list[Any] | None = None
+    """The form of tensors, as ``Form.describe`` returns it."""
     static: bool
     """Whether the network is loaded anew for each batch size."""
 
@@ -71,7 +75,7 @@ def measure_start(
     packages: Sequence[str],
     threads: int,
     batch_sizes: Sequence[int],
-    size: int,
+    size: InputSize,
     static: bool,
     timeout: float = TIMEOUT,
 ) -> dict[int, Start]:
@@ -91,7 +95,8 @@ def measure_start(
             origin=None if isinstance(source, bytes) else source,
             threads=threads,
             batch_sizes=tuple(sorted(set(batch_sizes))),
-            size=size,
+            size=size if isinstance(size, int) else 0,
+            form=None if isinstance(size, int) else size.describe(),
             static=static,
         )
         command = [sys.executable, "-m", "kdpipe.benchmark.starts"]
@@ -126,9 +131,11 @@ def run(request: Request) -> dict[str, Any]:
     load = getattr(importlib.import_module(module), name)
     for package in request.packages:
         importlib.import_module(package)
-    images = np.random.default_rng(0).integers(
-        0, 256, (max(1, *request.batch_sizes), 3, request.size, request.size), dtype=np.uint8
-    )
+    count = max(1, *request.batch_sizes)
+    if request.form is None:
+        images = np.random.default_rng(0).integers(0, 256, (count, 3, request.size, request.size), dtype=np.uint8)
+    else:
+        images = np.stack([Form.parse(request.form).blank()] * count)
     libraries = _resident()
     begin = time.perf_counter()
     network = load(_source(request), threads=request.threads, batch_size=1)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from blake3 import blake3
 
-from kdpipe.models import short_name
+from kdpipe.models import InputSize, short_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +30,20 @@ class Network:
     """Its name."""
     structure: str
     """Hex BLAKE3-64 of its layers and the shapes of its tensors."""
-    size: int
-    """Side of its input, in pixels."""
+    size: int | str
+    """Side of its input, in pixels, or its tensors in words."""
+
+    @property
+    def input(self) -> str:
+        """Its input, for people."""
+        return f"{self.size} px" if isinstance(self.size, int) else self.size
 
     @classmethod
-    def of(cls, module: nn.Module, *, architecture: str, size: int) -> Network:
-        """Identify a module that takes images of ``size`` pixels."""
+    def of(cls, module: nn.Module, *, architecture: str, size: InputSize) -> Network:
+        """Identify a module that takes images of ``size`` pixels, or tensors of that form."""
         shapes = [[key, str(tensor.dtype), list(tensor.shape)] for key, tensor in module.state_dict().items()]
         digest = blake3(json.dumps([repr(module), shapes]).encode())
-        return cls(architecture, digest.hexdigest(length=8), size)
+        return cls(architecture, digest.hexdigest(length=8), size if isinstance(size, int) else str(size))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,7 @@ class Workload:
     def title(self) -> str:
         """Its parts, for people."""
         threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        network = f"{short_name(self.network.architecture)} at {self.network.size} px"
+        network = f"{short_name(self.network.architecture)} at {self.network.input}"
         return f"{network}, {self.engine} {self.precision}, {threads}, batch {self.batch_size}, {self.device}"
 
 

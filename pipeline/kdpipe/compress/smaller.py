@@ -10,7 +10,7 @@ from torch import nn
 from kdpipe.compress.low_rank import decompose
 from kdpipe.compress.pruning import Cost, prune
 from kdpipe.errors import ModelError
-from kdpipe.models import Model, base_of
+from kdpipe.models import Model, base_of, of_images
 from kdpipe.models.compressed import factorable, shape_of
 from kdpipe.models.inspection import evaluating
 from kdpipe.models.loading import identify
@@ -30,7 +30,7 @@ def smaller(
     """
     if pruned is None and low_rank is None:
         return model
-    base, size = base_of(model.name), model.preset.size
+    base, size = base_of(model.name), of_images(model.preset, "compression").size
     if resolve(base)[0].create is None:
         raise ModelError(
             f"{model.name} is a program, whose layers cannot be changed: compress a run of an architecture"

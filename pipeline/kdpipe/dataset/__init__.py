@@ -9,6 +9,7 @@
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.choice import balanced_indices
 from kdpipe.dataset.decode import decoder_name
+from kdpipe.dataset.forms import Form
 from kdpipe.dataset.loading import Loading, hold_out, labeled, limit_labels, load, single_classes
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
@@ -18,6 +19,7 @@ from kdpipe.dataset.workers import Shared, worker_context
 
 __all__ = [
     "Dataset",
+    "Form",
     "Kind",
     "Listing",
     "Loading",

@@ -1,4 +1,4 @@
-"""Sources of pixels that are items of Python sequences.
+"""Sources of pixels, or of packed tensors, that are items of Python sequences.
 
 Every item is looked at once to learn its digest and size. A sequence that gives digests or a fingerprint of its items
 has this remembered in the cache.
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory
+from kdpipe.dataset.forms import Form
 from kdpipe.dataset.registry import Survey
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at
@@ -55,17 +56,46 @@ class ItemSource:
     """16 bytes for each item that change with its content, ``(n, 16)``, by which it is remembered; None for none."""
     looked: Records = field(default_factory=lambda: np.empty(0, dtype=_FOUND))
     """Records of all items that were known before the survey."""
+    form: Form | None = None
+    """The form of items that are tensors, of the first one read; None for pictures, and before the survey."""
+    settled: bool = False
+    """Whether the form is known."""
+    first: tuple[int, Any] | None = None
+    """The item that the form was taken from, with its index, so that it is not read twice."""
 
     parallel: bool = False
     digests_pixels: bool = True
     """Whether content digests are those of pixels."""
 
     def item(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Return the pixels, uint8 ``(3, height, width)``, and the label of one item.
+        """Return the pixels or the packed tensors, uint8 ``(3, height, width)``, and the label of one item.
 
         Raises:
-            DatasetError: The item is not a pair of a picture and an integer.
+            DatasetError: The item is not a pair of a picture, or of tensors of the form, and an integer.
         """
+        pair = self._settle(index)
+        try:
+            return self._pixels(pair[0]), as_label(pair[1])
+        except ValueError as error:
+            raise DatasetError(f"{self.where}[{index}] cannot be used: {error}") from error
+
+    def _pixels(self, item: Any) -> npt.NDArray[np.uint8]:
+        return decode.from_picture(item) if self.form is None else self.form.pack(item)
+
+    def _settle(self, index: int) -> Any:
+        """Return one item as the sequence has it; the first tells the form of all."""
+        if self.first is not None and self.first[0] == index:
+            (_, pair), self.first = self.first, None
+            return pair
+        pair = self._pair(index)
+        if not self.settled:
+            try:
+                self.form, self.settled = Form.of(pair[0]), True
+            except ValueError as error:
+                raise DatasetError(f"{self.where}[{index}] cannot be used: {error}") from error
+        return pair
+
+    def _pair(self, index: int) -> Any:
         if self.opened is None:
             self.opened = self.open()
         try:
@@ -74,11 +104,8 @@ class ItemSource:
             raise DatasetError(f"{self.where}[{index}] raised {type(error).__name__}: {error}") from error
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             found = f"{len(pair)} values" if isinstance(pair, tuple | list) else f"a {type(pair).__name__}"
-            raise DatasetError(f"{self.where}[{index}] is {found}, expected a pair (picture, class index)")
-        try:
-            return decode.from_picture(pair[0]), as_label(pair[1])
-        except ValueError as error:
-            raise DatasetError(f"{self.where}[{index}] cannot be used: {error}") from error
+            raise DatasetError(f"{self.where}[{index}] is {found}, expected a pair (item, class index)")
+        return pair
 
     def labels(self, count: int, *, what: str, progress: Progress, processes: int = 1) -> npt.NDArray[np.int32]:
         """Return the labels of all items by reading each of them, for sequences that list no labels."""
@@ -116,6 +143,12 @@ class ItemSource:
             rows = samples.find_ids(entries["name"], known["name"])
             entries["found"][rows >= 0] = known["found"][rows[rows >= 0]]
             new = np.flatnonzero(rows < 0)
+        if len(new) or (
+            len(indices) and (entries["found"]["size"][:, 0] == 1).all()
+        ):  # as packed tensors have, and hardly a picture
+            index = int(indices[new[0] if len(new) else 0])
+            self.first = index, self._settle(index)
+        self.settled = True
         with progress(what, total=len(indices)) as report, table.saving() as save:
             report(len(indices) - len(new))
             done = 0
@@ -148,7 +181,7 @@ class ItemSource:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the opened sequence and what only the survey needs."""
-        return {**self.__dict__, "opened": None, "looked": self.looked[:0], "names": None}
+        return {**self.__dict__, "opened": None, "looked": self.looked[:0], "names": None, "first": None}
 
 
 def _found(items: tuple[ItemSource, Indices], index: int, _: bool) -> tuple[Any, ...]:

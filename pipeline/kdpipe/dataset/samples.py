@@ -13,6 +13,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from kdpipe.dataset.choice import balanced_indices
+from kdpipe.dataset.forms import Form
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
 from kdpipe.dataset.registry import LOOKED, Channels, Looking, Source
@@ -226,6 +227,12 @@ class Dataset:
             begin, end = self.buffer.starts[first], self.buffer.starts[first + count]
             return torch.from_numpy(self.buffer.flat[begin:end].reshape(count, 3, *self.image_size))
         return torch.stack([torch.from_numpy(self.buffer.image(int(index))) for index in self.buffer_indices])
+
+    @property
+    def form(self) -> Form | None:
+        """The form of the items where they are tensors, whose images are packed tensors; None for images."""
+        found: Form | None = getattr(self.source, "form", None)
+        return found
 
     def image(self, index: int) -> torch.Tensor:
         """Return one image, uint8 ``(3, height, width)``; may be called from several threads for files.

@@ -38,6 +38,8 @@ class Tables:
     """Name of the dataset in the cache."""
     features: Mapping[str, Any] | None = None
     """Features of Hugging Face ``datasets``; None for those in the files."""
+    notes: Callable[[Sequence[Path], str], tuple[str, ...]] = lambda _paths, _column: ()
+    """Returns lines for the user on files and the column of images."""
     roots: tuple[Path, ...] = ()
     """Folders that may hold images whose path alone is in the table."""
 
@@ -75,7 +77,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
         keys = _relative(files, tables.roots, split)
     else:
         source, keys = _by_content(source, request)
-    return Listing(tables.name, classes, keys, labels, source)
+    return Listing(tables.name, classes, keys, labels, source, notes=tables.notes(paths, chosen.image))
 
 
 def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:

@@ -7,7 +7,6 @@ unpacked: names are only names, links are refused, and members are read at their
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tarfile
 import time
@@ -47,7 +46,7 @@ class TarIndex(BaseModel):
 
     state: list[int]
     """Size, times and inode of the archive when it was indexed."""
-    keys: list[str]
+    names: list[str]
     images: list[str]
     """The name of each image."""
     offsets: list[int]
@@ -76,8 +75,8 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     with open_regular(path, follow=True) as opened:
         members = _samples(opened, path)
     rows = [_sample(key, parts, file, path, image=image, label=label) for key, parts in members.items()]
-    keys, images, offsets, sizes, labels = (list(each) for each in zip(*rows, strict=True)) if rows else ([],) * 5
-    index = TarIndex.model_construct(state=state, keys=keys, images=images, offsets=offsets, sizes=sizes, labels=labels)
+    names, images, offsets, sizes, labels = (list(each) for each in zip(*rows, strict=True)) if rows else ([],) * 5
+    index = TarIndex(state=state, names=names, images=images, offsets=offsets, sizes=sizes, labels=labels)
     if max(state[1:3]) < time.time_ns() - _SETTLED_NS:
         _remember(remembered, index)
     return index
@@ -101,6 +100,8 @@ def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int
         folder, _, base = name.rpartition("/")
         if member.isdir() or base.startswith(".") or "__MACOSX" in folder:
             continue
+        if not name.isascii() and name != name.encode(errors="replace").decode():
+            raise DatasetError(f"the name of the member {name!r} of {path} is not valid UTF-8; rename it")
         if not member.isreg() or member.issparse():
             raise DatasetError(f"'{name}' of {path} is a link or a special file, expected plain members; remove it")
         stem, _, ending = base.partition(".")
@@ -212,7 +213,7 @@ def _recall(path: Path) -> TarIndex | None:
 
 
 def _remember(path: Path, index: TarIndex) -> None:
-    body = json.dumps(dict(index)).encode()
+    body = index.model_dump_json().encode()
     with contextlib.suppress(OSError):
         prepare(path)
         durable.write_bytes(path, blake3(body).digest() + body)

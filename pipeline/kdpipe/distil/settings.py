@@ -36,7 +36,7 @@ class StoreSettings(Settings):
 
     class_map: Path | None = None
     """CSV file, class,store_class in its first line: classes of the data that a store has under other names, where the
-    labels of images do not tell them."""
+    labels of images do not tell them. For a live teacher without a store: class,teacher_class."""
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -60,12 +60,17 @@ class TargetSettings(StoreSettings):
     store_mix: Literal["mean", "confidence", "draw"] = "mean"
     """Several stores: the weighted mean of their logits, a mean weighted by each teacher's confidence in a sample, or
     one teacher drawn for each batch."""
+    classes: Literal["store", "data"] = "store"
+    """Classes of a student of stores: those of the store, or those of the data, of which the store may lack some and
+    have more. Soft targets are then over the classes that both have."""
     distill: Literal["cache", "live", "none"] | None = None
     """Source of soft targets (default: cache with --store, live with --teacher, else none)."""
     teacher: str | None = None
     """Live teacher: a model name, run:DIR or file:PATH."""
     weights: str | None = None
     """The live teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name."""
+    teacher_classes: str | None = None
+    """File with the names of the live teacher's classes, one a line in the order of its outputs, or imagenet."""
     mean: Channels | None = None
     """Mean of the live teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None

@@ -9,7 +9,7 @@ import torch
 
 from kdpipe.distil.losses import LayerLoss
 from kdpipe.errors import UnsupportedLossError
-from kdpipe.models import find_penultimate
+from kdpipe.models import InputSize, find_penultimate
 from kdpipe.models.signals import FEATURES, PENULTIMATE, Shape, Signal, Watch, layers, signal_shape
 
 
@@ -23,7 +23,13 @@ class SignalTerm:
 
 
 def settle(
-    losses: Sequence[LayerLoss], kept: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+    losses: Sequence[LayerLoss],
+    kept: Sequence[str],
+    student: torch.nn.Module,
+    *,
+    size: InputSize,
+    name: str,
+    source: str,
 ) -> tuple[SignalTerm, ...]:
     """Settle which layers of ``student`` learn from which of the signals ``kept``.
 
@@ -49,7 +55,7 @@ def settle(
 
 
 def _by_default(
-    loss: LayerLoss, theirs: Sequence[str], student: torch.nn.Module, *, size: int, name: str, source: str
+    loss: LayerLoss, theirs: Sequence[str], student: torch.nn.Module, *, size: InputSize, name: str, source: str
 ) -> Sequence[tuple[str, str]]:
     if not theirs:
         raise _not_kept(loss, PENULTIMATE if loss.kind == FEATURES else "LAYER", (), source=source)
@@ -86,7 +92,7 @@ class SignalTerms:
         student: torch.nn.Module,
         *,
         shapes: Mapping[str, Shape],
-        size: int,
+        size: InputSize,
         name: str,
         seed: int,
         device: torch.device,

@@ -13,7 +13,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import AccuracyLossError
 from kdpipe.export.formats import Artifact
 from kdpipe.export.images import plain_batches
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.progress import Progress, silent
 
 TIE = 1e-3
@@ -78,7 +78,7 @@ def measure(artifacts: Sequence[Artifact], model: Model, samples: Dataset, *, pr
     found = [Figures() for _ in artifacts]
     start = 0
     with progress("testing the files", total=len(samples)) as advance:
-        for images in plain_batches(samples, model.preset):
+        for images in plain_batches(samples, of_images(model.preset, "export")):
             labels = samples.labels[start : start + len(images)]
             with torch.inference_mode():
                 expected = model.module(model.preset.normalize(torch.from_numpy(images))).float().numpy()

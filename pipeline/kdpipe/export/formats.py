@@ -28,7 +28,7 @@ from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.runtimes import openvino_core
 from kdpipe.export.wrapped import Wrapped, reason, required
-from kdpipe.models import Model
+from kdpipe.models import Model, of_images
 from kdpipe.models.archive import DESCRIPTION
 from kdpipe.models.program import quiet
 from kdpipe.registry import Registry
@@ -55,7 +55,9 @@ class Network:
     @cached_property
     def onnx(self) -> bytes:
         """The network as an ONNX model."""
-        return onnx_bytes(self.model.module, self.model.preset, names=self.classes, metadata=self.metadata)
+        return onnx_bytes(
+            self.model.module, of_images(self.model.preset, "export"), names=self.classes, metadata=self.metadata
+        )
 
     @cached_property
     def onnx_int8(self) -> bytes:
@@ -192,7 +194,7 @@ def write_executorch(network: Network) -> tuple[Artifact, ...]:
     """ExecuTorch, for phones and other devices: computed by XNNPACK, one image at a time."""
     exir = required("executorch.exir", extra="executorch")
     partitioner = required("executorch.backends.xnnpack.partition.xnnpack_partitioner", extra="executorch")
-    wrapped = Wrapped(network.model.module, network.model.preset)
+    wrapped = Wrapped(network.model.module, of_images(network.model.preset, "export"))
     about = json.dumps({**network.metadata, "classes": json.dumps(network.classes)})
     try:
         with quiet(), torch.no_grad():
@@ -223,7 +225,7 @@ def write_executorch(network: Network) -> tuple[Artifact, ...]:
 
 def write_pt2(network: Network) -> tuple[Artifact, ...]:
     """A program of torch.export, for PyTorch without the network's code, and for `--teacher file:PATH.pt2`."""
-    wrapped = Wrapped(network.model.module, network.model.preset)
+    wrapped = Wrapped(network.model.module, of_images(network.model.preset, "export"))
     content = io.BytesIO()
     extra = {DESCRIPTION: json.dumps({**network.metadata, "classes": json.dumps(network.classes)})}
     try:

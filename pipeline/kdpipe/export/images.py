@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import Dataset
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset, Preset
 from kdpipe.views import Geometry, Renderer
 
 Pixels = npt.NDArray[np.uint8]
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 _BATCH = 64
 
 
-def plain_batches(samples: Dataset, preset: Preset) -> Iterator[Pixels]:
+def plain_batches(samples: Dataset, preset: AnyPreset) -> Iterator[Pixels]:
     """Yield the plain view of all samples in order, in batches of 64, as a model with this preset takes it."""
     renderer = Renderer(samples, "none", seed=0, geometry=Geometry.of(preset), device="cpu")
     batches = [np.arange(start, min(start + _BATCH, len(samples))) for start in range(0, len(samples), _BATCH)]

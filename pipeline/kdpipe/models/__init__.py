@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdpipe.models import compressed, packages, saved, zoo  # noqa: F401 (they register their names)
 from kdpipe.models.compressed import base_of, short_name
+from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, of_images, parse_preset
 from kdpipe.models.inspection import (
     Penultimate,
     count_parameters,
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from kdpipe.models.weights import save_weights
 
 __all__ = [
+    "AnyPreset",
     "Architecture",
+    "InputSize",
     "Kind",
     "Model",
     "Penultimate",
     "Preset",
     "Signal",
+    "TensorPreset",
     "Watch",
     "all_kinds",
     "architectures",
@@ -58,6 +62,8 @@ __all__ = [
     "load",
     "macs",
     "names",
+    "of_images",
+    "parse_preset",
     "parse_signals",
     "probe",
     "refuse_code",

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import DeviceError, did_you_mean
+from kdpipe.models.inputs import InputSize, blank, noise
 
 if TYPE_CHECKING:
     import torch
@@ -73,8 +74,8 @@ def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def macs(module: nn.Module, size: int) -> int:
-    """Return the multiply-accumulates of one ``(1, 3, size, size)`` image.
+def macs(module: nn.Module, size: InputSize) -> int:
+    """Return the multiply-accumulates of one ``(1, 3, size, size)`` image, or one item of tensors.
 
     Convolutions, linear layers and attention count; normalization, activations and pooling do not, as in
     published tables. Works for programs of torch.export, too. The modes of the module's parts are restored.
@@ -82,7 +83,7 @@ def macs(module: nn.Module, size: int) -> int:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    image = torch.zeros(1, 3, size, size, device=device_of(module))
+    image = blank(size, 1, device_of(module))
     with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(image)
     return int(counter.get_total_flops()) // 2
@@ -98,11 +99,12 @@ class Penultimate:
     """Length of its flattened input, for one image."""
 
 
-def find_penultimate(module: nn.Module, size: int) -> Penultimate | None:
+def find_penultimate(module: nn.Module, size: InputSize) -> Penultimate | None:
     """Find the last linear layer or convolution whose output is the logits, by a pass of two noise images.
 
-    ``size`` is the side of the images in pixels. Returns ``None`` if there is no such layer: in an exported program, or
-    a network that pools or averages after its last layer. The modes of the module's parts are restored.
+    ``size`` is the side of the images in pixels, or the form of tensors. Returns ``None`` if there is no such layer: in
+    an exported program, or a network that pools or averages after its last layer. The modes of the module's parts are
+    restored.
     """
     import torch
     from torch import nn
@@ -117,7 +119,7 @@ def find_penultimate(module: nn.Module, size: int) -> Penultimate | None:
 
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers]
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device_of(module))
+    images = noise(size, 2, device_of(module))
     try:
         with evaluating(module), torch.no_grad():
             logits = module(images)

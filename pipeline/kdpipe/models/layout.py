@@ -7,9 +7,10 @@ measured and keep torch's default.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from kdpipe.errors import ModelError
+from kdpipe.models.inputs import InputSize, blank
 from kdpipe.models.inspection import device_of, evaluating
 from kdpipe.printable import printable
 
@@ -21,7 +22,7 @@ CHANNELS_LAST: Literal["channels_last"] = "channels_last"
 """The format as stores record it."""
 
 
-def choose(module: nn.Module, size: int, *, asked: bool | None, device: torch.device, name: str) -> bool:
+def choose(module: nn.Module, size: InputSize, *, asked: bool | None, device: torch.device, name: str) -> bool:
     """Return whether a network is to compute in channels-last on a device; ``size`` is the side of its images.
 
     If ``asked`` is ``None``: on a CPU, unless it cannot. One without convolutions has nothing to convert.
@@ -30,6 +31,10 @@ def choose(module: nn.Module, size: int, *, asked: bool | None, device: torch.de
         ModelError: it is asked for, and the network cannot.
     """
     if asked is False or (asked is None and device.type != "cpu"):
+        return False
+    if not isinstance(size, int):
+        if asked:
+            raise ModelError(f"{name} takes tensors, channels-last is for images: leave --channels-last out.")
         return False
     if not any(each.ndim == 4 for each in module.parameters()):
         return False
@@ -46,7 +51,7 @@ def arrange(module: nn.Module, *, channels_last: bool) -> None:
     module.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def settle(module: nn.Module, size: int) -> None:
+def settle(module: nn.Module, size: InputSize) -> None:
     """Arrange a network as ``choose`` does where nothing is asked for, on the device that it is on."""
     arrange(module, channels_last=choose(module, size, asked=None, device=device_of(module), name=""))
 
@@ -61,14 +66,15 @@ def is_arranged(module: nn.Module) -> bool:
     )
 
 
-def arranged(images: torch.Tensor, module: nn.Module) -> torch.Tensor:
-    """Return images ``(n, 3, H, W)`` in the memory format of a network's weights; differentiable.
+def arranged(images: Any, module: nn.Module) -> Any:
+    """Return images ``(n, 3, H, W)`` in the memory format of a network's weights; differentiable. Others stay.
 
     Floats are converted several times as fast as bytes, and normalized faster before than after.
     """
     import torch
 
-    return images.contiguous(memory_format=torch.channels_last) if is_arranged(module) else images
+    of_images = isinstance(images, torch.Tensor) and images.ndim == 4
+    return images.contiguous(memory_format=torch.channels_last) if of_images and is_arranged(module) else images
 
 
 def _unfit(module: nn.Module, size: int) -> str:
@@ -78,7 +84,7 @@ def _unfit(module: nn.Module, size: int) -> str:
     """
     import torch
 
-    images = torch.zeros(2, 3, size, size, device=device_of(module)).contiguous(memory_format=torch.channels_last)
+    images = blank(size, 2, device_of(module)).contiguous(memory_format=torch.channels_last)
     was = is_arranged(module)
     arrange(module, channels_last=True)
     try:

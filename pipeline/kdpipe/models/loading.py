@@ -12,11 +12,13 @@ import torch
 from blake3 import blake3
 from torch import nn
 
-from kdpipe.errors import ModelError
+from kdpipe.dataset.forms import Form
+from kdpipe.errors import ClassMismatchError, ModelError, ParamsError
 from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
+from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
-from kdpipe.models.preset import Preset, Size, Statistics, choose, from_flags, from_header
+from kdpipe.models.preset import Known, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
 from kdpipe.models.saved import RUN, resolve_run
@@ -30,12 +32,14 @@ class Model:
     name: str
     """The name given to ``load``; for ``run:DIR`` that of the architecture."""
     module: nn.Module
-    """Maps normalized float32 ``(n, 3, S, S)`` to logits ``(n, classes)``; in evaluation mode, on the CPU."""
-    preset: Preset
+    """Maps normalized float32 ``(n, 3, S, S)`` to logits ``(n, classes)``; in evaluation mode, on the CPU.
+
+    One of tensors takes a tensor or a dictionary of them, as its preset makes."""
+    preset: AnyPreset
     """The preset of its evaluation view."""
     preset_source: str
     """Source of the normalization: ``flags``, ``weights``, ``program``, ``torchvision <enum>``, ``timm``, ``ImageNet``
-    or ``dataset``."""
+    or ``dataset``; ``tensors`` where there is none."""
     classes: tuple[str, ...] | None
     """Class names in the order of the logits, where recorded with the weights."""
     digest: str
@@ -65,6 +69,7 @@ def load(
     interpolation: str | None = None,
     fallback_statistics: Statistics | None,
     fallback_size: Size = 32,
+    form: Form | None = None,
     trust_code: bool = False,
 ) -> Model:
     """Build the network ``name``, give it its weights, and choose its preset.
@@ -76,6 +81,8 @@ def load(
     else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``; without a
     fallback they are required. A network of another type than float32 is converted. Code that a file names, or that is
     in a ``.pt2``, is run only with ``trust_code``.
+
+    With a ``form``, or where the weights record one, the network is one of tensors, and has no other preset.
 
     Raises:
         ModelError: the model is unknown, or its weights are missing, damaged or do not fit it, or nothing says what
@@ -91,6 +98,11 @@ def load(
         refuse_code(name, origin=asked.removeprefix(RUN), trust_code=trust_code)
         if runs_code(name):
             remarks.append(f"{asked} is made by {name}, whose code was run (--trust-code).")
+    if form is not None and not registry.runs_code(name):
+        raise ModelError(
+            f"'{name}' takes images, the dataset has tensors ({form}): name a function of yours that returns a network "
+            "for them, package.module:function."
+        )
     loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code)
     if trust_code and isinstance(loaded.module, ExportedModel):
         remarks.append(f"{name} was read by torch's own loader, which runs the code that it holds (--trust-code).")
@@ -100,16 +112,40 @@ def load(
     if isinstance(loaded.module, ExportedModel) and loaded.module.takes_pixels and flags.mean is not None:
         flags = replace(flags, mean=None, std=None)
         remarks.append(f"{name} takes uint8 images and normalizes them itself: mean and std are not used.")
-    sources = (flags, *loaded.presets)
-    preset, source = choose(
-        sources, fallback_statistics=fallback_statistics, fallback_size=fallback_size, name=weights_name(name, weights)
-    )
+    preset: AnyPreset
+    if form is not None or loaded.form is not None:
+        preset, source = _of_tensors(form, loaded, flags, name=weights_name(name, weights)), "tensors"
+        adapt(loaded.module)
+    else:
+        sources = (flags, *loaded.presets)
+        preset, source = choose(
+            sources,
+            fallback_statistics=fallback_statistics,
+            fallback_size=fallback_size,
+            name=weights_name(name, weights),
+        )
     if registry.resolve(name)[0].foreign:
         check_output(short_name(name), loaded.module, size=preset.size, num_classes=num_classes)
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
     digest = identify(name, loaded.module)
     return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks))
+
+
+def _of_tensors(form: Form | None, loaded: Loaded, flags: Known, *, name: str) -> TensorPreset:
+    """Return the preset of a network of tensors, of the form that is given or recorded.
+
+    Raises:
+        ModelError: these are not the same.
+        ParamsError: a part of the preset of images is given.
+    """
+    if flags != Known("flags"):
+        raise ParamsError(f"{name} takes tensors as they are: leave out mean, std, input size and interpolation.")
+    if form is not None and loaded.form not in (None, form):
+        raise ModelError(f"{name} takes tensors of another form: expected {form}, found {loaded.form}")
+    found = form or loaded.form
+    assert found is not None
+    return TensorPreset(found)
 
 
 def weights_name(name: str, weights: str | Path | None) -> str:
@@ -152,27 +188,32 @@ def load_module(name: str, weights: str | Path | None, *, num_classes: int, trus
     fit(module, file, num_classes=num_classes)
     preset = kind.published(rest, module)
     presets = presets if preset is None else (preset,)
-    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes)
+    of_tensors = form_in_header(file.metadata, file.path)
+    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes, of_tensors)
 
 
-def check_output(name: str, module: nn.Module, *, size: int, num_classes: int) -> None:
-    """Pass two blank images to the network and check the shape of its output.
+def check_output(name: str, module: nn.Module, *, size: InputSize, num_classes: int) -> None:
+    """Pass two blank images or items to the network and check the shape of its output.
 
     Raises:
         ModelError: it does not take them, or does not return ``(2, num_classes)``.
     """
+    wanted = f"images of 3x{size}x{size}" if isinstance(size, int) else f"the dataset's tensors ({size})"
     try:
         with torch.no_grad():
-            output: Any = module(torch.zeros(2, 3, size, size, device=device_of(module)))
-    except (RuntimeError, AssertionError, ValueError) as error:
+            output: Any = module(blank(size, 2, device_of(module)))
+    except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"'{name}' does not take images of 3x{size}x{size}: {reason}") from error
+        raise ModelError(f"'{name}' does not take {wanted}: {reason}") from error
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"'{name}' returns a {type(output).__name__}, expected one tensor of logits")
     if output.ndim == 2 and output.shape[0] == 2 and output.shape[1] != num_classes:
-        raise ModelError(f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes")
+        raise ClassMismatchError(
+            f"'{name}': the model has {output.shape[1]} outputs, the dataset has {num_classes} classes",
+            found=output.shape[1],
+        )
     if tuple(output.shape) != (2, num_classes):
-        raise ModelError(f"'{name}' returns {tuple(output.shape)} for two images, expected {(2, num_classes)}")
+        raise ModelError(f"'{name}' returns {tuple(output.shape)} for two samples, expected {(2, num_classes)}")
 
 
 def identify(name: str, module: nn.Module) -> str:
@@ -194,19 +235,27 @@ def identify(name: str, module: nn.Module) -> str:
 
 
 def probe(*models: Model, num: int = 8) -> list[float]:
-    """Return the first ``num`` logits of one fixed synthetic image, to 4 significant digits.
+    """Return the first ``num`` logits of one fixed synthetic image or item, to 4 significant digits.
 
     The image is uint8 at the preset's size, from a closed formula. The logits distinguish models whatever their file
     formats. Those of several models of one size are averaged. Runs on each module's device.
     """
-    side = torch.arange(models[0].preset.size, dtype=torch.int64)
+    with torch.no_grad():
+        outputs = [model.module(_fixed(model))[0] for model in models]
+    logits = torch.stack([each.float().cpu() for each in outputs]).mean(dim=0)
+    return [float(f"{value:.4g}") for value in logits[:num].tolist()]
+
+
+def _fixed(model: Model) -> Any:
+    """Return the synthetic input of ``probe`` on the module's device."""
+    preset, device = model.preset, device_of(model.module)
+    if isinstance(preset, TensorPreset):
+        return example(preset.form, device)
+    side = torch.arange(preset.size, dtype=torch.int64)
     y, x, channel = (
         side.view(1, -1, 1),
         side.view(1, 1, -1),
         torch.arange(3, dtype=torch.int64).view(-1, 1, 1),
     )
     pixels = ((x * x + 3 * y * y + 7 * x * y + 11 * x + 5 * y + 85 * channel) % 256).to(torch.uint8).unsqueeze(0)
-    with torch.no_grad():
-        outputs = [model.module(model.preset.normalize(pixels.to(device_of(model.module))))[0] for model in models]
-    logits = torch.stack([each.float().cpu() for each in outputs]).mean(dim=0)
-    return [float(f"{value:.4g}") for value in logits[:num].tolist()]
+    return preset.normalize(pixels.to(device))

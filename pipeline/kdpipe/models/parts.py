@@ -12,6 +12,7 @@ import ctypes
 import math
 from typing import TYPE_CHECKING, Any
 
+from kdpipe.models.inputs import InputSize, blank
 from kdpipe.models.inspection import device_of, evaluating
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def release_memory() -> None:
         trim(0)
 
 
-def part_size(module: nn.Module, size: int) -> int | None:
-    """Return how many ``(3, size, size)`` images of a batch to pass at once; ``None`` for all, as on a GPU.
+def part_size(module: nn.Module, size: InputSize) -> int | None:
+    """Return how many ``(3, size, size)`` images, or items, of a batch to pass at once; ``None`` for all, as on a GPU.
 
     Found by a pass of two images, on which the largest tensor is measured.
     """
@@ -54,7 +55,7 @@ def part_size(module: nn.Module, size: int) -> int | None:
     if device.type != "cpu":
         return None
     with evaluating(module), torch.inference_mode(), _largest() as largest:
-        module(torch.zeros(_LEAST, 3, size, size))
+        module(blank(size, _LEAST))
         of_both: int = largest.bytes
     return max(_LEAST, _LEAST * (_KEPT - _HEADER) // max(of_both, 1))
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from kdpipe.dataset.forms import Form
 from kdpipe.errors import ModelError, UntrustedCodeError, did_you_mean
 from kdpipe.models.preset import Known, for_imagenet, of_imagenet
 
@@ -30,6 +31,8 @@ class Loaded:
     """Presets, of which the first has precedence."""
     classes: tuple[str, ...] | None = None
     """Class names in the order of the logits."""
+    form: Form | None = None
+    """The form of the tensors that the network takes, where that is recorded."""
 
 
 def _no_weights(

@@ -1,19 +1,25 @@
-"""Signals of a network's layers: pooled features and attention maps, each by name.
+"""Signals of a network's layers: pooled features, attention maps, hidden states and attention heads, each by name.
 
 ``features:layer3`` is the output of the layer ``layer3``, averaged over positions, ``(channels,)``.
 ``attention:layer3`` is the mean square of its channels at each position, ``(H, W)``. ``features:penultimate`` is the
-input of the last layer. Importing this does not import torch.
+input of the last layer. Of sequences, ``hidden:encoder.1`` is the output at each token, ``(tokens, channels)``, and
+``heads:encoder.1.attention`` the attention of each head, ``(heads, tokens, tokens)``; both are 0 at the padding that
+the network's ``attention_mask`` marks. Of a layer that returns several tensors, the first that fits counts.
+
+Importing this does not import torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kdpipe.dataset.forms import MASK
 from kdpipe.errors import ModelError, ParamsError, did_you_mean
+from kdpipe.models.inputs import InputSize, noise
 from kdpipe.models.inspection import device_of, evaluating, find_penultimate
 from kdpipe.spec import parse
 
@@ -21,16 +27,20 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FEATURES, ATTENTION = "features", "attention"
+FEATURES, ATTENTION, HIDDEN, HEADS = "features", "attention", "hidden", "heads"
+KINDS = (FEATURES, ATTENTION, HIDDEN, HEADS)
 PENULTIMATE = "penultimate"
 
 Shape = tuple[int, ...]
 
 _LAYER = re.compile(r"\w+(\.\w+)*", re.ASCII)
 """Layer names that are also valid as file names."""
+_EXPECTED = "features:LAYER or attention:LAYER, of sequences also hidden:LAYER or heads:LAYER"
 _NEEDED = {
     FEATURES: "(channels), (tokens, channels) or (channels, H, W)",
     ATTENTION: "(channels, H, W) with more than one position",
+    HIDDEN: "(tokens, channels)",
+    HEADS: "(heads, tokens, tokens)",
 }
 """Shapes of outputs that a signal can be computed from."""
 
@@ -40,7 +50,7 @@ class Signal:
     """A signal of one layer."""
 
     kind: str
-    """``features`` or ``attention``."""
+    """One of ``KINDS``."""
     layer: str
     """Name of a layer, as in ``named_modules``, or ``penultimate``."""
 
@@ -53,15 +63,13 @@ class Signal:
         """Parse a name.
 
         Raises:
-            ParamsError: it is not ``features:LAYER`` or ``attention:LAYER``.
+            ParamsError: it is not ``KIND:LAYER``.
         """
         kind, _, layer = name.partition(":")
-        if kind not in (FEATURES, ATTENTION) or not _LAYER.fullmatch(layer):
-            raise ParamsError(
-                f"'{name}' is no signal, expected features:LAYER or attention:LAYER, several joined with +"
-            )
-        if (kind, layer) == (ATTENTION, PENULTIMATE):
-            raise ParamsError("the penultimate features have no positions, which attention needs: name a layer")
+        if kind not in KINDS or not _LAYER.fullmatch(layer):
+            raise ParamsError(f"'{name}' is no signal, expected {_EXPECTED}, several joined with +")
+        if kind != FEATURES and layer == PENULTIMATE:
+            raise ParamsError(f"the penultimate features have no positions, which {kind} needs: name a layer")
         return cls(kind, layer)
 
 
@@ -76,28 +84,35 @@ def parse_signals(text: str) -> tuple[Signal, ...]:
     terms = [term for term in parse(text) if str(term) != "logits"] if text.strip() else []
     for term in terms:
         if term.settings or not term.values:
-            raise ParamsError(f"'{term}' is no signal, expected features:LAYER,LAYER or attention:LAYER, joined with +")
+            raise ParamsError(f"'{term}' is no signal, expected {_EXPECTED}, joined with +")
     return tuple(sorted({Signal.parse(f"{term.name}:{layer}") for term in terms for layer in term.values}))
 
 
-def layers(module: nn.Module, size: int) -> dict[str, Shape]:
-    """Return the layers whose output is one tensor, with its shape for one image, by a pass of two noise images.
+def layers(module: nn.Module, size: InputSize) -> dict[str, Shape]:
+    """Return the layers whose output is a tensor, with its shape for one image, by a pass of two noise images.
 
-    ``size`` is the side of the images. Layers are in the order in which they finish, so a layer comes after its parts;
-    a layer that runs several times counts where it last does. An exported program has one layer, the whole. The modes
-    of the module's parts are restored.
+    Of several tensors that a layer returns, it is the first.
+
+    ``size`` is the side of the images, or the form of tensors. Layers are in the order in which they finish, so a layer
+    comes after its parts; a layer that runs several times counts where it last does. An exported program has one layer,
+    the whole. The modes of the module's parts are restored.
     """
+    return {name: shapes[0] for name, shapes in outputs(module, size).items()}
+
+
+def outputs(module: nn.Module, size: InputSize) -> dict[str, list[Shape]]:
+    """Return the shapes of all tensors that each layer returns, as ``layers``."""
     import torch
 
-    shapes: dict[str, Shape] = {}
+    shapes: dict[str, list[Shape]] = {}
 
     def remember(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
         shapes.pop(name, None)
-        is_batch = isinstance(output, torch.Tensor) and output.ndim > 1 and len(output) == len(images)
-        if is_batch and output.is_floating_point():
-            shapes[name] = tuple(output.shape[1:])
+        found = [tuple(each.shape[1:]) for each in _tensors(output) if len(each) == 2]
+        if found:
+            shapes[name] = found
 
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device_of(module))
+    images = noise(size, 2, device_of(module))
     named = [(name, layer) for name, layer in module.named_modules() if _LAYER.fullmatch(name)]
     hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in named]
     try:
@@ -107,6 +122,16 @@ def layers(module: nn.Module, size: int) -> dict[str, Shape]:
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """Return the floating tensors of an output with more than one dimension."""
+    import torch
+
+    several = output if isinstance(output, tuple | list) else (output,)
+    if isinstance(output, Mapping):  # as the outputs of transformers
+        several = tuple(output.values())
+    return [each for each in several if isinstance(each, torch.Tensor) and each.ndim > 1 and each.is_floating_point()]
 
 
 def pooled(output: torch.Tensor) -> torch.Tensor:
@@ -129,18 +154,36 @@ def attention_map(output: torch.Tensor) -> torch.Tensor:
     return output.to(torch.float32, copy=True).square().mean(1)
 
 
+def whole(output: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return a layer's output in float32, 0 at the tokens where ``mask`` ``(n, tokens)`` is 0.
+
+    Of hidden states ``(n, tokens, channels)`` these are the second dimension, of heads ``(n, heads, tokens, tokens)``
+    the third, of the tokens that attend.
+    """
+    import torch
+
+    found = output.to(torch.float32, copy=True)
+    if mask is None or mask.shape != (len(output), output.shape[-2]):
+        return found
+    return found * (mask != 0).view(len(mask), *[1] * (output.ndim - 3), -1, 1)
+
+
 def signal_shape(kind: str, output: Shape) -> Shape | None:
     """Return the shape of a signal of an output of shape ``output``, both for one image; ``None`` if it has none."""
     if kind == FEATURES:
         return {1: output[:1], 2: output[1:], 3: output[:1]}.get(len(output))
+    if kind == HIDDEN:
+        return output if len(output) == 2 else None
+    if kind == HEADS:
+        return output if len(output) == 3 and output[1] == output[2] else None
     return output[1:] if len(output) == 3 and output[1] * output[2] > 1 else None
 
 
 class Watch:
     """Hooks on a network that compute signals of its layers during each forward pass."""
 
-    def __init__(self, module: nn.Module, signals: Sequence[Signal], *, size: int, name: str) -> None:
-        """Watch ``module``, called ``name`` in errors, whose images have the side ``size``.
+    def __init__(self, module: nn.Module, signals: Sequence[Signal], *, size: InputSize, name: str) -> None:
+        """Watch ``module``, called ``name`` in errors, whose images have the side ``size``, or tensors that form.
 
         Raises:
             ModelError: a layer is missing, or its output has another number of dimensions than the signal needs.
@@ -148,13 +191,16 @@ class Watch:
         self._found: dict[str, torch.Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.shapes: dict[str, Shape] = {}
-        """Shape of each signal for one image, by name: ``(channels,)`` or ``(H, W)``."""
-        outputs = layers(module, size) if any(signal.layer != PENULTIMATE for signal in signals) else {}
+        """Shape of each signal for one image, by name, such as ``(channels,)`` or ``(H, W)``."""
+        self._mask: torch.Tensor | None = None
+        found = outputs(module, size) if any(signal.layer != PENULTIMATE for signal in signals) else {}
+        if any(signal.kind in (HIDDEN, HEADS) for signal in signals):
+            self._hooks.append(module.register_forward_pre_hook(self._take_mask, with_kwargs=True))
         for signal in signals:
             if signal.layer == PENULTIMATE:
                 self._watch_penultimate(module, signal, size=size, name=name)
             else:
-                self._watch(module, signal, outputs, name=name)
+                self._watch(module, signal, found, name=name)
         self.take()  # those of the search for the last layer
 
     def take(self) -> dict[str, torch.Tensor]:
@@ -162,33 +208,41 @@ class Watch:
         found, self._found = self._found, {}
         return found
 
+    def _take_mask(self, _module: nn.Module, _given: Any, keywords: dict[str, Any]) -> None:
+        self._mask = keywords.get(MASK)
+
     def close(self) -> None:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
-    def _watch(self, module: nn.Module, signal: Signal, outputs: dict[str, Shape], *, name: str) -> None:
-        layer, shape = signal.layer, outputs.get(signal.layer)
-        if shape is None:
-            hint = did_you_mean(layer, outputs) or "."
+    def _watch(self, module: nn.Module, signal: Signal, found: dict[str, list[Shape]], *, name: str) -> None:
+        layer, kind, shapes = signal.layer, signal.kind, found.get(signal.layer)
+        if shapes is None:
+            hint = did_you_mean(layer, found) or "."
             raise ModelError(
                 f"{name} has no layer '{layer}' whose output is one tensor{hint} kdpipe models {name} --layers lists "
                 "those."
             )
-        of_signal = signal_shape(signal.kind, shape)
-        if of_signal is None:
+        place = next((at for at, shape in enumerate(shapes) if signal_shape(kind, shape) is not None), None)
+        if place is None:
             raise ModelError(
-                f"{signal} of {name}: the layer's output has shape {shape} per image, expected {_NEEDED[signal.kind]}."
+                f"{signal} of {name}: the layer's output has shape {shapes[0]} per image, expected {_NEEDED[kind]}."
             )
+        of_signal = signal_shape(kind, shapes[place])
+        assert of_signal is not None
         self.shapes[str(signal)] = of_signal
-        make = attention_map if signal.kind == ATTENTION else pooled
 
-        def remember(_layer: nn.Module, _inputs: Any, output: torch.Tensor) -> None:
-            self._found[str(signal)] = make(output)
+        def remember(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = output if hasattr(output, "dtype") else _tensors(output)[place]
+            if kind in (HIDDEN, HEADS):
+                self._found[str(signal)] = whole(tensor, self._mask)
+            else:
+                self._found[str(signal)] = attention_map(tensor) if kind == ATTENTION else pooled(tensor)
 
         self._hooks.append(module.get_submodule(layer).register_forward_hook(remember))
 
-    def _watch_penultimate(self, module: nn.Module, signal: Signal, *, size: int, name: str) -> None:
+    def _watch_penultimate(self, module: nn.Module, signal: Signal, *, size: InputSize, name: str) -> None:
         penultimate = find_penultimate(module, size)
         if penultimate is None:
             raise ModelError(

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from kdpipe import durable
-from kdpipe.errors import ModelError
-from kdpipe.models.preset import Preset, parse_list
+from kdpipe.errors import ClassMismatchError, ModelError
+from kdpipe.models.inputs import AnyPreset, TensorPreset
+from kdpipe.models.preset import parse_list
 from kdpipe.printable import printable
 from kdpipe.reading import MEGABYTE, open_regular
 
@@ -215,9 +216,9 @@ def differ_in_classes(expected: tuple[int, ...], found: tuple[int, ...], num_cla
     return bool(expected and found) and expected[0] == num_classes and expected[1:] == found[1:]
 
 
-def class_mismatch(origin: object, found: int, num_classes: int) -> ModelError:
+def class_mismatch(origin: object, found: int, num_classes: int) -> ClassMismatchError:
     """Return the error for weights of another number of classes."""
-    return ModelError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}")
+    return ClassMismatchError(f"{origin}: the weights have {found} classes, the dataset has {num_classes}", found=found)
 
 
 def few(keys: Sequence[str]) -> str:
@@ -226,7 +227,9 @@ def few(keys: Sequence[str]) -> str:
     return ", ".join(keys[:3]) + more
 
 
-def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Preset, classes: Sequence[str]) -> None:
+def save_weights(
+    path: Path, module: nn.Module, *, architecture: str, preset: AnyPreset, classes: Sequence[str]
+) -> None:
     """Write a safetensors file, whole or not at all, that ``load`` needs no other arguments for.
 
     Equal weights give equal bytes: tensors and header are sorted, which safetensors' writer does not do
@@ -239,11 +242,7 @@ def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Pr
         "architecture": architecture,
         "classes": json.dumps(list(classes), ensure_ascii=False),
         "format": "pt",
-        "input_size": str(preset.size),
-        "interpolation": preset.interpolation,
-        "mean": ",".join(map(repr, preset.mean)),
-        "resize": str(preset.resize),
-        "std": ",".join(map(repr, preset.std)),
+        **_header(preset),
     }
     state = {key: value.detach() for key, value in module.state_dict().items() if not key.endswith(COUNTER)}
     # Wide types come first, which keeps every tensor aligned.
@@ -272,6 +271,19 @@ def save_weights(path: Path, module: nn.Module, *, architecture: str, preset: Pr
                 file.write(tensor_bytes(state[key]))
 
     durable.replace(path, write)
+
+
+def _header(preset: AnyPreset) -> dict[str, str]:
+    """Return the preset as ``from_header`` and ``form_in_header`` read it."""
+    if isinstance(preset, TensorPreset):
+        return {"inputs": json.dumps(preset.form.describe())}
+    return {
+        "input_size": str(preset.size),
+        "interpolation": preset.interpolation,
+        "mean": ",".join(map(repr, preset.mean)),
+        "resize": str(preset.resize),
+        "std": ",".join(map(repr, preset.std)),
+    }
 
 
 def refuse_broken(module: nn.Module, *, origin: object) -> None:

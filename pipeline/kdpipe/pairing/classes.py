@@ -74,6 +74,13 @@ class ClassMap:
         """The classes by name, as a run records them."""
         return {match.name: match.store_class for match in self.matches if match.store_class is not None}
 
+    @property
+    def columns(self) -> list[int] | None:
+        """The store's column of each class of the dataset; ``None`` where the store lacks one."""
+        place = {name: index for index, name in enumerate(self.classes)}
+        found = [place[match.store_class] for match in self.matches if match.store_class is not None]
+        return found if len(found) == len(self.matches) else None
+
     def of(self, dataset: Dataset) -> Dataset:
         """Return the dataset with the store's classes; the labels of other classes become -1, for none.
 
@@ -114,22 +121,39 @@ def read_class_map(path: Path) -> dict[str, str]:
     Raises:
         DatasetError: the file cannot be read, has another form, or a class twice.
     """
+    return {name: first for name, (first,) in read_pairs(path, heading=HEADING).items()}
+
+
+def read_pairs(path: Path, *, heading: tuple[str, str], several: bool = False) -> dict[str, tuple[str, ...]]:
+    """Read which classes each class of a dataset is, from a CSV file that may begin with a heading.
+
+    With ``several``, a class may be several, in further columns or lines.
+
+    Raises:
+        DatasetError: the file cannot be read, has another form, or a class or pair twice.
+    """
     try:
         text = read_bytes(path, limit=_FILE_BYTES, error=DatasetError, follow=True).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not in UTF-8.") from None
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, ...]] = {}
     for number, row in enumerate(csv.reader(io.StringIO(text)), start=1):
         cells = [cell.strip() for cell in row]
-        if not any(cells) or (number == 1 and tuple(cells) == HEADING):
+        if several:
+            while len(cells) > 2 and not cells[-1]:
+                cells.pop()
+        if not any(cells) or (number == 1 and tuple(cells) == heading):
             continue
-        if len(cells) != 2 or not all(cells):
+        if len(cells) < 2 or not all(cells) or (len(cells) > 2 and not several):
+            whose = heading[1].partition("_")[0]
             raise DatasetError(
-                f"{path}, line {number}: expected a class and the store's class, as in: {','.join(HEADING)}"
+                f"{path}, line {number}: expected a class and the {whose}'s class{' or classes' * several}, as in: "
+                f"{','.join(heading)}"
             )
-        if cells[0] in found:
-            raise DatasetError(f"{path}, line {number}: the class {printable(cells[0])} occurs twice.")
-        found[cells[0]] = cells[1]
+        name, others = cells[0], tuple(cells[1:])
+        if (name in found and not several) or {*others} & {*found.get(name, ())} or len({*others}) < len(others):
+            raise DatasetError(f"{path}, line {number}: the class {printable(name)} occurs twice.")
+        found[name] = (*found.get(name, ()), *others)
     return found
 
 
@@ -174,6 +198,17 @@ def find_classes(
             "--class-map FILE."
         )
     return ClassMap(store.classes, tuple(matches)) if taken or given else None
+
+
+def in_classes_of(store: LogitStore, dataset: Dataset, known: Mapping[str, str]) -> tuple[Dataset, list[int] | None]:
+    """Return a dataset with a store's classes, by their ``known`` names, and the store's column of each of its own.
+
+    The latter is ``None`` where the store lacks one; the dataset is the same if nothing is known of its classes.
+    """
+    if dataset.classes == store.classes or not {*known}.issubset(dataset.classes):
+        return dataset, list(range(store.num_classes))
+    found = ClassMap.of_names(store.classes, dataset.classes, known)
+    return found.of(dataset), found.columns
 
 
 def _votes(

@@ -22,7 +22,7 @@ from PIL import Image
 
 from kdpipe.dataset import Dataset, decoder_name
 from kdpipe.errors import RecipeError, StaleStoreError, StoreError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset, TensorPreset, parse_preset
 from kdpipe.reading import open_regular
 from kdpipe.store.reader import LogitStore
 from kdpipe.store.sections import Rendering
@@ -58,26 +58,33 @@ def stored_recipe(store: LogitStore) -> Recipe:
 def replay(
     store: LogitStore, dataset: Dataset, *, geometry: Geometry | None = None, device: torch.device | str = "cpu"
 ) -> Renderer:
-    """Return a renderer of the teacher's pixels, for a dataset that is joined to the store.
+    """Return a renderer of the teacher's pixels or tensors, for a dataset that is joined to the store.
 
     ``geometry`` renders the same views at another model's input size.
 
     Raises:
         StaleStoreError: this version of kdpipe cannot draw the store's recipe.
     """
+    preset = teacher_preset(store)
+    of_teacher = preset.form if isinstance(preset, TensorPreset) else None
+    if of_teacher != dataset.form:
+        raise StaleStoreError(
+            f"{store.path} was made of {of_teacher or 'images'}, {dataset.spec} has {dataset.form or 'images'}: "
+            "use the dataset that the store was made from, or make a store for this one."
+        )
     return Renderer(
         dataset,
         stored_recipe(store),
         seed=store.manifest.fingerprint.recipe.seed,
-        geometry=geometry or Geometry.of(teacher_preset(store)),
+        geometry=geometry or Geometry.of(preset),
         device=device,
         population=store.populations,
     )
 
 
-def teacher_preset(store: LogitStore) -> Preset:
+def teacher_preset(store: LogitStore) -> AnyPreset:
     """Return the preprocessing of a store's teacher."""
-    return Preset.parse(dict(store.manifest.fingerprint.teacher.preset))
+    return parse_preset(dict(store.manifest.fingerprint.teacher.preset))
 
 
 def lacking(store: LogitStore, dataset: Dataset) -> int:
@@ -145,20 +152,27 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
             f"{changed} of {len(indices)} images decode to other pixels (by {recorded.decoder} for the teacher, by "
             f"{decoder_name()} here)"
         )
-    assert renderer.geometry is not None
+    tried = renderer.geometry or renderer.dataset.form
+    assert tried is not None
+    kernel = tried.interpolation if isinstance(tried, Geometry) else ""
     return reasons + [
-        f"the {_called(name, teacher_preset(store).interpolation)} gives other pixels here"
-        for name in recorded.differing(trial(renderer.recipe, renderer.geometry))
+        f"the {_called(name, kernel)} gives other pixels here"
+        for name in recorded.differing(trial(renderer.recipe, tried))
     ]
 
 
 def rendering(
-    recipe: Recipe, geometry: Geometry, datasets: Mapping[str, Dataset], probes: Mapping[str, npt.NDArray[np.int64]]
+    recipe: Recipe,
+    geometry: Geometry | None,
+    datasets: Mapping[str, Dataset],
+    probes: Mapping[str, npt.NDArray[np.int64]],
 ) -> Rendering:
     """Return the origin of the pixels of datasets by split; ``probes`` are indices of each dataset."""
+    tried = geometry or next(iter(datasets.values())).form
+    assert tried is not None
     return Rendering(
         decoder=decoder_name(),
-        trial=trial(recipe, geometry),
+        trial=trial(recipe, tried),
         sources={split: source_hashes(dataset, probes[split]) for split, dataset in datasets.items()},
     )
 

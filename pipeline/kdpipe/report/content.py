@@ -70,7 +70,7 @@ def speed_table(result: BenchmarkResult) -> Table | None:
             sharing.setdefault(workload, []).append(subject.name)
     lines = []
     for workload, timing in result.timings.items():
-        network = f"{short_name(workload.network.architecture)}, {workload.network.size} px"
+        network = f"{short_name(workload.network.architecture)}, {workload.network.input}"
         parts = (workload.engine, workload.precision, workload.threads, workload.batch_size, workload.device)
         named = (Cell(str(part), part, numeric=not isinstance(part, str)) for part in parts)
         measured = (_figure_cell(column, timing) for column in TIMING)

@@ -49,7 +49,8 @@ def summary(store: Path) -> dict[str, Any]:
         "digest": found.digest,
         "provenance": found.provenance.model_dump(exclude_none=True),
         "derived_from": None if found.derived_from is None else found.derived_from.model_dump(mode="json"),
-        "teacher": found.fingerprint.teacher.model_dump(),
+        "teacher": found.fingerprint.teacher.model_dump(exclude={"class_maps"}),
+        "class_map": class_map(found),
         "dataset": {"name": found.dataset, "fingerprint": found.fingerprint.dataset},
         "recipe": found.fingerprint.recipe.model_dump(exclude={"thresholds"}),
         "splits": splits,
@@ -59,6 +60,14 @@ def summary(store: Path) -> dict[str, Any]:
         "device": found.fingerprint.device,
         "about": found.about,
     }
+
+
+def class_map(found: Manifest) -> dict[str, list[list[int]]] | None:
+    """Return the teacher's outputs that each class is made of, of each teacher; ``None`` where classes are the same."""
+    maps = found.fingerprint.teacher.class_maps
+    if not maps:
+        return None
+    return {name: [list(each[index]) for each in maps] for index, name in enumerate(found.classes)}
 
 
 def fidelity_lines(found: Mapping[str, Any]) -> list[str]:

@@ -124,6 +124,13 @@ class Manifest(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _classes_are_mapped(self) -> Self:
+        for each in self.fingerprint.teacher.class_maps:
+            if len(each) != len(self.classes):
+                raise ValueError(f"a class map has {len(each)} classes, there are {len(self.classes)}")
+        return self
+
+    @model_validator(mode="after")
     def _figures_fit(self) -> Self:
         for split, value in self.fidelity.items():
             if split not in self.splits:
@@ -192,6 +199,8 @@ class Manifest(BaseModel):
         whole["provenance"] = self.provenance.model_dump(exclude_none=True)
         if not self.fingerprint.recipe.thresholds:
             del whole["fingerprint"]["recipe"]["thresholds"]
+        if not self.fingerprint.teacher.class_maps:
+            del whole["fingerprint"]["teacher"]["class_maps"]
         if self.fingerprint.memory_format is None:
             del whole["fingerprint"]["memory_format"]
         for group, cut in self.splits.items():

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from kdpipe.errors import StoreError
+from kdpipe.models.inputs import InputsRecord
 from kdpipe.store.tree import FILE
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
@@ -33,7 +34,7 @@ MAX_GROUPS = 20_000
 PENULTIMATE = "features:penultimate"
 """The signal that has its own entry ``features`` in the manifest, and an array of that name."""
 
-_SIGNAL = re.compile(r"(features|attention):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
+_SIGNAL = re.compile(r"(features|attention|hidden|heads):(?!penultimate\Z)\w+(\.\w+)*", re.ASCII)
 """Names of signals in format 1; a layer has the name of a module of the teacher."""
 
 RowOrder = Literal["shuffled"]
@@ -52,7 +53,7 @@ def _named(name: str) -> str:
     if name == PENULTIMATE:
         raise ValueError(f"{PENULTIMATE} belongs in the entry 'features', not in 'signals'")
     if not _SIGNAL.fullmatch(name):
-        raise ValueError(f"'{name}' is no signal, expected features:LAYER or attention:LAYER")
+        raise ValueError(f"'{name}' is no signal, expected features:, attention:, hidden: or heads:LAYER")
     return name
 
 
@@ -64,8 +65,8 @@ def _small(shape: Shape) -> Shape:
 
 def _of_their_kind(signals: dict[str, Shape]) -> dict[str, Shape]:
     for name, shape in signals.items():
-        if len(shape) != (1 if name.startswith("features:") else 2):
-            raise ValueError(f"features have one dimension and attention maps two, {name} has {len(shape)}")
+        if len(shape) != {"features": 1, "heads": 3}.get(name.partition(":")[0], 2):
+            raise ValueError(f"features have one dimension, maps two and heads three, {name} has {len(shape)}")
     return signals
 
 
@@ -74,7 +75,7 @@ Signals = Annotated[
         Annotated[str, Field(max_length=128), AfterValidator(_named)],
         Annotated[
             tuple[Annotated[int, Field(gt=0, lt=2**20)], ...],
-            Field(strict=False, min_length=1, max_length=2),
+            Field(strict=False, min_length=1, max_length=3),
             AfterValidator(_small),
         ],
     ],
@@ -113,6 +114,12 @@ class _Preset(_Strict):
     std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
 
 
+class _TensorEnsemble(InputsRecord):
+    """The preset of a teacher ensemble of tensors."""
+
+    members: Annotated[tuple[InputsRecord, ...], Field(strict=False, max_length=256)] = ()
+
+
 class _Ensemble(_Preset):
     """The preset of a teacher ensemble: the first teacher's, and all of them."""
 
@@ -122,11 +129,17 @@ class _Ensemble(_Preset):
 def _usable(preset: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """Check a preset, and return it as it was recorded."""
     try:
-        _Ensemble.model_validate(preset)
+        (_TensorEnsemble if "inputs" in preset else _Ensemble).model_validate(preset)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     return preset
+
+
+_Outputs = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(strict=False, min_length=1, max_length=2**20)
+]
+_ClassMap = Annotated[tuple[_Outputs, ...], Field(strict=False, min_length=1, max_length=2**20)]
 
 
 class Teacher(_Strict):
@@ -136,6 +149,9 @@ class Teacher(_Strict):
     digest: Digest
     preset: Annotated[dict[str, JsonValue], AfterValidator(_usable)]
     parameters: int = Field(ge=0, lt=2**53)
+    class_maps: Annotated[tuple[_ClassMap, ...], Field(strict=False, max_length=256)] = ()
+    """The outputs that each class of the store is made of, of each teacher of the mean; absent where all are as many
+    and in the same order. The logit of several outputs is the log-sum-exp of theirs."""
 
 
 def _increasing(table: tuple[int, ...]) -> tuple[int, ...]:
@@ -336,7 +352,11 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_LONG = 200
+"""Characters of a value that is printed."""
+
+
 def _shorten(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     is_digest = len(text) == 32 and all(character in "0123456789abcdef" for character in text)
-    return text[:8] + "…" if is_digest else text
+    return text[:8] + "…" if is_digest else text if len(text) <= _LONG else text[:_LONG] + "…"

@@ -30,8 +30,8 @@ SHOWN = 5
 
 SPLIT = r"(?:train|test)(?:\.[1-9][0-9]{0,3})?"
 """Pattern of the names of groups: splits, and their further segments."""
-_ARRAY = rf"(?:codes|row_max|{PIXELS}|features|(?:features|attention)-[A-Za-z0-9_-]+|{'|'.join(SIDE)})"
-_CHUNK = "c(?:/[0-9]+){1,3}"
+_ARRAY = rf"(?:codes|row_max|{PIXELS}|features|(?:features|attention|hidden|heads)-[A-Za-z0-9_-]+|{'|'.join(SIDE)})"
+_CHUNK = "c(?:/[0-9]+){1,4}"
 FILE = rf"(?:{SPLIT}/)?zarr\.json|{SPLIT}/{_ARRAY}/(?:zarr\.json|{_CHUNK})"
 """Pattern of the names of a store's files, relative to the store."""
 _PARTIAL = rf"(?:{SPLIT}/)?(?:{_ARRAY}/)?zarr\.[0-9a-f]+\.partial|{SPLIT}/{_ARRAY}/{_CHUNK}\.[0-9a-f]+\.partial"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
@@ -26,6 +27,7 @@ from kdpipe.store.sections import Fingerprint, RowOrder, Teacher, recorded
 from kdpipe.store.sections import Recipe as StoredRecipe
 from kdpipe.store.tree import CONTENTS, PIXELS, segment_of
 from kdpipe.store.writer import Builder
+from kdpipe.teacher.classes import Outputs, combine
 from kdpipe.teacher.forward import FrozenTeacher, LogitSource
 from kdpipe.views import Geometry, Recipe, Renderer, permutation
 from kdpipe.views.rendering import Looked
@@ -217,6 +219,8 @@ def _cut(start: int, stop: int, size: int) -> list[npt.NDArray[np.int64]]:
 
 
 _IMPORTED_STREAM = 0x9109
+_ROWS = 4_096
+"""Rows whose classes are mapped at once."""
 _CHECKED = 1_024
 """Samples that are checked for being logits, not probabilities."""
 
@@ -230,10 +234,19 @@ class Imported:
     signals: Mapping[str, tuple[int, ...]] = {}
 
     def __init__(
-        self, files: Mapping[str, Path], datasets: Mapping[str, Dataset], *, name: str, preset: Preset, views: int
+        self,
+        files: Mapping[str, Path],
+        datasets: Mapping[str, Dataset],
+        *,
+        name: str,
+        preset: AnyPreset,
+        views: int,
+        outputs: Outputs | None = None,
+        total: int | None = None,
     ) -> None:
         """Map the files; ``preset`` has the size of the teacher's images.
 
+        Each class is made of ``outputs`` of the teacher's ``total``, where its classes are not those of the dataset.
         The array of ``train`` has shape ``(n, classes)``, or ``(1 + views, n, classes)`` with the plain view first;
         those of other splits ``(n, classes)``. Samples and classes are in the dataset's order.
 
@@ -242,6 +255,7 @@ class Imported:
         """
         self.preset = preset
         self._name = name
+        self._outputs, self._total = outputs, total
         self._files = {
             split: (path, datasets[split], 1 + views if split == "train" else 1) for split, path in files.items()
         }
@@ -252,7 +266,13 @@ class Imported:
     @property
     def identity(self) -> Teacher:
         """The given name, and a digest of the files' bytes; the number of parameters is unknown, 0."""
-        return Teacher(name=self._name, digest=self._digest, preset=self.preset.describe(), parameters=0)
+        return Teacher(
+            name=self._name,
+            digest=self._digest,
+            preset=self.preset.describe(),
+            parameters=0,
+            class_maps=() if self._outputs is None else (self._outputs,),
+        )
 
     def of(self, teacher: Teacher) -> Imported:
         """Return the same logits as those of a teacher of the same name, whose digest is that of earlier files."""
@@ -265,24 +285,39 @@ class Imported:
         return []
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.floating]:
-        """Return the logits of a view as they are in the file, ``(n, classes)``, mapped into memory anew.
+        """Return the logits of a view, ``(n, classes)``, as they are in the file, and mapped into memory anew.
 
-        What was read of it counts as memory of this process for as long as the array is kept.
+        What was read of it counts as memory of this process for as long as the array is kept. Those of a teacher of
+        other classes are an array of the dataset's classes.
         """
         plane: npt.NDArray[np.floating] = self._planes(split)[view]
-        return plane
+        if self._outputs is None:
+            return plane
+        parts = [self._mapped(plane[start : start + _ROWS]) for start in range(0, len(plane), _ROWS)]
+        return np.concatenate(parts)
+
+    def take(self, split: str, view: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the logits of some rows of a view, float32 ``(k, classes)``."""
+        return self._mapped(self._planes(split)[view][rows])
+
+    def _mapped(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        values = logits.astype(np.float32)
+        if self._outputs is None:
+            return values
+        combined: npt.NDArray[np.float32] = combine(torch.from_numpy(values), self._outputs).numpy()
+        return combined
 
     def pilot(self, *, seed: int, rows: int = PILOT_ROWS) -> torch.Tensor:
         """Return the logits of up to ``rows`` random (sample, view) pairs, float32 ``(n, classes)``."""
         planes = self._planes("train")
         views, samples = planes.shape[:2]
         drawn = np.sort(permutation(views * samples, seed=seed, stream=_IMPORTED_STREAM)[:rows])
-        values = planes.reshape(views * samples, -1)[drawn].astype(np.float32)
+        values = self._mapped(planes.reshape(views * samples, -1)[drawn])
         return torch.from_numpy(values[permutation(len(values), seed=seed, stream=_IMPORTED_STREAM)])
 
     def _planes(self, split: str) -> npt.NDArray[np.floating]:
         path, dataset, planes = self._files[split]
-        return _open(path, dataset, planes=planes)
+        return _open(path, dataset, planes=planes, total=self._total)
 
 
 def copy_plane(
@@ -301,17 +336,26 @@ def copy_plane(
     called with the number of samples of each shard.
     """
     for shard in builder.unfinished(split, view):
-        rows = source.plane(segment_of(split)[0], view)[order[shard.start : shard.stop]]
+        rows = source.take(segment_of(split)[0], view, order[shard.start : shard.stop])
         beside = {}
         if shard.pixels:
             beside[PIXELS] = torch.from_numpy(dataset.pixel_digests(np.arange(shard.start, shard.stop)))
-        builder.submit(shard, torch.from_numpy(rows.astype(np.float32)), beside)
+        builder.submit(shard, torch.from_numpy(rows), beside)
         del rows
         advance(shard.stop - shard.start)
 
 
-def _open(path: Path, dataset: Dataset, *, planes: int) -> npt.NDArray[np.floating]:
-    """Map a file as ``(planes, n, classes)``, and check that its shape, type and values fit the dataset."""
+def columns(path: Path) -> int | None:
+    """Return the number of columns of a file of logits; ``None`` where it is none."""
+    with suppress(OSError, ValueError, EOFError):
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.ndarray) and found.ndim > 1:
+            return int(found.shape[-1])
+    return None
+
+
+def _open(path: Path, dataset: Dataset, *, planes: int, total: int | None) -> npt.NDArray[np.floating]:
+    """Map a file as ``(planes, n, total)``, and check that its shape, type and values fit the dataset."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -321,13 +365,13 @@ def _open(path: Path, dataset: Dataset, *, planes: int) -> npt.NDArray[np.floati
     if not isinstance(found, np.ndarray) or found.dtype.kind != "f":
         kind = found.dtype if isinstance(found, np.ndarray) else "an archive"
         raise ModelError(f"{path} holds {kind}, expected an array of floats: the logits before any softmax.")
-    expected = (planes, len(dataset), len(dataset.classes))
+    expected = (planes, len(dataset), total or len(dataset.classes))
     if found.shape != expected and (planes, *found.shape) != (1, *expected[1:]):
         shape = expected[1:] if planes == 1 else expected
         raise ModelError(
             f"{path} has shape {found.shape}, expected {shape} for the {dataset.split} split of {dataset.spec}"
             f"{'' if planes == 1 else ': the plain view first, then the augmented ones'}. Samples and classes "
-            "must be in the dataset's order."
+            "must be in the dataset's order; for a teacher of other classes, give --class-map FILE."
         )
     shaped = found.reshape(expected)
     first = shaped[0, :_CHECKED].astype(np.float64)

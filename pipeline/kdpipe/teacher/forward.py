@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 
 from kdpipe.errors import ModelError
-from kdpipe.models import Model, Preset, Signal, Watch, probe
+from kdpipe.models import AnyPreset, Model, Signal, Watch, probe
 from kdpipe.models.layout import CHANNELS_LAST, arrange, choose
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.sections import Teacher
+from kdpipe.teacher.classes import Outputs, combine
 from kdpipe.views import Geometry
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,7 +30,7 @@ class LogitSource(Protocol):
         """Name, digest, preset and parameters, as in a store's fingerprint."""
 
     @property
-    def preset(self) -> Preset:
+    def preset(self) -> AnyPreset:
         """The evaluation preset, whose geometry the pixels must have."""
 
     @property
@@ -48,7 +50,7 @@ class LogitSource(Protocol):
         """Shape for one image of each signal that comes with the logits, by name."""
 
     def probe(self) -> list[float]:
-        """Return the first logits of one fixed synthetic image."""
+        """Return the first logits of one fixed synthetic image, before any class map."""
 
 
 class FrozenTeacher(LogitSource, Protocol):
@@ -56,6 +58,10 @@ class FrozenTeacher(LogitSource, Protocol):
 
     def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return float32 logits and signals ``(n, *shape)`` by name, for uint8 ``(n, 3, H, W)`` rendered pixels."""
+
+    @property
+    def mapped(self) -> tuple[FrozenTeacher, ...]:
+        """The teachers with a class map, without it."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
@@ -72,10 +78,12 @@ class Forward:
         precision: str = "fp32",
         signals: Sequence[Signal] = (),
         channels_last: bool | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         """Move the model to ``device``, freeze it and watch the layers of ``signals``.
 
-        ``channels_last`` is as for ``kdpipe.models.layout.choose``.
+        ``channels_last`` is as for ``kdpipe.models.layout.choose``, and ``outputs`` are those that each class of the
+        dataset is made of, where it has other classes than the model.
 
         Raises:
             ModelError: a layer does not exist, or cannot give its signal; the network cannot compute in channels-last.
@@ -83,6 +91,7 @@ class Forward:
         self.model = model
         self.device = device
         self.precision = precision
+        self.class_map = outputs
         self._dtype = PRECISIONS[precision]
         self._module = model.module.to(device).requires_grad_(False)
         size = model.preset.size
@@ -102,10 +111,20 @@ class Forward:
             digest=self.model.digest,
             preset=self.model.preset.describe(),
             parameters=self.model.parameters,
+            class_maps=() if self.class_map is None else (self.class_map,),
         )
 
     @property
-    def preset(self) -> Preset:
+    def mapped(self) -> tuple[Forward, ...]:
+        """The model without its class map, where it has one."""
+        if self.class_map is None:
+            return ()
+        bare = copy(self)
+        bare.class_map = None
+        return (bare,)
+
+    @property
+    def preset(self) -> AnyPreset:
         """The model's evaluation preset."""
         return self.model.preset
 
@@ -144,7 +163,8 @@ class Forward:
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:
             raise ModelError(f"{self.model.name} returns shape {tuple(logits.shape)}, expected logits (n, classes).")
-        return logits.float(), self._watch.take()
+        logits = logits.float()
+        return logits if self.class_map is None else combine(logits, self.class_map), self._watch.take()
 
 
 class Ensemble:
@@ -188,10 +208,24 @@ class Ensemble:
             digest=digest_of([teacher.model for teacher in self.teachers]),
             preset={**parts[0].preset, "members": [part.preset for part in parts]},
             parameters=sum(part.parameters for part in parts),
+            class_maps=self._class_maps,
         )
 
     @property
-    def preset(self) -> Preset:
+    def _class_maps(self) -> tuple[Outputs, ...]:
+        """The class map of each teacher; a teacher without one has its outputs in order."""
+        maps = [teacher.class_map for teacher in self.teachers]
+        classes = max((len(each) for each in maps if each is not None), default=0)
+        same = tuple((index,) for index in range(classes))
+        return tuple(same if each is None else each for each in maps) if classes else ()
+
+    @property
+    def mapped(self) -> tuple[Forward, ...]:
+        """The teachers that have a class map, without it."""
+        return tuple(bare for teacher in self.teachers for bare in teacher.mapped)
+
+    @property
+    def preset(self) -> AnyPreset:
         """The first teacher's evaluation preset; all have its geometry."""
         return self.teachers[0].preset
 
@@ -219,7 +253,9 @@ def digest_of(models: Sequence[Model]) -> str:
     return models[0].digest if len(models) == 1 else digest_json({"average": [model.digest for model in models]})
 
 
-def _words(geometry: Geometry) -> str:
+def _words(geometry: Geometry | None) -> str:
+    if geometry is None:
+        return "tensors"
     return f"{geometry.size} px cut from {geometry.resize} ({geometry.interpolation})"
 
 

@@ -144,7 +144,10 @@ def refuse_unfit(forward: FrozenTeacher, renderer: Renderer, *, name: str) -> No
             f"{name} returns other logits for an image in another batch, as batch norm in training mode does. Put it "
             "into evaluation mode, also where its forward says training=True."
         )
-    refuse_probabilities(once, name=name)
+    for each in forward.mapped:
+        refuse_probabilities(each(renderer(first, 0)).cpu(), name=each.identity.name)
+    if not forward.mapped:
+        refuse_probabilities(once, name=name)
 
 
 def refuse_probabilities(logits: torch.Tensor, *, name: str) -> None:

@@ -26,10 +26,16 @@ class TeacherSettings(Settings):
     weights: Names = ()
     """The teacher's weights: .safetensors, .pt, .pth, or a torchvision weights name; repeat for each teacher without
     its own."""
+    class_map: Path | None = None
+    """CSV file, class,teacher_class in its first line: classes of the data and the name or index of the teacher's, or
+    of several, where it has others; names that both have are found."""
+    teacher_classes: str | None = None
+    """File with the names of the teacher's classes, one a line in the order of its outputs, or imagenet."""
     average: bool = False
     """Store the mean of the logits of several teachers."""
     signals: SignalsSetting = ()
-    """Also store signals in float16: features:LAYER or attention:LAYER, joined with +; kdpipe models NAME --layers."""
+    """Also store signals in float16: features:LAYER or attention:LAYER, of sequences hidden:LAYER or heads:LAYER,
+    joined with +; kdpipe models NAME --layers."""
     mean: Channels | None = None
     """Mean of the teacher's normalization, R,G,B in 0..1."""
     std: Channels | None = None
@@ -96,6 +102,11 @@ class ImportSettings(Settings):
     """Test logits, .npy: (samples, classes)."""
     teacher_name: str = Field(min_length=1)
     """Name of the teacher that computed them."""
+    class_map: Path | None = None
+    """CSV file, class,teacher_class in its first line: classes of the data and the name or index of the teacher's, or
+    of several, where it has others; names that both have are found."""
+    teacher_classes: str | None = None
+    """File with the names of the teacher's classes, one a line in the order of its outputs, or imagenet."""
     input_size: Positive | None = None
     """Side of the teacher's input in pixels."""
     min_top1: Fraction | None = None

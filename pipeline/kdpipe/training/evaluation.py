@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.metrics.accuracy import accuracy
-from kdpipe.models import Preset, evaluating
+from kdpipe.models import AnyPreset, evaluating
 from kdpipe.models.layout import arranged
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.progress import Progress, silent
@@ -23,7 +23,7 @@ _BATCH = 256
 
 @torch.inference_mode()
 def predict(
-    module: torch.nn.Module, renderer: Renderer, *, preset: Preset, progress: Progress = silent
+    module: torch.nn.Module, renderer: Renderer, *, preset: AnyPreset, progress: Progress = silent
 ) -> npt.NDArray[np.float32]:
     """Return float32 logits ``(n, classes)`` of the plain view of every sample of the renderer's dataset.
 
@@ -65,7 +65,7 @@ class Validation:
         self,
         renderer: Renderer,
         *,
-        preset: Preset,
+        preset: AnyPreset,
         keep: Callable[[torch.nn.Module], None] = lambda _module: None,
     ) -> None:
         """Validate on the renderer's dataset, all of it labeled; ``keep`` is called with each best module."""

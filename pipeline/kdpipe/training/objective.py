@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset
 from kdpipe.training.batches import Batch
 from kdpipe.views import SecondLabels
 
@@ -62,7 +62,7 @@ class CrossEntropy:
     of_labeled = frozenset({"ce"})
     parts = None
 
-    def __init__(self, preset: Preset, *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, preset: AnyPreset, *, label_smoothing: float = 0.0) -> None:
         """Normalize images by ``preset``."""
         self._preset, self._smoothing = preset, label_smoothing
         self.beside = torch.nn.ModuleDict()

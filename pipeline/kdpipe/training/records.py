@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from kdpipe.errors import RunError
+from kdpipe.models.inputs import InputsRecord
 from kdpipe.reading import MEGABYTE, parse_json, read_bytes, validated
 
 _RUN_BYTES = 16 * MEGABYTE
@@ -128,7 +129,7 @@ class RunRecord(_Strict):
     device: Text | None = None
     model: Text | None = None
     num_parameters: Count | None = None
-    preset: PresetRecord | None = None
+    preset: PresetRecord | InputsRecord | None = None
     preset_source: Text | None = None
     classes: Annotated[list[Text], Field(min_length=1, max_length=1_000_000)] | None = None
     samples: Count | None = None
@@ -150,7 +151,7 @@ class FinishedRecord(RunRecord):
 
     parameters: SeededParameters
     model: Text
-    preset: PresetRecord
+    preset: PresetRecord | InputsRecord
     classes: Annotated[list[Text], Field(min_length=1, max_length=1_000_000)]
     distill: Literal["cache", "live", "none"] = "none"
     loss: Text = "ce"

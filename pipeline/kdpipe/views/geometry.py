@@ -18,7 +18,7 @@ import torch
 
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset, Preset
 from kdpipe.registry import between
 from kdpipe.views.philox import Draws, log_uniform
 from kdpipe.views.recipe import claim, operation, pair
@@ -59,9 +59,9 @@ class Geometry:
     interpolation: str
 
     @classmethod
-    def of(cls, preset: Preset) -> Geometry:
-        """Return the geometry of a model's preset."""
-        return cls(preset.size, preset.resize, preset.interpolation)
+    def of(cls, preset: AnyPreset) -> Geometry | None:
+        """Return the geometry of a model's preset; ``None`` for one of tensors, which stay as they are."""
+        return cls(preset.size, preset.resize, preset.interpolation) if isinstance(preset, Preset) else None
 
     def fit(self, images: torch.Tensor) -> torch.Tensor:
         """Fit uint8 ``(n, 3, H, W)`` to ``(n, 3, size, size)``; the identity when the sides already match.

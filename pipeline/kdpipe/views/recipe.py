@@ -31,7 +31,7 @@ from kdpipe.errors import RecipeError
 from kdpipe.registry import Entry, Registry
 from kdpipe.spec import Term, parse, shortest
 
-Phase = Literal["box", "flip", "rotate", "color", "erase", "mix"]
+Phase = Literal["box", "flip", "rotate", "color", "erase", "mix", "tensor"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """The order in which an image is made, and so that of a recipe.
 
@@ -39,7 +39,8 @@ An operation is called with two arguments and its values:
 
 - ``box``: the source images (``geometry.Sources``) and the draws; it returns one box of each, int64 ``(n, 4)``;
 - ``flip``, ``rotate``, ``color``, ``erase``: uint8 ``(n, 3, H, W)`` at the input size and the draws; it returns such;
-- ``mix``: the table that lambda is drawn with and the draws; it returns the ``mixing.Amounts``.
+- ``mix``: the table that lambda is drawn with and the draws; it returns the ``mixing.Amounts``;
+- ``tensor``: ``tensors.Items`` instead of images, and the draws; it returns the items' changed first array.
 """
 
 Thresholds = Mapping[str, Sequence[int]]
@@ -48,7 +49,7 @@ Thresholds = Mapping[str, Sequence[int]]
 OPERATIONS: Registry[Any] = Registry(
     "operation",
     error=RecipeError,
-    modules=[f"kdpipe.views.{file}" for file in ("geometry", "resample", "color", "erase", "mixing")],
+    modules=[f"kdpipe.views.{file}" for file in ("geometry", "resample", "color", "erase", "mixing", "tensors")],
 )
 """All operations, in the order in which an image is made; a file of new ones has its name here."""
 

@@ -24,9 +24,9 @@ import torch
 from blake3 import blake3
 from torch.utils.data import DataLoader, Sampler
 
-from kdpipe.dataset import Dataset, Shared, find_ids, processors, worker_context
+from kdpipe.dataset import Dataset, Form, Shared, find_ids, processors, worker_context
 from kdpipe.errors import KdpipeError
-from kdpipe.views import mixing
+from kdpipe.views import mixing, tensors
 from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
 from kdpipe.views.philox import Draws, philox
 from kdpipe.views.recipe import Recipe
@@ -106,6 +106,7 @@ class Renderer:
         self.device = torch.device(device)
         self.workers = workers or dataset.workers or processors(of_rank=True)
         """Number of processes that decode a streamed dataset."""
+        tensors.refuse_unfit(self.recipe, dataset.form)
         self._frame = Frame.of(dataset, geometry)
         self._mixes = self.recipe.mixes
         self._images = dataset.whole if self._mixes else dataset
@@ -195,7 +196,7 @@ class Renderer:
 
     def _boxes(self, images: Images, needed: Integers, view: int) -> Integers | None:
         """Return the boxes of a view, ``(n, 4)``; ``None`` for the plain one."""
-        if view == 0 or not self.recipe.augments:
+        if view == 0 or not self.recipe.augments or self.dataset.form is not None:
             return None
         choose = next(iter(self.recipe.of("box")), middle)
         # The sizes of images that are read for the first time are not known before.
@@ -214,6 +215,8 @@ class Renderer:
         if view == 0 or not len(images):
             return images
         draws = self._draws(needed, view)
+        if self.dataset.form is not None:
+            return tensors.changed(images, self.dataset.form, self.recipe, draws)
         for step in self.recipe.of("flip", "rotate", "color", "erase"):
             images = step(images, draws)
         if not self._mixes:
@@ -343,18 +346,21 @@ class _Worker(torch.utils.data.Dataset[Made | KdpipeError]):
             return error
 
 
-def trial(recipe: Recipe, geometry: Geometry) -> dict[str, str]:
+def trial(recipe: Recipe, geometry: Geometry | Form) -> dict[str, str]:
     """Try the resize and each operation of a recipe on fixed synthetic images, to name one that gives other pixels.
 
-    Returns a 64-bit hash of the pixels, in hexadecimal digits, by ``resize`` and the names of the operations.
+    Returns a 64-bit hash of the pixels, in hexadecimal digits, by ``resize`` and the names of the operations. Tensors
+    are not resized.
     """
+    ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
+    draws = Draws(ids, seed=0, view=1)
+    if isinstance(geometry, Form):
+        return {step.name: _hash(tensors.tried(step, geometry, draws)) for step in recipe.steps}
     kernel = geometry.interpolation
     words = np.concatenate(_words(_COUNT * 3 * _HEIGHT * _WIDTH // 4))
     images = torch.from_numpy((words >> 24).astype(np.uint8).reshape(_COUNT, 3, _HEIGHT, _WIDTH))
     smaller = Geometry(_SIDE, _SIDE, kernel).fit(images)
     found = {"resize": _hash(smaller, geometry.fit(images))}
-    ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
-    draws = Draws(ids, seed=0, view=1)
     sources = Sources(np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
     for step in recipe.steps:
         tried = smaller

@@ -173,7 +173,10 @@ def build(split): return Random([1, 2])
             "def build(split): return Data([('a.png', 0)])",
             r"\[0\] cannot be used: it is a str, expected a PIL",
         ),
-        ("def build(split): return Data([(tensor(1).float(), 0)])", "pixels are float32, expected uint8"),
+        (
+            "def build(split): return Data([(tensor(1), 0), (tensor(1).float(), 0)])",
+            "pixels are float32, expected uint8",
+        ),
         ("def build(split): return Data([(tensor(1, (2, 4, 5)), 0)])", r"shape \(2, 4, 5\), expected"),
         ("def build(split): return Data([(tensor(1, (3, 0, 5)), 0)])", "at least one pixel"),
         ("def build(split): return Data([(tensor(1), 'yes')])", "label is 'yes', expected an integer"),

@@ -259,9 +259,9 @@ def test_timm_weights_with_other_classes_are_refused() -> None:
     ("built", "said"),
     [
         (lambda n: Tiny(n + 1), "the model has 5 outputs, the dataset has 4 classes"),
-        (lambda n: nn.Flatten(0), "for two images, expected"),
+        (lambda n: nn.Flatten(0), "for two samples, expected"),
         (lambda n: nn.Linear(7, n), "does not take images of 3x32x32"),
-        (lambda n: nn.Unflatten(0, (1, 2)), "for two images, expected"),
+        (lambda n: nn.Unflatten(0, (1, 2)), "for two samples, expected"),
     ],
 )
 def test_own_code_is_tried_on_two_images(monkeypatch: pytest.MonkeyPatch, built: Any, said: str) -> None:

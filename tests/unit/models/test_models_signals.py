@@ -82,6 +82,7 @@ def test_layers_have_the_shape_of_their_last_output(net: _Net) -> None:
         "stem": (4, 4, 4),
         "body": (6, 4, 4),
         "act": (6, 4, 4),
+        "pair": (6, 4, 4),
         "tokens": (16, 5),
         "head": (7,),
     }
@@ -155,7 +156,6 @@ def test_penultimate_features_are_one_of_them(images: torch.Tensor, net: _Net) -
 def test_layers_that_are_not_there_or_do_not_fit(net: _Net) -> None:
     refusals = {
         "features:boddy": r"no layer 'boddy' .*did you mean 'body'\?",
-        "features:pair": "no layer 'pair' whose output is one tensor",
         "features:unused": "no layer 'unused'",
         "attention:head": r"output has shape \(7,\) per image",
         "attention:tokens": r"output has shape \(16, 5\) per image",

@@ -1,7 +1,8 @@
 """``package.module:function``: the dataset that a user's own function returns.
 
-The function is called with ``"train"`` or ``"test"`` and returns a sequence of ``(picture, class index)``: a
-PIL image or a uint8 tensor ``(3, H, W)``, and an int (-1 for none). The sequence has ``classes``, the class
+The function is called with ``"train"`` or ``"test"`` and returns a sequence of ``(item, class index)``: a PIL image, a
+uint8 tensor ``(3, H, W)``, or tensors, and an int (-1 for none). Tensors are one array of other numbers than uint8, or
+a dictionary of arrays, of the same names, types and shapes in every item. The sequence has ``classes``, the class
 names. It may have ``keys``, a stable name for each sample (otherwise its index), and ``targets``, all class
 indices, so that they need not be read from every item.
 
@@ -30,7 +31,7 @@ from kdpipe.errors import DatasetError, did_you_mean
 
 @register("package.module:function", pattern=r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 def list_callable(request: Request, spec: str) -> Listing:
-    """The sequence of (picture, class index) that your own function returns for "train" and "test".
+    """The sequence of (item, class index) that your own function returns for "train" and "test".
 
     Raises:
         DatasetError: The function is missing, fails, or returns something else.
@@ -134,7 +135,7 @@ def open_callable(spec: str, split: str) -> Any:
         raise DatasetError(f"{spec}('{split}') raised {type(error).__name__}: {error}") from error
     if not (hasattr(opened, "__len__") and hasattr(opened, "__getitem__")):
         raise DatasetError(
-            f"{spec}('{split}') returned a {type(opened).__name__}, expected a sequence of (picture, class index)"
+            f"{spec}('{split}') returned a {type(opened).__name__}, expected a sequence of (item, class index)"
         )
     return opened
 

@@ -8,7 +8,9 @@ may download. Images are read from the Arrow files, or from the files that these
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -102,20 +104,29 @@ def quiet(*, download: bool) -> Iterator[Any]:
     except ImportError as error:
         raise DatasetError(f"hf: needs the package datasets ({error}); run: pip install 'kdpipe[hf]'") from error
     offline = library.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE
-    level, bars = library.logging.get_verbosity(), library.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], library.is_progress_bar_enabled()
+    hub_bars = not hub.utils.are_progress_bars_disabled()
     hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         library.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = not download or any(offline)
-        library.logging.set_verbosity(library.logging.CRITICAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         library.disable_progress_bars()
+        if hub_bars:
+            hub.utils.disable_progress_bars()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield library
+            gc.collect()  # the library leaves files open, of which Python would warn later
     finally:
         library.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = offline
-        library.logging.set_verbosity(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             library.enable_progress_bars()
+        if hub_bars:
+            hub.utils.enable_progress_bars()
 
 
 def _cache() -> Path:

@@ -40,9 +40,9 @@ def list_webdataset(request: Request, written: str) -> Listing:
         classes = class_names(_labels(train, trained), where=str(trained[0]))
     found = parts(paths, RangeFile, [each.images for each in indexes], [np.array(each.offsets) for each in indexes])
     found = replace(found, sizes=np.concatenate([np.array(each.sizes, dtype=np.int64) for each in indexes]))
-    keys = [key for each in indexes for key in each.keys]
+    keys = [key for each in indexes for key in each.names]
     if len(set(keys)) < len(keys):
-        keys = [f"{path.stem}/{key}" for path, each in zip(paths, indexes, strict=True) for key in each.keys]
+        keys = [f"{path.stem}/{key}" for path, each in zip(paths, indexes, strict=True) for key in each.names]
     return Listing(
         name=dataset_name(pattern),
         classes=classes,
@@ -58,7 +58,7 @@ def _indexes(request: Request, paths: list[Path], image: str | None, label: str 
         for path in paths:
             found.append(tar_index(path, image=image, label=label))
             report(1)
-    if not any(each.keys for each in found):
+    if not any(each.names for each in found):
         raise DatasetError(f"{paths[0]} has no images; expected members such as 0001.jpg and 0001.cls")
     return found
 

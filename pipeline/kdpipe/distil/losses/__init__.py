@@ -4,7 +4,7 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-from kdpipe.distil.losses import logits, transport, levels, layers, contrast  # isort: skip (the order in which they are listed)
+from kdpipe.distil.losses import logits, transport, levels, layers, contrast, sequences  # isort: skip (the listed order)
 from kdpipe.distil.losses.contract import (
     LOSSES,
     DistillationLoss,
@@ -32,5 +32,6 @@ __all__ = [
     "make",
     "memory_loss",
     "parse",
+    "sequences",
     "transport",
 ]

@@ -201,13 +201,14 @@ class LayerLoss:
     """A registered loss between layers of the student and of the teacher, the sum over pairs of layers.
 
     It is called with the signals of a batch, float32: features ``(n, channels)``, the student's after its projection,
-    or attention maps ``(n, H, W)``. It returns a scalar, without its weight.
+    attention maps ``(n, H, W)``, hidden states ``(n, tokens, channels)`` or heads ``(n, heads, tokens, tokens)``.
+    It returns a scalar, without its weight.
     """
 
     name: str
     formula: Callable[..., Tensor]
     kind: str
-    """The signals that it reads: ``features`` or ``attention``."""
+    """The signals that it reads; see ``kdpipe.models.signals``."""
     weight: float
     """Its weight in the distillation term."""
     projection: Callable[[Shape, Shape], nn.Module] = identity
