@@ -186,7 +186,7 @@ def _logit_losses() -> str:
 
 
 def _layer_losses() -> str:
-    return _registered_losses("features attention", "weight")
+    return _registered_losses("features attention hidden heads", "weight")
 
 
 def _registered_losses(reads: str, weights: str) -> str:

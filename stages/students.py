@@ -22,6 +22,7 @@ from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, parse_preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.sharing.streaming import open_store
@@ -71,7 +72,8 @@ def train(
     """
     params, mode = students[0], students[0].targets.mode
     stores = [
-        open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
+        open_store(path, "train", memory_limit=params.targets.memory_bytes // params.view.views_per_sample, say=say)
+        for path in params.targets.store
     ]
     of_stores = views_of_stores(params, stores) if stores else None
     data = _training_data(students, stores)
@@ -104,7 +106,7 @@ def train(
         saved = savings(
             stores[0],
             samples=len(data.train),
-            epochs=params.optimization.epochs,
+            epochs=params.optimization.epochs * params.view.views_per_sample,
             students=len(tasks) - len(failed),
         )
         if saved is not None:
@@ -174,8 +176,8 @@ def _targets(
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
-) -> Targets:
-    """Return the soft targets that all students share."""
+) -> list[Targets]:
+    """Return the soft targets that all students share, for each view of a sample in a batch."""
     params = students[0]
     for store in stores:
         _refuse_held_out(store, data)
@@ -196,7 +198,7 @@ def _targets(
     )
     renderer = rendering(Geometry.of(teacher.model.preset))
     refuse_unfit(forward, renderer, name=teacher.model.name)
-    return LiveTargets(forward, renderer)
+    return [LiveTargets(forward, renderer)] * params.view.views_per_sample
 
 
 def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
@@ -209,9 +211,9 @@ def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDAr
 
 def _cached_targets(
     students: Sequence[StudentTraining], stores: Sequence[LogitStore], data: TrainingData, recipe: Recipe
-) -> Targets:
-    """Check every store against the losses and the data, and return its soft targets, or their mean."""
-    settings, parts = students[0].targets, []
+) -> list[Targets]:
+    """Check every store against the losses and the data, and return its soft targets, or their mean, for each view."""
+    settings, rows = students[0].targets, []
     train, chosen = data.in_store, data.selection
     there = np.arange(len(train)) if chosen is None else chosen.covered.nonzero()[0]
     shared = train if len(there) == len(train) else train.subset(there)
@@ -220,21 +222,23 @@ def _cached_targets(
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        rows = np.zeros(len(train), dtype=np.int64)  # that of a sample without soft targets is not used
-        rows[there] = _joined(store, shared, allow_drift=settings.allow_drift)
-        parts.append(soft_targets(store, rows))
+        rows.append(np.zeros(len(train), dtype=np.int64))  # that of a sample without soft targets is not used
+        rows[-1][there] = _joined(store, shared, allow_drift=settings.allow_drift)
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    found: Targets = parts[0]
-    if len(parts) > 1:
-        # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-        labels = None if recipe.mixes else train.labels
-        found = MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
-    return found if chosen is None else SelectedTargets(found, chosen)
+    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+    labels = None if recipe.mixes else train.labels
+    found: list[Targets] = []
+    for _ in range(students[0].view.views_per_sample):
+        parts = [soft_targets(store, own) for store, own in zip(stores, rows, strict=True)]
+        alone = len(parts) == 1
+        one = parts[0] if alone else MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
+        found.append(one if chosen is None else SelectedTargets(one, chosen))
+    return found
 
 
 def _hottest(student: StudentTraining) -> float | None:
@@ -258,11 +262,17 @@ def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[Logi
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
-    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, of_data, interface=params.network)
     outputs = None
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher
-        given = replace(given, recorded=parse_preset(recorded.preset), recorded_in=stores[0].path)
+        given = replace(
+            given,
+            recorded=parse_preset(recorded.preset),
+            recorded_in=stores[0].path,
+            interface=params.network.over(Interface.parse(recorded.preset)),
+        )
         outputs = recorded.class_maps[0] if recorded.class_maps else None
     return load_mapped(
         settings.teacher,

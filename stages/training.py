@@ -109,7 +109,7 @@ def fit(
     stage: str,
     views: Views,
     rendering: Rendering,
-    targets: Targets | None = None,
+    targets: Sequence[Targets] | None = None,
     group: Group | None = None,
 ) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
@@ -128,6 +128,11 @@ def fit(
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
+    if params.view.views_per_sample > 1 and views.number is not None and views.number < params.view.views_per_sample:
+        raise ParamsError(
+            f"--views-per-sample {params.view.views_per_sample} takes two different views of a sample, found "
+            f"{views.number} augmented {'view' if views.number == 1 else 'views'}: make a store with --views 2 or more."
+        )
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
     labels = labels_of(data, test_set)
@@ -154,7 +159,7 @@ def fit(
             trained = train_together(
                 students,
                 targets,
-                order=Order(params.run.data_seed, views.number, data.sampling),
+                order=Order(params.run.data_seed, views.number, data.sampling, params.view.views_per_sample),
                 resume=params.run.resume,
                 checkpoint_every=params.run.checkpoint_every,
                 should_stop=should_stop,

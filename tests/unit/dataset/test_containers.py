@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.dataset import load
+from kdpipe.dataset import Request, load
 from kdpipe.dataset.arrow import RowGroups
+from kdpipe.dataset.kinds.parquet import list_parquet
 from kdpipe.errors import DatasetError, MissingSplitError
 from tests.images import add_member, write_hf, write_parquet, write_tars
 from tests.unit.dataset.conftest import MakeFolder, Recorder, picture
@@ -281,6 +282,23 @@ def test_a_few_bytes_that_stand_for_many_images_are_refused(tmp_path: Path) -> N
     with pytest.raises(DatasetError, match="its row group has more than 16,777,216 bytes"):
         RowGroups("image", path, most=2**24).content(0, 0)
     assert RowGroups("image", path).content(2999, 0) == bytes(2**16)
+
+
+def test_a_warning_tells_that_shuffled_reads_take_large_row_groups(tmp_path: Path) -> None:
+    schema = pa.schema({"image": pa.binary(), "label": pa.int64(), "id": pa.int64()})
+    for name, megabytes, count in (("large", 40, 26), ("few", 40, 2)):
+        (tmp_path / name).mkdir()
+        content = bytes(megabytes * 10**6)
+        path, plain = tmp_path / name / "train.parquet", {"use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(path, schema, **plain) as writer:
+            for number in range(count):
+                writer.write_table(pa.table({"image": [content], "label": [0], "id": [number]}, schema=schema))
+    large, few = (
+        list_parquet(Request("train"), f"{tmp_path}/{name}/*.parquet,label=label,key=id").notes
+        for name in ("large", "few")
+    )
+    assert "is read with its row group, up to 40 MB" in large[0]
+    assert few == ()
 
 
 def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
