@@ -156,6 +156,22 @@ def test_large_images_become_small_ones(kdpipe: Command, tmp_path: Path) -> None
     assert [Image.open(io.BytesIO(base64.b64decode(each))).size for each in shown] == [(112, 56)] * 4
 
 
+def test_tensors_have_no_pictures(kdpipe: Command, tmp_path: Path) -> None:
+    labels = np.array([0, 1] * 6)
+    np.savez(tmp_path / "table.npz", **{f"x_{split}": np.eye(12, 4, dtype=np.float32) for split in ("train", "test")},
+             **{f"y_{split}": labels for split in ("train", "test")})  # fmt: skip
+    logits = 4 * np.eye(2, dtype=np.float32)[labels]
+    logits[5] = logits[5, ::-1]
+    np.save(tmp_path / "logits.npy", logits)
+    data, store = f"npz:{tmp_path / 'table.npz'}", tmp_path / "logits.zarr"
+    given = ("--logits", tmp_path / "logits.npy", "--test-logits", tmp_path / "logits.npy", "--teacher-name", "ours")
+    assert kdpipe("import-logits", "--data", data, *given, "--recipe", "none", "--out", store).code == 0
+    outcome = kdpipe("audit", store, "--data", data, "--out", tmp_path / "out", "--count", 3)
+    assert outcome.code == 0, outcome.err
+    assert next(row["sample"] for row in _rows(tmp_path / "out")) == "npz/train/5"
+    assert "<img" not in (tmp_path / "out" / "audit.html").read_text()
+
+
 def test_refusals(kdpipe: Command, tmp_path: Path) -> None:
     store, _, _ = _imported(kdpipe, tmp_path, strength=-3.0)
     out = tmp_path / "audit"

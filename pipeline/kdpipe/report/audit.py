@@ -53,7 +53,7 @@ class Suspect:
     """The teacher's probability of ``predicted`` in the plain view, in percent."""
     against: int
     image: str
-    """A ``data:`` address."""
+    """A ``data:`` address; empty for tensors."""
 
 
 def table(audit: Audit, dataset: Dataset, *, count: int) -> str:
@@ -115,7 +115,7 @@ def _suspects(audit: Audit, dataset: Dataset, count: int, progress: Progress) ->
                 predicted=_name(dataset.classes, predicted),
                 probability=f"{audit.of_predicted[place]:.1%}",
                 against=int(audit.against[place]),
-                image=thumbnail(dataset.image(index).numpy()),
+                image="" if dataset.form is not None else thumbnail(dataset.image(index).numpy()),
             )
             report(1)
 
