@@ -82,8 +82,8 @@ _ELSEWHERE = {
         "wkd": Published(73.17, 68.87, _WKD),
     },
 }
-"""Tables "ImageNet, Baseline settings" and "CIFAR-100" of DIST's README, "NKD" of NKD's, the benchmarks of TTM's, the row
-MLKD of logit-standardization-KD's, whose configuration has 480 epochs, and WKD-L of its authors' paper and README."""
+"""Tables "ImageNet, Baseline settings" and "CIFAR-100" of DIST's README, "NKD" of NKD's, the benchmarks of TTM's, the
+row MLKD of logit-standardization-KD's, whose configuration has 480 epochs, and WKD-L of its paper and README."""
 
 
 def published(arm: str) -> dict[str, Published]:

@@ -420,6 +420,17 @@ def _three_digits(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
 
 
+def _data_formats() -> str:
+    """Return the times to the first batch of the same images in every form."""
+    measured = _read("data_formats")
+    rows = []
+    for name, found in measured["forms"].items():
+        seconds = [f"{found[key]:.2f}" for key in ("stream_cold", "stream_warm", "memory_cold", "memory_warm")]
+        rows.append((f"`{name}`", f"{found['bytes'] / 1e6:.1f}", *seconds, f"{found['shuffled_per_second']:,.0f}"))
+    heading = ("form", "MB", "streamed: first", "later", "in memory: first", "later", "shuffled images/s")
+    return _markdown(heading, rows)
+
+
 def _memory_formats() -> str:
     rows = []
     for name, found in _read("memory_formats")["default_over_channels_last"].items():
@@ -819,6 +830,7 @@ def _of_one_run(share: float, images: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "data-formats": _data_formats,
     "export-formats": _export_formats,
     "labels": _labels,
     "audit": _audit,

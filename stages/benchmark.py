@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,20 +29,18 @@ from kdpipe.benchmark.results import (
 )
 from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset, find_ids
-from kdpipe.distil.adversary import Attack, predict_attacked
-from kdpipe.errors import DatasetError, MissingSplitError, RunError
+from kdpipe.errors import MissingSplitError, RunError
 from kdpipe.metrics import measure
-from kdpipe.metrics.significance import Correct, correct
-from kdpipe.models import Model, Preset, TensorPreset, of_images, parse_preset
+from kdpipe.models import Model, TensorPreset, parse_preset
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
 from kdpipe.pairing.classes import ClassMap, in_classes_of, read_class_map
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
-from kdpipe.stages.console import progress, say, show_table
+from kdpipe.stages.console import say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
-from kdpipe.stages.quality import Examiner, labeled_subset, refuse_images_only
+from kdpipe.stages.quality import Attacked, Examiner, attack_of, refuse_images_only
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -52,7 +50,6 @@ from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
-from kdpipe.views import Geometry, Renderer
 
 
 def run(params: Benchmark) -> None:
@@ -70,7 +67,7 @@ def _run(params: Benchmark) -> None:
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     refuse_images_only(params.measurement, test)
-    attack = _attack(params, test)
+    attack = attack_of(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
     teacher = None if test is None else _mean_logits(stores, test, next(iter(runs.values()))[0])
     timer = Timer(params, test, device=device)
@@ -186,40 +183,6 @@ def _budget(record: dict[str, Any]) -> Budget:
     )
 
 
-@dataclass(frozen=True)
-class _Attack:
-    """An attack, and the test samples that it changes."""
-
-    attack: Attack
-    samples: Dataset
-
-    def withstood(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> Correct:
-        """Return whether a module, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
-        renderer = _plain(self.samples, preset, device)
-        logits = predict_attacked(module, renderer, preset=preset, attack=self.attack, progress=progress)
-        return correct(logits, self.samples.labels)
-
-
-def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
-    """Return the attack of ``--adversarial``.
-
-    Raises:
-        DatasetError: no test sample has a label, which the attack leads away from.
-    """
-    if params.measurement.adversarial is None:
-        return None
-    chosen = labeled_subset(test, params.measurement.adversarial_samples)
-    if chosen is None:
-        raise DatasetError(
-            f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
-        )
-    return _Attack(params.measurement.adversarial, chosen)
-
-
-def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
-    return Renderer(samples, "none", seed=0, geometry=Geometry.of(preset), device=device)
-
-
 def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStore, float]]:
     """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
     if params.stores.store:
@@ -285,7 +248,7 @@ def _student(
     runs: list[RunDirectory],
     examine: Examiner,
     *,
-    attack: _Attack | None,
+    attack: Attacked | None,
     params: Benchmark,
     device: torch.device,
     timer: Timer,
@@ -304,7 +267,7 @@ def _measure(
     directory: RunDirectory,
     examine: Examiner,
     *,
-    attack: _Attack | None,
+    attack: Attacked | None,
     params: Benchmark,
     device: torch.device,
     timer: Timer,
@@ -316,7 +279,7 @@ def _measure(
     settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
-    attacked = None if attack is None else attack.withstood(module, of_images(model.preset, "--adversarial"), device)
+    attacked = None if attack is None else attack.withstood(model, device)
     if attacked is not None:
         figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]
@@ -352,7 +315,7 @@ def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple
     model = load_teacher(
         asked.teacher,
         data,
-        Normalization(asked.mean, asked.std),
+        Normalization(asked.mean, asked.std, interface=params.network),
         weights=asked.weights,
         trust_code=params.code.trust_code,
         quiet=True,

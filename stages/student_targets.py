@@ -15,13 +15,14 @@ from kdpipe.distil.several_stores import MixedTargets, refuse_coarse
 from kdpipe.distil.targets import LiveTargets, refuse_unsupported, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, parse_preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
-from kdpipe.stages.training import Rendering
 from kdpipe.stages.training_data import TrainingData
+from kdpipe.stages.views import Rendering
 from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
@@ -36,8 +37,8 @@ def targets_of(
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
-) -> Targets:
-    """Return the soft targets that all students share."""
+) -> list[Targets]:
+    """Return the soft targets that all students share, for each view of a sample in a batch."""
     params = students[0]
     for store in stores:
         _refuse_held_out(store, data)
@@ -58,18 +59,24 @@ def targets_of(
     )
     renderer = rendering(Geometry.of(teacher.model.preset))
     refuse_unfit(forward, renderer, name=teacher.model.name)
-    return LiveTargets(forward, renderer)
+    return [LiveTargets(forward, renderer)] * params.view.views_per_sample
 
 
 def live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[LogitStore]) -> Teacher:
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
-    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, of_data, interface=params.network)
     outputs = None
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher
-        given = replace(given, recorded=parse_preset(recorded.preset), recorded_in=stores[0].path)
+        given = replace(
+            given,
+            recorded=parse_preset(recorded.preset),
+            recorded_in=stores[0].path,
+            interface=params.network.over(Interface.parse(recorded.preset)),
+        )
         outputs = recorded.class_maps[0] if recorded.class_maps else None
     return load_mapped(
         settings.teacher,
@@ -113,9 +120,9 @@ def refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitSt
 
 def _cached_targets(
     students: Sequence[StudentTraining], stores: Sequence[LogitStore], data: TrainingData, recipe: Recipe
-) -> Targets:
-    """Check every store against the losses and the data, and return its soft targets, or their mean."""
-    settings, parts = students[0].targets, []
+) -> list[Targets]:
+    """Check every store against the losses and the data, and return its soft targets, or their mean, for each view."""
+    settings, rows = students[0].targets, []
     train, chosen = data.in_store, data.selection
     there = np.arange(len(train)) if chosen is None else chosen.covered.nonzero()[0]
     shared = train if len(there) == len(train) else train.subset(there)
@@ -124,21 +131,23 @@ def _cached_targets(
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        rows = np.zeros(len(train), dtype=np.int64)  # that of a sample without soft targets is not used
-        rows[there] = _joined(store, shared, allow_drift=settings.allow_drift)
-        parts.append(soft_targets(store, rows))
+        rows.append(np.zeros(len(train), dtype=np.int64))  # that of a sample without soft targets is not used
+        rows[-1][there] = _joined(store, shared, allow_drift=settings.allow_drift)
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    found: Targets = parts[0]
-    if len(parts) > 1:
-        # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-        labels = None if recipe.mixes else train.labels
-        found = MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
-    return found if chosen is None else SelectedTargets(found, chosen)
+    # A mixed image has two classes, and a teacher no cross-entropy to one of them.
+    labels = None if recipe.mixes else train.labels
+    found: list[Targets] = []
+    for _ in range(students[0].view.views_per_sample):
+        parts = [soft_targets(store, own) for store, own in zip(stores, rows, strict=True)]
+        alone = len(parts) == 1
+        one = parts[0] if alone else MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
+        found.append(one if chosen is None else SelectedTargets(one, chosen))
+    return found
 
 
 def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:

@@ -15,19 +15,18 @@ from kdpipe.dataset import Dataset, find_ids
 from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.relations import class_relations
-from kdpipe.distil.several_stores import refuse_mixture
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import refuse_unlabeled, savings
-from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
+from kdpipe.errors import DatasetError, UnsupportedLossError
 from kdpipe.models import Model
-from kdpipe.pairing.probes import stored_recipe
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.student_targets import live_teacher, refuse_partial, targets_of
-from kdpipe.stages.training import Task, Views, fit, objective_of
+from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
+from kdpipe.stages.views import Views, views_of_stores
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
@@ -64,9 +63,10 @@ def train(
     """
     params, mode = students[0], students[0].targets.mode
     stores = [
-        open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
+        open_store(path, "train", memory_limit=params.targets.memory_bytes // params.view.views_per_sample, say=say)
+        for path in params.targets.store
     ]
-    of_stores = _views(params, stores) if stores else None
+    of_stores = views_of_stores(params, stores) if stores else None
     data = _training_data(students, stores)
     views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
@@ -97,7 +97,7 @@ def train(
         saved = savings(
             stores[0],
             samples=len(data.train),
-            epochs=params.optimization.epochs,
+            epochs=params.optimization.epochs * params.view.views_per_sample,
             students=len(tasks) - len(failed),
         )
         if saved is not None:
@@ -130,42 +130,6 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
             "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
         )
     return data
-
-
-def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores.
-
-    Raises:
-        StaleStoreError: a flag contradicts a store, or two stores contradict each other.
-    """
-    asked, distilled = params.view, params.targets.mode != "none"
-    refuse_mixture(stores)
-    store = min(stores, key=lambda store: store.num_views)
-    stored = store.manifest.fingerprint.recipe
-    compared: dict[str, tuple[Any, Any]] = {
-        "recipe": (asked.recipe and str(asked.recipe), stored.name),
-        "recipe-seed": (asked.recipe_seed, stored.seed),
-    }
-    for flag, (wanted, kept) in compared.items():
-        if wanted is not None and wanted != kept:
-            raise StaleStoreError(
-                f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
-                f"than the teacher did. Leave --{flag} out, or make a store with it."
-            )
-    if distilled and asked.views is not None and asked.views > store.num_views:
-        raise StaleStoreError(
-            f"{store.path} holds {store.num_views} augmented views, asked for {asked.views}. "
-            f"Use --views {store.num_views} or fewer, or make a store with more."
-        )
-    # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
-    default = store.num_views if distilled else None
-    return Views(
-        recipe=stored_recipe(store),
-        seed=stored.seed,
-        number=default if asked.views is None else asked.views,
-        # Without soft targets a part of the data may be mixed within itself.
-        population=store.populations if distilled else None,
-    )
 
 
 def _among_classes(

@@ -4,10 +4,7 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-# isort: off (the order in which they are listed)
-from kdpipe.distil.losses import logits, transport, levels, layers, contrast, sequences
-
-# isort: on
+from kdpipe.distil.losses import logits, transport, levels, layers, contrast, sequences  # isort: skip (the listed order)
 from kdpipe.distil.losses.contract import (
     LOSSES,
     DistillationLoss,

@@ -33,8 +33,8 @@ def mlkd(
 ) -> Tensor:
     """``kd``, and squared differences of the products between samples and between classes, at five temperatures.
 
-    That is ``instance * kd + batch * 64 * mean((P P' - Q Q')^2) + classes * 64^2 / c * sum(((P'P - Q'Q) / n)^2)``, added
-    up over the temperatures ``T``, 2, 3, 5 and 6, with probabilities ``P`` and ``Q`` of teacher and student,
+    That is ``instance * kd + batch * 64 * mean((P P' - Q Q')^2) + classes * 64^2 / c * sum(((P'P - Q'Q) / n)^2)``,
+    added up over the temperatures ``T``, 2, 3, 5 and 6, with probabilities ``P`` and ``Q`` of teacher and student,
     ``(n, c)``.
 
     Jin, Wang and Lin, "Multi-Level Logit Distillation" (2023). The authors' code
