@@ -230,16 +230,11 @@ def _mean_logits(
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
     for store, share in stores:
         named, columns = in_classes_of(store, test, known)
-        if columns is None:
-            say(f"{store.path} lacks classes of {test.spec}: no comparison with the teacher.")
-            return None
         paired = with_store_ids(store, named)
         absent = int((find_ids(paired.sample_ids, store.sample_ids) < 0).sum())
-        if absent:
-            say(
-                f"{store.path} has no logits for {absent:,} of the {len(test):,} test samples: no comparison with the "
-                "teacher."
-            )
+        if absent or columns is None:
+            which = f"classes of {test.spec}" if columns is None else f"{absent:,} of the {len(test):,} test samples"
+            say(f"{store.path} has no logits for {which}: no comparison with the teacher.")
             return None
         rows = join(store, paired)
         for line in remarks(store, paired, rows):

@@ -14,6 +14,7 @@ from kdpipe.models import Preset
 from kdpipe.testing.doubles import IndexedTargets
 from kdpipe.training.batches import Batch, Signals
 
+LOGIT_LOSSES = ("kd", "soft-ce", "hard", "mixed", "mse", "dist", "dkd", "nkd", "wsld", "wttm", "mlkd")
 PRESET = Preset(size=2, resize=2, interpolation="bilinear", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 PIXELS = torch.zeros(6, 3, 2, 2, dtype=torch.uint8)
 COVERS = np.array([True, False, True, True, False, True])
@@ -51,7 +52,7 @@ def test_samples_without_soft_targets_are_marked() -> None:
     assert signals[COVERED].tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("name", ["kd", "soft-ce", "hard", "mixed", "mse", "dist", "dkd", "nkd", "wsld"])
+@pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_a_loss_is_that_of_the_samples_and_classes_that_both_have(name: str) -> None:
     student, teacher = drawn(6, 5, seed=0).requires_grad_(), drawn(6, 3, seed=1)
     loss = make(name)
