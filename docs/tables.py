@@ -870,6 +870,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
     "example-mnist": partial(_example, "mnist"),
+    "example-speech": partial(_sequences, "speech", _SPEECH),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

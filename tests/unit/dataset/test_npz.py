@@ -89,8 +89,8 @@ def test_class_names_and_keys_come_from_the_file(tmp_path: Path) -> None:
     [
         ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, "expected pictures: uint8"),
         ({"train_images": np.zeros((6, 5, 4, 4), np.uint8)}, "expected pictures: uint8"),
-        ({"train_labels": np.zeros((6, 3), np.int64)}, "several values for each image; expected one class index"),
-        ({"train_labels": np.zeros(6)}, "is float64; expected one class index or class name"),
+        ({"train_labels": np.zeros((6, 3), np.int64)}, "several values for each image; kdpipe trains classifiers"),
+        ({"train_labels": np.zeros(6)}, "is float64; kdpipe trains classifiers: expected one class index"),
         ({"train_labels": np.zeros(5, np.int64)}, "expected one label for each of 6 images"),
         ({"train_labels": np.array([{}] * 6)}, "Python objects, which can run code"),
         ({"classes": np.array(["a", "b"])}, "expected 0..1"),
