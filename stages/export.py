@@ -14,11 +14,11 @@ import kdpipe
 from kdpipe import directories, models
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
-from kdpipe.errors import MissingSplitError, RunError
+from kdpipe.errors import MissingSplitError, ModelError, RunError
 from kdpipe.export import checks, formats, readme
 from kdpipe.export.checks import Figures, Tested
 from kdpipe.export.images import Pixels, calibration_images
-from kdpipe.models import Model, of_images
+from kdpipe.models import Model, TensorPreset, of_images
 from kdpipe.models.saved import digest_of
 from kdpipe.reading import MEGABYTE, read_bytes, read_json
 from kdpipe.sharing.streaming import known_manifest
@@ -57,7 +57,11 @@ def run(params: Export) -> None:
 def _export(params: Export, directory: RunDirectory) -> None:
     record, recorded = directory.record(FinishedRecord), directory.metrics()
     model = _load(directory, record, trust_code=params.code.trust_code)
-    of_images(model.preset, "export")
+    if isinstance(model.preset, TensorPreset):
+        raise ModelError(
+            f"{directory.path} takes tensors ({model.preset.form}), and only networks of images are exported: load it "
+            f'from Python, kdpipe.models.load("run:{directory.path}", ...).'
+        )
     test, calibration = _images(params, directory, record, model)
     facts = _facts(params, directory, record, model)
     network = formats.Network(

@@ -13,7 +13,7 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import DatasetError, StaleStoreError, StoreError
-from kdpipe.models import Preset
+from kdpipe.models import AnyPreset, Preset, TensorPreset
 from kdpipe.models.interface import Interface
 from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
@@ -188,8 +188,10 @@ def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mappin
     return differing, compared
 
 
-def _preset(settings: ImportSettings, train: Dataset) -> Preset:
+def _preset(settings: ImportSettings, train: Dataset) -> AnyPreset:
     """Return the preset of the teacher's images; without a size, that of the dataset."""
+    if train.form is not None:
+        return TensorPreset(train.form)
     if settings.input_size is None and train.image_size is None:
         raise DatasetError(
             f"{train.spec} has images of different sizes: give --input-size, the side of the teacher's input in pixels."

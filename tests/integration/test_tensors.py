@@ -160,3 +160,28 @@ def test_a_network_of_tensors_is_none_for_images(work: Path, kdpipe: Kdpipe, tmp
     found = kdpipe(*given, "--out", tmp_path / "s.zarr")
     assert found.code == 1
     assert not (tmp_path / "s.zarr").exists()
+
+
+def test_stores_of_tensors_grow_are_shared_and_averaged(work: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    given = ("--data", TOKENS, "--teacher", f"run:{work / 'teacher'}", "--trust-code", "--recipe", "spans:1,2,1")
+    out = ("--views", 1, "--device", "cpu", "--out", tmp_path / "s.zarr")
+    assert kdpipe("cache-teacher", *given, *out, "--limit-train", 80).code == 0
+    assert kdpipe("cache-teacher", *given, *out).code == 0
+    assert open_store(tmp_path / "s.zarr").num_samples == 160
+    place = f"{tmp_path / 'shared'}/tokens@v1"
+    assert kdpipe("publish", tmp_path / "s.zarr", place, "--license", "CC0-1.0", "--contact", "a@example.org").code == 0
+    two = ("--store", place, "--store", work / "s.zarr", "--views", 1)
+    assert kdpipe(*student(work, tmp_path / "x", *two)).code == 0
+    np.save(tmp_path / "l.npy", np.random.default_rng(0).normal(size=(160, 2)).astype(np.float32))
+    logits = ("--logits", tmp_path / "l.npy", "--teacher-name", "other", "--out", tmp_path / "i.zarr")
+    assert kdpipe("import-logits", "--data", TOKENS, *logits).code == 0
+    made = open_store(tmp_path / "i.zarr").manifest.fingerprint.teacher
+    assert list(made.preset) == ["inputs"]
+
+
+def test_exports_and_smaller_networks_are_of_images(work: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    run = ("--run", work / "teacher", "--trust-code", "--data", TOKENS, "--out", tmp_path / "x")
+    refused(kdpipe("export", *run, "--to", "pt2"), "takes tensors", "only networks of images are exported")
+    refused(kdpipe("compress", *run, "--prune", 0.5), "compression is for images")
+    refused(kdpipe("benchmark", *run, "--adversarial", "pgd:8/255,2"), "adversarial is for images")
+    assert not (tmp_path / "x").exists()
