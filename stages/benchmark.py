@@ -320,7 +320,7 @@ def _add_teacher(timer: Timer, params: Benchmark, test: Dataset | None) -> tuple
     model = load_teacher(
         asked.teacher,
         data,
-        Normalization(asked.mean, asked.std),
+        Normalization(asked.mean, asked.std, interface=params.network),
         weights=asked.weights,
         trust_code=params.code.trust_code,
         quiet=True,

@@ -218,7 +218,8 @@ def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
 def _normalizations(params: CacheTeacher) -> list[Normalization]:
     """Return what is known of each teacher's images, with the statistics that a store of the same teacher records."""
     settings, out = params.teacher, params.output.out
-    given = Normalization(settings.mean, settings.std, settings.input_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
     recorded: list[dict[str, Any]] = []
     if given.of_data and not params.output.overwrite:
         with suppress(StoreError):

@@ -102,7 +102,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _in_order(stage: type[Settings]) -> list[Setting]:
     """Return the settings in the order of the help: the stage's own first, then group by group."""
-    titles = ("", "Data", "Teacher", "Logits", "Soft targets", "Loss", "Views")
+    titles = ("", "Data", "Teacher", "Logits", "Soft targets", "Teacher network", "Loss", "Views")
     places = {title: place for place, title in enumerate(titles)}
     return sorted(stage.flat().values(), key=lambda each: places.get(each.title, len(titles)))
 

@@ -14,6 +14,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.encoding.registry import get_encoding
 from kdpipe.errors import DatasetError, StaleStoreError, StoreError
 from kdpipe.models import Preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.growth import Continued, describe, finish_growth
@@ -50,6 +51,7 @@ def run(params: ImportLogits) -> None:
         views=view.augmented,
         outputs=outputs,
         total=None if outputs is None else total,
+        interface=Interface(outputs=given.outputs),
     )
     scored = "test" if "test" in datasets else "train"
     top1 = check_top1(source.plane(scored, 0), datasets[scored], min_top1=given.min_top1)

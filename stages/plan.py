@@ -99,7 +99,8 @@ def run(params: Plan) -> None:
 
 def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     settings = params.teacher
-    given = Normalization(settings.mean, settings.std, settings.input_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
     classes = ClassNames(settings.class_map, settings.teacher_classes)
     loaded = [
         load_mapped(name, train_split, given, classes=classes, weights=weights, trust_code=params.code.trust_code)

@@ -10,6 +10,7 @@ from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
 from kdpipe.errors import ParamsError
 from kdpipe.models import Preset, parse_preset
+from kdpipe.models.interface import Interface
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.teachers import Normalization, load_mapped
 from kdpipe.store.manifest import Manifest, read
@@ -82,10 +83,10 @@ def _load(
     members = []
     maps = found.fingerprint.teacher.class_maps or (None,) * len(presets)
     for (name, file), described, outputs in zip(teachers, presets, maps, strict=True):
-        preset = parse_preset(described)
-        given = Normalization(recorded=preset)
+        preset, interface = parse_preset(described), Interface.parse(described)
+        given = Normalization(recorded=preset, interface=interface)
         if isinstance(preset, Preset):
-            given = Normalization(preset.mean, preset.std, preset.size)
+            given = Normalization(preset.mean, preset.std, preset.size, interface=interface)
         teacher = load_mapped(name, train, given, recorded=outputs, weights=file, trust_code=trust_code, quiet=True)
         members.append(
             Forward(

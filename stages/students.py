@@ -22,6 +22,7 @@ from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model, parse_preset
+from kdpipe.models.interface import Interface
 from kdpipe.pairing.join import join_checked, remarks
 from kdpipe.pairing.probes import lacking, stored_recipe
 from kdpipe.sharing.streaming import open_store
@@ -261,11 +262,17 @@ def _live_teacher(params: StudentTraining, train: Dataset, stores: Sequence[Logi
     """Load the live teacher; what nothing else says of its images is as in the store, where there is one."""
     settings = params.targets
     assert settings.teacher is not None
-    given = Normalization(settings.mean, settings.std, settings.teacher_size, settings.statistics is not None)
+    of_data = settings.statistics is not None
+    given = Normalization(settings.mean, settings.std, settings.teacher_size, of_data, interface=params.network)
     outputs = None
     if stores:
         recorded = stores[0].manifest.fingerprint.teacher
-        given = replace(given, recorded=parse_preset(recorded.preset), recorded_in=stores[0].path)
+        given = replace(
+            given,
+            recorded=parse_preset(recorded.preset),
+            recorded_in=stores[0].path,
+            interface=params.network.over(Interface.parse(recorded.preset)),
+        )
         outputs = recorded.class_maps[0] if recorded.class_maps else None
     return load_mapped(
         settings.teacher,

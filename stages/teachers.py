@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from kdpipe.dataset import Dataset
 from kdpipe.errors import ClassMismatchError, ModelError
 from kdpipe.models import AnyPreset, Model, Preset
 from kdpipe.models.compressed import short_name
+from kdpipe.models.interface import Interface
 from kdpipe.models.preset import Statistics, Triple
 from kdpipe.stages.console import say
 from kdpipe.stages.sources import refuse_another_order, refuse_other_items, side_of
@@ -44,6 +45,8 @@ class Normalization:
     recorded: AnyPreset | None = None
     """The preset that a store records, which has precedence over the dataset's statistics."""
     recorded_in: Path | None = None
+    interface: Interface = field(default_factory=Interface)
+    """The layout of its images, and what it returns."""
 
 
 def load_teacher(
@@ -96,6 +99,7 @@ def _load(
         fallback_size=(lambda: side_of(name, train)) if recorded is None else recorded.size,
         form=train.form,
         trust_code=trust_code,
+        interface=given.interface,
     )
     refuse_other_items(model, train, origin=weights or name)
     return model

@@ -9,6 +9,7 @@ from pydantic import model_validator
 from kdpipe.benchmark.settings import BenchmarkSettings, DecisionSettings
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.distil.settings import StoreSettings
+from kdpipe.models.interface import Interface
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
 
@@ -20,6 +21,7 @@ class Benchmark(Settings):
     measurement: BenchmarkSettings
     decision: DecisionSettings
     stores: StoreSettings
+    network: Interface
     code: CodeSettings
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.encoding.settings import EncodingSettings
+from kdpipe.models.interface import Interface
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
 from kdpipe.teacher.settings import ForecastSettings, TeacherSettings
@@ -16,6 +17,7 @@ class Plan(Settings):
     dataset: DatasetSettings
     view: CachedViewSettings
     teacher: TeacherSettings
+    network: Interface
     encoding: EncodingSettings
     forecast: ForecastSettings
     code: CodeSettings

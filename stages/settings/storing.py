@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.encoding.settings import EncodingSettings
+from kdpipe.models.interface import Interface
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Settings
 from kdpipe.store.settings import PartSetting, Provenance
@@ -66,6 +67,7 @@ class CacheTeacher(Storing):
     output: CachedStoreOutput
     view: CachedViewSettings
     teacher: TeacherSettings
+    network: Interface
 
 
 class ImportLogits(Storing):

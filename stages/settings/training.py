@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.distil.settings import ExtraSettings, LossSettings, TargetSettings
+from kdpipe.models.interface import Interface
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Names, Settings
 from kdpipe.training.settings import LogSettings, Optimization, RunSettings, SamplingSettings
@@ -39,6 +40,7 @@ class StudentTraining(Training):
     """The settings that all trainings of students share."""
 
     targets: TargetSettings
+    network: Interface
     learning: LossSettings
 
     @model_validator(mode="after")

@@ -42,6 +42,8 @@ class Tables:
     """Returns lines for the user on files and the column of images."""
     roots: tuple[Path, ...] = ()
     """Folders that may hold images whose path alone is in the table."""
+    named_by_path: bool = False
+    """Whether such images are named by their paths below these folders, rather than by their content."""
 
 
 def list_tables(request: Request, tables: Tables) -> Listing:
@@ -73,7 +75,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     keys: Sequence[str]
     if chosen.key is not None:
         keys = [f"{split}/{_nfc(key)}" for key in _keys(tables, paths, chosen.key)]
-    elif files is not None:
+    elif files is not None and tables.named_by_path:
         keys = _relative(files, tables.roots, split)
     else:
         source, keys = _by_content(source, request)

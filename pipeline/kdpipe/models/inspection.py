@@ -70,8 +70,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Return the number of parameters, without buffers; shared ones count once."""
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Return the number of parameters, without buffers; shared ones count once, and those of an ONNX model as well."""
+    counted = sum(parameter.numel() for parameter in module.parameters())
+    return counted + sum(getattr(part, "onnx_parameters", 0) for part in module.modules())
 
 
 def macs(module: nn.Module, size: InputSize) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from kdpipe.models import registry
 from kdpipe.models.compressed import short_name
 from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
+from kdpipe.models.interface import Interface, take_logarithms
 from kdpipe.models.preset import Known, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
@@ -46,6 +47,8 @@ class Model:
     """Hex BLAKE3-128 of the architecture and the weights; of the file for a program."""
     remarks: tuple[str, ...] = ()
     """Lines that the user is to read: whose code was run, and how it computes."""
+    interface: Interface = field(default_factory=Interface)
+    """The layout of its images, and what it returns."""
 
     @property
     def parameters(self) -> int:
@@ -71,6 +74,7 @@ def load(
     fallback_size: Size = 32,
     form: Form | None = None,
     trust_code: bool = False,
+    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
 ) -> Model:
     """Build the network ``name``, give it its weights, and choose its preset.
 
@@ -80,7 +84,8 @@ def load(
     the network is initialized from torch's global generator. Mean and std, and size, come from the arguments,
     else the weights' header, else the model's package, else ``fallback_statistics()`` and ``fallback_size``; without a
     fallback they are required. A network of another type than float32 is converted. Code that a file names, or that is
-    in a ``.pt2``, is run only with ``trust_code``.
+    in a ``.pt2``, is run only with ``trust_code``. ``interface`` has what an ONNX file does not say, and whether the
+    network returns probabilities, of which it then returns logarithms.
 
     With a ``form``, or where the weights record one, the network is one of tensors, and has no other preset.
 
@@ -103,9 +108,9 @@ def load(
             f"'{name}' takes images, the dataset has tensors ({form}): name a function of yours that returns a network "
             "for them, package.module:function."
         )
-    loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code)
-    if trust_code and isinstance(loaded.module, ExportedModel):
-        remarks.append(f"{name} was read by torch's own loader, which runs the code that it holds (--trust-code).")
+    loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code, interface=interface)
+    interface = _settled(interface, loaded.interface, name=name)
+    remarks += loaded.remarks
     loaded.module.eval()
     refuse_broken(loaded.module, origin=weights or name)
     remarks += converted(name, loaded.module)
@@ -129,7 +134,20 @@ def load(
     if loaded.classes is not None and len(loaded.classes) != num_classes:
         raise class_mismatch(weights or name, len(loaded.classes), num_classes)
     digest = identify(name, loaded.module)
-    return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks))
+    if interface.outputs == "probabilities":
+        take_logarithms(loaded.module)
+    return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks), interface)
+
+
+def _settled(asked: Interface, found: Interface, *, name: str) -> Interface:
+    """Return the interface of a loaded network; only that of an ONNX file has a layout and an output.
+
+    Raises:
+        ModelError: one is asked for of another network.
+    """
+    if found.output is None and (asked.layout, asked.output) != (None, None):
+        raise ModelError(f"{name} is no ONNX model: leave out --layout and --output")
+    return found.over(asked)
 
 
 def _of_tensors(form: Form | None, loaded: Loaded, flags: Known, *, name: str) -> TensorPreset:
@@ -171,10 +189,17 @@ def converted(name: str, module: nn.Module) -> list[str]:
     return [f"{name} has weights in {names}: {doing}."] if found else []
 
 
-def load_module(name: str, weights: str | Path | None, *, num_classes: int, trust_code: bool = False) -> Loaded:
+def load_module(
+    name: str,
+    weights: str | Path | None,
+    *,
+    num_classes: int,
+    trust_code: bool = False,
+    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
+) -> Loaded:
     """Build the network and give it its weights, as its kind of name requires."""
     kind, rest = registry.resolve(name)
-    published = kind.load(rest, weights, num_classes, trust_code=trust_code)
+    published = kind.load(rest, weights, num_classes, trust_code=trust_code, interface=interface)
     if published is not None:
         return published
     module = registry.create(name, num_classes)
@@ -189,7 +214,8 @@ def load_module(name: str, weights: str | Path | None, *, num_classes: int, trus
     preset = kind.published(rest, module)
     presets = presets if preset is None else (preset,)
     of_tensors = form_in_header(file.metadata, file.path)
-    return Loaded(module, (from_header(file.metadata, file.path), *presets), file.classes, of_tensors)
+    presets = (from_header(file.metadata, file.path), *presets)
+    return Loaded(module, presets, file.classes, of_tensors, remarks=file.remarks)
 
 
 def check_output(name: str, module: nn.Module, *, size: InputSize, num_classes: int) -> None:

@@ -43,8 +43,7 @@ def load_torchvision(
     name: str,
     weights: str | Path | None,
     num_classes: int,
-    *,
-    trust_code: bool = False,  # noqa: ARG001
+    **_given: object,
 ) -> Loaded | None:
     """Load published weights of torchvision, such as ``DEFAULT``, downloading them if they are not cached.
 
@@ -115,8 +114,7 @@ def load_timm(
     name: str,
     weights: str | Path | None,
     num_classes: int,
-    *,
-    trust_code: bool = False,  # noqa: ARG001
+    **_given: object,
 ) -> Loaded | None:
     """Load the published weights of a timm model where ``weights`` is ``DEFAULT``.
 

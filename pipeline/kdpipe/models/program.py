@@ -38,6 +38,11 @@ class ExportedModel(nn.Module):
         """Whether its images are uint8, so that it normalizes them itself."""
         return self.dtype == torch.uint8
 
+    @property
+    def is_onnx(self) -> bool:
+        """Whether it is run by ONNX Runtime, not by torch."""
+        return hasattr(self.program, "onnx_parameters")
+
     def train(self, mode: bool = True) -> ExportedModel:  # noqa: ARG002
         """Change nothing."""
         return self

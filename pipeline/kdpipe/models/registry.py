@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kdpipe.dataset.forms import Form
 from kdpipe.errors import ModelError, UntrustedCodeError, did_you_mean
+from kdpipe.models.interface import Interface
 from kdpipe.models.preset import Known, for_imagenet, of_imagenet
 
 if TYPE_CHECKING:
@@ -33,15 +34,13 @@ class Loaded:
     """Class names in the order of the logits."""
     form: Form | None = None
     """The form of the tensors that the network takes, where that is recorded."""
+    interface: Interface = field(default_factory=Interface)
+    """The layout of its images and its output, where its file has them."""
+    remarks: tuple[str, ...] = ()
+    """Lines that the user is to read."""
 
 
-def _no_weights(
-    _name: str,
-    _weights: str | Path | None,
-    _num_classes: int,
-    *,
-    trust_code: bool,  # noqa: ARG001
-) -> Loaded | None:
+def _no_weights(_name: str, _weights: str | Path | None, _num_classes: int, **_given: object) -> Loaded | None:
     return None
 
 
@@ -49,9 +48,12 @@ class LoadWeights(Protocol):
     """Loads a network whose kind of names brings or publishes weights."""
 
     def __call__(
-        self, name: str, weights: str | Path | None, num_classes: int, /, *, trust_code: bool
+        self, name: str, weights: str | Path | None, num_classes: int, /, *, trust_code: bool, interface: Interface
     ) -> Loaded | None:
-        """Return the network of ``name``, without the prefix; code in a file is run only with ``trust_code``."""
+        """Return the network of ``name``, without the prefix; code in a file is run only with ``trust_code``.
+
+        ``interface`` is that which the user gives.
+        """
 
 
 def _no_preset(_name: str, _module: nn.Module) -> Known | None:

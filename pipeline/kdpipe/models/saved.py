@@ -1,4 +1,4 @@
-"""Models that carry their own weights: ``file:PATH.pt2``, a program of torch.export; ``run:DIR``, a finished run.
+"""Models that carry their own weights: ``file:PATH``, a program or an ONNX model; ``run:DIR``, a finished run.
 
 The digests of a run's weights are in its ``metrics.json``, and are compared whenever the weights are loaded.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from kdpipe.errors import ModelError
+from kdpipe.models.interface import Interface
 from kdpipe.models.preset import from_header
 from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
 from kdpipe.reading import MEGABYTE, hashed, read_json, why_unread
@@ -59,8 +60,15 @@ def refuse_damaged(weights: Path) -> None:
 RUN = "run:"
 
 
-def load_file(path: str, weights: str | Path | None, _num_classes: int, *, trust_code: bool = False) -> Loaded:
-    """Load a program of torch.export; its preset is the size of its input, and what ``kdpipe export`` has described.
+def load_file(
+    path: str,
+    weights: str | Path | None,
+    num_classes: int,
+    *,
+    trust_code: bool = False,
+    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
+) -> Loaded:
+    """Load a program or an ONNX model; its preset is the size of its input, and what ``kdpipe export`` has described.
 
     A program of uint8 images normalizes them itself, and is given them as they are.
 
@@ -73,14 +81,28 @@ def load_file(path: str, weights: str | Path | None, _num_classes: int, *, trust
     from kdpipe.models.weights import read_classes
 
     refuse_weights(f"file:{path}", weights)
-    program = load_program(Path(path), trust_code=trust_code)
-    described = description(Path(path))
+    remarks: tuple[str, ...] = ()
+    if Path(path).suffix == ".onnx":
+        from kdpipe.models.onnx import load_onnx
+
+        file = load_onnx(Path(path), num_classes=num_classes, asked=interface)
+        program, described, found = file.module, file.metadata, file.interface
+    else:
+        program, described, found = (
+            load_program(Path(path), trust_code=trust_code),
+            description(Path(path)),
+            Interface(),
+        )
+        if trust_code:
+            remarks = (
+                f"file:{path} was read by torch's own loader, which runs the code that it holds (--trust-code).",
+            )
     recorded = from_header(described, Path(path))
     if program.size not in (None, recorded.size):
         recorded = replace(recorded, size=program.size, resize=program.size, interpolation=None)
     mean, std = PIXELS if program.takes_pixels else (recorded.mean, recorded.std)
     preset = replace(recorded, source="program", mean=mean, std=std)
-    return Loaded(program, (preset,), read_classes(described, Path(path)))
+    return Loaded(program, (preset,), read_classes(described, Path(path)), interface=found, remarks=remarks)
 
 
 def resolve_run(name: str, weights: str | Path | None) -> tuple[str, str | Path | None]:
@@ -145,9 +167,9 @@ register(
 )
 register(
     Kind(
-        "file:PATH.pt2",
-        "A program saved by torch.export.save, with its weights.",
-        source="https://docs.pytorch.org/docs/stable/export.html",
+        "file:PATH",
+        "A program of torch.export (.pt2) or an ONNX model (.onnx), with its weights.",
+        source="https://onnx.ai",
         load=load_file,
         foreign=True,
     )

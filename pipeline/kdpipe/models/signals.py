@@ -192,6 +192,8 @@ class Watch:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.shapes: dict[str, Shape] = {}
         """Shape of each signal for one image, by name, such as ``(channels,)`` or ``(H, W)``."""
+        if signals and getattr(module, "is_onnx", False):
+            raise ModelError(f"{name} is an ONNX model, whose layers cannot be watched: leave out --signals.")
         self._mask: torch.Tensor | None = None
         found = outputs(module, size) if any(signal.layer != PENULTIMATE for signal in signals) else {}
         if any(signal.kind in (HIDDEN, HEADS) for signal in signals):

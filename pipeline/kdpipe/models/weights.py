@@ -24,8 +24,12 @@ from kdpipe.reading import MEGABYTE, open_regular
 COUNTER = "num_batches_tracked"
 """Batch norm's step counter: it does not affect the logits, and files often lack it."""
 
-WRAPPERS = ("model", "state_dict", "net")
+WRAPPERS = ("model", "state_dict", "net", "model_state_dict", "model_state", "weights")
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
+"""Keys of a moving average of the weights, which is taken where the weights themselves are not in the file."""
 PREFIXES = ("module.", "_orig_mod.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Prefixes of torchvision's classifiers that serve in training only."""
 
 _MAX_HEADER = 32 * MEGABYTE
 _MAX_CLASS_NAME = 1000
@@ -57,13 +61,15 @@ class WeightsFile:
     """The header's strings; empty for ``.pt`` and ``.pth``."""
     classes: tuple[str, ...] | None = None
     """The class names that the header records, in the order of the logits."""
+    remarks: tuple[str, ...] = ()
+    """Which of several weights were taken."""
 
 
 def read_weights(path: Path) -> WeightsFile:
     """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``, without running code from the file.
 
-    A dict that holds the state dict under ``model``, ``state_dict`` or ``net`` is unwrapped, and the prefixes
-    that ``DataParallel`` and ``torch.compile`` leave are removed.
+    A dict that holds the state dict under one of ``WRAPPERS`` or ``AVERAGED`` is unwrapped, and the prefixes that
+    ``DataParallel`` and ``torch.compile`` leave are removed.
 
     Raises:
         ModelError: the file is missing, damaged, of another kind, or a pickle that would run code.
@@ -72,7 +78,8 @@ def read_weights(path: Path) -> WeightsFile:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix in {".pt", ".pth"}:
-        return WeightsFile(path, unwrap(read_pickle(path), path))
+        state, remarks = unwrap(read_pickle(path), path)
+        return WeightsFile(path, state, remarks=remarks)
     raise ModelError(f"{path}: expected weights in .safetensors, .pt or .pth, found '{path.suffix}'")
 
 
@@ -160,19 +167,26 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(f"{path}: not a readable torch file of weights: {reason}") from error
 
 
-def unwrap(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict in the content of a torch file."""
+def unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    """Return the state dict in the content of a torch file, and a remark where it also has averaged weights."""
+    remarks: tuple[str, ...] = ()
     while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
+        plain, averaged = (
+            [key for key in keys if isinstance(content.get(key), Mapping)] for keys in (WRAPPERS, AVERAGED)
+        )
+        found = (*plain, *averaged)
+        if not found:
             break
-        content = inner
+        if averaged:
+            other = f"; it also has averaged ones, '{averaged[0]}': save them alone to use them" if plain else ""
+            remarks = (f"{path}: its weights '{found[0]}' are taken{other}.",)
+        content = content[found[0]]
     tensors = content if isinstance(content, Mapping) else {}
     state = {str(key): value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
     if not state or len(state) != len(tensors):
         odd = next((f"'{key}'" for key in tensors if key not in state), type(content).__name__)
         raise ModelError(f"{path}: expected a state dict of tensors, found {odd}")
-    return strip_prefixes(state)
+    return strip_prefixes(state), remarks
 
 
 def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -185,11 +199,14 @@ def strip_prefixes(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
     """Copy the weights into ``module``; a missing batch norm step counter is left at 0.
 
+    A network that is part of the one which was saved, such as that of a Lightning module, is found by its keys.
+
     Raises:
-        ModelError: a key is missing or unexpected, or has another shape; one line with both sides.
+        ModelError: a key is missing or unexpected, or has another shape, or several parts fit; one line with both.
     """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in weights.state.items()}
+    state = _own_part(weights, [key for key in expected if not key.endswith(COUNTER)])
+    found = {key: tuple(value.shape) for key, value in state.items()}
     missing = [key for key in expected if key not in found and not key.endswith(COUNTER)]
     surplus = [key for key in found if key not in expected and not key.endswith(COUNTER)]
     common = [key for key in expected if key in found and not key.endswith(COUNTER)]
@@ -207,8 +224,26 @@ def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
         recorded = weights.metadata.get("architecture")
         header = f" (its header names {recorded})" if recorded else ""
         raise ModelError(f"{weights.path}: the weights do not fit{header}: {'; '.join(complaints)}")
-    kept = {key: weights.state[key] for key in (*common, *found) if key in expected}
+    kept = {key: state[key] for key in (*common, *found) if key in expected}
     module.load_state_dict(kept, strict=False)
+
+
+def _own_part(weights: WeightsFile, expected: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return the weights under the one prefix that has all expected keys; all of them if there is none."""
+    state = weights.state
+    if not expected or all(key in state for key in expected):
+        aside = [key for key in state if key.startswith(_AUXILIARY) and key not in expected]
+        return {key: value for key, value in state.items() if key not in aside}
+    starts = {key.removesuffix(expected[0]) for key in state if key.endswith(f".{expected[0]}")}
+    fitting = sorted(start for start in starts if all(start + key in state for key in expected))
+    if len(fitting) > 1:
+        raise ModelError(
+            f"{weights.path} holds several such networks ({few([printable(each) for each in fitting])}): save the "
+            "state dict of one alone"
+        )
+    if not fitting:
+        return state
+    return {key.removeprefix(fitting[0]): value for key, value in state.items() if key.startswith(fitting[0])}
 
 
 def differ_in_classes(expected: tuple[int, ...], found: tuple[int, ...], num_classes: int) -> bool:

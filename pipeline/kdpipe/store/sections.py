@@ -104,7 +104,16 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Preset(_Strict):
+class _Interface(_Strict):
+    """The entries of a teacher's interface; see ``kdpipe.models.interface``."""
+
+    layout: Literal["nchw", "nhwc"] | None = None
+    output: str | None = Field(None, max_length=1024)
+    outputs: Literal["logits", "probabilities"] = "logits"
+    floor: _Positive | None = None
+
+
+class _Preset(_Interface):
     """The entries of a preset; see ``kdpipe.models.preset``."""
 
     size: int = Field(ge=1, le=4096)
@@ -114,10 +123,14 @@ class _Preset(_Strict):
     std: tuple[_Positive, _Positive, _Positive] = Field(strict=False)
 
 
-class _TensorEnsemble(InputsRecord):
+class _Tensors(InputsRecord, _Interface):
+    """The entries of the preset of a network of tensors."""
+
+
+class _TensorEnsemble(_Tensors):
     """The preset of a teacher ensemble of tensors."""
 
-    members: Annotated[tuple[InputsRecord, ...], Field(strict=False, max_length=256)] = ()
+    members: Annotated[tuple[_Tensors, ...], Field(strict=False, max_length=256)] = ()
 
 
 class _Ensemble(_Preset):

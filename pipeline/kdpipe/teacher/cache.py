@@ -20,6 +20,7 @@ from kdpipe.dataset.samples import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset
+from kdpipe.models.interface import Interface, logarithms
 from kdpipe.pairing.probes import probe_hashes, probe_rows, rendering
 from kdpipe.store.manifest import digest_file, digest_json
 from kdpipe.store.plan import Plan, Shard, SplitPlan
@@ -243,19 +244,22 @@ class Imported:
         views: int,
         outputs: Outputs | None = None,
         total: int | None = None,
+        interface: Interface = Interface(),  # noqa: B008 (it is frozen)
     ) -> None:
-        """Map the files; ``preset`` has the size of the teacher's images.
+        """Map the files; ``preset`` has the size of the teacher's images, ``interface`` says whether they are logits.
 
         Each class is made of ``outputs`` of the teacher's ``total``, where its classes are not those of the dataset.
         The array of ``train`` has shape ``(n, classes)``, or ``(1 + views, n, classes)`` with the plain view first;
         those of other splits ``(n, classes)``. Samples and classes are in the dataset's order.
 
         Raises:
-            ModelError: a file is not an array of floats, has another shape, or holds probabilities.
+            ModelError: a file is not an array of floats, has another shape, or holds probabilities, or none where they
+                are expected.
         """
         self.preset = preset
         self._name = name
         self._outputs, self._total = outputs, total
+        self._interface = interface
         self._files = {
             split: (path, datasets[split], 1 + views if split == "train" else 1) for split, path in files.items()
         }
@@ -269,7 +273,7 @@ class Imported:
         return Teacher(
             name=self._name,
             digest=self._digest,
-            preset=self.preset.describe(),
+            preset={**self.preset.describe(), **self._interface.describe()},
             parameters=0,
             class_maps=() if self._outputs is None else (self._outputs,),
         )
@@ -285,7 +289,7 @@ class Imported:
         return []
 
     def plane(self, split: str, view: int) -> npt.NDArray[np.floating]:
-        """Return the logits of a view, ``(n, classes)``, as they are in the file, and mapped into memory anew.
+        """Return the values of a view, ``(n, classes)``, as they are in the file, and mapped into memory anew.
 
         What was read of it counts as memory of this process for as long as the array is kept. Those of a teacher of
         other classes are an array of the dataset's classes.
@@ -301,11 +305,11 @@ class Imported:
         return self._mapped(self._planes(split)[view][rows])
 
     def _mapped(self, logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        values = logits.astype(np.float32)
-        if self._outputs is None:
-            return values
-        combined: npt.NDArray[np.float32] = combine(torch.from_numpy(values), self._outputs).numpy()
-        return combined
+        values = torch.from_numpy(logits.astype(np.float32))
+        if self._interface.outputs == "probabilities":
+            values = logarithms(values)
+        found: npt.NDArray[np.float32] = (values if self._outputs is None else combine(values, self._outputs)).numpy()
+        return found
 
     def pilot(self, *, seed: int, rows: int = PILOT_ROWS) -> torch.Tensor:
         """Return the logits of up to ``rows`` random (sample, view) pairs, float32 ``(n, classes)``."""
@@ -317,7 +321,7 @@ class Imported:
 
     def _planes(self, split: str) -> npt.NDArray[np.floating]:
         path, dataset, planes = self._files[split]
-        return _open(path, dataset, planes=planes, total=self._total)
+        return _open(path, dataset, planes=planes, total=self._total, interface=self._interface)
 
 
 def copy_plane(
@@ -354,7 +358,9 @@ def columns(path: Path) -> int | None:
     return None
 
 
-def _open(path: Path, dataset: Dataset, *, planes: int, total: int | None) -> npt.NDArray[np.floating]:
+def _open(
+    path: Path, dataset: Dataset, *, planes: int, total: int | None, interface: Interface
+) -> npt.NDArray[np.floating]:
     """Map a file as ``(planes, n, total)``, and check that its shape, type and values fit the dataset."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -375,9 +381,13 @@ def _open(path: Path, dataset: Dataset, *, planes: int, total: int | None) -> np
         )
     shaped = found.reshape(expected)
     first = shaped[0, :_CHECKED].astype(np.float64)
-    if first.shape[1] > 1 and (first >= 0).all() and np.allclose(first.sum(axis=1), 1, atol=1e-2):
+    sums = (first >= 0).all() and np.allclose(first.sum(axis=1), 1, atol=1e-2)
+    if interface.outputs == "probabilities":
+        if not sums:
+            raise ModelError(f"{path} holds no probabilities that sum to 1: leave out --outputs probabilities.")
+    elif first.shape[1] > 1 and sums:
         raise ModelError(
-            f"{path} holds probabilities: its rows are not negative and sum to 1. Pass the logits, or the logarithms "
-            "of the probabilities; a second softmax would give wrong soft targets."
+            f"{path} holds probabilities: its rows are not negative and sum to 1. Give --outputs probabilities, which "
+            "takes their logarithms, or pass the logits; a second softmax would give wrong soft targets."
         )
     return shaped

@@ -13,6 +13,7 @@ from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset, Model, Signal, Watch, probe
 from kdpipe.models.layout import CHANNELS_LAST, arrange, choose
 from kdpipe.models.parts import in_parts, part_size
+from kdpipe.models.program import ExportedModel
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.sections import Teacher
 from kdpipe.teacher.classes import Outputs, combine
@@ -56,6 +57,10 @@ class LogitSource(Protocol):
 class FrozenTeacher(LogitSource, Protocol):
     """Maps pixels to logits: one model, or several."""
 
+    @property
+    def returns_probabilities(self) -> bool:
+        """Whether its logits are logarithms of the probabilities that a network returns."""
+
     def outputs(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return float32 logits and signals ``(n, *shape)`` by name, for uint8 ``(n, 3, H, W)`` rendered pixels."""
 
@@ -93,6 +98,8 @@ class Forward:
         self.precision = precision
         self.class_map = outputs
         self._dtype = PRECISIONS[precision]
+        if isinstance(model.module, ExportedModel) and model.module.is_onnx and precision != "fp32":
+            raise ModelError(f"{model.name} computes in the precision of its file: leave out --precision {precision}.")
         self._module = model.module.to(device).requires_grad_(False)
         size = model.preset.size
         self._last = choose(self._module, size, asked=channels_last, device=device, name=model.name)
@@ -109,7 +116,7 @@ class Forward:
         return Teacher(
             name=_portable(self.model.name),
             digest=self.model.digest,
-            preset=self.model.preset.describe(),
+            preset={**self.model.preset.describe(), **self.model.interface.describe()},
             parameters=self.model.parameters,
             class_maps=() if self.class_map is None else (self.class_map,),
         )
@@ -137,6 +144,11 @@ class Forward:
     def signals(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of each requested signal."""
         return self._watch.shapes
+
+    @property
+    def returns_probabilities(self) -> bool:
+        """Whether the model returns probabilities, of which the logarithms are taken."""
+        return self.model.interface.outputs == "probabilities"
 
     def probe(self) -> list[float]:
         """Return the first logits of one fixed synthetic image, to 4 significant digits."""
@@ -232,6 +244,11 @@ class Ensemble:
     def probe(self) -> list[float]:
         """Return the first averaged logits of one fixed synthetic image, to 4 significant digits."""
         return probe(*(teacher.model for teacher in self.teachers))
+
+    @property
+    def returns_probabilities(self) -> bool:
+        """Whether all teachers return probabilities, so that the mean is one of logarithms."""
+        return False  # the logarithms' mean does not sum to 1
 
     @property
     def signals(self) -> dict[str, tuple[int, ...]]:

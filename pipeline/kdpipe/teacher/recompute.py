@@ -114,6 +114,8 @@ _IMAGES = 24
 """Images that are passed twice; as many others take the place of half of them the third time."""
 _SLACK = 10
 """Factor of the tolerance: dropout and batch statistics are far above it, the kernels of a GPU below."""
+_SUM = 1e-2
+"""Largest difference of the sum of probabilities from 1."""
 _SPREAD = 0.5
 """Smallest range of values in 0..1 that are the outputs of a sigmoid, and not small logits."""
 
@@ -144,10 +146,12 @@ def refuse_unfit(forward: FrozenTeacher, renderer: Renderer, *, name: str) -> No
             f"{name} returns other logits for an image in another batch, as batch norm in training mode does. Put it "
             "into evaluation mode, also where its forward says training=True."
         )
-    for each in forward.mapped:
-        refuse_probabilities(each(renderer(first, 0)).cpu(), name=each.identity.name)
-    if not forward.mapped:
-        refuse_probabilities(once, name=name)
+    for each in forward.mapped or (forward,):
+        rows_of = once if each is forward else each(renderer(first, 0)).cpu()
+        if each.returns_probabilities:
+            _refuse_logits(rows_of, name=each.identity.name)
+        else:
+            refuse_probabilities(rows_of, name=each.identity.name)
 
 
 def refuse_probabilities(logits: torch.Tensor, *, name: str) -> None:
@@ -159,15 +163,25 @@ def refuse_probabilities(logits: torch.Tensor, *, name: str) -> None:
     values = logits.double()
     if values.shape[1] < 2 or values.min() < 0:
         return
-    if torch.allclose(values.sum(dim=1), torch.ones(len(values), dtype=values.dtype), atol=1e-2):
+    if torch.allclose(values.sum(dim=1), torch.ones(len(values), dtype=values.dtype), atol=_SUM):
         raise ModelError(
-            f"{name} returns probabilities: no value is negative, and each row sums to 1. Leave out its softmax, or "
-            "return the logarithm of the probabilities; a second softmax would give wrong soft targets."
+            f"{name} returns probabilities: no value is negative, and each row sums to 1. Give --outputs "
+            "probabilities, which takes their logarithms, or leave out its softmax; a second softmax would give wrong "
+            "soft targets."
         )
     if values.max() <= 1 and values.max() - values.min() > _SPREAD:
         raise ModelError(
             f"{name} returns values in 0..1, as a sigmoid does. Leave out its sigmoid, or return torch.logit of the "
             "values; a softmax of them would give nearly equal soft targets."
+        )
+
+
+def _refuse_logits(logarithms: torch.Tensor, *, name: str) -> None:
+    """Refuse rows that are not logarithms of probabilities which sum to 1."""
+    if logarithms.double().logsumexp(dim=1).abs().max() > _SUM:
+        raise ModelError(
+            f"{name} returns no probabilities: its rows do not sum to 1. Leave out --outputs probabilities, which is "
+            "for networks that end in a softmax."
         )
 
 

@@ -93,7 +93,7 @@ def test_every_kind_has_a_form_and_a_line_of_help() -> None:
         "torchvision:NAME",
         "timm:NAME",
         "run:DIR",
-        "file:PATH.pt2",
+        "file:PATH",
         "compressed:MODEL,widths=...,ranks=...",
         "package.module:function",
     ]
