@@ -26,6 +26,7 @@ from kdpipe import dataset, durable, models
 from kdpipe.distil.curves import Curve
 from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation, DistillationObjective
+from kdpipe.distil.relations import class_relations
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.metrics.accuracy import accuracy, agreement
 from kdpipe.pairing.join import join_checked
@@ -84,6 +85,8 @@ def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
     distillation = None
     if arm != "none":
         loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
+        if loss.definition.needs_relations:
+            loss = loss.among(class_relations(store, join_checked(store, train_set), train_set.labels))
         warmup = round(options.epochs * loss.warmup_epochs / 240)
         distillation = Distillation(loss, kd_weight=Curve("constant", loss.kd_weight, warmup=warmup))
     directory = RunDirectory(options.work / "runs" / f"{arm}-{seed}")
