@@ -186,7 +186,7 @@ def _logit_losses() -> str:
 
 
 def _layer_losses() -> str:
-    return _registered_losses("features attention", "weight")
+    return _registered_losses("features attention hidden heads", "weight")
 
 
 def _registered_losses(reads: str, weights: str) -> str:
@@ -418,6 +418,17 @@ def _extrapolated() -> str:
 
 def _three_digits(seconds: float) -> str:
     return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+
+
+def _data_formats() -> str:
+    """Return the times to the first batch of the same images in every form."""
+    measured = _read("data_formats")
+    rows = []
+    for name, found in measured["forms"].items():
+        seconds = [f"{found[key]:.2f}" for key in ("stream_cold", "stream_warm", "memory_cold", "memory_warm")]
+        rows.append((f"`{name}`", f"{found['bytes'] / 1e6:.1f}", *seconds, f"{found['shuffled_per_second']:,.0f}"))
+    heading = ("form", "MB", "streamed: first", "later", "in memory: first", "later", "shuffled images/s")
+    return _markdown(heading, rows)
 
 
 def _memory_formats() -> str:
@@ -819,6 +830,7 @@ def _of_one_run(share: float, images: int) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "demo": _demo,
+    "data-formats": _data_formats,
     "export-formats": _export_formats,
     "labels": _labels,
     "audit": _audit,
@@ -858,6 +870,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
     "example-mnist": partial(_example, "mnist"),
+    "example-speech": partial(_sequences, "speech", _SPEECH),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,20 +29,18 @@ from kdpipe.benchmark.results import (
 )
 from kdpipe.benchmark.timing import Network
 from kdpipe.dataset import Dataset, find_ids
-from kdpipe.distil.adversary import Attack, predict_attacked
-from kdpipe.errors import DatasetError, MissingSplitError, RunError
+from kdpipe.errors import MissingSplitError, RunError
 from kdpipe.metrics import measure
-from kdpipe.metrics.significance import Correct, correct
-from kdpipe.models import Model, Preset, TensorPreset, of_images, parse_preset
+from kdpipe.models import Model, TensorPreset, parse_preset
 from kdpipe.models.layout import settle
 from kdpipe.models.saved import refuse_damaged
-from kdpipe.pairing.classes import ClassMap, read_class_map
+from kdpipe.pairing.classes import ClassMap, in_classes_of, read_class_map
 from kdpipe.pairing.join import join, remarks, with_store_ids
 from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
-from kdpipe.stages.console import progress, say, show_table
+from kdpipe.stages.console import say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
-from kdpipe.stages.quality import Examiner, labeled_subset, refuse_images_only
+from kdpipe.stages.quality import Attacked, Examiner, attack_of, refuse_images_only
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.sources import load_split
@@ -52,7 +50,6 @@ from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.settings import brings_weights
 from kdpipe.training.records import FinishedRecord, epochs_of
 from kdpipe.training.runs import RunDirectory
-from kdpipe.views import Geometry, Renderer
 
 
 def run(params: Benchmark) -> None:
@@ -70,9 +67,9 @@ def _run(params: Benchmark) -> None:
     if len(runs) < len(params.measurement.run):
         raise RunError("two --run directories have the same name; rename one, so that their rows can be told apart.")
     refuse_images_only(params.measurement, test)
-    attack = _attack(params, test)
+    attack = attack_of(params, test)
     stores = [] if test is None else _stores(params, [run for of_a_student in runs.values() for run in of_a_student])
-    teacher = None if test is None else _mean_logits(stores, test)
+    teacher = None if test is None else _mean_logits(stores, test, next(iter(runs.values()))[0])
     timer = Timer(params, test, device=device)
     model, network = _add_teacher(timer, params, test)
     examine = Examiner(params, test, teacher, device, model)
@@ -186,40 +183,6 @@ def _budget(record: dict[str, Any]) -> Budget:
     )
 
 
-@dataclass(frozen=True)
-class _Attack:
-    """An attack, and the test samples that it changes."""
-
-    attack: Attack
-    samples: Dataset
-
-    def withstood(self, module: torch.nn.Module, preset: Preset, device: torch.device) -> Correct:
-        """Return whether a module, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
-        renderer = _plain(self.samples, preset, device)
-        logits = predict_attacked(module, renderer, preset=preset, attack=self.attack, progress=progress)
-        return correct(logits, self.samples.labels)
-
-
-def _attack(params: Benchmark, test: Dataset | None) -> _Attack | None:
-    """Return the attack of ``--adversarial``.
-
-    Raises:
-        DatasetError: no test sample has a label, which the attack leads away from.
-    """
-    if params.measurement.adversarial is None:
-        return None
-    chosen = labeled_subset(test, params.measurement.adversarial_samples)
-    if chosen is None:
-        raise DatasetError(
-            f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
-        )
-    return _Attack(params.measurement.adversarial, chosen)
-
-
-def _plain(samples: Dataset, preset: Preset, device: torch.device) -> Renderer:
-    return Renderer(samples, "none", seed=0, geometry=Geometry.of(preset), device=device)
-
-
 def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStore, float]]:
     """Open the test split of the given stores, or of those that the runs name, each with its share of the mean."""
     if params.stores.store:
@@ -254,13 +217,23 @@ def _stores(params: Benchmark, runs: list[RunDirectory]) -> list[tuple[LogitStor
     return opened
 
 
-def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.NDArray[np.float32] | None:
-    """Return the stores' logits of the plain test view, float32 ``(n, classes)``: the mean by their weights."""
+def _mean_logits(
+    stores: list[tuple[LogitStore, float]], test: Dataset, run: RunDirectory
+) -> npt.NDArray[np.float32] | None:
+    """Return the stores' logits of the plain test view, float32 ``(n, classes)``: the mean by their weights.
+
+    Students of the data's classes are compared over the store's columns of these; ``None`` where it lacks one.
+    """
     if not stores:
         return None
+    known = dict(run.record(FinishedRecord)["lineage"].get("class_map") or {})
     mean = np.zeros((len(test), len(test.classes)), dtype=np.float32)
     for store, share in stores:
-        paired = with_store_ids(store, test)
+        named, columns = in_classes_of(store, test, known)
+        if columns is None:
+            say(f"{store.path} lacks classes of {test.spec}: no comparison with the teacher.")
+            return None
+        paired = with_store_ids(store, named)
         absent = int((find_ids(paired.sample_ids, store.sample_ids) < 0).sum())
         if absent:
             say(
@@ -271,7 +244,7 @@ def _mean_logits(stores: list[tuple[LogitStore, float]], test: Dataset) -> npt.N
         rows = join(store, paired)
         for line in remarks(store, paired, rows):
             say(line)
-        mean += np.float32(share) * store.logits(rows)
+        mean += np.float32(share) * store.logits(rows)[:, columns]
     return mean
 
 
@@ -280,7 +253,7 @@ def _student(
     runs: list[RunDirectory],
     examine: Examiner,
     *,
-    attack: _Attack | None,
+    attack: Attacked | None,
     params: Benchmark,
     device: torch.device,
     timer: Timer,
@@ -299,7 +272,7 @@ def _measure(
     directory: RunDirectory,
     examine: Examiner,
     *,
-    attack: _Attack | None,
+    attack: Attacked | None,
     params: Benchmark,
     device: torch.device,
     timer: Timer,
@@ -311,7 +284,7 @@ def _measure(
     settle(module, model.preset.size)
     examined = examine(model, directory, name=name, load=load)
     figures = examined.figures
-    attacked = None if attack is None else attack.withstood(module, of_images(model.preset, "--adversarial"), device)
+    attacked = None if attack is None else attack.withstood(model, device)
     if attacked is not None:
         figures["adversarial_top1"] = float(attacked.mean())
     parameters: dict[str, Any] = record["parameters"]

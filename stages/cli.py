@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="kdpipe",
-    help="Offline knowledge distillation for image classifiers: cache the teacher once, train many students, ship the "
-    "best.",
+    help="Offline knowledge distillation for classifiers: cache the teacher once, train many students, ship the best.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

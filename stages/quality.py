@@ -19,8 +19,10 @@ from kdpipe.benchmark.results import StudentResult
 from kdpipe.benchmark.settings import BenchmarkSettings
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.settings import DatasetSettings
+from kdpipe.distil.adversary import Attack, predict_attacked
 from kdpipe.errors import DatasetError, MissingSplitError, ModelError, ParamsError
 from kdpipe.metrics import accuracy, measure
+from kdpipe.metrics.significance import Correct, correct
 from kdpipe.models import Model, of_images
 from kdpipe.models.layout import settle
 from kdpipe.stages.console import progress, say
@@ -195,6 +197,37 @@ def labeled_subset(test: Dataset | None, limit: int | None) -> Dataset | None:
     if test is None or not len(rows):
         return None
     return test.subset(rows[dataset.balanced_indices(test.sample_ids[rows], test.labels[rows], limit=limit)])
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """An attack, and the test samples that it changes."""
+
+    attack: Attack
+    samples: Dataset
+
+    def withstood(self, model: Model, device: torch.device) -> Correct:
+        """Return whether a model, which is on ``device``, predicts each attacked sample right, bool ``(samples,)``."""
+        preset = of_images(model.preset, "--adversarial")
+        renderer = plain(self.samples, model, device)
+        logits = predict_attacked(model.module, renderer, preset=preset, attack=self.attack, progress=progress)
+        return correct(logits, self.samples.labels)
+
+
+def attack_of(params: Benchmark, test: Dataset | None) -> Attacked | None:
+    """Return the attack of ``--adversarial``.
+
+    Raises:
+        DatasetError: no test sample has a label, which the attack leads away from.
+    """
+    if params.measurement.adversarial is None:
+        return None
+    chosen = labeled_subset(test, params.measurement.adversarial_samples)
+    if chosen is None:
+        raise DatasetError(
+            f"no test sample of {params.dataset.data} has a label, so none can be attacked: leave adversarial out."
+        )
+    return Attacked(params.measurement.adversarial, chosen)
 
 
 def refuse_images_only(asked: BenchmarkSettings, test: Dataset | None) -> None:

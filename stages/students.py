@@ -16,7 +16,8 @@ from kdpipe.dataset import Dataset, find_ids
 from kdpipe.distil.losses import Loss
 from kdpipe.distil.objective import Distillation
 from kdpipe.distil.relations import class_relations
-from kdpipe.distil.several_stores import MixedTargets, refuse_coarse, refuse_mixture
+from kdpipe.distil.selection import SelectedTargets
+from kdpipe.distil.several_stores import MixedTargets, refuse_coarse
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import LiveTargets, refuse_unlabeled, refuse_unsupported, savings, soft_targets
 from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
@@ -29,8 +30,9 @@ from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.teachers import ClassNames, Normalization, Teacher, load_mapped
-from kdpipe.stages.training import Rendering, Task, Views, fit, objective_of
+from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
+from kdpipe.stages.views import Rendering, Views, views_of_stores
 from kdpipe.store.reader import LogitStore
 from kdpipe.teacher.forward import Forward
 from kdpipe.teacher.recompute import refuse_unfit
@@ -70,13 +72,14 @@ def train(
     """
     params, mode = students[0], students[0].targets.mode
     stores = [
-        open_store(path, "train", memory_limit=params.targets.memory_bytes, say=say) for path in params.targets.store
+        open_store(path, "train", memory_limit=params.targets.memory_bytes // params.view.views_per_sample, say=say)
+        for path in params.targets.store
     ]
-    of_stores = _views(params, stores) if stores else None
+    of_stores = views_of_stores(params, stores) if stores else None
     data = _training_data(students, stores)
     views = of_stores or Views.asked(params.view, data.train)
     test = load_test(params.dataset, data.whole)
-    if test is not None and data.class_map is not None:
+    if test is not None and data.class_map is not None and data.selection is None:
         test = data.class_map.of(test)
     loaded = [load(student, data.train) for student in students]
     students = [with_layout(student, model) for student, model in zip(students, loaded, strict=True)]
@@ -93,7 +96,9 @@ def train(
         if targets is not None:
             loss = _among_classes(student, stores, data.train, relations)
             watch = _watch(student, own, stores, model, data.train)
-            distillation = _distillation(student, loss, data.train, views.recipe, watch)
+            distillation = replace(
+                _distillation(student, loss, data.train, views.recipe, watch), selection=data.selection
+            )
         objective = changed(objective_of(student, model, distillation), model)
         tasks.append(Task(model, student, objective, targets is not None, origin, described or {}))
     failed = fit(tasks, data, test, stage=stage, views=views, rendering=rendering, targets=targets, group=group)
@@ -101,7 +106,7 @@ def train(
         saved = savings(
             stores[0],
             samples=len(data.train),
-            epochs=params.optimization.epochs,
+            epochs=params.optimization.epochs * params.view.views_per_sample,
             students=len(tasks) - len(failed),
         )
         if saved is not None:
@@ -123,7 +128,11 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         stores=stores,
         distilled=targets.mode != "none",
         class_map=targets.class_map,
+        own_classes=targets.classes == "data",
     )
+    partial = data.selection is not None and not data.selection.whole and targets.mode == "cache"
+    if partial or (data.selection is not None and targets.mode == "live"):
+        _refuse_partial(students, stores)
     if len(taught) > 1 and (data.whole.labels < 0).any():
         raise DatasetError(
             f"{data.whole.spec} has samples without a label, which only those students learn from that have an "
@@ -132,40 +141,32 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
     return data
 
 
-def _views(params: StudentTraining, stores: Sequence[LogitStore]) -> Views:
-    """Return recipe, seed and number of views of the stores.
+def _refuse_partial(students: Sequence[StudentTraining], stores: Sequence[LogitStore]) -> None:
+    """Refuse what cannot leave out the samples without soft targets.
 
     Raises:
-        StaleStoreError: a flag contradicts a store, or two stores contradict each other.
+        UnsupportedLossError: a loss on layers, an attack or a recipe that mixes, of data that the store does not cover;
+            a live teacher.
     """
-    asked, distilled = params.view, params.targets.mode != "none"
-    refuse_mixture(stores)
-    store = min(stores, key=lambda store: store.num_views)
-    stored = store.manifest.fingerprint.recipe
-    compared: dict[str, tuple[Any, Any]] = {
-        "recipe": (asked.recipe and str(asked.recipe), stored.name),
-        "recipe-seed": (asked.recipe_seed, stored.seed),
-    }
-    for flag, (wanted, kept) in compared.items():
-        if wanted is not None and wanted != kept:
-            raise StaleStoreError(
-                f"{store.path} was cached with {flag} {kept}, asked for {wanted}: the student would see other pixels "
-                f"than the teacher did. Leave --{flag} out, or make a store with it."
-            )
-    if distilled and asked.views is not None and asked.views > store.num_views:
-        raise StaleStoreError(
-            f"{store.path} holds {store.num_views} augmented views, asked for {asked.views}. "
-            f"Use --views {store.num_views} or fewer, or make a store with more."
+    for student in students:
+        layers = student.learning.loss.layers
+        what = (
+            f"the loss {layers[0].name}" if layers else "an attack" if student.extra.adversarial is not None else None
         )
-    # A student without soft targets is not bound to the cached views: each epoch gets fresh pixels.
-    default = store.num_views if distilled else None
-    return Views(
-        recipe=stored_recipe(store),
-        seed=stored.seed,
-        number=default if asked.views is None else asked.views,
-        # Without soft targets a part of the data may be mixed within itself.
-        population=store.populations if distilled else None,
-    )
+        if student.learning.loss.related_by:
+            what = f"the loss {student.learning.loss}"
+        if stored_recipe(stores[0]).mixes:
+            what = f"the recipe {stored_recipe(stores[0])}, which mixes samples,"
+        if student.targets.mode == "live":
+            raise UnsupportedLossError(
+                "--classes data is for soft targets of a store: leave --store out, and give the live teacher its "
+                "--class-map, or leave --classes data out."
+            )
+        if what is not None:
+            raise UnsupportedLossError(
+                f"--classes data: classes or samples of the data have no soft targets, and {what} needs them of all. "
+                "Leave --classes data out, or make a store of all of the data."
+            )
 
 
 def _targets(
@@ -175,16 +176,16 @@ def _targets(
     data: TrainingData,
     recipe: Recipe,
     rendering: Rendering,
-) -> Targets:
-    """Return the soft targets that all students share."""
+) -> list[Targets]:
+    """Return the soft targets that all students share, for each view of a sample in a batch."""
     params = students[0]
     for store in stores:
         _refuse_held_out(store, data)
     if teacher is None:
-        return _cached_targets(students, stores, data.train, recipe)
+        return _cached_targets(students, stores, data, recipe)
     for store in stores:
         _refuse_another_teacher(store, teacher.model)
-        _joined(store, data.train, allow_drift=params.targets.allow_drift)
+        _joined(store, data.in_store, allow_drift=params.targets.allow_drift)
     device = models.resolve_device(params.run.device)
     free = all(student.optimization.channels_last for student in students)
     precision = params.targets.precision
@@ -197,7 +198,7 @@ def _targets(
     )
     renderer = rendering(Geometry.of(teacher.model.preset))
     refuse_unfit(forward, renderer, name=teacher.model.name)
-    return LiveTargets(forward, renderer)
+    return [LiveTargets(forward, renderer)] * params.view.views_per_sample
 
 
 def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDArray[np.int64]:
@@ -209,26 +210,35 @@ def _joined(store: LogitStore, train: Dataset, *, allow_drift: bool) -> npt.NDAr
 
 
 def _cached_targets(
-    students: Sequence[StudentTraining], stores: Sequence[LogitStore], train: Dataset, recipe: Recipe
-) -> Targets:
-    """Check every store against the losses and the data, and return its soft targets, or their mean."""
-    settings, parts = students[0].targets, []
+    students: Sequence[StudentTraining], stores: Sequence[LogitStore], data: TrainingData, recipe: Recipe
+) -> list[Targets]:
+    """Check every store against the losses and the data, and return its soft targets, or their mean, for each view."""
+    settings, rows = students[0].targets, []
+    train, chosen = data.in_store, data.selection
+    there = np.arange(len(train)) if chosen is None else chosen.covered.nonzero()[0]
+    shared = train if len(there) == len(train) else train.subset(there)
     for store in stores:
         for student in students:
             refuse_unsupported(store, student.learning.loss, temperature=_hottest(student))
         if settings.store_mix == "confidence":
             refuse_coarse(store)
-        parts.append(soft_targets(store, _joined(store, train, allow_drift=settings.allow_drift)))
+        rows.append(np.zeros(len(train), dtype=np.int64))  # that of a sample without soft targets is not used
+        rows[-1][there] = _joined(store, shared, allow_drift=settings.allow_drift)
         if not store.fits and store.manifest.order is None:
             say(
                 f"warning: {store.path} has its rows in the order of its dataset, and --memory-limit holds a part of a "
                 "view: of a dataset that is sorted by class, a batch has few classes. Raise --memory-limit, or make "
                 "the store anew."
             )
-    if len(parts) == 1:
-        return parts[0]
     # A mixed image has two classes, and a teacher no cross-entropy to one of them.
-    return MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=None if recipe.mixes else train.labels)
+    labels = None if recipe.mixes else train.labels
+    found: list[Targets] = []
+    for _ in range(students[0].view.views_per_sample):
+        parts = [soft_targets(store, own) for store, own in zip(stores, rows, strict=True)]
+        alone = len(parts) == 1
+        one = parts[0] if alone else MixedTargets(parts, settings.shares, mix=settings.store_mix, labels=labels)
+        found.append(one if chosen is None else SelectedTargets(one, chosen))
+    return found
 
 
 def _hottest(student: StudentTraining) -> float | None:

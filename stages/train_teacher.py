@@ -7,8 +7,9 @@ from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.seed_runs import for_each_seed
 from kdpipe.stages.settings.training import TrainTeacher
 from kdpipe.stages.sources import load_test
-from kdpipe.stages.training import Task, Views, fit, objective_of
+from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import load_student, load_training, with_layout
+from kdpipe.stages.views import Views
 
 
 def run(params: TrainTeacher) -> None:

@@ -9,8 +9,6 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from kdpipe import models
@@ -27,6 +25,7 @@ from kdpipe.stages.console import progress, say, stoppable
 from kdpipe.stages.logs import Logs, choose
 from kdpipe.stages.settings.training import StudentTraining, TrainTeacher
 from kdpipe.stages.training_data import TrainingData, identity, labels_of
+from kdpipe.stages.views import Rendering, Views
 from kdpipe.training.batches import Targets
 from kdpipe.training.evaluation import Validation, predict
 from kdpipe.training.failures import attempt
@@ -36,39 +35,10 @@ from kdpipe.training.objective import Objective
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.trainee import Student
-from kdpipe.views import Geometry, Recipe, Renderer
-from kdpipe.views.settings import ViewSettings
+from kdpipe.views import Geometry, Renderer
 
 Plain = Callable[[Dataset, Geometry | None], Renderer]
 """Returns the one renderer of the plain view of a dataset at a size."""
-Rendering = Callable[[Geometry | None], Renderer]
-"""Returns the one renderer of the training samples at a size."""
-
-
-@dataclass(frozen=True)
-class Views:
-    """The views of the training samples."""
-
-    recipe: Recipe
-    seed: int
-    number: int | None
-    """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    population: Sequence[npt.NDArray[np.uint8]] | None = None
-    """Ids of the samples that are mixed, in the store's order; ``None`` for the dataset's own."""
-
-    @classmethod
-    def asked(cls, settings: ViewSettings, train: Dataset) -> Views:
-        """Return the views that settings without a store ask for; by default the plain ones of tensors."""
-        recipe = settings.recipe or Recipe.parse("crop-flip" if train.form is None else "none")
-        return cls(recipe, settings.recipe_seed or 0, settings.views)
-
-    def rendering(self, train: Dataset, device: torch.device) -> Rendering:
-        """Return a function that makes one renderer for each size of a model's input."""
-        return cache(
-            lambda geometry: Renderer(
-                train, self.recipe, seed=self.seed, geometry=geometry, device=device, population=self.population
-            )
-        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +109,7 @@ def fit(
     stage: str,
     views: Views,
     rendering: Rendering,
-    targets: Targets | None = None,
+    targets: Sequence[Targets] | None = None,
     group: Group | None = None,
 ) -> list[str]:
     """Train the models in place on one pass over the data, test each once at the end, and write its run directory.
@@ -158,6 +128,11 @@ def fit(
     params, alone = tasks[0].params, len(tasks) == 1
     device = models.resolve_device(params.run.device)
     views = replace(views, number=views.number if views.recipe.augments else 0)
+    if params.view.views_per_sample > 1 and views.number is not None and views.number < params.view.views_per_sample:
+        raise ParamsError(
+            f"--views-per-sample {params.view.views_per_sample} takes two different views of a sample, found "
+            f"{views.number} augmented {'view' if views.number == 1 else 'views'}: make a store with --views 2 or more."
+        )
     records = [_record(task, data, test_set, stage=stage, views=views, device=device) for task in tasks]
     logs = [choose(task.params.logs, task.run.path) for task in tasks]
     labels = labels_of(data, test_set)
@@ -184,7 +159,7 @@ def fit(
             trained = train_together(
                 students,
                 targets,
-                order=Order(params.run.data_seed, views.number, data.sampling),
+                order=Order(params.run.data_seed, views.number, data.sampling, params.view.views_per_sample),
                 resume=params.run.resume,
                 checkpoint_every=params.run.checkpoint_every,
                 should_stop=should_stop,

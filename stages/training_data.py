@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
+from kdpipe.distil.selection import Selection
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
 from kdpipe.models.layout import choose
@@ -45,6 +46,14 @@ class TrainingData:
     """Samples that are left out because they have no label."""
     class_map: ClassMap | None = None
     """The classes of the data as those of the stores, where they have other names or another order."""
+    selection: Selection | None = None
+    """What has soft targets, for a student of the data's own classes; ``None`` for one of the store's."""
+
+    @property
+    def in_store(self) -> Dataset:
+        """The training samples, with the store's classes."""
+        own = self.class_map is not None and self.selection is not None
+        return self.class_map.of(self.train) if own and self.class_map is not None else self.train
 
 
 def load_training(
@@ -54,12 +63,13 @@ def load_training(
     stores: Sequence[LogitStore] = (),
     distilled: bool = False,
     class_map: Path | None = None,
+    own_classes: bool = False,
 ) -> TrainingData:
     """Load the training split, hold out the validation samples, and weigh the rest.
 
     Samples that were moved since one of ``stores`` was made are recognized by their content, and classes of other names
     by the labels of their samples or the file ``class_map``. A student that is ``distilled`` from stores is trained on
-    what they cover.
+    what they cover. With ``own_classes`` it has the classes of the data, and all samples with a label are kept.
 
     Samples without a label are left out unless the model is ``taught`` by a teacher or an auxiliary task.
 
@@ -72,8 +82,13 @@ def load_training(
         whole = with_store_ids(store, whole)
     classes = None
     if stores:
-        classes, whole = in_store_classes(stores[0], whole, class_map=class_map)
-    if stores and distilled:
+        classes, named = in_store_classes(stores[0], whole, class_map=class_map)
+        own_classes = own_classes and classes is not None
+        whole = whole if own_classes else named
+    if stores and distilled and own_classes:
+        kept = (_rows_in_all(stores, whole) | (whole.labels >= 0)).nonzero()[0]
+        whole = whole if len(kept) == len(whole) else whole.subset(kept)
+    elif stores and distilled:
         whole = _covered(stores, whole)
     if not taught and (whole.labels < 0).any():
         labeled = dataset.labeled(whole)
@@ -85,7 +100,48 @@ def load_training(
         names = ", ".join(repr(whole.classes[label]) for label in single[:5]) + (", ..." if len(single) > 5 else "")
         say(f"{len(single):,} classes with one training image ({names}) keep it in training, none for validation.")
     train, held_out = dataset.hold_out(whole, share) if share else (whole, None)
-    return TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out, classes)
+    found = TrainingData(whole, train, held_out, _sampling(params.sampling, train), left_out, classes)
+    if stores and own_classes and classes is not None:
+        return replace(found, selection=_selected(stores, classes, train, distilled=distilled))
+    return found
+
+
+def _rows_in_all(stores: Sequence[LogitStore], samples: Dataset) -> npt.NDArray[np.bool_]:
+    """Return which samples all stores have logits for."""
+    there = np.ones(len(samples), dtype=bool)
+    for store in stores:
+        there &= dataset.find_ids(samples.sample_ids, store.sample_ids) >= 0
+    return there
+
+
+def _selected(stores: Sequence[LogitStore], found: ClassMap, train: Dataset, *, distilled: bool) -> Selection:
+    """Return what has soft targets for a student of the data's classes, after saying it.
+
+    Raises:
+        DatasetError: the data has no class or no sample of the store, or two classes that are one in the store.
+    """
+    place = {name: index for index, name in enumerate(found.classes)}
+    shared = [index for index, match in enumerate(found.matches) if match.store_class is not None]
+    columns = [place[found.matches[index].store_class or ""] for index in shared]
+    spec, path = train.spec, stores[0].path
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in found.recorded.values() if list(found.recorded.values()).count(name) > 1)
+        names = [name for name, other in found.recorded.items() if other == twice]
+        raise DatasetError(
+            f"--classes data: {' and '.join(map(repr, names[:3]))} of {spec} are both {twice!r} in {path}, whose soft "
+            "targets do not tell them apart. Merge them, or leave --classes data out."
+        )
+    of_shared = np.isin(train.labels, [-1, *shared])
+    covered = _rows_in_all(stores, train) & of_shared
+    if distilled:
+        if not covered.any():
+            raise DatasetError(f"no 'train' sample of {spec} has soft targets in {path}: make a store for this data.")
+        total, lacking = len(found.matches), len(train) - int(covered.sum())
+        most = "all" if len(shared) == total else f"{len(shared):,}"
+        line = f"The student has the {total:,} classes of {spec}; soft targets are over {most} of them, from {path}"
+        lone = f"; {lacking:,} of {len(train):,} 'train' samples have none and learn from their labels alone"
+        say(f"{line}{lone if lacking else ''}.")
+    return Selection(tuple(shared), tuple(columns), len(found.matches), covered)
 
 
 def in_store_classes(

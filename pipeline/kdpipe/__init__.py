@@ -1,4 +1,4 @@
-"""Offline knowledge distillation of image classifiers.
+"""Offline knowledge distillation for classifiers.
 
 ``kdpipe.open_store(path_or_url, split="train")`` opens a store of cached teacher logits, and
 ``kdpipe.attach(store, dataset)`` appends them to the items of a dataset. Everything else is in the rooms

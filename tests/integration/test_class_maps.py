@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdpipe import dataset, open_store
+from kdpipe import dataset, models, open_store
 from kdpipe.store.manifest import read
 from tests.conftest import Outcome, refused
 from tests.integration.test_growth import Kdpipe, images, picture
@@ -109,6 +109,19 @@ def test_names_and_wordnet_ids_are_mapped_without_a_file(kdpipe: Kdpipe, images:
     assert by_id.code == 0, by_id.err
     assert read(tmp_path / "id.zarr").fingerprint.teacher.class_maps == (((309,), (310,)),)
     assert read(tmp_path / "name.zarr").fingerprint.teacher.class_maps == (((310,), (309,)),)
+
+
+def test_published_networks_know_the_names_of_imagenet(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
+    weights, out = tmp_path / "shufflenet.pth", tmp_path / "logits.zarr"
+    torch.manual_seed(0)
+    torch.save(models.create("torchvision:shufflenet_v2_x0_5", 1000).state_dict(), weights)
+    outcome = kdpipe(
+        *("cache-teacher", "--data", f"folder:{images}", "--teacher", "torchvision:shufflenet_v2_x0_5"),
+        *("--weights", weights, "--recipe", "none", "--device", "cpu", "--out", out),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "  ant  310 ant" in outcome.err
+    assert read(out).fingerprint.teacher.class_maps == (((310,), (309,)),)
 
 
 def test_a_plan_and_a_live_teacher_are_mapped(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:

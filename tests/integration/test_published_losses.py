@@ -16,6 +16,7 @@ from kdpipe import dataset, open_store
 from kdpipe.distil.relations import class_relations
 from kdpipe.errors import UnsupportedLossError
 from kdpipe.pairing.join import join_checked
+from kdpipe.store.plan import Limits
 from tests.conftest import LIMITS, Built, Outcome, refused, run_command
 from tests.processes import Server, Started
 
@@ -27,15 +28,17 @@ MEASURED = ("seconds", "images_per_second")
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a teacher that knows the digits, with penultimate features."""
+    """The store of a teacher that knows the digits, with penultimate features, in small chunks."""
     folder = tmp_path_factory.mktemp("features")
     teacher = ("--model", "resnet8", "--epochs", 12, "--batch-size", 32, "--lr", 0.05, "--out", folder / "teacher")
     assert run_command(None, "train-teacher", *LIMITS, *SMALL, *teacher).code == 0
     weights = folder / "teacher" / "model.safetensors"
-    made = run_command(
-        *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", weights, "--device", "cpu"),
-        *("--signals", "features:penultimate", "--views", 2, "--out", folder / "s.zarr"),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kdpipe.store.plan.LIMITS", Limits(chunk_bytes=20 * 2 * 64))
+        made = run_command(
+            *(None, "cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", weights, "--device", "cpu"),
+            *("--signals", "features:penultimate", "--views", 2, "--out", folder / "s.zarr"),
+        )
     assert made.code == 0
     return folder / "s.zarr"
 
@@ -96,6 +99,7 @@ LEARNERS = {
     "wttm": {"loss": "wttm"},
     "ctkd": {"loss": "kd", "temperature": "learned:1,5,over=4"},
     "wkd": {"loss": "wkd:gamma=20,features=true"},
+    "mlkd": {"loss": "mlkd"},
     "itrd": {"loss": "itrd"},
     "crd": {"loss": "kd+crd:negatives=64,width=16"},
     "dot": {"loss": "kd", "dot": 0.075, "nesterov": False},
@@ -156,6 +160,29 @@ def test_killed_and_resumed_they_end_with_the_same_bytes(store: Path, commands: 
             assert {key: ours[key] for key in ours if key not in MEASURED} == {
                 key: theirs[key] for key in theirs if key not in MEASURED
             }
+
+
+def test_two_views_of_a_sample_in_a_batch(store: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    """From planes in memory and from windows of them, whose order is another."""
+    two = ("--views-per-sample", 2, "--epochs", 2, "--loss", "mlkd", "--lr", 1e-6)
+    run, windowed = tmp_path / "run", tmp_path / "windowed"
+    saved = kdpipe(*_train(store, run, *two))
+    assert saved.code == 0
+    assert "Saved 4 passes of the teacher" in saved.err
+    assert json.loads((run / "run.json").read_text())["parameters"]["views_per_sample"] == 2
+    assert [row["view"] for row in _history(run)] == ["1", "1"]  # views 1 and 2, the store's two, in either epoch
+    limit = 4 * open_store(store).plane_bytes - 1
+    assert kdpipe(*_train(store, windowed, *two, "--memory-limit", f"{limit / 1024**3:.12f}")).code == 0
+    losses = [float(_history(each)[-1]["loss"]) for each in (run, windowed)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    once = tmp_path / "once.zarr"
+    teacher = store.parent / "teacher" / "model.safetensors"
+    made = ("cache-teacher", *LIMITS, "--teacher", "resnet8", "--weights", teacher, "--device", "cpu", "--views", 1)
+    assert kdpipe(*made, "--out", once).code == 0
+    lacking = kdpipe(*_train(once, tmp_path / "lacking", "--views-per-sample", 2))
+    refused(lacking, "takes two different views of a sample, found 1 augmented view", "--views 2 or more")
+    assert not (tmp_path / "lacking").exists()
 
 
 def test_separate_momenta_need_a_teacher(store: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:

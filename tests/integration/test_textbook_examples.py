@@ -242,7 +242,8 @@ def test_text(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.MonkeyPa
         train_student=small,
         benchmark={**QUICK, "limit_test": 16},
     )
-    reproduce(folder, skip=1)
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"logits", "layers", "second", "alone"}
     assert {"hidden", "heads"} <= set(_history(folder / "runs" / "layers" / "seed-0")[0])
     tuned = _read(folder / "runs" / "tuned" / "seed-0" / "run.json")
     assert (tuned["model"], tuned["distill"]) == ("networks:teacher", "cache")
@@ -271,7 +272,8 @@ def test_speech(tmp_path: Path, reproduce: Reproduce, monkeypatch: pytest.Monkey
         train_student=small,
         benchmark={**QUICK, "limit_test": 20},
     )
-    reproduce(folder, skip=1)
+    reproduce(folder)
+    assert set(_read(folder / "reports" / "metrics.json")["students"]) == {"assistant", "student", "direct", "alone"}
     unheard = {
         sample_id(f"{digit}_{speaker}_{number}")
         for digit in range(10)

@@ -31,7 +31,7 @@ Table = Any
 
 _KEPT = 256 * 1024**2
 """Bytes of images of row groups of Parquet that a process keeps, beside the last one."""
-_LARGEST_GROUP = 4 * 1024**3
+LARGEST_GROUP = 4 * 1024**3
 """Bytes of images in a row group at most."""
 _BATCH = 64
 """Rows of Parquet that are decompressed at a time."""
@@ -130,11 +130,27 @@ class _Rows:
         return _content(self._values[place])
 
 
-class _Groups:
+def row_group_bytes(path: Path, column: str) -> list[int]:
+    """Return the bytes of a column in each row group of a Parquet file, before compression."""
+    with _parquet(path) as file:
+        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    found = []
+    for group in groups:
+        columns = [group.column(index) for index in range(group.num_columns)]
+        found.append(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column))
+    return found
+
+
+class RowGroups:
     """The images of a column of a Parquet file, whose row groups are read whole; see ``Container``."""
 
-    def __init__(self, column: str, path: Path) -> None:
-        self._file, self._column, self._path = _parquet(path), column, path
+    def __init__(self, column: str, path: Path, *, most: int = LARGEST_GROUP) -> None:
+        """Open the file for the images of a column, of which a row group has at most ``most`` bytes.
+
+        Raises:
+            DatasetError: it is missing or damaged.
+        """
+        self._file, self._column, self._path, self._most = _parquet(path), column, path, most
         metadata = self._file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -142,6 +158,11 @@ class _Groups:
         self._lock = threading.Lock()
 
     def content(self, place: int, size: int) -> bytes:  # noqa: ARG002 (the column knows the size)
+        """Return an image.
+
+        Raises:
+            DatasetError: its row group is damaged or too large.
+        """
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         with self._lock:
             key = (id(self), group)
@@ -165,8 +186,8 @@ class _Groups:
                 column = batch.column(0)
                 chunks.append(column.field(0) if arrow.types.is_struct(column.type) else column)
                 total += chunks[-1].nbytes
-                if total > _LARGEST_GROUP:
-                    raise DatasetError(f"cannot be read: its row group has more than {_LARGEST_GROUP:,} bytes")
+                if total > self._most:
+                    raise DatasetError(f"cannot be read: its row group has more than {self._most:,} bytes")
             return arrow.chunked_array(chunks)
 
     def __del__(self) -> None:
@@ -231,7 +252,7 @@ def _open_rows(column: str) -> Open:
 
 
 def _open_groups(column: str) -> Open:
-    return partial(_Groups, column)
+    return partial(RowGroups, column)
 
 
 PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, _open_groups)

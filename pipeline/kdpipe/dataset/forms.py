@@ -132,7 +132,8 @@ class Form:
 
         rows, start, found = packed.reshape(len(packed), 3 * self.width), 0, {}
         for each in self.arrays:
-            part = rows[:, start : start + each.bytes].contiguous()
+            # A copy, since a row's bytes need not begin where its numbers may.
+            part = rows[:, start : start + each.bytes].clone(memory_format=torch.contiguous_format)
             found[each.name] = part.view(getattr(torch, each.dtype)).reshape(len(rows), *each.shape)
             start += each.bytes
         return found
@@ -174,6 +175,8 @@ class Form:
 
 def as_array(value: object) -> npt.NDArray[Any] | None:
     """Return an array or tensor of numbers as an array; ``None`` where it is something else."""
+    if isinstance(value, np.generic):
+        value = np.asarray(value)
     if not isinstance(value, np.ndarray):
         detach = getattr(value, "detach", None)
         if detach is None or not hasattr(value, "dtype"):

@@ -179,6 +179,8 @@ class Kind:
 
 
 _KINDS: dict[str, Kind] = {}
+_ENDINGS = {".npz": "npz", ".parquet": "parquet", ".tar": "webdataset"}
+"""The kind that a path was probably meant for, by its ending."""
 
 
 def register(
@@ -228,6 +230,7 @@ def resolve(spec: str) -> tuple[Kind, tuple[str, ...]]:
                 raise DatasetError(f"dataset '{spec}' lacks {missing[0]}, expected {kind.usage}")
             return kind, values
     names = [kind.name for kind in all_kinds() if kind.pattern is None]
-    near = f"; did you mean 'folder:{spec}'?" if spec and Path(spec).is_dir() else did_you_mean(name, names)
+    kind_of_path = "folder" if spec and Path(spec).is_dir() else _ENDINGS.get(Path(spec).suffix)
+    near = f"; did you mean '{kind_of_path}:{spec}'?" if kind_of_path else did_you_mean(name, names)
     expected = ", ".join(kind.usage for kind in all_kinds())
     raise DatasetError(f"unknown dataset '{spec}', expected one of {expected}{near}")

@@ -38,8 +38,12 @@ class Tables:
     """Name of the dataset in the cache."""
     features: Mapping[str, Any] | None = None
     """Features of Hugging Face ``datasets``; None for those in the files."""
+    notes: Callable[[Sequence[Path], str], tuple[str, ...]] = lambda _paths, _column: ()
+    """Returns lines for the user on files and the column of images."""
     roots: tuple[Path, ...] = ()
     """Folders that may hold images whose path alone is in the table."""
+    named_by_path: bool = False
+    """Whether such images are named by their paths below these folders, rather than by their content."""
 
 
 def list_tables(request: Request, tables: Tables) -> Listing:
@@ -71,11 +75,11 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     keys: Sequence[str]
     if chosen.key is not None:
         keys = [f"{split}/{_nfc(key)}" for key in _keys(tables, paths, chosen.key)]
-    elif files is not None:
+    elif files is not None and tables.named_by_path:
         keys = _relative(files, tables.roots, split)
     else:
         source, keys = _by_content(source, request)
-    return Listing(tables.name, classes, keys, labels, source)
+    return Listing(tables.name, classes, keys, labels, source, notes=tables.notes(paths, chosen.image))
 
 
 def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:

@@ -96,17 +96,25 @@ class Curve:
         """
         if self.is_constant:
             return self.first
+        value = self._shaped(epoch, epochs, validated)
+        return value * min(1.0, (epoch + 1) / self.warmup) if self.warmup else value
+
+    def _shaped(self, epoch: int, epochs: int, validated: Sequence[float]) -> float:
+        """Return the value without its warm-up."""
         changes = epoch // (self.every or 1)
         part = min(1.0, changes * (self.every or 1) / (self.over or epochs))
-        value = {
-            "constant": self.first,
-            "linear": self.first + (self.second - self.first) * part,
-            "cosine": self.second + (self.first - self.second) * (1 + math.cos(math.pi * part)) / 2,
-            "step": self.first * self.second**changes,
-            "plateau": max(self.floor, self.first * self.second ** self._stalls(epoch, validated)),
-            "learned": self.second,
-        }[self.shape]
-        return value * min(1.0, (epoch + 1) / self.warmup) if self.warmup else value
+        match self.shape:
+            case "linear":
+                return self.first + (self.second - self.first) * part
+            case "cosine":
+                return self.second + (self.first - self.second) * (1 + math.cos(math.pi * part)) / 2
+            case "step":
+                return self.first * self.second**changes
+            case "plateau":
+                return max(self.floor, self.first * self.second ** self._stalls(epoch, validated))
+            case "learned":
+                return self.second
+        return self.first
 
     def _stalls(self, epoch: int, validated: Sequence[float]) -> int:
         if self.patience is None:

@@ -42,7 +42,7 @@ class LearnedTemperature(nn.Module):
 class _Reversed(torch.autograd.Function):
     """The identity, whose gradient is multiplied by ``-strength``.
 
-    Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation" (2015), equation 14.
+    Ganin and Lempitsky, "Unsupervised Domain Adaptation by Backpropagation" (2015).
     """
 
     @staticmethod

@@ -12,6 +12,7 @@ from kdpipe.distil.curves import Curve
 from kdpipe.distil.learned import LearnedTemperature
 from kdpipe.distil.losses import DistillationLoss, Loss
 from kdpipe.distil.rotation import Rotation
+from kdpipe.distil.selection import COVERED, SelectedLoss, Selection
 from kdpipe.distil.signals import SignalTerms
 from kdpipe.errors import ParamsError, UnsupportedLossError
 from kdpipe.models import AnyPreset
@@ -45,6 +46,8 @@ class Distillation:
     """Weight of the cross-entropy to the labels; ``None`` for the published one."""
     signals: SignalTerms | None = None
     """Losses on layers, added to the distillation term."""
+    selection: Selection | None = None
+    """The classes and samples that have soft targets; ``None`` where all have."""
 
     def __post_init__(self) -> None:
         """Refuse a temperature that no loss takes.
@@ -129,6 +132,8 @@ class DistillationObjective:
         self._cross_entropy = CrossEntropy(preset, label_smoothing=label_smoothing)
         self._adversary = adversary
         self._signals = None if distillation is None else distillation.signals
+        chosen = None if distillation is None else distillation.selection
+        self._selected = None if chosen is None or chosen.whole else SelectedLoss(chosen)
         self._terms: Terms | None = None
         self._rotation = rotation
         self.parts: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -221,6 +226,9 @@ class DistillationObjective:
         """Return the distillation term: of the clean images, of the attacked ones, or of both by their shares."""
         assert batch.soft_targets is not None
         if self._adversary is None or attacked is None:
+            if self._selected is not None:
+                covered = batch.signals[COVERED]
+                return self._selected.of(loss, clean, batch.soft_targets, batch.labels, covered=covered)
             return loss(clean, batch.soft_targets, batch.labels)
         term = loss(attacked, batch.soft_targets, batch.labels)
         share = self._adversary.clean_share

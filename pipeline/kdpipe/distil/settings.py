@@ -60,6 +60,9 @@ class TargetSettings(StoreSettings):
     store_mix: Literal["mean", "confidence", "draw"] = "mean"
     """Several stores: the weighted mean of their logits, a mean weighted by each teacher's confidence in a sample, or
     one teacher drawn for each batch."""
+    classes: Literal["store", "data"] = "store"
+    """Classes of a student of stores: those of the store, or those of the data, of which the store may lack some and
+    have more. Soft targets are then over the classes that both have."""
     distill: Literal["cache", "live", "none"] | None = None
     """Source of soft targets (default: cache with --store, live with --teacher, else none)."""
     teacher: str | None = None

@@ -143,7 +143,8 @@ def attach(
     """Append each item's soft target to a dataset, for your own trainer (docs/guides/trainers.md).
 
     A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``: the image, uint8 ``(3, height, width)``, has the
-    teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Where the view mixes samples, the label is
+    teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Tensors are given as the dataset has them,
+    a tensor or a dictionary, in the epoch's view. Where the view mixes samples, the label is
     the share of each class, float32 ``(classes,)``. Any other map-style dataset of ``(image, label, ...)`` keeps its
     own images, which must be plain: their soft targets are those of the plain view 0.
 
@@ -235,7 +236,7 @@ class _Given:
 
 
 class _Rendered:
-    """Items with the teacher's pixels of a view: uint8 ``(3, height, width)`` at the teacher's input size."""
+    """Items with the teacher's pixels of a view: uint8 ``(3, height, width)`` at its input size; or tensors."""
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
@@ -247,7 +248,13 @@ class _Rendered:
         """Do nothing: ``read`` is given the view."""
 
     def read(self, indices: list[int], view: int) -> list[tuple[Any, ...]]:
-        return list(zip(self._renderer(indices, view), self._labels(indices, view), strict=True))
+        made, form = self._renderer(indices, view), self._renderer.dataset.form
+        items: Sequence[Any] = list(made)
+        if form is not None:
+            parts = form.split(made)
+            several = [{name: values[place] for name, values in parts.items()} for place in range(len(indices))]
+            items = several if form.named else [each[""] for each in several]
+        return list(zip(items, self._labels(indices, view), strict=True))
 
     def _labels(self, indices: list[int], view: int) -> Sequence[int | torch.Tensor]:
         """Return each sample's label, or the share of each class, ``(classes,)``, if the view mixes samples."""

@@ -74,6 +74,13 @@ class ClassMap:
         """The classes by name, as a run records them."""
         return {match.name: match.store_class for match in self.matches if match.store_class is not None}
 
+    @property
+    def columns(self) -> list[int] | None:
+        """The store's column of each class of the dataset; ``None`` where the store lacks one."""
+        place = {name: index for index, name in enumerate(self.classes)}
+        found = [place[match.store_class] for match in self.matches if match.store_class is not None]
+        return found if len(found) == len(self.matches) else None
+
     def of(self, dataset: Dataset) -> Dataset:
         """Return the dataset with the store's classes; the labels of other classes become -1, for none.
 
@@ -191,6 +198,17 @@ def find_classes(
             "--class-map FILE."
         )
     return ClassMap(store.classes, tuple(matches)) if taken or given else None
+
+
+def in_classes_of(store: LogitStore, dataset: Dataset, known: Mapping[str, str]) -> tuple[Dataset, list[int] | None]:
+    """Return a dataset with a store's classes, by their ``known`` names, and the store's column of each of its own.
+
+    The latter is ``None`` where the store lacks one; the dataset is the same if nothing is known of its classes.
+    """
+    if dataset.classes == store.classes or not {*known}.issubset(dataset.classes):
+        return dataset, list(range(store.num_classes))
+    found = ClassMap.of_names(store.classes, dataset.classes, known)
+    return found.of(dataset), found.columns
 
 
 def _votes(

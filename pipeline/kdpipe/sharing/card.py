@@ -107,6 +107,7 @@ def _facts(found: Manifest, row: Row) -> dict[str, str]:
         "License": escaped(row.license),
         "Contact": escaped(row.contact or "none"),
         "Teacher": f"{escaped(row.teacher.name)}, digest `{teacher.digest}`, test top-1 {top1}",
+        **({"Class map": _classes(found)} if teacher.class_maps else {}),
         "Data": f"{escaped(found.dataset)}: "
         + ", ".join(
             f"{count:,} '{escaped(split)}' samples" for split, count in sorted(row.samples.items(), reverse=True)
@@ -118,6 +119,21 @@ def _facts(found: Manifest, row: Row) -> dict[str, str]:
         "Size": f"{row.size / 1e6:,.1f} MB in {row.files:,} files",
         "Digest": f"`{row.digest}`",
     }
+
+
+def _classes(found: Manifest) -> str:
+    """Return the outputs of the teacher that each class is made of; of several teachers, those of each."""
+    maps = found.fingerprint.teacher.class_maps
+    parts = [
+        f"{escaped(name)} from {' and '.join('+'.join(map(str, each[index])) for each in maps)}"
+        for index, name in enumerate(found.classes[:_MAPPED])
+    ]
+    more = f" and {len(found.classes) - _MAPPED:,} more" if len(found.classes) > _MAPPED else ""
+    return f"outputs of the teacher, by index: {', '.join(parts)}{more}"
+
+
+_MAPPED = 20
+"""Classes of a class map that are listed."""
 
 
 def _serves(found: Manifest) -> str:

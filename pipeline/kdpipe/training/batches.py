@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.training.group import Group
-from kdpipe.training.schedule import Order, batches_of, epoch_batches, epoch_samples, shuffled, view_of_epoch
+from kdpipe.training.schedule import Order, batches_of, epoch_batches, epoch_samples, shuffled
 from kdpipe.views import Renderer, Renderers, SecondLabels
 
 Indices = npt.NDArray[np.int64]
@@ -63,6 +63,8 @@ class Batch:
     """Signals of the teacher's layers, float32 ``(n, *shape)``, by name; empty where none are needed."""
     indices: torch.Tensor | None = None
     """The samples' indices in the dataset, int64 ``(n,)``."""
+    others: tuple[Batch, ...] = ()
+    """Further views of the same samples."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -79,6 +81,7 @@ class Batch:
             soft_targets=None if self.soft_targets is None else self.soft_targets[:size],
             signals={name: signal[:size] for name, signal in self.signals.items()},
             indices=None if self.indices is None else self.indices[:size],
+            others=tuple(each.head(size) for each in self.others),
         )
 
 
@@ -88,7 +91,7 @@ class Batches:
     def __init__(
         self,
         renderers: Sequence[Renderer],
-        targets: Targets | None,
+        targets: Targets | Sequence[Targets] | None,
         *,
         order: Order,
         batch_size: int,
@@ -97,12 +100,15 @@ class Batches:
     ) -> None:
         """Render one dataset by each of ``renderers``, which differ only in the size of a model's input.
 
-        With a ``group``, batches have the pixels of this process's part alone.
+        ``targets`` are one for each view of a sample, which serve the same order, or one where there is one view. With
+        a ``group``, batches have the pixels of this process's part alone.
         """
         self._group = group
-        asked = renderers[0] if targets is None or targets.renderer is None else targets.renderer
+        self._targets = () if targets is None else tuple(targets) if isinstance(targets, Sequence) else (targets,)
+        own = next((each.renderer for each in self._targets), None)
+        asked = renderers[0] if own is None else own
         every = [*renderers] if asked in renderers else [*renderers, asked]
-        self._order, self._batch_size, self._epochs, self._targets = order, batch_size, epochs, targets
+        self._order, self._batch_size, self._epochs = order, batch_size, epochs
         self._renderers, self._first, self._asked = Renderers.of(every), renderers[0], every.index(asked)
         self.device = renderers[0].device
         self.samples = len(renderers[0].dataset)
@@ -112,46 +118,51 @@ class Batches:
         self._labels = torch.from_numpy(renderers[0].dataset.labels.astype(np.int64)).to(self.device)
 
     def view(self, epoch: int) -> int:
-        """Return the view of an epoch, from 0."""
-        return view_of_epoch(epoch, self._order.views)
+        """Return the view of an epoch, from 0; the first, where each sample has several."""
+        return self._order.views_of(epoch)[0]
 
     def epoch(self, epoch: int, *, done: int = 0) -> tuple[int, Iterator[Batch]]:
         """Return the number of samples in the first ``done`` batches of an epoch, and the batches after those."""
         batches = self._drawn(epoch)
         seen = sum(map(len, batches[:done]))
-        if done and self._targets is not None:
-            self._targets.skip(seen)
-        return seen, self._rendered(batches[done:], self.view(epoch))
+        for each in self._targets if done else ():
+            each.skip(seen)
+        return seen, self._rendered(batches[done:], self._order.views_of(epoch))
 
     def first(self, epoch: int, size: int) -> Batch:
         """Return the first ``size`` samples of an epoch, whose batches must then be drawn anew."""
         indices = self._drawn(epoch)[0][:size]
-        view = self.view(epoch)
-        return self._batch(indices, self._renderers(indices, view), view)
+        views = self._order.views_of(epoch)
+        return self._joined(
+            [self._batch(indices, self._renderers(indices, view), view, place) for place, view in enumerate(views)]
+        )
 
     def _drawn(self, epoch: int) -> list[Indices]:
         """Return the indices of each batch: in the order that the soft targets need, or else shuffled."""
         seed = self._order.data_seed
         samples = epoch_samples(self.samples, self._order.sampling, data_seed=seed, epoch=epoch)
         order = None
-        if self._targets is not None:
-            upcoming = self.view(epoch + 1) if epoch + 1 < self._epochs else None
-            self._targets.start_epoch(self.view(epoch), upcoming)
-            order = self._targets.order(samples, data_seed=seed, epoch=epoch)
+        last, views, following = epoch + 1 == self._epochs, self._order.views_of(epoch), self._order.views_of(epoch + 1)
+        for each, view, upcoming in zip(self._targets, views, following, strict=bool(self._targets)):
+            each.start_epoch(view, None if last else upcoming)
+            order = each.order(samples, data_seed=seed, epoch=epoch)
         if order is None:
             order = shuffled(samples, data_seed=seed, epoch=epoch)
         return batches_of(order, batch_size=self._batch_size)
 
-    def _rendered(self, batches: list[Indices], view: int) -> Iterator[Batch]:
+    def _rendered(self, batches: list[Indices], views: Sequence[int]) -> Iterator[Batch]:
         group = self._group
         own = batches if group is None else [indices[group.own(len(indices))] for indices in batches]
-        for indices, pixels in zip(batches, self._renderers.batches(own, view), strict=True):
-            yield self._batch(indices, pixels, view)
+        rendered = self._renderers.views((indices, view) for indices in own for view in views)
+        for indices, shown in zip(batches, zip(*[rendered] * len(views), strict=True), strict=True):
+            yield self._joined([self._batch(indices, shown[place], view, place) for place, view in enumerate(views)])
 
-    def _batch(self, indices: Indices, pixels: tuple[torch.Tensor, ...], view: int) -> Batch:
-        soft_targets, signals = (
-            (None, {}) if self._targets is None else self._targets.take(indices, pixels[self._asked])
-        )
+    def _joined(self, views: Sequence[Batch]) -> Batch:
+        return replace(views[0], others=tuple(views[1:])) if len(views) > 1 else views[0]
+
+    def _batch(self, indices: Indices, pixels: tuple[torch.Tensor, ...], view: int, place: int) -> Batch:
+        """Return a batch of a view, which is number ``place`` of those of each sample."""
+        soft_targets, signals = self._targets[place].take(indices, pixels[self._asked]) if self._targets else (None, {})
         samples = torch.from_numpy(indices).to(self.device)
         second = self._first.second_labels(indices, view)
         return Batch(pixels, self._labels[samples], second, soft_targets, signals, samples)

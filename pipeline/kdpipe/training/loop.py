@@ -29,7 +29,7 @@ class Cost:
 
 def train(
     student: Student,
-    targets: Targets | None = None,
+    targets: Targets | Sequence[Targets] | None = None,
     *,
     order: Order,
     resume: bool = False,
@@ -62,7 +62,7 @@ def train(
 
 def train_together(
     students: Sequence[Student],
-    targets: Targets | None = None,
+    targets: Targets | Sequence[Targets] | None = None,
     *,
     order: Order,
     resume: bool = False,
@@ -75,6 +75,7 @@ def train_together(
     """Train the modules of ``students`` in place on one pass over the data; write history and checkpoints of each.
 
     They share the dataset, the recipe, the device, the number of epochs, the batch size, ``order`` and ``targets``.
+    ``targets`` are one for each view of a sample where ``order`` has several.
     Checkpoints are written at the end of each epoch and every ``checkpoint_every`` seconds, all at the same step.
     ``should_stop`` is called after each step; ``say`` gets messages for a person. With a ``group``, other processes
     call this with the same arguments, for one student.

@@ -15,7 +15,7 @@ Apart = dict[Tensor, Tensor]
 class SeparateMomenta(torch.optim.Optimizer):
     """SGD that keeps two momentum buffers for each parameter.
 
-    Zhao et al., "DOT: A Distillation-Oriented Trainer" (2023), algorithm 1: with the momentum ``m`` and the gap
+    Zhao et al., "DOT: A Distillation-Oriented Trainer" (2023): with the momentum ``m`` and the gap
     ``delta``, the gradient of the labels' loss has ``m - delta`` and that of the distillation loss ``m + delta``, so
     that the latter leads where both disagree. As in the authors' code (megvii-research/mdistiller), weight decay
     belongs to the former, and a parameter that has only one of the gradients has the momentum ``m`` and the decay.

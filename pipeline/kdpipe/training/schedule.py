@@ -205,6 +205,13 @@ class Order:
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
     sampling: Sampling | None = None
     """Weights of the samples; ``None`` to draw each once an epoch."""
+    views_per_sample: int = 1
+    """Views of each sample in a batch."""
+
+    def views_of(self, epoch: int) -> tuple[int, ...]:
+        """Return the views of an epoch, from 0: the next ones of the cycle, as many as there are for each sample."""
+        first = epoch * self.views_per_sample
+        return tuple(view_of_epoch(each, self.views) for each in range(first, first + self.views_per_sample))
 
 
 def rate(settings: Optimization, step: int, steps: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -261,12 +261,17 @@ class Trainee:
     def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Take one step; return the mean of each loss term and the training accuracy."""
         forward = partial(self._learner.of_batch, rows=len(batch))
-        logits, terms = self._objective(forward, batch, batch.pixels[self._source])
+        views = (batch, *batch.others)
+        measured, parts = [], []
+        for view in views:
+            logits, terms = self._objective(forward, view, view.pixels[self._source])
+            measured.append({**terms, "train_top1": top1(logits, view.labels)})
+            parts.append(self._objective.parts if self.student.settings.dot is not None else None)
+        terms = measured[0] if len(views) == 1 else _mean(measured)
         step = self.position.epoch * self._steps + self.position.step
-        parts = self._objective.parts if self.student.settings.dot is not None else None
-        loss, apart = (terms["loss"], None) if parts is None else parts
+        separate = [each for each in parts if each is not None]
+        loss, apart = map(_mean_of, zip(*separate, strict=True)) if separate else (terms["loss"], None)
         self._learner.step(loss, rate=rate(self.student.settings, step, self._steps), rows=len(batch), apart=apart)
-        terms["train_top1"] = top1(logits, batch.labels)
         return {name: value.detach() for name, value in terms.items()}
 
     def _count(self, terms: dict[str, torch.Tensor], batch: Batch) -> None:
@@ -307,3 +312,12 @@ class Trainee:
         finally:
             self._generators = _generators()
             _set_generators(others)
+
+
+def _mean(measured: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Return the mean of each term over the views of a batch."""
+    return {name: _mean_of([terms[name] for terms in measured]) for name in measured[0]}
+
+
+def _mean_of(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tuple(values)).mean() if len(values) > 1 else values[0]

@@ -255,21 +255,25 @@ class Renderers:
 
     def batches(self, batches: Iterable[Integers], view: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """Render one batch after the other by each; worker processes render those of a streamed dataset ahead."""
+        return self.views((indices, view) for indices in batches)
+
+    def views(self, wanted: Iterable[tuple[Integers, int]]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Render one batch after the other, each with its own view; otherwise as ``batches``."""
         if self._renderers[0].dataset.in_memory:
-            return (self(indices, view) for indices in batches)
-        return (images for images, _ in self._streamed(batches, view, look=False))
+            return (self(indices, view) for indices, view in wanted)
+        return (images for images, _ in self._streamed(wanted, look=False))
 
     def looks(self, batches: Iterable[Integers]) -> Iterator[tuple[tuple[torch.Tensor, ...], Looked]]:
         """Render the plain view of a streamed dataset; yield also what was learned of each image, ``LOOKED``."""
-        for images, looked in self._streamed(batches, 0, look=True):
+        for images, looked in self._streamed(((indices, 0) for indices in batches), look=True):
             assert looked is not None
             yield images, looked
 
-    def _streamed(self, batches: Iterable[Integers], view: int, *, look: bool) -> Iterator[Made]:
-        first, waiting = self._renderers[0], iter(batches)
+    def _streamed(self, wanted: Iterable[tuple[Integers, int]], *, look: bool) -> Iterator[Made]:
+        first, waiting = self._renderers[0], iter(wanted)
         if not self._loader:
             # The first batch need not wait until worker processes have started.
-            for indices in islice(waiting, 1):
+            for indices, view in islice(waiting, 1):
                 needed = first._needed(indices, view)
                 images, looked = made_of(self._renderers, (needed, view, look))
                 yield self._completed(images, needed, view), looked
@@ -290,10 +294,10 @@ class Renderers:
                         multiprocessing_context=worker_context(),
                     )
                 )
-            self._queue.start((first._needed(indices, view), view, look) for indices in waiting)
+            self._queue.start((first._needed(indices, view), view, look) for indices, view in waiting)
             rendered = iter(self._loader[0])
         for made in rendered:
-            needed, *_ = self._queue.taken.popleft()
+            needed, view, _ = self._queue.taken.popleft()
             if isinstance(made, KdpipeError):
                 raise made
             images, looked = made

@@ -24,9 +24,18 @@ class ViewSettings(Settings):
     """Views to cycle through (default: all of the store's; a new one in each epoch without a store)."""
     recipe_seed: Seed | None = None
     """Seed of the views' pixels (default: the store's, or 0 without a store)."""
+    views_per_sample: int = Field(1, ge=1, le=2)
+    """Views of each sample in a batch, 1 or 2; with 2 an epoch takes the next two views, and the loss is the mean over
+    both."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.views_per_sample == 2 and (
+            (self.views is not None and self.views < 2) or (self.recipe is not None and not self.recipe.augments)
+        ):
+            raise ValueError(
+                "views-per-sample 2 needs two different views: give views 2 or more, and a recipe with some"
+            )
         if self.recipe is not None and not self.recipe.augments and self.views:
             raise ValueError("recipe none has the plain view only: give views 0, or another recipe")
         return self

@@ -19,13 +19,15 @@ import torch
 
 from kdpipe.dataset.forms import MASK, Form
 from kdpipe.errors import RecipeError
-from kdpipe.registry import Positive, between
+from kdpipe.registry import Range, between
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import Recipe, Step, claim, operation
 
 Bools = npt.NDArray[np.bool_]
 Several = Annotated[int, between(1, 16)]
 Places = Annotated[int, between(1, 1_000_000)]
+Deviation = Annotated[float, between(0.0001, 10_000)]
+Value = Annotated[float, Range("-1000000 to 1000000", lambda value: abs(value) <= 1_000_000)]
 
 _LEVELS = 2**16
 
@@ -64,7 +66,7 @@ class Items:
 
 
 @operation("spans", "tensor", source="Park et al. 2019 (SpecAugment)")
-def spans(items: Items, draws: Draws, count: Several, longest: Places, value: float = 0) -> torch.Tensor:
+def spans(items: Items, draws: Draws, count: Several, longest: Places, value: Value = 0) -> torch.Tensor:
     """Replace COUNT spans of up to LONGEST tokens or frames by a value: 0, or the id of the mask token.
 
     Park et al., "SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition" (2019), section 2:
@@ -76,7 +78,7 @@ def spans(items: Items, draws: Draws, count: Several, longest: Places, value: fl
 
 
 @operation("bands", "tensor", source="Park et al. 2019 (SpecAugment)")
-def bands(items: Items, draws: Draws, count: Several, longest: Places, value: float = 0) -> torch.Tensor:
+def bands(items: Items, draws: Draws, count: Several, longest: Places, value: Value = 0) -> torch.Tensor:
     """Replace COUNT bands of up to LONGEST channels (the second axis) by a value, as ``spans`` does with frames."""
     everywhere = np.ones((items.first.shape[0], items.first.shape[2]), dtype=bool)
     chosen = _marked(everywhere, draws, Stream.BAND, count=count, longest=longest)
@@ -84,7 +86,7 @@ def bands(items: Items, draws: Draws, count: Several, longest: Places, value: fl
 
 
 @operation("noise", "tensor")
-def noise(items: Items, draws: Draws, std: Positive) -> torch.Tensor:
+def noise(items: Items, draws: Draws, std: Deviation) -> torch.Tensor:
     """Add Gaussian noise of a standard deviation, in the units of the items.
 
     The noise has 65,536 levels: the quantiles of the normal distribution at the middles of as many equal shares.

@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kdpipe.dataset import load
+from kdpipe.dataset import Request, load
+from kdpipe.dataset.arrow import RowGroups
+from kdpipe.dataset.kinds.parquet import list_parquet
 from kdpipe.errors import DatasetError, MissingSplitError
 from tests.images import add_member, write_hf, write_parquet, write_tars
 from tests.unit.dataset.conftest import MakeFolder, Recorder, picture
@@ -272,18 +274,31 @@ def test_damaged_tables_are_refused(tmp_path: Path, make_folder: MakeFolder) -> 
         load(f"hf:{tmp_path}/h", "train")
 
 
-def test_a_few_bytes_that_stand_for_many_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dictionary of one large value, used by a million rows, is a small file."""
-    from kdpipe.dataset import arrow
+def test_a_few_bytes_that_stand_for_many_images_are_refused(tmp_path: Path) -> None:
+    """A value that many rows repeat is stored once."""
+    images = pa.array([bytes(2**16)] * 3000, pa.binary())
+    path = table(tmp_path / "train.parquet", image=images, label=np.zeros(3000, np.int64))
+    assert path.stat().st_size < 2**18
+    with pytest.raises(DatasetError, match="its row group has more than 16,777,216 bytes"):
+        RowGroups("image", path, most=2**24).content(0, 0)
+    assert RowGroups("image", path).content(2999, 0) == bytes(2**16)
 
-    monkeypatch.setattr(arrow, "_LARGEST_GROUP", 2**24)
-    values = pa.DictionaryArray.from_arrays(pa.array(np.zeros(3000, np.int32)), pa.array([bytes(2**16)]))
-    pq.write_table(
-        pa.table({"image": values.cast(pa.binary()), "label": np.zeros(3000, np.int64)}), tmp_path / "train.parquet"
+
+def test_a_warning_tells_that_shuffled_reads_take_large_row_groups(tmp_path: Path) -> None:
+    schema = pa.schema({"image": pa.binary(), "label": pa.int64(), "id": pa.int64()})
+    for name, megabytes, count in (("large", 40, 26), ("few", 40, 2)):
+        (tmp_path / name).mkdir()
+        content = bytes(megabytes * 10**6)
+        path, plain = tmp_path / name / "train.parquet", {"use_dictionary": False, "write_statistics": False}
+        with pq.ParquetWriter(path, schema, **plain) as writer:
+            for number in range(count):
+                writer.write_table(pa.table({"image": [content], "label": [0], "id": [number]}, schema=schema))
+    large, few = (
+        list_parquet(Request("train"), f"{tmp_path}/{name}/*.parquet,label=label,key=id").notes
+        for name in ("large", "few")
     )
-    assert (tmp_path / "train.parquet").stat().st_size < 2**18
-    with pytest.raises(DatasetError, match="its row group has more than"):
-        load(f"parquet:{tmp_path}/train.parquet", "train")
+    assert "is read with its row group, up to 40 MB" in large[0]
+    assert few == ()
 
 
 def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
@@ -353,6 +368,20 @@ def test_a_folder_of_images_with_metadata(
         assert found.content_digests[index].tolist() == folder.content_digests[other].tolist()
         assert found.labels[index] == (1 if "ant" in key else 0)
     assert capfd.readouterr() == ("", "")
+
+
+def test_files_that_the_library_converts(
+    tmp_path: Path, make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet becomes Arrow files in the library's cache, with the same ids; archives have a form of their own."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    spec = write_parquet(make_folder(), tmp_path / "tables")
+    direct, converted = load(spec, "train"), load(f"hf:{tmp_path}/tables,label=label", "train")
+    assert converted.fingerprint == direct.fingerprint
+    assert list((tmp_path / "hub/datasets").rglob("*.arrow"))
+    write_tars(tmp_path / "insects", tmp_path / "shards")
+    with pytest.raises(DatasetError, match=r"pass webdataset:GLOB\.tar"):
+        load(f"hf:{tmp_path}/shards", "train")
 
 
 def test_only_commands_that_use_it_import_the_library(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -61,6 +62,9 @@ def test_a_missing_value_is_named_with_the_form(spec: str, lacking: str) -> None
 def test_an_unknown_name_lists_the_forms() -> None:
     with pytest.raises(DatasetError, match=r"expected one of digits, folder:PATH, .*; did you mean 'digits'\?$"):
         resolve("digits!")
+    for path, kind in (("a/b.npz", "npz"), ("train.parquet", "parquet"), ("*.tar", "webdataset")):
+        with pytest.raises(DatasetError, match=re.escape(f"; did you mean '{kind}:{path}'?")):
+            resolve(path)
 
 
 STRIPES = '''

@@ -31,6 +31,13 @@ def test_a_ratio_of_one_half_cosine_annealed_every_five_epochs() -> None:
     assert _values("cosine:0.5,0,every=5", 100) == pytest.approx(expected)
 
 
+def test_long_trainings_do_not_overflow() -> None:
+    """The end of a curve is no factor: 21 to the power of 480 is beyond a float."""
+    assert _values("linear:1,21", 480)[240] == 11
+    assert _values("cosine:1,21", 480)[240] == pytest.approx(11)
+    assert _values("learned:1,21", 480) == [21.0] * 480
+
+
 def test_dkd_s_warm_up() -> None:
     expected = [8 * min(epoch / 20, 1.0) for epoch in range(1, 241)]
     assert _values("constant:8,warmup=20", 240) == pytest.approx(expected)

@@ -46,6 +46,8 @@ SETTINGS = [
     ("wttm", {"temperature": 1.0}),
     ("wkd", {"gamma": 20.0}),
     ("wkd", {"temperature": 1.0, "gamma": 3.0, "sharpness": 2.0, "blur": 0.2, "steps": 3}),
+    ("mlkd", {}),
+    ("mlkd", {"temperature": 2.0, "instance": 0.5, "batch": 0.0, "classes": 2.0}),
     ("kd", {"standardize": True}),
     ("kd", {"standardize": True, "temperature": 3.0}),
     ("soft-ce", {"standardize": True}),
@@ -57,6 +59,7 @@ SETTINGS = [
     ("wsld", {"standardize": True}),
     ("wttm", {"standardize": True, "temperature": 2.0}),
     ("wkd", {"standardize": True, "temperature": 2.0}),
+    ("mlkd", {"standardize": True, "temperature": 2.0}),
 ]
 ON_LOGITS = [entry.name for entry in LOSSES if isinstance(entry.make(), LogitLoss)]
 STANDARDIZED = [f"standardized {name}" for name in ON_LOGITS if name != "hard"]
@@ -64,8 +67,10 @@ CASES = pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=lambda value
 EVERY = pytest.mark.parametrize("name", ON_LOGITS)
 EITHER_WAY = pytest.mark.parametrize("name", [*ON_LOGITS, *STANDARDIZED])
 NEED_LABELS = ["dkd", "nkd", "wsld", "wkd", *(f"standardized {name}" for name in ("dkd", "nkd", "wsld", "wkd"))]
-OF_SINGLE_SAMPLES = sorted({*ON_LOGITS, *STANDARDIZED} - {"dist", "standardized dist"})
-ZERO_WHERE_EQUAL = ["kd", "mse", "dkd", "dist", *(f"standardized {name}" for name in ("kd", "mse", "dkd", "dist"))]
+OF_SINGLE_SAMPLES = sorted(
+    {*ON_LOGITS, *STANDARDIZED} - {f"{form}{name}" for form in ("", "standardized ") for name in ("dist", "mlkd")}
+)
+ZERO_WHERE_EQUAL = [f"{form}{name}" for form in ("", "standardized ") for name in ("kd", "mse", "dkd", "dist", "mlkd")]
 
 
 def _make(name: str, **settings: Any) -> LogitLoss:
@@ -178,6 +183,25 @@ def _reference(
             return sum(powers) * _kl([power / sum(powers) for power in powers], _softmax(s))
 
         return _mean([transformed(s, t) for s, t in pairs])
+    if name == "mlkd":
+        n, c = len(student), len(student[0])
+
+        def apart(rows: Rows, others: Rows) -> float:
+            """Return the squared differences of the products of any two rows, as the authors add them up."""
+            products = [
+                [sum(a * b for a, b in zip(s, t, strict=True)) for s in each for t in each] for each in (rows, others)
+            ]
+            return sum((a - b) ** 2 for a, b in zip(*products, strict=True))
+
+        total = 0.0
+        for each in (heat, 2.0, 3.0, 5.0, 6.0):
+            q, p = ([_softmax(row, each) for row in rows] for rows in (student, teacher))
+            single = each**2 * _mean([_kl(b, a) for a, b in zip(q, p, strict=True)])
+            columns = [list(zip(*rows, strict=True)) for rows in (q, p)]
+            of_samples, of_classes = apart(q, p) / n, apart(*columns) / c
+            total += setting["instance"] * single
+            total += setting["batch"] * of_samples * 64 / n + setting["classes"] * of_classes * (64 / n) ** 2
+        return total
     if name == "wkd":
 
         def moved(s: Row, t: Row, y: int) -> float:
@@ -448,7 +472,15 @@ class TestDeclarations:
     @EITHER_WAY
     def test_the_temperature_at_which_the_teacher_is_read(self, name: str) -> None:
         settings = {"temperature": 3.0} if _takes_temperature(name) else {}
-        reads = {"hard": 0.0, "mse": None, "dkd": None, "nkd": None, "wkd": None, **dict.fromkeys(STANDARDIZED)}
+        reads = {
+            "hard": 0.0,
+            "mse": None,
+            "dkd": None,
+            "nkd": None,
+            "wkd": None,
+            "mlkd": 6.0,
+            **dict.fromkeys(STANDARDIZED),
+        }
         assert _make(name, **settings).teacher_temperature == reads.get(name, 3.0)
 
     @pytest.mark.parametrize("name", ["wsld", "wttm"])
@@ -456,8 +488,11 @@ class TestDeclarations:
         assert _make(name, temperature=0.5).teacher_temperature == 1.0
 
     # Half of the loss mixed is hard, which needs no more than a decision, and wttm has the student at temperature 1: of
-    # z-scores they are refused though they might do.
-    @pytest.mark.parametrize("name", sorted({*ON_LOGITS, *STANDARDIZED} - {"standardized mixed", "standardized wttm"}))
+    # z-scores they are refused though they might do. mlkd reads the teacher at several temperatures.
+    @pytest.mark.parametrize(
+        "name",
+        sorted({*ON_LOGITS, *STANDARDIZED} - {"standardized mixed", "standardized wttm", "mlkd", "standardized mlkd"}),
+    )
     @pytest.mark.parametrize("temperature", [1.0, 4.0])
     def test_an_encoding_for_that_temperature_serves_the_loss_and_no_other(self, name: str, temperature: float) -> None:
         student, teacher = (logits.float() for logits in _batch((256, 10)))

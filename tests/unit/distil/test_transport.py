@@ -104,7 +104,9 @@ def test_written_losses_get_the_relations_that_they_name() -> None:
 
 
 class TestAmongUnrelatedClasses(LossSuite):
-    @pytest.fixture(params=["wkd", "wkd:temperature=2,gamma=1,steps=1", "wkd:standardize=true", "wttm", "dkd+wkd"])
+    @pytest.fixture(
+        params=["wkd", "wkd:temperature=2,gamma=1,steps=1", "wkd:standardize=true", "wttm", "dkd+wkd", "mlkd"]
+    )
     def loss(self, request: pytest.FixtureRequest) -> LogitLoss:
         return parse(request.param).at()  # type: ignore[return-value]
 

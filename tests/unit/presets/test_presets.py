@@ -67,11 +67,30 @@ kd-512-resnet34-resnet18, dkd-512-resnet34-resnet18, kd-512-resnet50-MobileNetV1
 
 wsld-256-resnet34-resnet18, wsld-256-resnet50-MobileNetV1, kd-768-resnet34-resnet18
 73.31 69.76 72.04, 76.16 68.87 71.52, 73.31 69.76 71.37
+
+dot-512-resnet34-resnet18, dot-512-resnet50-MobileNetV1
+73.31 69.76 71.72, 76.16 68.87 73.09
 """
 """Teacher, student alone and distilled: mdistiller's README, then that of WSLD, and torchdistill's log.
 
 What is reached alone is torchvision's for ResNet-18, and of WSLD's README for MobileNet.
 """
+
+NEWER = """
+crd wrn_40_2 wrn_16_2, crd resnet56 resnet20, crd resnet32x4 resnet8x4, crd vgg13 vgg8
+75.48, 71.16, 75.51, 73.94
+
+dot resnet32x4 resnet8x4, dot vgg13 vgg8, dot resnet32x4 ShuffleV2, ctkd resnet56 resnet20, itrd wrn_40_2 wrn_16_2
+75.12, 73.77, 75.55, 71.19, 76.12
+
+mlkd resnet56 resnet20, mlkd resnet32x4 resnet8x4, mlkd-standardized resnet32x4 resnet8x4
+72.19, 77.08, 78.28
+
+wttm-crd vgg13 vgg8, wkd resnet32x4 resnet8x4
+74.71, 76.53
+"""
+"""The rows CRD, KD+DOT, +CTKD, ITRD, MLKD, MLKD+Ours and WTTM+CRD of the READMEs of RepDistiller, mdistiller, CTKD,
+ITRD, logit-standardization-KD and TTM, and WKD-L of its paper."""
 
 
 def columns(tables: str) -> list[list[str]]:
@@ -138,10 +157,42 @@ def test_figures_and_weights_of_standardized_dkd() -> None:
         )
 
 
+def test_figures_of_newer_methods_and_of_the_students_alone() -> None:
+    published, alone = columns(NEWER), {pair: figures for pair, figures, _ in columns(REPDISTILLER)}
+    kinds = {kind for kind, *_ in (each.split() for each, _ in published)}
+    assert len(published) == sum(len(by_pair(f"cifar100-{kind}")) for kind in kinds) == 14
+    for each, distilled in published:
+        kind, pair = each.split(" ", 1)
+        figures = by_pair(f"cifar100-{kind}")[pair].figures
+        assert f"{figures.teacher:.2f} {figures.baseline:.2f}" == alone[pair]
+        assert f"{figures.distilled:.2f}" == distilled
+
+
+def test_settings_of_newer_methods_are_those_of_their_code(tmp_path: Path) -> None:
+    _, mlkd = settings_of(find("cifar100-mlkd-resnet32x4-resnet8x4"), tmp_path)
+    steps, learning = mlkd.optimization, mlkd.learning
+    assert (steps.epochs, steps.lr, steps.lr_steps, mlkd.view.views_per_sample) == (480, 0.025, (150, 180, 210), 2)
+    assert (str(learning.loss), str(learning.kd_weight), str(learning.ce_weight)) == (
+        "mlkd:temperature=4",
+        "0.9",
+        "0.2",
+    )
+    for name, gap in (("cifar100-dot-resnet32x4-resnet8x4", 0.075), ("imagenet-dot-512-resnet34-resnet18", 0.09)):
+        _, dot = settings_of(find(name), tmp_path)
+        assert (dot.optimization.dot, dot.optimization.nesterov) == (gap, False)
+    _, ctkd = settings_of(find("cifar100-ctkd-resnet56-resnet20"), tmp_path)
+    assert str(ctkd.learning.temperature) == "learned:1,21,over=10"
+    for preset in presets():
+        teacher, student = settings_of(preset, tmp_path)
+        kept = set(map(str, teacher.teacher.signals))
+        reads = bool(student.learning.loss.layers) or "features" in student.learning.loss.related_by
+        assert kept == ({"features:penultimate"} if reads else set())
+
+
 def test_figures_for_imagenet() -> None:
     found = {preset.name: preset.figures for preset in presets() if preset.name.startswith("imagenet-")}
     published = columns(IMAGENET)
-    assert len(found) == len(published) == 7
+    assert len(found) == len(published) == 9
     for name, top1 in published:
         figures = found[f"imagenet-{name}"]
         assert f"{figures.teacher:.2f} {figures.baseline:.2f} {figures.distilled:.2f}" == top1
@@ -166,7 +217,7 @@ def test_figures_of_our_own_are_those_of_the_benchmarks() -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len({preset.name for preset in presets()}) == len(presets()) == 53
+    assert len({preset.name for preset in presets()}) == len(presets()) == 69
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)

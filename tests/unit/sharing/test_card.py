@@ -65,6 +65,18 @@ def test_a_card_tells_what_a_reader_has_to_know(tmp_path: Path) -> None:
     assert "Withheld" not in page
 
 
+def test_a_card_tells_the_class_map(tmp_path: Path) -> None:
+    plan = small_plan()
+    outputs = (*((10 + index,) for index in range(1, len(plan.classes))), (3, 7))
+    teacher = plan.fingerprint.teacher.model_copy(update={"class_maps": (outputs,)})
+    plan = replace(plan, provenance=SAID, fingerprint=plan.fingerprint.model_copy(update={"teacher": teacher}))
+    found = small_store(tmp_path / "a.zarr", plan)
+    body = card(found, row_of(found, name="flowers", version="v2", created="2026-01-01T00:00:00+00:00"))
+    assert "outputs of the teacher, by index: class 0 from 11, class 1 from 12" in body
+    assert f"{plan.classes[-1]} from 3+7" in body
+    assert manifest.read(tmp_path / "a.zarr") == found
+
+
 @pytest.mark.parametrize(
     ("license_", "head"),
     [

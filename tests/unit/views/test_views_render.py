@@ -161,6 +161,9 @@ def test_streamed_batches_from_workers_equal_calls(mixed_sizes: str) -> None:
     )
     for rows, images in zip(batches, renderer.batches(batches, 1), strict=True):
         assert torch.equal(images, memory(rows, 1))
+    wanted = [(rows, view) for rows in batches for view in (2, 1)]
+    for (rows, view), (images,) in zip(wanted, Renderers.of([renderer]).views(wanted), strict=True):
+        assert torch.equal(images, memory(rows, view))
 
 
 def test_an_unknown_recipe_is_refused(digits: Dataset) -> None:

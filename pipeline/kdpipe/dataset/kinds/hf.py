@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ from kdpipe.dataset.sources import suggest_path
 from kdpipe.dataset.tabular import OPTIONS, Tables, list_tables
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
+_SAFE = 4
+"""The version of the library from which on it runs no code of a dataset."""
 _READERS = ("imagefolder", "parquet", "arrow", "cache")
 """Readers of the library that may convert files; ``cache`` is that of a dataset that was downloaded before."""
 
@@ -52,7 +55,8 @@ def list_hf(request: Request, written: str) -> Listing:
         given=given,
         memory=f"hf {folder if local else path} {given.get('config')} {given.get('image')}",
         features=_split(opened, request.split, given, path).features.to_dict(),
-        roots=(folder,) if local else (_cache(),),
+        roots=(folder,) if local else _caches(),
+        named_by_path=local,
     )
     return list_tables(request, tables)
 
@@ -74,7 +78,7 @@ def open_hf(path: str, *, config: str | None = None, download: bool = False) -> 
                 found = library.load_from_disk(str(folder.absolute()))
             else:
                 where = str(folder.absolute()) if folder.is_dir() else path
-                builder = library.load_dataset_builder(where, config, cache_dir=str(_cache() / "datasets"))
+                builder = library.load_dataset_builder(where, config, cache_dir=str(_caches()[0]))
                 reader = type(builder).__module__.rpartition(".")[2]
                 if reader not in _READERS:
                     raise DatasetError(
@@ -102,26 +106,45 @@ def quiet(*, download: bool) -> Iterator[Any]:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise DatasetError(f"hf: needs the package datasets ({error}); run: pip install 'kdpipe[hf]'") from error
+    if int(library.__version__.partition(".")[0]) < _SAFE:
+        raise DatasetError(
+            f"hf: needs datasets {_SAFE} or newer, which runs no code of a dataset, found {library.__version__}; run: "
+            "pip install 'kdpipe[hf]'"
+        )
     offline = library.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE
-    level, bars = library.logging.get_verbosity(), library.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], library.is_progress_bar_enabled()
+    hub_bars = not hub.utils.are_progress_bars_disabled()
     hub.constants.HF_HUB_DISABLE_TELEMETRY = True
     try:
         library.config.HF_HUB_OFFLINE = hub.constants.HF_HUB_OFFLINE = not download or any(offline)
-        library.logging.set_verbosity(library.logging.CRITICAL)
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         library.disable_progress_bars()
+        if hub_bars:
+            hub.utils.disable_progress_bars()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield library
             gc.collect()  # the library leaves files open, of which Python would warn later
     finally:
         library.config.HF_HUB_OFFLINE, hub.constants.HF_HUB_OFFLINE = offline
-        library.logging.set_verbosity(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             library.enable_progress_bars()
+        if hub_bars:
+            hub.utils.enable_progress_bars()
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+def _caches() -> tuple[Path, Path]:
+    """Return the folders of the library's caches: of datasets, and of files of the hub."""
+    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+    given = (os.environ.get("HF_DATASETS_CACHE"), os.environ.get("HF_HUB_CACHE"))
+    datasets, hub = (
+        Path(own or home / name).expanduser() for own, name in zip(given, ("datasets", "hub"), strict=True)
+    )
+    return datasets, hub
 
 
 def _unusable(path: str, folder: Path, *, error: Exception, download: bool) -> DatasetError:

@@ -4,7 +4,7 @@
 function with a decorator: see ``kdpipe.distil.losses.contract``. docs/guides/losses.md explains all of them.
 """
 
-from kdpipe.distil.losses import logits, transport, layers, contrast, sequences  # isort: skip (the order in which they are listed)
+from kdpipe.distil.losses import logits, transport, levels, layers, contrast, sequences  # isort: skip (the listed order)
 from kdpipe.distil.losses.contract import (
     LOSSES,
     DistillationLoss,
@@ -26,6 +26,7 @@ __all__ = [
     "contrast",
     "layer_loss",
     "layers",
+    "levels",
     "logits",
     "loss",
     "make",

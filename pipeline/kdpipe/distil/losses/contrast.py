@@ -26,7 +26,7 @@ class CRD(nn.Module):
     over both directions. Then the batch's vectors are mixed into both memories: ``momentum`` of the old, scaled to
     length 1. ``Z`` is such that the mean of ``P`` over the first batch is 1 over the number of samples.
 
-    Tian, Krishnan and Isola, "Contrastive Representation Distillation" (2020), equations 18 and 19; constants and the
+    Tian, Krishnan and Isola, "Contrastive Representation Distillation" (2020), equation 18; constants and the
     weight are those of the authors' code (HobbitLong/RepDistiller), beside cross-entropy of weight 1. There each sample
     has negatives of its own; here they are drawn once for a batch, uniformly, which costs one product of matrices.
     Among them, those of a sample's own class count for nothing and the others for more, so that a sample still has

@@ -75,7 +75,7 @@ def itrd(
     batch. The second is ``sum(S^2) - sum((S * T)^2)``: ``S`` are the cosines between the student's samples, ``T`` those
     between the teacher's, and each matrix is divided by its trace.
 
-    Miles, Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation" (2022), equations 5 and 9;
+    Miles, Rodriguez and Mikolajczyk, "Information Theoretic Representation Distillation" (2022);
     the defaults are those of the authors' example (roymiles/ITRD), with cross-entropy of weight 1. As there, the
     standard deviations are the unbiased ones and the covariance is not, so that ``c_j`` is at most ``1 - 1/n``. There,
     the second part reads the student's features without the map where both have as many channels. A channel in which

@@ -243,7 +243,7 @@ def wttm(student: Tensor, teacher: Tensor, temperature: Positive = 5.0) -> Tenso
     probabilities at temperature 1 and ``U = sum_i p_i^(1/T)``, from 1 for a sure teacher to ``classes^(1 - 1/T)``:
     samples of smooth soft targets count more.
 
-    Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (2024), equation 18. ``1 / T`` is
+    Zheng and Yang, "Knowledge Distillation Based on Transformed Teacher Matching" (2024). ``1 / T`` is
     their exponent ``gamma``. Nothing is multiplied by ``T^2``, as in the authors' code (zkxufo/TTM), whose README has
     an exponent of 0.2 and a weight of 4 beside cross-entropy of weight 1 for vgg13 -> vgg8; the paper tunes both for
     each pair.

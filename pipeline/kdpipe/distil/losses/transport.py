@@ -38,8 +38,8 @@ def wkd(
     store, or with ``features`` their mean penultimate features (``kdpipe.distil.relations``); without any, all classes
     are unrelated.
 
-    Lv, Yang and Li, "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation" (2024),
-    equations 2 to 5: WKD-L with target separation. The defaults are those of the authors' configuration for resnet32x4
+    Lv, Yang and Li, "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation" (2024):
+    WKD-L with target separation. The defaults are those of the authors' configuration for resnet32x4
     -> resnet8x4 on CIFAR-100, where ``gamma`` falls to 0 along a cosine after epoch 150 of 240. They relate classes by
     CKA between the features of single samples; cosines between prototypes are their second choice. Here products are
     taken in logarithms, so nothing is added to divisors (they add 1e-8).
