@@ -54,7 +54,8 @@ class Timer:
         preset = model.preset
         network = Network.of(model.module, architecture=model.name, size=preset.size)
         if network not in self._subjects:
-            origin = Origin(name, num_classes, None if weights is None else str(weights), self._params.code.trust_code)
+            file, trusted = None if weights is None else str(weights), self._params.code.trust_code
+            origin = Origin(name, num_classes, file, trusted, model.interface.describe())
             calibration = (lambda: self._calibration(preset)) if self._training is not None else None
             self._subjects[network] = Subject(
                 network, model.module, preset, self._checked(preset), origin=origin, calibration=calibration

@@ -19,7 +19,7 @@ from kdpipe.pairing.join import join
 from kdpipe.store.manifest import read
 from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
-from tests.conftest import Built, Outcome, refused
+from tests.conftest import LIMITS, Built, Outcome, refused
 
 Kdpipe = Callable[..., Outcome]
 Floats = npt.NDArray[np.float64]
@@ -181,6 +181,16 @@ def test_signals_and_autocast_of_an_onnx_teacher_are_refused(exported: Path, kdp
     refused(kdpipe(*teacher, "--signals", "features:conv1"), "is an ONNX model, whose layers cannot be watched")
     refused(kdpipe(*teacher, "--precision", "bf16"), "computes in the precision of its file: leave out --precision")
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_an_onnx_teacher_is_timed_and_compared(exported: Path, built: Built, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    teacher = ("--teacher", f"file:{exported / 'model.onnx'}", "--outputs", "logits", "--out", tmp_path / "report")
+    run = ("benchmark", *LIMITS, "--run", built.weights.parent, "--device", "cpu", "--rounds", 2, "--batch-sizes", 1)
+    done = kdpipe(*run, *teacher, "--no-cold-starts")
+    assert done.code == 0, done.err
+    report = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert report["teacher"]["name"] == f"file:{exported / 'model.onnx'}"
+    assert report["teacher"]["top1"] == next(iter(report["students"].values()))["top1"]
 
 
 HERE = "tests.integration.test_unfit_teachers"

@@ -14,7 +14,7 @@ import copy
 import os
 import shutil
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -28,6 +28,7 @@ from kdpipe.export.onnx import onnx_bytes, quantized
 from kdpipe.export.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
 from kdpipe.export.wrapped import Wrapped
 from kdpipe.models import AnyPreset, TensorPreset, of_images, parse_preset
+from kdpipe.models.interface import Interface
 from kdpipe.models.layout import arrange, choose
 from kdpipe.models.program import quiet
 from kdpipe.registry import Registry
@@ -107,6 +108,8 @@ class Origin:
     num_classes: int
     weights: str | None
     trust_code: bool = False
+    interface: Mapping[str, Any] = field(default_factory=dict)
+    """What ``Interface.describe`` returns, of a network that has one."""
 
 
 @dataclass
@@ -178,6 +181,7 @@ def _loaded(origin: dict[str, Any], threads: int) -> Wrapped:
     torch.set_num_threads(threads)
     given = dict(origin)
     preset = parse_preset(given.pop("preset"))
+    given["interface"] = Interface.parse(given["interface"])
     if isinstance(preset, TensorPreset):
         return Wrapped(load(**given, form=preset.form, fallback_statistics=None).module, preset)
     statistics: dict[str, Any] = {"mean": preset.mean, "std": preset.std, "size": preset.size}

@@ -80,7 +80,12 @@ def macs(module: nn.Module, size: InputSize) -> int:
 
     Convolutions, linear layers and attention count; normalization, activations and pooling do not, as in
     published tables. Works for programs of torch.export, too. The modes of the module's parts are restored.
+
+    Raises:
+        NotImplementedError: it is an ONNX model, whose operators are not counted.
     """
+    if any(hasattr(part, "onnx_parameters") for part in module.modules()):
+        raise NotImplementedError("the operators of an ONNX model are not counted")
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

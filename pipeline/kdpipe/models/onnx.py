@@ -6,6 +6,7 @@ Needs the extra ``deploy``.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -105,6 +106,12 @@ class OnnxNetwork(nn.Module):
         if outputs.ndim == 4 and outputs.shape[2:] == (1, 1):
             outputs = outputs[:, :, 0, 0]
         return torch.from_numpy(outputs.astype(np.float32)).to(images.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
+        """Return a copy that shares the sessions, which cannot be copied and do not change."""
+        other = copy.copy(self)
+        other._buffers = dict(self._buffers)
+        return other
 
     def _run(self, session: Any, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
         count, batch = len(rows), self.images.batch
