@@ -95,7 +95,7 @@ def compare(path: Path, probabilities: Floats, *, atol: float) -> None:
     """Compare stored rows with logarithms of probabilities, up to a constant of each row."""
     found, at = stored(path, "test", len(probabilities))
     assert len(at) == 40
-    expected = np.log(np.maximum(probabilities[at], 1e-12))
+    expected = np.log(np.maximum(probabilities[at], 1e-30))
     difference = found - expected
     assert np.abs(difference - difference.mean(axis=1, keepdims=True)).max() < atol
     assert np.ptp(expected) > 2
@@ -115,7 +115,7 @@ def test_a_keras_network_is_cached_as_keras_computes_it(kdpipe: Kdpipe, tmp_path
     assert {key: recorded.preset[key] for key in ("layout", "outputs", "floor", "size")} == {
         "layout": "nhwc",
         "outputs": "probabilities",
-        "floor": 1e-12,
+        "floor": 1e-30,
         "size": 32,
     }
     verified = kdpipe("verify", out, "--data", "digits", "--teacher", f"file:{model}")
@@ -205,7 +205,7 @@ def test_probabilities_of_any_teacher_are_taken_as_logarithms(kdpipe: Kdpipe, tm
     expected, rows = stored(tmp_path / "l.zarr", "test", 300)
     assert (at == rows).all()
     expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
-    assert np.abs(found - np.maximum(expected, np.log(1e-12))).max() < 1e-3
+    assert np.abs(found - np.maximum(expected, np.log(1e-30))).max() < 1e-3
     wrong = (*logits[:-1], tmp_path / "x.zarr", *PROBABILITIES)
     refused(kdpipe(*wrong), "returns no probabilities: its rows do not sum to 1. Leave out --outputs probabilities")
 
@@ -218,7 +218,7 @@ def test_imported_probabilities_are_taken_as_logarithms(kdpipe: Kdpipe, tmp_path
     refused(kdpipe(*given), "p.npy holds probabilities", "Give --outputs probabilities")
     done = kdpipe(*given, *PROBABILITIES)
     assert done.code == 0, done.err
-    assert read(tmp_path / "x.zarr").fingerprint.teacher.preset["floor"] == 1e-12
+    assert read(tmp_path / "x.zarr").fingerprint.teacher.preset["floor"] == 1e-30
     store = open_store(tmp_path / "x.zarr", split="train")
     found = store.gather(0, np.arange(60)).logits(slice(None)).double().exp().numpy()
     assert np.allclose(np.sort(found.ravel()), np.sort(rows.ravel()), atol=1e-5)

@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FLOOR = 1e-12
-"""The least probability of which the logarithm is taken."""
+FLOOR = 1e-30
+"""The least probability of which the logarithm is taken.
+
+At a temperature of 4, a floor of 1e-12 would give each class a thousandth of the largest one's weight, so that of 1,000
+classes all others together would weigh as much as the largest."""
 
 
 class Interface(Settings):
@@ -30,7 +33,7 @@ class Interface(Settings):
     output: str | None = None
     """Name of the output of an ONNX teacher that has the classes (default: its only one of their number)."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What the teacher returns; of probabilities, the logarithms are taken, of at least 1e-12."""
+    """What the teacher returns; of probabilities, the logarithms are taken, of at least 1e-30."""
 
     def describe(self) -> dict[str, Any]:
         """Return what a store records beside the preset: empty for a network of PyTorch that returns logits."""

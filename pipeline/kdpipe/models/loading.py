@@ -19,6 +19,7 @@ from kdpipe.models.compressed import short_name
 from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
 from kdpipe.models.interface import Interface, take_logarithms
+from kdpipe.models.onnx import refuse_statistics
 from kdpipe.models.preset import Known, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
@@ -129,6 +130,7 @@ def load(
             fallback_size=fallback_size,
             name=weights_name(name, weights),
         )
+        refuse_statistics(loaded.module, preset.mean, preset.std, name=name)
     if registry.resolve(name)[0].foreign:
         check_output(short_name(name), loaded.module, size=preset.size, num_classes=num_classes)
     if loaded.classes is not None and len(loaded.classes) != num_classes:

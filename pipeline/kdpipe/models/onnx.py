@@ -38,6 +38,8 @@ _READS_FILES = ("EPContext",)
 _GRAY = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in the brightness of ITU-R BT.601, which Pillow takes, too."""
 _CHANNELS = (1, 3)
+_EQUAL = 1e-6
+"""Largest difference of statistics that count as equal."""
 
 Layout = Literal["nchw", "nhwc"]
 
@@ -361,6 +363,21 @@ def _beside(path: Path, name: str) -> bytes:
         raise ModelError(f"{path}: its data {printable(name)[:100]} is missing: copy it beside the file") from None
     except OSError as failure:
         raise ModelError(f"{path}: its data {printable(name)[:100]} cannot be read: {why_unread(failure)}") from None
+
+
+def refuse_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str) -> None:
+    """Check that an ONNX model of gray images has one mean and one standard deviation.
+
+    Raises:
+        ModelError: those of the three channels differ.
+    """
+    network = module.program if isinstance(module, ExportedModel) else None
+    gray = isinstance(network, OnnxNetwork) and network.images.channels == 1
+    if gray and max(max(each) - min(each) for each in (mean, std)) > _EQUAL:
+        raise ModelError(
+            f"{name} takes gray images, which have one mean and one standard deviation: give three equal numbers as "
+            f"--mean and as --std, found {', '.join(f'{each:g}' for each in (*mean, *std))}"
+        )
 
 
 def _has_cuda() -> bool:

@@ -99,7 +99,8 @@ def load_file(
             )
     recorded = from_header(described, Path(path))
     if program.size not in (None, recorded.size):
-        recorded = replace(recorded, size=program.size, resize=program.size, interpolation=None)
+        kernel = recorded.interpolation if recorded.size is None else None
+        recorded = replace(recorded, size=program.size, resize=program.size, interpolation=kernel)
     mean, std = PIXELS if program.takes_pixels else (recorded.mean, recorded.std)
     preset = replace(recorded, source="program", mean=mean, std=std)
     return Loaded(program, (preset,), read_classes(described, Path(path)), interface=found, remarks=remarks)

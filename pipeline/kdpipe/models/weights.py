@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ WRAPPERS = ("model", "state_dict", "net", "model_state_dict", "model_state", "we
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict", "ema")
 """Keys of a moving average of the weights, which is taken where the weights themselves are not in the file."""
 PREFIXES = ("module.", "_orig_mod.")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+"""Files of torch: its own, Lightning's, transformers', and ``.pth.tar``."""
+_DENSE = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.\w+)$", re.ASCII)
+"""Keys in the published files of torchvision's DenseNets, with a point that the networks no longer have."""
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 """Prefixes of torchvision's classifiers that serve in training only."""
 
@@ -66,7 +71,7 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a state dict from ``.safetensors``, ``.pt`` or ``.pth``, without running code from the file.
+    """Read a state dict from ``.safetensors`` or one of ``SUFFIXES``, without running code from the file.
 
     A dict that holds the state dict under one of ``WRAPPERS`` or ``AVERAGED`` is unwrapped, and the prefixes that
     ``DataParallel`` and ``torch.compile`` leave are removed.
@@ -77,10 +82,11 @@ def read_weights(path: Path) -> WeightsFile:
     refuse_irregular(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    if path.suffix in {".pt", ".pth"}:
+    if path.suffix in SUFFIXES:
         state, remarks = unwrap(read_pickle(path), path)
         return WeightsFile(path, state, remarks=remarks)
-    raise ModelError(f"{path}: expected weights in .safetensors, .pt or .pth, found '{path.suffix}'")
+    others = ", ".join(SUFFIXES[2:])
+    raise ModelError(f"{path}: expected weights in .safetensors, .pt or .pth (or {others}), found '{path.suffix}'")
 
 
 def read_safetensors(path: Path) -> WeightsFile:
@@ -231,6 +237,8 @@ def fit(module: nn.Module, weights: WeightsFile, *, num_classes: int) -> None:
 def _own_part(weights: WeightsFile, expected: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return the weights under the one prefix that has all expected keys; all of them if there is none."""
     state = weights.state
+    if not all(key in state for key in expected):
+        state = {_DENSE.sub(r"\1\2", key): value for key, value in state.items()}
     if not expected or all(key in state for key in expected):
         aside = [key for key in state if key.startswith(_AUXILIARY) and key not in expected]
         return {key: value for key, value in state.items() if key not in aside}

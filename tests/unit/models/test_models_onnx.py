@@ -13,7 +13,7 @@ import torch
 
 from kdpipe import models
 from kdpipe.errors import ModelError
-from kdpipe.models.interface import Interface
+from kdpipe.models.interface import Interface, logarithms
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed: pip install 'kdpipe[deploy]'")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed: pip install 'kdpipe[deploy]'")
@@ -209,17 +209,17 @@ def test_probabilities_become_logarithms_of_at_least_the_floor(tmp_path: Path) -
     del model.graph.node[-1]
     model.graph.node.append(helper.make_node("Softmax", ["large"], ["probabilities"], axis=1))
     model.graph.node.append(helper.make_node("Mul", ["scores", "factor"], ["large"]))
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(20), "factor"))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(60), "factor"))
     nodes = sorted(model.graph.node, key=lambda node: node.op_type == "Softmax")
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path)
     found = load(path, given=Interface(output="probabilities", outputs="probabilities")).module(images()).numpy()
-    scores = 20 * (images().flatten(1).double().numpy() @ weights(3 * SIDE * SIDE))
+    scores = 60 * (images().flatten(1).double().numpy() @ weights(3 * SIDE * SIDE))
     expected = scores - scores.max(axis=1, keepdims=True)
     expected -= np.log(np.exp(expected).sum(axis=1, keepdims=True))
-    assert np.allclose(found, np.maximum(expected, np.log(1e-12)), atol=1e-3)
-    assert (found == np.float32(np.log(np.float32(1e-12)))).any()
+    assert np.allclose(found, np.maximum(expected, np.log(1e-30)), atol=1e-3)
+    assert (found == np.float32(np.log(np.float32(1e-30)))).any()
 
 
 def test_custom_operators_are_refused(tmp_path: Path) -> None:
@@ -325,3 +325,26 @@ def test_a_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_layout_of_another_network_is_refused() -> None:
     with pytest.raises(ModelError, match=r"resnet8 is no ONNX model: leave out --layout and --output"):
         models.load("resnet8", num_classes=5, fallback_statistics=lambda: ONES, interface=Interface(layout="nhwc"))
+
+
+def test_a_gray_network_has_one_mean_and_deviation(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", ["n", 1, SIDE, SIDE], values=SIDE * SIDE)
+    with pytest.raises(ModelError, match="takes gray images, which have one mean and one standard deviation"):
+        models.load(f"file:{path}", num_classes=CLASSES, mean=(0.4, 0.5, 0.6), std=(0.5,) * 3, fallback_statistics=None)
+
+
+def test_the_interpolation_of_the_metadata_needs_no_size(tmp_path: Path) -> None:
+    said = {"mean": "0.5,0.5,0.5", "std": "0.5,0.5,0.5", "interpolation": "bicubic"}
+    path = save(tmp_path / "m.onnx", ["n", 3, SIDE, SIDE], metadata=said)
+    model = models.load(f"file:{path}", num_classes=CLASSES, fallback_statistics=None)
+    assert (model.preset.size, model.preset.interpolation) == (SIDE, "bicubic")
+
+
+@pytest.mark.parametrize("temperature", [1, 4, 8])
+def test_the_floor_leaves_soft_targets_of_a_sure_teacher_alone(temperature: float) -> None:
+    """Of 1,000 classes, 999 are 40 below the largest, which float32 probabilities hold exactly."""
+    logits = torch.full((1, 1000), -40.0, dtype=torch.float64)
+    logits[0, 7] = 0
+    kept = logarithms(logits.softmax(1).float()).double()
+    found, expected = ((each / temperature).softmax(1) for each in (kept, logits))
+    assert torch.allclose(found, expected, rtol=1e-4)

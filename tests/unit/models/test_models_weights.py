@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -253,3 +254,24 @@ def test_broken_class_metadata_is_refused(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(1)}, path, metadata={"classes": "[broken"})
     with pytest.raises(ModelError, match=r"its header records unusable classes: .* it is not JSON"):
         read_weights(path)
+
+
+@pytest.mark.parametrize("suffix", ["ckpt", "bin", "pth.tar"])
+def test_files_of_other_trainers_are_read(tmp_path: Path, network: nn.Module, suffix: str) -> None:
+    """As Lightning writes them: the network under a prefix, beside other tensors and settings."""
+    state = {f"model.{key}": value for key, value in network.state_dict().items()}
+    content = {"state_dict": {**state, "criterion.weight": torch.ones(3)}, "hyper_parameters": {"lr": 0.1}}
+    torch.save(content, tmp_path / f"w.{suffix}")
+    found = fitted(tmp_path / f"w.{suffix}")
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
+
+
+def test_published_keys_of_densenets_fit(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = models.create("torchvision:densenet121", 10).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "w.pth")
+    model = models.load("torchvision:densenet121", num_classes=10, weights=tmp_path / "w.pth", fallback_statistics=None)
+    assert all(torch.equal(model.module.state_dict()[key], value) for key, value in state.items())
+    assert model.preset_source == "torchvision IMAGENET1K_V1"
