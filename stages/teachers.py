@@ -174,12 +174,13 @@ def load_mapped(
     who = short_name(model.name)
     names = asked or _names(model, train, number)
     found = _found(train, classes, total=number, names=names, teacher=who)
-    if found is None and mismatch is not None:
+    if found is None and number != len(train.classes):
         raise ModelError(
-            f"{mismatch}, and nothing tells which are the same: write them to a file of lines {','.join(HEADING)}, "
-            "with names or indices of the teacher's classes, and pass --class-map FILE; or name the teacher's classes "
-            f"by --teacher-classes FILE or --teacher-classes {IMAGENET}."
-        )
+            f"'{name}': the model has {number:,} outputs, the dataset has {len(train.classes):,} classes, and nothing "
+            f"tells which are the same: write them to a file of lines {','.join(HEADING)}, with names or indices of the "
+            "teacher's classes, and pass --class-map FILE; or name the teacher's classes by --teacher-classes FILE or "
+            f"--teacher-classes {IMAGENET}."
+        ) from mismatch
     return Teacher(model, None if found is None else _said(found, who, train.spec))
 
 

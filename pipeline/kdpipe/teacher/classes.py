@@ -9,6 +9,7 @@ of the dataset is the teacher's distribution given that the image is of one of t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,10 +61,20 @@ class Names:
 
 
 def _forms(name: str) -> list[str]:
-    """Return the forms under which a name is looked up: as it is, its WordNet id, without case and underscores."""
+    """Return the forms under which a name is looked up, the strictest first.
+
+    They are the name as it is (in Unicode form NFC), its WordNet id, the name without case and underscores, and the
+    same without the id and of each of several names that commas separate, as in ``n01440764_tench, Tinca tinca``.
+    """
+    name = unicodedata.normalize("NFC", name)
     wordnet = _WORDNET.fullmatch(name)
-    plain = " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
-    return [name, *([wordnet[1]] if wordnet else []), f"~{plain}"]
+    rest = name[len(wordnet[1]) :] if wordnet else name
+    parts = [f"~{_plain(part)}" for part in (rest, *rest.split(",")) if _plain(part)]
+    return list(dict.fromkeys([name, *([wordnet[1]] if wordnet else []), f"~{_plain(name)}", *parts]))
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())
 
 
 def imagenet() -> Names:
