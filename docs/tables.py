@@ -583,6 +583,29 @@ _LOGITS = {
 }
 
 
+def _ants_and_bees() -> str:
+    found = _read("ants_and_bees")
+    words = {
+        "labels": "student, from the labels alone",
+        "teacher": "student, from the teacher alone, without labels",
+        "both": "student, from both",
+    }
+    right, of = (sum(each[key] for each in found["teacher"].values()) for key in ("right", "of"))
+    test = found["teacher"]["test"]
+    rows = [
+        (f"teacher through its map ({right} of all {of} right)", f"{test['right'] / test['of']:.1%}", ""),
+        *(
+            (
+                words[arm],
+                f"{each['mean']:.1%} ± {100 * each['deviation']:.1f}",
+                ", ".join(f"{one:.1%}" for one in each["each"]),
+            )
+            for arm, each in found["top1"].items()
+        ),
+    ]
+    return _markdown(("", "test top-1", "each seed"), rows, numbers_from=1)
+
+
 def _encodings() -> str:
     rows = [
         (
@@ -858,6 +881,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "store": _store,
     "rivals": _rivals,
     "rows-read": _rows_read,
+    "ants-and-bees": _ants_and_bees,
     "encodings": _encodings,
     "transform-coding": _transform,
     "published-formats": _formats,
