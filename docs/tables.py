@@ -186,7 +186,7 @@ def _logit_losses() -> str:
 
 
 def _layer_losses() -> str:
-    return _registered_losses("features attention", "weight")
+    return _registered_losses("features attention hidden heads", "weight")
 
 
 def _registered_losses(reads: str, weights: str) -> str:
@@ -870,6 +870,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checkpoints": _checkpoints,
     "example-cifar10": partial(_example, "cifar10"),
     "example-mnist": partial(_example, "mnist"),
+    "example-speech": partial(_sequences, "speech", _SPEECH),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

@@ -78,7 +78,8 @@ def show_layers(name: str | None, *, num_classes: int, size: int | None, trust_c
     side = model.preset.size
     found = models.layers(model.module, side)
     width = max(map(len, ("layer", *found)))
-    show(f"{'layer':{width}}  output   ({name}, {num_classes} classes, {side} x {side})")
+    takes = f"{side} x {side}" if isinstance(side, int) else str(side)
+    show(f"{'layer':{width}}  output   ({name}, {num_classes} classes, {takes})")
     for layer, shape in found.items():
         show(f"{layer:{width}}  {' x '.join(map(str, shape))}")
     penultimate = model.penultimate

@@ -175,6 +175,8 @@ def test_one_student_is_stopped_and_resumed_by_other_numbers(
     ("flags", "parts"),
     [
         (("--student", "resnet8", "--aux", "rotation"), ("without --aux",)),
+        (("--student", "resnet8", "--dot", 0.05), ("without --dot",)),
+        (("--student", "resnet8", "--temperature", "learned:1,5"), ("without a learned temperature",)),
         (("--student", "resnet8", "--distill", "live", "--teacher", "resnet8"), ("without --distill live",)),
         (("--student", "resnet8", "--seeds", "1,2", "--overwrite"), ("--overwrite would remove",)),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from kdpipe.dataset import load
 from kdpipe.errors import DatasetError, MissingSplitError
@@ -88,8 +89,8 @@ def test_class_names_and_keys_come_from_the_file(tmp_path: Path) -> None:
     [
         ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, "expected pictures: uint8"),
         ({"train_images": np.zeros((6, 5, 4, 4), np.uint8)}, "expected pictures: uint8"),
-        ({"train_labels": np.zeros((6, 3), np.int64)}, "several values for each image; expected one class index"),
-        ({"train_labels": np.zeros(6)}, "is float64; expected one class index or class name"),
+        ({"train_labels": np.zeros((6, 3), np.int64)}, "several values for each image; kdpipe trains classifiers"),
+        ({"train_labels": np.zeros(6)}, "is float64; kdpipe trains classifiers: expected one class index"),
         ({"train_labels": np.zeros(5, np.int64)}, "expected one label for each of 6 images"),
         ({"train_labels": np.array([{}] * 6)}, "Python objects, which can run code"),
         ({"classes": np.array(["a", "b"])}, "expected 0..1"),
@@ -144,3 +145,31 @@ def test_a_file_that_changed_is_noticed(tmp_path: Path, settled: None) -> None:
     after = load(f"npz:{tmp_path}/x.npz", "train")
     assert before.fingerprint != after.fingerprint
     np.testing.assert_array_equal(after.image(0).numpy(), given["train_images"][0].transpose(2, 0, 1))
+
+
+def test_arrays_of_other_numbers_are_tensors(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    ids, mask = random.integers(0, 9, (2, 6, 5)), np.ones((2, 6, 5), dtype=bool)
+    rows = random.random((2, 6, 3)).astype(np.float32)
+    labels = np.arange(6) % 2
+    splits = list(enumerate(("train", "test")))
+    given = {f"{split}_labels": labels for _, split in splits}
+    tokens = {f"{split}_{name}": each[at] for at, split in splits for name, each in (("ids", ids), ("mask", mask))}
+    np.savez(tmp_path / "tokens.npz", **given, **tokens)
+    np.savez(tmp_path / "rows.npz", y_train=labels, x_train=rows[0], y_test=labels, x_test=rows[1])
+    for at, split in splits:
+        found = load(f"npz:{tmp_path / 'tokens.npz'}", split)
+        assert str(found.form) == "ids int64 (5), mask int64 (5)"
+        assert found.form is not None
+        shown = found.form.split(torch.stack(found.images(range(6))))
+        assert np.array_equal(shown["ids"].numpy(), ids[at])
+        assert np.array_equal(shown["mask"].numpy(), mask[at])
+        assert found.labels.tolist() == labels.tolist()
+        single = load(f"npz:{tmp_path / 'rows.npz'}", split)
+        assert single.form is not None
+        assert np.array_equal(single.form.unpack(torch.stack(single.images(range(6)))), rows[at])
+    np.savez(tmp_path / "short.npz", **given, train_ids=ids[0], train_mask=mask[0, :3])
+    with pytest.raises(
+        DatasetError, match=r"'train_mask' of .* shape \(3, 5\), expected numbers .* as many entries as"
+    ):
+        load(f"npz:{tmp_path / 'short.npz'}", "train")

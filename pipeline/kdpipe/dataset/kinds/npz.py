@@ -1,8 +1,10 @@
-"""``npz:FILE``: pictures in NumPy arrays.
+"""``npz:FILE``: pictures or tensors in NumPy arrays.
 
 A file has ``train_images``, ``train_labels``, ``test_images`` and ``test_labels`` (or ``x_train``, ``y_train``, ...;
 ``val`` or ``valid`` in place of ``test``), or a folder has ``train.npz`` and ``test.npz`` with ``images`` and
-``labels``. ``classes``, the class names, and ``train_keys``, a stable name for each sample, are optional.
+``labels``. Tensors are ``x_train`` of another type than uint8, or without pictures all other arrays of a split, such as
+``train_input_ids`` and ``train_attention_mask``. ``classes``, the class names, and ``train_keys``, a stable name for
+each sample, are optional.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,12 +33,14 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 _FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
 _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
 """Names of arrays in a file of both splits, and in one of its own."""
+_TENSOR = "tensor "
+"""Begins the names of tensors among the arrays of a split."""
 _SETTLED_NS = 2_000_000_000
 
 
 @register("npz:FILE")
 def list_npz(request: Request, written: str) -> Listing:
-    """Pictures (uint8) and labels in NumPy arrays: FILE.npz with train_images, train_labels, test_images, ...
+    """Pictures (uint8) or tensors, and labels in NumPy arrays: FILE.npz with train_images, train_labels, ...
 
     Raises:
         MissingSplitError: There are no arrays of the split.
@@ -44,19 +49,23 @@ def list_npz(request: Request, written: str) -> Listing:
     path, given = options("npz", written, ["classes"])
     root, split = Path(path).expanduser().absolute(), request.split
     arrays = find_arrays(root, split)
-    images = arrays["images"]
-    pictures = Pictures(Rows(images))
+    tensors = {name.removeprefix(_TENSOR): each for name, each in arrays.items() if name.startswith(_TENSOR)}
+    images = next(iter(tensors.values())) if tensors else arrays["images"]
+    pictures = open_samples(tensors or images)
     where = f"'{arrays['labels'].name}' of {arrays['labels'].path}"
     values = _labels(arrays["labels"], len(pictures))
     classes = _classes(root, arrays, given.get("classes"))
     if classes is None:
         trained = arrays if split == "train" else find_arrays(root, "train")
-        classes = class_names(_labels(trained["labels"], trained["images"].shape[0]), where=trained["labels"].where)
+        classes = class_names(
+            _labels(trained["labels"], len(trained["labels"].shape) and trained["labels"].shape[0]),
+            where=trained["labels"].where,
+        )
     labels = class_labels(values, classes, where=where)
     keys: Sequence[str] = tuple(f"npz/{split}/{index}" for index in range(len(pictures)))
     if "keys" in arrays:
         keys = tuple(f"{split}/{unicodedata.normalize('NFC', key)}" for key in _strings(arrays["keys"], len(pictures)))
-    pairs = partial(open_pairs, images, labels)
+    pairs = partial(open_pairs, tensors or images, labels)
     return Listing(root.stem, classes, keys, labels, ItemSource(images.where, pairs, pairs(), _names(images)))
 
 
@@ -80,13 +89,59 @@ def find_arrays(root: Path, split: str) -> Mapping[str, Member]:
         found = {
             part: there[name] for part, names in forms.items() for form in names if (name := form.format(word)) in there
         }
-        if "images" in found and "labels" in found:
+        if "labels" in found:
+            found |= _tensors(there, found, f"{word}_" if word and forms is _FORMS else "")
+        if "labels" in found and len(found) > 1 + ("keys" in found):
             return found | ({"classes": there["classes"]} if "classes" in there else {})
     expected = [form.format(words[0]) for part in ("images", "labels") for form in forms[part][:1]]
     raise MissingSplitError(
         f"{file} has no {split} split: expected the arrays {' and '.join(map(repr, expected))}, "
         f"found {', '.join(map(repr, list(there)[:12])) or 'none'}"
     )
+
+
+def _tensors(there: Mapping[str, Member], found: Mapping[str, Member], prefix: str) -> dict[str, Member]:
+    """Return the arrays of a split that are tensors, by ``_TENSOR`` and their name; none where there are pictures."""
+    if "images" in found:
+        images = found["images"]
+        return {} if images.dtype == np.uint8 or images.name.endswith("images") else {_TENSOR: images}
+    known = {each.name for each in found.values()} | {"classes"}
+    return {
+        _TENSOR + name.removeprefix(prefix): each
+        for name, each in there.items()
+        if name.startswith(prefix) and name not in known
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """Tensors in arrays ``(n, *shape)`` by name; the name of a single one may be empty."""
+
+    rows: Mapping[str, Rows]
+
+    def __post_init__(self) -> None:
+        """Check types and lengths.
+
+        Raises:
+            DatasetError: they are no numbers, or differ in length.
+        """
+        first, *_ = self.rows.values()
+        for each in self.rows.values():
+            member = each.member
+            if member.dtype.kind not in "biuf" or not member.shape or member.shape[0] != first.member.shape[0]:
+                raise DatasetError(
+                    f"{member.where} is {member.dtype} of the shape {member.shape}, expected numbers (n, ...) with as "
+                    f"many entries as {first.member.where}, which has {first.member.shape}"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of items."""
+        return len(next(iter(self.rows.values())))
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any] | dict[str, npt.NDArray[Any]]:
+        """Return one item: an array, or arrays by name."""
+        found = {name: each[index] for name, each in self.rows.items()}
+        return found.get("", found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,23 +179,34 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """A sequence of ``(picture, label)``."""
+    """A sequence of ``(picture or tensors, label)``."""
 
-    pictures: Pictures
+    pictures: Pictures | Tensors
     labels: npt.NDArray[np.int32]
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         """Return one pair."""
         return self.pictures[index], int(self.labels[index])
 
 
-def open_pairs(images: Member, labels: npt.NDArray[np.int32]) -> Pairs:
-    """Open the pictures of an array."""
-    return Pairs(Pictures(Rows(images)), labels)
+def open_samples(arrays: Member | Mapping[str, Member]) -> Pictures | Tensors:
+    """Open the pictures of an array, or tensors by name.
+
+    Raises:
+        DatasetError: they are something else.
+    """
+    if isinstance(arrays, Mapping):
+        return Tensors({name: Rows(each) for name, each in arrays.items()})
+    return Pictures(Rows(arrays))
+
+
+def open_pairs(arrays: Member | Mapping[str, Member], labels: npt.NDArray[np.int32]) -> Pairs:
+    """Open the samples of arrays with their labels."""
+    return Pairs(open_samples(arrays), labels)
 
 
 def _labels(member: Member, count: int) -> Column:
