@@ -54,7 +54,7 @@ def list_hf(request: Request, written: str) -> Listing:
         files=lambda split: _files(opened, split, given, path),
         given=given,
         memory=f"hf {folder if local else path} {given.get('config')} {given.get('image')}",
-        features=_split(opened, request.split, given, path).features.to_dict(),
+        features=lambda split: _split(opened, split, given, path).features.to_dict(),
         roots=(folder,) if local else _caches(),
         named_by_path=local,
     )
