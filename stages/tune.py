@@ -63,11 +63,17 @@ def run(params: Tune) -> None:
 
 
 def _train(params: Tune, drawn: dict[str, Draw], rung: Rung, place: int) -> dict[str, float | None]:
-    """Train the trials of a rung that are not finished; return each validation top-1, ``None`` of those that failed."""
+    """Train the trials of a rung that are not finished; return each validation top-1, ``None`` of those that failed.
+
+    Raises:
+        RunError: a finished one had other settings.
+    """
     folder = params.run.out / f"rung-{place + 1}"
     runs = {trial: RunDirectory(folder / trial) for trial in drawn}
     if params.run.resume:
         waiting = [trial for trial, each in runs.items() if not each.finished and each.failure() is None]
+        for trial in (each for each in drawn if each not in waiting):
+            _refuse_other(runs[trial], _settings(params, drawn[trial], runs[trial].path, epochs=rung.epochs))
     else:
         waiting = list(drawn)
     begun = any((runs[trial].path / "run.json").is_file() for trial in waiting)
@@ -87,6 +93,15 @@ def _train(params: Tune, drawn: dict[str, Draw], rung: Rung, place: int) -> dict
                 raise
             runs[waiting[0]].write_failure(str(error))
     return {trial: _score(each) for trial, each in runs.items()}
+
+
+def _refuse_other(run: RunDirectory, expected: TrainStudent) -> None:
+    """Refuse a finished trial with other settings, but for its directory, which may have been moved."""
+    out = run.record()["parameters"].get("out")
+    run.refuse_changes(
+        {"parameters": {**expected.dump(), "out": out}},
+        remedy="Go on with the same search, or pass --out another directory.",
+    )
 
 
 def _settings(params: Tune, drawn: Draw, out: Path, *, epochs: int, resume: bool = False) -> TrainStudent:

@@ -78,6 +78,13 @@ def test_a_finished_search_is_a_no_op_to_resume_and_refused_anew(tuned: Path, bu
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*.safetensors")} == before
 
 
+def test_a_search_of_other_settings_is_refused_to_resume(tuned: Path, built: Built, kdpipe: Command) -> None:
+    table = (tuned / "trials.csv").read_text()
+    refused(kdpipe(*_tune(built, tuned), "--search-seed", 1, "--resume"), "was started with other parameters", "lr")
+    refused(kdpipe(*_tune(built, tuned), "--weight-decay", 0.1, "--resume"), "other parameters", "weight_decay")
+    assert (tuned / "trials.csv").read_text() == table
+
+
 def test_a_search_that_lost_runs_goes_on_to_the_same_result(
     tuned: Path, built: Built, tmp_path: Path, kdpipe: Command
 ) -> None:

@@ -232,8 +232,10 @@ class RunDirectory:
         folder = self.path / name
         return name in _LOGS and not folder.is_symlink() and (folder / _LOG_MARK).is_file()
 
-    def refuse_changes(self, asked: dict[str, Any]) -> None:
-        """Check that the run was started with these sections of its record.
+    def refuse_changes(
+        self, asked: dict[str, Any], *, remedy: str = "Start it without --resume and with --overwrite."
+    ) -> None:
+        """Check that the run was started with these sections of its record; the message ends with ``remedy``.
 
         Raises:
             RunError: it was started with others, but for what may change when a run is resumed.
@@ -244,7 +246,7 @@ class RunDirectory:
         if differing:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(differing)} than asked for "
-                f"({next(iter(differing.values()))}). Start it without --resume and with --overwrite."
+                f"({next(iter(differing.values()))}). {remedy}"
             )
 
     def _refuse_other_labels(self, record: dict[str, Any], labels: Labels) -> None:
