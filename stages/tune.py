@@ -112,12 +112,15 @@ def _settings(params: Tune, drawn: Draw, out: Path, *, epochs: int, resume: bool
     """
     given = {key: value for key, value in params.given.items() if key not in _OF_SEARCH}
     given["validation"] = params.run.validation
+    asked = {**given, **drawn, "epochs": params.optimization.epochs, "out": out, "resume": resume}
     share = epochs / params.optimization.epochs
-    if share < 1:
-        given["warmup_epochs"] = params.optimization.warmup_epochs * share
-        given["lr_steps"] = [each * share for each in params.optimization.lr_steps]
     try:
-        return TrainStudent.of({**given, **drawn, "epochs": epochs, "out": out, "resume": resume})
+        whole = TrainStudent.of(asked)
+        if share == 1:
+            return whole
+        asked["warmup_epochs"] = whole.optimization.warmup_epochs * share
+        asked["lr_steps"] = [each * share for each in whole.optimization.lr_steps]
+        return TrainStudent.of({**asked, "epochs": epochs})
     except ValidationError as error:
         shown = " ".join(f"{key}={value}" for key, value in drawn.items())
         raise ParamsError(f"the search draws {shown}: {'; '.join(in_words(error, TrainStudent))}.") from None
