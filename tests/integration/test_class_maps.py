@@ -14,6 +14,7 @@ from PIL import Image
 from kdpipe import dataset, models, open_store
 from kdpipe.store.manifest import read
 from tests.conftest import Outcome, refused
+from tests.integration.test_ensemble import save_teacher
 from tests.integration.test_growth import Kdpipe, images, picture
 
 __all__ = ["images"]
@@ -160,3 +161,17 @@ def test_imported_logits_of_a_thousand_classes(kdpipe: Kdpipe, images: Path, tmp
         wide = logits.astype(np.float64)
         wanted = np.stack([wide[:, 310], np.logaddexp(wide[:, 309], wide[:, 308])], axis=1)
         np.testing.assert_allclose(plain(out, split, images), wanted, atol=1e-4)
+
+
+def test_classes_that_are_paired_by_their_order_alone_are_said(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    common = ("cache-teacher", "--data", "digits", "--limit-train", 20, "--limit-test", 20, "--device", "cpu")
+    known = dataset.load("digits", "test", 20).classes
+    for name, classes, lines in (("same", known, 0), ("other", ("nought", *known[1:-1], "n\ne"), 1)):
+        weights = save_teacher(tmp_path / f"{name}.safetensors", classes=classes)
+        outcome = kdpipe(
+            *(*common, "--teacher", "resnet14", "--weights", weights, "--views", 0, "--out", tmp_path / f"{name}.zarr")
+        )
+        assert outcome.code == 0, outcome.err
+        assert outcome.err.count("taken for the same by their order") == lines
+    expected = f"resnet14 has other names for 2 of the 10 classes of digits, such as 'nought' for '{known[0]}'"
+    assert expected in outcome.err
