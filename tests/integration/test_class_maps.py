@@ -135,12 +135,15 @@ def test_a_plan_and_a_live_teacher_are_mapped(kdpipe: Kdpipe, images: Path, tmp_
     planned = kdpipe("plan", *same, "--input-size", 16, "--class-map", given, "--device", "cpu", "--pilot", 32)
     assert planned.code == 0, planned.err
     assert "2 classes" in planned.out
-    live = kdpipe(
+    command = (
         *("train-student", *same, "--teacher-size", 16, "--class-map", given, "--student", "resnet8", "--epochs", 1),
         *("--batch-size", 4, "--input-size", 16, "--device", "cpu", "--out", tmp_path / "run"),
     )
+    live = kdpipe(*command)
     assert live.code == 0, live.err
     assert "2 by --class-map, 998 of its outputs are not used." in live.err
+    given.write_text("ant,309\nbee,310\n")
+    refused(kdpipe(*command, "--resume"), "was started with other lineage", "teachers")
 
 
 def test_imported_logits_of_a_thousand_classes(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
