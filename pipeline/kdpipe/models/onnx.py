@@ -143,7 +143,10 @@ class OnnxNetwork(nn.Module):
             files = list(external.values())
             options.add_external_initializers_from_files_in_memory(list(external), files, [len(file) for file in files])
         try:
-            return runtime.InferenceSession(content, options, providers=list(providers))
+            # Without a provider to fall back to, it would print that it tries the same again.
+            return runtime.InferenceSession(
+                content, options, providers=list(providers), enable_fallback=int(len(providers) > 1)
+            )
         except Exception as error:  # its exceptions derive from Exception alone
             raise ModelError(f"ONNX Runtime does not load this model: {_first_line(error)}") from error
 

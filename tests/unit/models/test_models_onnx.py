@@ -303,6 +303,14 @@ def test_external_data_behind_a_link_is_not_read(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_damaged_name_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "m.onnx", (2, 3, SIDE, SIDE))
+    path.write_bytes(path.read_bytes().replace(b"MatMul", b"Mat\xf8ul"))
+    with pytest.raises(ModelError, match=r"m\.onnx: ONNX Runtime does not load this model: 'utf-8' codec"):
+        load(path)
+    assert "".join(capsys.readouterr()) == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"ORTM" * 10, b"\x80\x04N.", np.random.default_rng(0).bytes(1000)])
 def test_a_file_that_is_no_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
