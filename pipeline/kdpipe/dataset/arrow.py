@@ -85,7 +85,7 @@ def _parquet_schema(path: Path) -> Schema:
 
 
 def _parquet_rows(path: Path) -> int:
-    with _parquet(path) as file:
+    with _parquet(path) as file, _refused(path):
         return int(file.metadata.num_rows)
 
 
@@ -132,12 +132,11 @@ class _Rows:
 
 def row_group_bytes(path: Path, column: str) -> list[int]:
     """Return the bytes of a column in each row group of a Parquet file, before compression."""
-    with _parquet(path) as file:
-        groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     found = []
-    for group in groups:
-        columns = [group.column(index) for index in range(group.num_columns)]
-        found.append(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column))
+    with _parquet(path) as file, _refused(path):
+        for group in map(file.metadata.row_group, range(file.metadata.num_row_groups)):
+            columns = [group.column(index) for index in range(group.num_columns)]
+            found.append(sum(each.total_uncompressed_size for each in columns if each.path_in_schema == column))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Class names of datasets in tables, archives and arrays: that an index or a name is the same class everywhere."""
+"""Class names of datasets in tables, archives and arrays: the same index or name is the same class everywhere."""
 
 from __future__ import annotations
 
@@ -106,3 +106,16 @@ def test_a_file_of_names_may_begin_with_a_mark_of_utf8(tmp_path: Path) -> None:
     archive(tmp_path / "train.tar", ["0", "1"])
     (tmp_path / "names.txt").write_text("ant\nbee\n", encoding="utf-8-sig")
     assert load(f"webdataset:{tmp_path}/train.tar,classes={tmp_path}/names.txt", "train").classes == ("ant", "bee")
+
+
+def test_damaged_names_of_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    labeled(path, None, [0, 1])
+    whole, at, refused = path.read_bytes(), -1, 0
+    while (at := whole.find(b"image", at + 1)) >= 0:
+        path.write_bytes(whole[:at] + b"ima\xa0e" + whole[at + 5 :])
+        try:
+            load(f"parquet:{path}", "train")
+        except DatasetError:
+            refused += 1
+    assert refused
