@@ -895,6 +895,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "example-cifar10": partial(_example, "cifar10"),
     "example-mnist": partial(_example, "mnist"),
     "example-speech": partial(_sequences, "speech", _SPEECH),
+    "example-text": partial(_sequences, "text", _TEXT),
     "engines": _engines,
     "engine-costs": _engine_costs,
 }

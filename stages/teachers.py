@@ -176,10 +176,10 @@ def load_mapped(
     found = _found(train, classes, total=number, names=names, teacher=who)
     if found is None and number != len(train.classes):
         raise ModelError(
-            f"'{name}': the model has {number:,} outputs, the dataset has {len(train.classes):,} classes, and nothing "
-            f"tells which are the same: write them to a file of lines {','.join(HEADING)}, with names or indices of the "
-            "teacher's classes, and pass --class-map FILE; or name the teacher's classes by --teacher-classes FILE or "
-            f"--teacher-classes {IMAGENET}."
+            f"'{name}': the model has {number} outputs, the dataset has {len(train.classes)} classes, and nothing "
+            f"tells which are the same: write them to a file of lines {','.join(HEADING)}, with names or indices "
+            "of the teacher's classes, and pass --class-map FILE; or name the teacher's classes by --teacher-classes "
+            f"FILE or --teacher-classes {IMAGENET}."
         ) from mismatch
     return Teacher(model, None if found is None else _said(found, who, train.spec))
 

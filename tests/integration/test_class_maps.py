@@ -67,6 +67,9 @@ def plain(path: Path, split: str, images: Path) -> npt.NDArray[np.float64]:
 def test_a_thousand_classes_become_two(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
     out, given = tmp_path / "logits.zarr", tmp_path / "classes.csv"
     refused(cached(kdpipe, images, out), "the model has 1000 outputs, the dataset has 2 classes", "--class-map FILE")
+    (tmp_path / "letters.txt").write_text("".join(f"letter {number}\n" for number in range(1000)))
+    named = ("--teacher-classes", tmp_path / "letters.txt")
+    refused(cached(kdpipe, images, out, *named), "the model has 1000 outputs, the dataset has 2 classes", "--class-map")
     given.write_text("class,teacher_class\nant,310\nbee,309,cricket,fly\n")
     refused(cached(kdpipe, images, out, "--class-map", given), "class 'cricket'", "--teacher-classes imagenet")
     assert not out.exists()

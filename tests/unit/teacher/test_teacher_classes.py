@@ -43,6 +43,17 @@ def test_names_are_found_whatever_their_case_and_underscores() -> None:
     assert "  Great_White-Shark  2 great white shark" in lines
 
 
+@pytest.mark.parametrize(
+    ("asked", "output"),
+    [("tench", 0), ("Tinca tinca", 0), ("n01440764_tench", 0), ("maillot", 1), ("tank suit", 2), ("cafe\u0301", 3)],
+)
+def test_names_are_found_among_synonyms_and_in_any_unicode_form(asked: str, output: int) -> None:
+    names = Names(("tench, Tinca tinca", "maillot", "maillot, tank suit", "caf\u00e9"))
+    shown = found(asked, names=names, total=4)
+    assert shown is not None
+    assert shown.outputs == ((output,),)
+
+
 def test_a_file_has_precedence_over_names_and_takes_names_and_indices() -> None:
     shown = found("bee", "insect", bee=("4",), insect=("ant", "0", "wasp"))
     assert shown is not None
