@@ -56,6 +56,9 @@ _MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize",
 _SETTLED = ("channels_last",)
 """Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
 
+_ADDED = {"views_per_sample": 1, "classes": "store", "outputs": "logits"}
+"""Settings that records of older versions lack, with the default of each that is neither ``None`` nor ``False``."""
+
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
 
@@ -373,7 +376,7 @@ def _difference(before: Any, now: Any) -> str | None:
     """Return the first setting that differs between two sections of ``run.json``; ``None`` where they agree.
 
     Settings that may change on resumption are passed over. Records of older versions lack the settings that were added
-    since, whose defaults are ``None`` or ``False``.
+    since, whose defaults are ``None``, ``False`` or in ``_ADDED``.
     """
     old, new = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     if not isinstance(new, dict):
@@ -382,6 +385,8 @@ def _difference(before: Any, now: Any) -> str | None:
     for key in {**old, **new}:
         if key in _SETTLED and new.get(key) is None:
             continue
-        if key not in _MAY_CHANGE and old.get(key) != new.get(key) and not (key not in old and new[key] is False):
+        if key not in old and (new[key] is False or (key in _ADDED and new[key] == _ADDED[key])):
+            continue
+        if key not in _MAY_CHANGE and old.get(key) != new.get(key):
             return f"{key}: {old.get(key)} then, {new.get(key)} now"
     return None
