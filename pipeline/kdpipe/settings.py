@@ -146,6 +146,15 @@ def _split(value: Any) -> Any:
     return [number for part in split for number in part]
 
 
+def _channels(value: Any) -> Any:
+    """Return three numbers."""
+    numbers = _split(value)
+    if len(numbers) != 3:
+        found = ",".join(map(str, numbers))
+        raise ValueError(f"expected three numbers separated by commas, as in 0.5,0.5,0.5, got '{found}'")
+    return numbers
+
+
 def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the values in their order, each once."""
     return tuple(dict.fromkeys(values))
@@ -157,7 +166,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_split)]
 Epochs = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_split)]
 """Epochs, separated by commas."""
-Channels = Annotated[tuple[float, float, float], BeforeValidator(_split)]
+Channels = Annotated[tuple[float, float, float], BeforeValidator(_channels)]
 """Three numbers, one each for red, green and blue, separated by commas."""
 Counts = Annotated[tuple[Positive, ...], BeforeValidator(_split), AfterValidator(_once), Field(min_length=1)]
 """Whole numbers, separated by commas, each once."""

@@ -154,6 +154,18 @@ def test_what_is_for_images_is_refused(
     assert not (tmp_path / "x").exists()
 
 
+def test_values_that_a_network_does_not_take_are_refused_in_a_line(work: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    teacher = ("cache-teacher", "--data", TOKENS, "--teacher", f"run:{work / 'teacher'}", "--trust-code", *CPU)
+    message = (
+        "the network fails for values of its tensors (input_ids int64 (10), attention_mask int64 (10)): IndexError"
+    )
+    refused(kdpipe(*teacher, "--recipe", "spans:2,3,999", "--views", 1, "--out", tmp_path / "s.zarr"), message)
+    learning = ("--model", "tests.tensor_data:short_vocabulary", "--epochs", 1, "--out", tmp_path / "x")
+    refused(kdpipe("train-teacher", "--data", TOKENS, *CPU, *learning), message)
+    taught = ("--store", work / "s.zarr")
+    refused(kdpipe(*student(work, tmp_path / "y", *taught, name="short_vocabulary")), message)
+
+
 def test_a_network_of_tensors_is_none_for_images(work: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
     teacher = ("--teacher", f"run:{work / 'teacher'}", "--trust-code")
     given = ("cache-teacher", "--data", "digits", "--limit-train", 20, *teacher, "--device", "cpu")

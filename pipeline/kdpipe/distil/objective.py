@@ -15,7 +15,7 @@ from kdpipe.distil.rotation import Rotation
 from kdpipe.distil.selection import COVERED, SelectedLoss, Selection
 from kdpipe.distil.signals import SignalTerms
 from kdpipe.errors import ParamsError, UnsupportedLossError
-from kdpipe.models import AnyPreset
+from kdpipe.models import AnyPreset, taking
 from kdpipe.training.batches import Batch
 from kdpipe.training.objective import CrossEntropy, Forward, top1
 
@@ -207,7 +207,8 @@ class DistillationObjective:
         Hooks on the student's layers therefore hold the signals of attacked images.
         """
         if self._adversary is None:
-            return forward(self._preset.normalize(pixels)), None
+            with taking(self._preset):
+                return forward(self._preset.normalize(pixels)), None
         taught = self._terms is not None and batch.soft_targets is not None
         images = self._adversary(forward, batch, pixels, taught=taught)
         clean = forward(self._preset.normalize(pixels)) if taught else None

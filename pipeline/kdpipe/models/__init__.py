@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kdpipe.models import compressed, packages, saved, zoo  # noqa: F401 (they register their names)
 from kdpipe.models.compressed import base_of, short_name
-from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, of_images, parse_preset
+from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, of_images, parse_preset, taking
 from kdpipe.models.inspection import (
     Penultimate,
     count_parameters,
@@ -71,6 +71,7 @@ __all__ = [
     "runs_code",
     "save_weights",
     "short_name",
+    "taking",
 ]
 
 

@@ -6,7 +6,8 @@ Importing this does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -162,6 +163,27 @@ def _dtype(array: Array) -> torch.dtype:
     import torch
 
     return torch.float32 if array.dtype == "float32" else torch.int64
+
+
+@contextmanager
+def taking(preset: AnyPreset) -> Iterator[None]:
+    """Calls of a network of tensors with a batch, whose failures are told in one line.
+
+    Its code is not kdpipe's, and may refuse values that its check with zeros does not show, such as unknown tokens.
+
+    Raises:
+        ModelError: it raises an error for values of its inputs.
+    """
+    try:
+        yield
+    except (LookupError, ValueError) as error:
+        if not isinstance(preset, TensorPreset):
+            raise
+        raise ModelError(
+            f"the network fails for values of its tensors ({preset.form}): {type(error).__name__}: "
+            f"{printable(error)[:200]}. Check the values of the data and of the recipe, such as a token's id that is "
+            "not below the size of its vocabulary."
+        ) from error
 
 
 def adapt(module: nn.Module) -> None:

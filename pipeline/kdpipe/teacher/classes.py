@@ -222,11 +222,13 @@ def find_outputs(
                 doubts.append(f"'{owners[output]}' and '{name}' would both be its output {output}")
             owners[output] = name
     if doubts:
+        writing = "Correct --class-map, or add them to it, as" if given else "Write them to a file of"
+        passing = "" if given else ", and pass --class-map FILE"
         more = f" and {len(doubts) - 3:,} more" if len(doubts) > 3 else ""
         raise DatasetError(
             f"{teacher} has {total:,} classes, {spec} has {len(classes):,}: "
-            f"{printable('; '.join(doubts[:3]))}{more}. Write them to a file of lines {','.join(HEADING)}, with names "
-            "or indices of the teacher's classes, and pass --class-map FILE."
+            f"{printable('; '.join(doubts[:3]))}{more}. {writing} lines {','.join(HEADING)}, with names "
+            f"or indices of the teacher's classes{passing}."
         )
     shown = () if names is None else names.names
     return OutputMap(tuple(classes), tuple(found[name] for name in classes), total, frozenset(given), shown)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import torch
 
 from kdpipe.errors import ModelError
-from kdpipe.models import AnyPreset, Model, Signal, Watch, probe
+from kdpipe.models import AnyPreset, Model, Signal, Watch, probe, taking
 from kdpipe.models.layout import CHANNELS_LAST, arrange, choose
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.models.program import ExportedModel
@@ -171,7 +171,8 @@ class Forward:
         inputs = self.model.preset.normalize(pixels)
         if self._last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        half = torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None)
+        with half, taking(self.model.preset):
             logits: torch.Tensor = self._module(inputs)
         if logits.ndim != 2:
             raise ModelError(f"{self.model.name} returns shape {tuple(logits.shape)}, expected logits (n, classes).")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.metrics.accuracy import accuracy
-from kdpipe.models import AnyPreset, evaluating
+from kdpipe.models import AnyPreset, evaluating, taking
 from kdpipe.models.layout import arranged
 from kdpipe.models.parts import in_parts, part_size
 from kdpipe.progress import Progress, silent
@@ -34,7 +34,8 @@ def predict(
     with evaluating(module), progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
         for pixels in renderer.batches(plain_batches(renderer), view=0):
             for each in in_parts(pixels, part):
-                blocks.append(module(arranged(preset.normalize(each), module)).float().cpu())
+                with taking(preset):
+                    blocks.append(module(arranged(preset.normalize(each), module)).float().cpu())
             advance(len(pixels))
     logits: npt.NDArray[np.float32] = torch.cat(blocks).numpy()
     return logits

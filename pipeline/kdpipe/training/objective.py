@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kdpipe.models import AnyPreset
+from kdpipe.models import AnyPreset, taking
 from kdpipe.training.batches import Batch
 from kdpipe.views import SecondLabels
 
@@ -74,7 +74,8 @@ class CrossEntropy:
         self, forward: Forward, batch: Batch, pixels: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the logits of a batch and the terms ``ce`` and ``loss``, which are equal."""
-        logits = forward(self._preset.normalize(pixels))
+        with taking(self._preset):
+            logits = forward(self._preset.normalize(pixels))
         loss = self.of(logits, batch)
         return logits, {"ce": loss, "loss": loss}
 

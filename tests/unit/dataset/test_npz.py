@@ -89,6 +89,7 @@ def test_class_names_and_keys_come_from_the_file(tmp_path: Path) -> None:
     [
         ({"train_images": np.zeros((6, 5, 4, 3), np.float32)}, "expected pictures: uint8"),
         ({"train_images": np.zeros((6, 5, 4, 4), np.uint8)}, "expected pictures: uint8"),
+        ({"train_images": np.zeros((0, 5, 4, 3), np.uint8)}, "is empty; expected at least one picture"),
         ({"train_labels": np.zeros((6, 3), np.int64)}, "several values for each image; kdpipe trains classifiers"),
         ({"train_labels": np.zeros(6)}, "is float64; kdpipe trains classifiers: expected one class index"),
         ({"train_labels": np.zeros(5, np.int64)}, "expected one label for each of 6 images"),

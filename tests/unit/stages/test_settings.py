@@ -143,8 +143,9 @@ def test_stores_are_weighed_equally_or_as_told(tmp_path: Path) -> None:
 
 def test_channels_are_three_numbers() -> None:
     assert _cache(mean="0.1,0.2,0.3").teacher.mean == (0.1, 0.2, 0.3)
-    with pytest.raises(ParamsError, match="--mean"):
-        _cache(mean="0.1,0.2")
+    for given in ("0.1", "0.1,0.2", "0,0,0,0"):
+        with pytest.raises(ParamsError, match=f"--mean: expected three numbers .*, got '{given}'"):
+            _cache(mean=given)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_nothing_is_mapped_where_classes_are_the_same_or_nothing_is_known() -> N
         (("ant", "moth", "fly"), {}, ("no class of the teacher is 'moth', 'fly'", "--class-map FILE")),
         (("ant", "crane"), {}, ("'crane' may be 4 crane or 5 crane",)),
         (("ant", "Ant"), {}, ("'ant' and 'Ant' would both be its output 1",)),
-        (("ant", "b"), {"b": ("1",)}, ("would both be its output 1",)),
+        (("ant", "b"), {"b": ("1",)}, ("would both be its output 1. Correct --class-map",)),
         (("ant", "b"), {"b": ("crane",)}, ("outputs 4 and 5", "give the index")),
         (("ant", "b"), {"b": ("6",)}, ("the outputs 0 to 5",)),
         (("ant", "b"), {"b": ("beee",)}, ("does not have", "bee")),

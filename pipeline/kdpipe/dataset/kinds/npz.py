@@ -167,6 +167,8 @@ class Pictures:
         member = self.rows.member
         shape = member.shape
         channels = len(shape) == 3 or (len(shape) == 4 and {shape[1], shape[3]} & {1, 3})
+        if shape and shape[0] == 0:
+            raise DatasetError(f"{member.where} is empty; expected at least one picture")
         if member.dtype != np.uint8 or not channels or 0 in shape:
             raise DatasetError(
                 f"{member.where} is {member.dtype} of the shape {shape}, expected pictures: uint8 "
