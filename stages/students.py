@@ -24,9 +24,11 @@ from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
 from kdpipe.stages.sources import load_test
 from kdpipe.stages.student_targets import live_teacher, refuse_partial, targets_of
+from kdpipe.stages.teachers import Teacher
 from kdpipe.stages.training import Task, fit, objective_of
 from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.stages.views import Views, views_of_stores
+from kdpipe.store.manifest import digest_json
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
@@ -79,7 +81,7 @@ def train(
     teacher = live_teacher(params, data.whole, stores) if mode == "live" else None
     rendering = views.rendering(data.train, models.resolve_device(params.run.device))
     targets = None if mode == "none" else targets_of(students, stores, teacher, data, views.recipe, rendering)
-    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, None if teacher is None else teacher.model)}
+    origin = {**(lineage or {}), **_lineage(stores, params.targets.shares, teacher)}
     tasks = []
     relations: dict[str, torch.Tensor] = {}
     for student, model, own in zip(students, loaded, terms, strict=True):
@@ -225,13 +227,18 @@ def _watch(
     )
 
 
-def _lineage(stores: Sequence[LogitStore], shares: Sequence[float], teacher: Model | None) -> dict[str, Any]:
+def _lineage(stores: Sequence[LogitStore], shares: Sequence[float], live: Teacher | None) -> dict[str, Any]:
     """Return the stores with their weights in the mean, and the teachers: a live one, or those of the stores."""
-    cached = [store.manifest.fingerprint.teacher for store in stores]
+    if live is None:
+        taught = [store.manifest.fingerprint.teacher for store in stores]
+        teachers = [{"name": each.name, "digest": each.digest} for each in taught]
+    else:
+        mapped = {} if live.outputs is None else {"class_map": digest_json(live.outputs)}
+        teachers = [{"name": live.model.name, "digest": live.model.digest, **mapped}]
     return {
         "stores": [
             {"path": store.place, "digest": store.digest, "weight": share}
             for store, share in zip(stores, shares, strict=True)
         ],
-        "teachers": [{"name": each.name, "digest": each.digest} for each in (cached if teacher is None else [teacher])],
+        "teachers": teachers,
     }

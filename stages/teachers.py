@@ -15,6 +15,7 @@ from kdpipe.models import AnyPreset, Model, Preset
 from kdpipe.models.compressed import short_name
 from kdpipe.models.interface import Interface
 from kdpipe.models.preset import Statistics, Triple
+from kdpipe.printable import printable
 from kdpipe.stages.console import say
 from kdpipe.stages.sources import refuse_another_order, refuse_other_items, side_of
 from kdpipe.teacher.classes import (
@@ -23,6 +24,7 @@ from kdpipe.teacher.classes import (
     Names,
     OutputMap,
     Outputs,
+    by_order,
     find_outputs,
     imagenet,
     is_wordnet,
@@ -181,7 +183,21 @@ def load_mapped(
             "of the teacher's classes, and pass --class-map FILE; or name the teacher's classes by --teacher-classes "
             f"FILE or --teacher-classes {IMAGENET}."
         ) from mismatch
+    if found is None:
+        _say_order(train, names, teacher=who)
     return Teacher(model, None if found is None else _said(found, who, train.spec))
+
+
+def _say_order(train: Dataset, names: Names | None, *, teacher: str) -> None:
+    """Warn of classes that are paired with a teacher's by their order, although it has other names for them."""
+    unlike = by_order(train.classes, names)
+    if names is not None and unlike:
+        theirs, ours = printable(names.names[unlike[0]]), printable(train.classes[unlike[0]])
+        say(
+            f"warning: {teacher} has other names for {len(unlike):,} of the {len(train.classes):,} classes of "
+            f"{train.spec}, such as '{theirs}' for '{ours}': they are taken for the same by their order. If they are "
+            "not, pass --class-map FILE."
+        )
 
 
 def imported_outputs(train: Dataset, classes: ClassNames, *, total: int, teacher: str) -> Outputs | None:
@@ -197,6 +213,8 @@ def imported_outputs(train: Dataset, classes: ClassNames, *, total: int, teacher
     if names is None and total == len(imagenet().names) and is_wordnet(train.classes):
         names = imagenet()
     found = _found(train, classes, total=total, names=names, teacher=teacher)
+    if found is None and total == len(train.classes):
+        _say_order(train, names, teacher=teacher)
     return None if found is None else _said(found, teacher, train.spec)
 
 

@@ -63,11 +63,17 @@ def run(params: Tune) -> None:
 
 
 def _train(params: Tune, drawn: dict[str, Draw], rung: Rung, place: int) -> dict[str, float | None]:
-    """Train the trials of a rung that are not finished; return each validation top-1, ``None`` of those that failed."""
+    """Train the trials of a rung that are not finished; return each validation top-1, ``None`` of those that failed.
+
+    Raises:
+        RunError: a finished one had other settings.
+    """
     folder = params.run.out / f"rung-{place + 1}"
     runs = {trial: RunDirectory(folder / trial) for trial in drawn}
     if params.run.resume:
         waiting = [trial for trial, each in runs.items() if not each.finished and each.failure() is None]
+        for trial in (each for each in drawn if each not in waiting):
+            _refuse_other(runs[trial], _settings(params, drawn[trial], runs[trial].path, epochs=rung.epochs))
     else:
         waiting = list(drawn)
     begun = any((runs[trial].path / "run.json").is_file() for trial in waiting)
@@ -89,6 +95,15 @@ def _train(params: Tune, drawn: dict[str, Draw], rung: Rung, place: int) -> dict
     return {trial: _score(each) for trial, each in runs.items()}
 
 
+def _refuse_other(run: RunDirectory, expected: TrainStudent) -> None:
+    """Refuse a finished trial with other settings, but for its directory, which may have been moved."""
+    out = run.record()["parameters"].get("out")
+    run.refuse_changes(
+        {"parameters": {**expected.dump(), "out": out}},
+        remedy="Go on with the same search, or pass --out another directory.",
+    )
+
+
 def _settings(params: Tune, drawn: Draw, out: Path, *, epochs: int, resume: bool = False) -> TrainStudent:
     """Return the settings of one trial.
 
@@ -97,12 +112,15 @@ def _settings(params: Tune, drawn: Draw, out: Path, *, epochs: int, resume: bool
     """
     given = {key: value for key, value in params.given.items() if key not in _OF_SEARCH}
     given["validation"] = params.run.validation
+    asked = {**given, **drawn, "epochs": params.optimization.epochs, "out": out, "resume": resume}
     share = epochs / params.optimization.epochs
-    if share < 1:
-        given["warmup_epochs"] = params.optimization.warmup_epochs * share
-        given["lr_steps"] = [each * share for each in params.optimization.lr_steps]
     try:
-        return TrainStudent.of({**given, **drawn, "epochs": epochs, "out": out, "resume": resume})
+        whole = TrainStudent.of(asked)
+        if share == 1:
+            return whole
+        asked["warmup_epochs"] = whole.optimization.warmup_epochs * share
+        asked["lr_steps"] = [each * share for each in whole.optimization.lr_steps]
+        return TrainStudent.of({**asked, "epochs": epochs})
     except ValidationError as error:
         shown = " ".join(f"{key}={value}" for key, value in drawn.items())
         raise ParamsError(f"the search draws {shown}: {'; '.join(in_words(error, TrainStudent))}.") from None

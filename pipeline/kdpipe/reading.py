@@ -138,14 +138,22 @@ def read_yaml(path: Path, *, limit: int = MEGABYTE, error: type[KdpipeError] = K
     Raises:
         KdpipeError: of the type ``error``: as for ``read_bytes``, or it is not YAML, too deep, or grows by aliases.
     """
-    content = read_bytes(path, limit=limit, error=error, follow=follow)
+    return parse_yaml(read_bytes(path, limit=limit, error=error, follow=follow), of=path, error=error)
+
+
+def parse_yaml(content: bytes, *, of: Path, error: type[KdpipeError] = KdpipeError) -> Any:
+    """Parse YAML of plain values from the file ``of``; ``None`` where it is empty.
+
+    Raises:
+        KdpipeError: of the type ``error``: it is not YAML, too deep, or grows by aliases.
+    """
     try:
-        _measure(content, of=path, error=error)
+        _measure(content, of=of, error=error)
         return yaml.safe_load(content)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as invalid:
         if isinstance(invalid, KdpipeError):
             raise
-        raise error(f"{path} is not valid YAML: {_reason(invalid)}.") from None
+        raise error(f"{of} is not valid YAML: {_reason(invalid)}.") from None
 
 
 def _reason(invalid: Exception) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from kdpipe import dataset, models, open_store
 from kdpipe.store.manifest import read
 from tests.conftest import Outcome, refused
+from tests.integration.test_ensemble import save_teacher
 from tests.integration.test_growth import Kdpipe, images, picture
 
 __all__ = ["images"]
@@ -134,12 +135,15 @@ def test_a_plan_and_a_live_teacher_are_mapped(kdpipe: Kdpipe, images: Path, tmp_
     planned = kdpipe("plan", *same, "--input-size", 16, "--class-map", given, "--device", "cpu", "--pilot", 32)
     assert planned.code == 0, planned.err
     assert "2 classes" in planned.out
-    live = kdpipe(
+    command = (
         *("train-student", *same, "--teacher-size", 16, "--class-map", given, "--student", "resnet8", "--epochs", 1),
         *("--batch-size", 4, "--input-size", 16, "--device", "cpu", "--out", tmp_path / "run"),
     )
+    live = kdpipe(*command)
     assert live.code == 0, live.err
     assert "2 by --class-map, 998 of its outputs are not used." in live.err
+    given.write_text("ant,309\nbee,310\n")
+    refused(kdpipe(*command, "--resume"), "was started with other lineage", "teachers")
 
 
 def test_imported_logits_of_a_thousand_classes(kdpipe: Kdpipe, images: Path, tmp_path: Path) -> None:
@@ -160,3 +164,17 @@ def test_imported_logits_of_a_thousand_classes(kdpipe: Kdpipe, images: Path, tmp
         wide = logits.astype(np.float64)
         wanted = np.stack([wide[:, 310], np.logaddexp(wide[:, 309], wide[:, 308])], axis=1)
         np.testing.assert_allclose(plain(out, split, images), wanted, atol=1e-4)
+
+
+def test_classes_that_are_paired_by_their_order_alone_are_said(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    common = ("cache-teacher", "--data", "digits", "--limit-train", 20, "--limit-test", 20, "--device", "cpu")
+    known = dataset.load("digits", "test", 20).classes
+    for name, classes, lines in (("same", known, 0), ("other", ("nought", *known[1:-1], "n\ne"), 1)):
+        weights = save_teacher(tmp_path / f"{name}.safetensors", classes=classes)
+        outcome = kdpipe(
+            *(*common, "--teacher", "resnet14", "--weights", weights, "--views", 0, "--out", tmp_path / f"{name}.zarr")
+        )
+        assert outcome.code == 0, outcome.err
+        assert outcome.err.count("taken for the same by their order") == lines
+    expected = f"resnet14 has other names for 2 of the 10 classes of digits, such as 'nought' for '{known[0]}'"
+    assert expected in outcome.err

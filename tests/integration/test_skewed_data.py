@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,15 @@ STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16,
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Batches]:
     """The batches of each epoch that a run trains on."""
     epochs: list[Batches] = []
-    render = Renderers.batches
+    render = Renderers.views
 
-    def noting(self: Renderers, batches: Batches, view: int) -> Any:
-        if view > 0:
-            epochs.append(list(batches))
-        return render(self, batches, view)
+    def noting(self: Renderers, wanted: Iterable[tuple[npt.NDArray[np.int64], int]]) -> Any:
+        listed = list(wanted)
+        if any(view > 0 for _, view in listed):
+            epochs.append([indices for indices, _ in listed])
+        return render(self, listed)
 
-    monkeypatch.setattr(Renderers, "batches", noting)
+    monkeypatch.setattr(Renderers, "views", noting)
     return epochs
 
 

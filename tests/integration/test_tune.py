@@ -78,6 +78,23 @@ def test_a_finished_search_is_a_no_op_to_resume_and_refused_anew(tuned: Path, bu
     assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*.safetensors")} == before
 
 
+def test_a_schedule_that_is_searched_is_whole_in_each_rung(built: Built, tmp_path: Path, kdpipe: Command) -> None:
+    given = ("--store", built.store, "--student", "resnet8", "--device", "cpu", "--epochs", 2, "--reduction", 2)
+    search = ("--search", "warmup-epochs=0.5|1", "--trials", 2)
+    assert kdpipe("tune", *LIMITS, *given, *search, "--out", tmp_path / "out").code == 0
+    for rung, share in ((1, 0.5), (2, 1)):
+        for run in (tmp_path / "out" / f"rung-{rung}").glob("trial-*/run.json"):
+            drawn = next(row for row in _rows(tmp_path / "out") if row["trial"] == run.parent.name)["warmup_epochs"]
+            assert json.loads(run.read_text())["parameters"]["warmup_epochs"] == share * float(drawn)
+
+
+def test_a_search_of_other_settings_is_refused_to_resume(tuned: Path, built: Built, kdpipe: Command) -> None:
+    table = (tuned / "trials.csv").read_text()
+    refused(kdpipe(*_tune(built, tuned), "--search-seed", 1, "--resume"), "was started with other parameters", "lr")
+    refused(kdpipe(*_tune(built, tuned), "--weight-decay", 0.1, "--resume"), "other parameters", "weight_decay")
+    assert (tuned / "trials.csv").read_text() == table
+
+
 def test_a_search_that_lost_runs_goes_on_to_the_same_result(
     tuned: Path, built: Built, tmp_path: Path, kdpipe: Command
 ) -> None:

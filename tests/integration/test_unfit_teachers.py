@@ -105,6 +105,14 @@ def test_a_teacher_that_gives_no_logits_of_the_image_is_refused(name: str, kdpip
     assert list(tmp_path.iterdir()) == []
 
 
+def test_each_teacher_of_a_mean_is_checked(kdpipe: Kdpipe, tmp_path: Path) -> None:
+    both = (*("--teacher", f"{HERE}:softmax", "--teacher", f"{HERE}:plain"), "--average", *OF_DATA)
+    refused(kdpipe(*CACHE, *both, "--out", tmp_path / "x.zarr"), "softmax returns probabilities")
+    given = kdpipe(*CACHE, *both, "--outputs", "probabilities", "--out", tmp_path / "x.zarr")
+    refused(given, "plain returns no probabilities: its rows do not sum to 1")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["plain", "log_softmax", "positive", "constant"])
 def test_logits_that_happen_to_be_near_are_taken(name: str, kdpipe: Kdpipe, tmp_path: Path) -> None:
     assert kdpipe(*CACHE, "--teacher", f"{HERE}:{name}", *OF_DATA, "--out", tmp_path / "x.zarr").code == 0

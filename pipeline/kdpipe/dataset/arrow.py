@@ -150,6 +150,7 @@ class RowGroups:
         Raises:
             DatasetError: it is missing or damaged.
         """
+        self._kept = _groups  # at the end of the process, before the file is deleted, the name may be gone
         self._file, self._column, self._path, self._most = _parquet(path), column, path, most
         metadata = self._file.metadata
         counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -166,7 +167,7 @@ class RowGroups:
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         with self._lock:
             key = (id(self), group)
-            values = _groups.get(key)
+            values = self._kept.get(key)
             if group in self._failed:
                 raise self._failed[group]
             if values is None:
@@ -175,7 +176,7 @@ class RowGroups:
                 except DatasetError as error:
                     self._failed[group] = error
                     raise
-                _groups.put(key, values)
+                self._kept.put(key, values)
         return _content(values[place - int(self._starts[group])])
 
     def _read(self, group: int) -> Any:
@@ -192,7 +193,7 @@ class RowGroups:
 
     def __del__(self) -> None:
         """Forget what was kept of the file."""
-        _groups.forget(id(self))
+        self._kept.forget(id(self))
 
 
 class _Kept:

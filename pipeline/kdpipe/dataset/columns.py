@@ -47,10 +47,18 @@ def choose(schema: Schema, features: Mapping[str, Any], given: Mapping[str, str]
                 f"the column '{name}' of {where} is of the extension type {types[name]}; expected plain bytes"
             )
     field, path = _encoded(image, types[image], where)
+    return Chosen(field, path, label, given.get("key"), class_label_names(features, label, where=where))
+
+
+def class_label_names(features: Mapping[str, Any], label: str, *, where: str) -> tuple[str, ...] | None:
+    """Return the class names of a column that is a ``ClassLabel``; ``None`` for another one.
+
+    Raises:
+        DatasetError: they are not different strings.
+    """
     feature = features.get(label)
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
-    classes = checked_names(names, where=f"the names of '{label}' of {where}") if isinstance(names, list) else None
-    return Chosen(field, path, label, given.get("key"), classes)
+    return checked_names(names, where=f"the names of '{label}' of {where}") if isinstance(names, list) else None
 
 
 def labels_of(values: Any, *, where: str) -> Column:

@@ -106,7 +106,7 @@ class Form:
         """Return an item's bytes, uint8 ``(3, 1, width)``.
 
         Raises:
-            ValueError: it has another form, or holds NaN or infinity.
+            ValueError: it has another form, or holds NaN, infinity or a number beyond its type.
         """
         found = self.of(item)
         if found is None or (found != self and set(found.arrays) != set(self.arrays)):
@@ -115,9 +115,13 @@ class Form:
         parts = []
         for each, value in zip(self.arrays, map(as_array, values), strict=True):
             assert value is not None
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise ValueError(f"its {each.name or 'array'} holds NaN or infinity")
-            parts.append(np.ascontiguousarray(value, dtype=DTYPES[each.dtype]).tobytes())
+            with np.errstate(over="ignore"):
+                kept = np.ascontiguousarray(value, dtype=DTYPES[each.dtype])
+            if value.dtype.kind == "f" and not np.isfinite(kept).all():
+                raise ValueError(f"its {each.name or 'array'} holds NaN or infinity, or a number beyond float32")
+            if value.dtype.kind == "u" and (kept < 0).any():
+                raise ValueError(f"its {each.name or 'array'} holds a number beyond int64")
+            parts.append(kept.tobytes())
         joined = bytearray(b"".join(parts).ljust(3 * self.width, b"\0"))
         return np.frombuffer(joined, dtype=np.uint8).reshape(3, 1, self.width)
 

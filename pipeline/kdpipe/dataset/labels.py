@@ -60,6 +60,16 @@ def class_names(train: Column, *, where: str) -> tuple[str, ...]:
     return names
 
 
+def refuse_indices(values: Column, train: Column, *, where: str) -> None:
+    """Refuse class indices where training has class names.
+
+    Raises:
+        DatasetError: there is one.
+    """
+    if train.dtype == object and values.dtype != object and (values >= 0).any():
+        raise DatasetError(f"{where} has class indices, the labels of training are class names; write both as names")
+
+
 def class_labels(values: Column, classes: Sequence[str], *, where: str) -> npt.NDArray[np.int32]:
     """Return the class index of each label, ``(n,)``; -1 for none.
 
@@ -101,7 +111,8 @@ def names_from(path: str) -> tuple[str, ...]:
     """
     file = Path(path).expanduser()
     try:
-        lines = read_bytes(file, limit=64 * 1024**2, error=DatasetError, follow=True).decode().splitlines()
+        text = read_bytes(file, limit=64 * 1024**2, error=DatasetError, follow=True)
+        lines = text.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DatasetError(f"{file} is not text in UTF-8, expected a class name in each line") from None
     return checked_names([line.strip() for line in lines if line.strip()], where=str(file))

@@ -6,8 +6,10 @@ Rows of an array that is stored without compression are read from the file one b
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -128,7 +130,10 @@ class Rows:
         return {"member": self.member}
 
 
-_FAULTS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+_FAULTS = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError),
+    *(lzma.LZMAError, tokenize.TokenError, struct.error, MemoryError),
+)
 """Errors of zipfile and numpy on damaged, encrypted or strange files."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from kdpipe.dataset.arrow import Format, features_of
-from kdpipe.dataset.columns import Chosen, choose, keys_of, labels_of
+from kdpipe.dataset.columns import Chosen, choose, class_label_names, keys_of, labels_of
 from kdpipe.dataset.containers import Parts, parts
 from kdpipe.dataset.encoded import EncodedSource
-from kdpipe.dataset.labels import Column, class_labels, class_names, names_from
+from kdpipe.dataset.labels import Column, class_labels, class_names, names_from, refuse_indices
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Listing, Request
 from kdpipe.dataset.sources import Files
-from kdpipe.errors import DatasetError
+from kdpipe.errors import DatasetError, MissingSplitError
 
 OPTIONS = ("image", "label", "key", "classes")
 
@@ -36,8 +37,8 @@ class Tables:
     """Options of the spec."""
     memory: str
     """Name of the dataset in the cache."""
-    features: Mapping[str, Any] | None = None
-    """Features of Hugging Face ``datasets``; None for those in the files."""
+    features: Callable[[str], Mapping[str, Any]] | None = None
+    """Returns the features of Hugging Face ``datasets`` of a split; None for those in the files."""
     notes: Callable[[Sequence[Path], str], tuple[str, ...]] = lambda _paths, _column: ()
     """Returns lines for the user on files and the column of images."""
     roots: tuple[Path, ...] = ()
@@ -54,9 +55,8 @@ def list_tables(request: Request, tables: Tables) -> Listing:
         DatasetError: A file is damaged, or its columns are not those of a classification dataset.
     """
     split, paths = request.split, tables.files(request.split)
-    schema = tables.form.schema(paths[0])
-    features = features_of(schema) if tables.features is None else tables.features
-    chosen = choose(schema, features, tables.given, where=str(paths[0]))
+    chosen = choose(tables.form.schema(paths[0]), _features(tables, split, paths[0]), tables.given, where=str(paths[0]))
+    _refuse_other_classes(tables, split, paths, chosen)
     counts = [tables.form.rows(path) for path in paths]
     if not sum(counts):
         raise DatasetError(f"{paths[0]} has no rows; expected at least one image")
@@ -66,6 +66,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
         trained = paths if split == "train" else tables.files("train")
         train = values if split == "train" else _labels(tables, trained, chosen)
         classes = class_names(train, where=f"'{chosen.label}' of {trained[0]}")
+        refuse_indices(values, train, where=f"'{chosen.label}' of {paths[0]}")
     labels = class_labels(values, classes, where=f"'{chosen.label}' of {paths[0]}")
     files = _files(tables, paths, chosen)
     rows = [np.arange(count) for count in counts]
@@ -80,6 +81,30 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     else:
         source, keys = _by_content(source, request)
     return Listing(tables.name, classes, keys, labels, source, notes=tables.notes(paths, chosen.image))
+
+
+def _features(tables: Tables, split: str, path: Path) -> Mapping[str, Any]:
+    return features_of(tables.form.schema(path)) if tables.features is None else tables.features(split)
+
+
+def _refuse_other_classes(tables: Tables, split: str, paths: Sequence[Path], chosen: Chosen) -> None:
+    """Refuse files whose class indices are of other names than those of the first one, and than those of ``train``.
+
+    Raises:
+        DatasetError: there is such a file.
+    """
+    several = [(split, path) for path in (paths[1:] if tables.features is None else ())]
+    if split != "train":
+        with contextlib.suppress(MissingSplitError):
+            several.append(("train", tables.files("train")[0]))
+    for other, path in several:
+        found = class_label_names(_features(tables, other, path), chosen.label, where=str(path))
+        if found != chosen.classes and not ("classes" in tables.given and None in (found, chosen.classes)):
+            theirs, ours = (", ".join(each[:4]) if each else "no names" for each in (found, chosen.classes))
+            raise DatasetError(
+                f"'{chosen.label}' has other classes in {path} than in {paths[0]} ({theirs} against {ours}): the same "
+                "index would be another class. Write both with the same names in the same order."
+            )
 
 
 def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:

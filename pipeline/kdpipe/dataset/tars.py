@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tarfile
 import time
 import unicodedata
@@ -35,6 +36,8 @@ _LARGEST_LABEL = 1024**2
 _LARGEST_INDEX = 4 * 1024**3
 _FIELDS = ("label", "cls")
 """Fields of a ``.json`` member that may hold a label, the preferred one first."""
+_ROOT = re.compile(r"^(?:\.{0,2}/)+")
+"""What a name begins with that says nothing: ``/``, ``./`` and ``../``."""
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"\xfd7": "unxz", b"BZ": "bunzip2", b"(\xb5": "unzstd"}
 """First bytes of compressed files, and the program that decompresses them."""
 
@@ -67,7 +70,7 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {why_unread(error)}") from error
     state = list(state_of(file.state()))
-    name = sample_id(f"tar 1 {os.fsencode(path.absolute())!r} {image} {label}").hex()
+    name = sample_id(f"tar 2 {os.fsencode(path.absolute())!r} {image} {label}").hex()
     remembered = cache_directory() / "indexes" / f"{name}.json"
     found = _recall(remembered)
     if found is not None and found.state == state:
@@ -96,7 +99,7 @@ def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int
             f"{path} is compressed, so that its images cannot be read at random; run: {_COMPRESSED[head]} {path}"
         )
     for member in _members(opened, path):
-        name = unicodedata.normalize("NFC", member.name.lstrip("./"))
+        name = unicodedata.normalize("NFC", _ROOT.sub("", member.name))
         folder, _, base = name.rpartition("/")
         if member.isdir() or base.startswith(".") or "__MACOSX" in folder:
             continue

@@ -97,19 +97,19 @@ def layers(module: nn.Module, size: InputSize) -> dict[str, Shape]:
     comes after its parts; a layer that runs several times counts where it last does. An exported program has one layer,
     the whole. The modes of the module's parts are restored.
     """
-    return {name: shapes[0] for name, shapes in outputs(module, size).items()}
+    return {name: next(filter(None, shapes)) for name, shapes in outputs(module, size).items()}
 
 
 def outputs(module: nn.Module, size: InputSize) -> dict[str, list[Shape]]:
-    """Return the shapes of all tensors that each layer returns, as ``layers``."""
+    """Return the shapes of all tensors that each layer returns, as ``layers``; ``()`` of one that is no batch."""
     import torch
 
     shapes: dict[str, list[Shape]] = {}
 
     def remember(name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
         shapes.pop(name, None)
-        found = [tuple(each.shape[1:]) for each in _tensors(output) if len(each) == 2]
-        if found:
+        found: list[Shape] = [tuple(each.shape[1:]) if len(each) == 2 else () for each in _tensors(output)]
+        if any(found):
             shapes[name] = found
 
     images = noise(size, 2, device_of(module))
@@ -228,8 +228,9 @@ class Watch:
             )
         place = next((at for at, shape in enumerate(shapes) if signal_shape(kind, shape) is not None), None)
         if place is None:
+            shape = next(filter(None, shapes))
             raise ModelError(
-                f"{signal} of {name}: the layer's output has shape {shapes[0]} per image, expected {_NEEDED[kind]}."
+                f"{signal} of {name}: the layer's output has shape {shape} per image, expected {_NEEDED[kind]}."
             )
         of_signal = signal_shape(kind, shapes[place])
         assert of_signal is not None

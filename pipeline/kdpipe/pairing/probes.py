@@ -22,7 +22,7 @@ from PIL import Image
 
 from kdpipe.dataset import Dataset, decoder_name
 from kdpipe.errors import RecipeError, StaleStoreError, StoreError
-from kdpipe.models import AnyPreset, TensorPreset, parse_preset
+from kdpipe.models import AnyPreset, Preset, TensorPreset, parse_preset
 from kdpipe.reading import open_regular
 from kdpipe.store.reader import LogitStore
 from kdpipe.store.sections import Rendering
@@ -154,7 +154,8 @@ def _reasons(store: LogitStore, renderer: Renderer, indices: npt.NDArray[np.int6
         )
     tried = renderer.geometry or renderer.dataset.form
     assert tried is not None
-    kernel = tried.interpolation if isinstance(tried, Geometry) else ""
+    preset = teacher_preset(store)
+    kernel = preset.interpolation if isinstance(preset, Preset) else ""
     return reasons + [
         f"the {_called(name, kernel)} gives other pixels here"
         for name in recorded.differing(trial(renderer.recipe, tried))

@@ -234,6 +234,12 @@ def find_outputs(
     return OutputMap(tuple(classes), tuple(found[name] for name in classes), total, frozenset(given), shown)
 
 
+def by_order(classes: Sequence[str], names: Names | None) -> list[int]:
+    """Return the classes, by index, that are a teacher's of the same index although its name is another one."""
+    table = {} if names is None else names.table()
+    return [index for index, name in enumerate(classes) if names is not None and not names.find(name, by=table)]
+
+
 def _says_nothing(
     classes: Sequence[str], found: Mapping[str, tuple[int, ...]], ambiguous: Sequence[str], *, total: int
 ) -> bool:

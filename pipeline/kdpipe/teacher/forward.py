@@ -65,8 +65,8 @@ class FrozenTeacher(LogitSource, Protocol):
         """Return float32 logits and signals ``(n, *shape)`` by name, for uint8 ``(n, 3, H, W)`` rendered pixels."""
 
     @property
-    def mapped(self) -> tuple[FrozenTeacher, ...]:
-        """The teachers with a class map, without it."""
+    def members(self) -> tuple[FrozenTeacher, ...]:
+        """The teachers, one or more, each without its class map."""
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return float32 logits ``(n, classes)`` on the device, for uint8 ``(n, 3, H, W)`` rendered pixels."""
@@ -122,10 +122,10 @@ class Forward:
         )
 
     @property
-    def mapped(self) -> tuple[Forward, ...]:
-        """The model without its class map, where it has one."""
+    def members(self) -> tuple[Forward, ...]:
+        """The model without its class map."""
         if self.class_map is None:
-            return ()
+            return (self,)
         bare = copy(self)
         bare.class_map = None
         return (bare,)
@@ -233,9 +233,9 @@ class Ensemble:
         return tuple(same if each is None else each for each in maps) if classes else ()
 
     @property
-    def mapped(self) -> tuple[Forward, ...]:
-        """The teachers that have a class map, without it."""
-        return tuple(bare for teacher in self.teachers for bare in teacher.mapped)
+    def members(self) -> tuple[Forward, ...]:
+        """The teachers without their class maps."""
+        return tuple(bare for teacher in self.teachers for bare in teacher.members)
 
     @property
     def preset(self) -> AnyPreset:

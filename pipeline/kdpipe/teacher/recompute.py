@@ -146,7 +146,7 @@ def refuse_unfit(forward: FrozenTeacher, renderer: Renderer, *, name: str) -> No
             f"{name} returns other logits for an image in another batch, as batch norm in training mode does. Put it "
             "into evaluation mode, also where its forward says training=True."
         )
-    for each in forward.mapped or (forward,):
+    for each in forward.members:  # a mean of probabilities and logits looks like logits
         rows_of = once if each is forward else each(renderer(first, 0)).cpu()
         if each.returns_probabilities:
             _refuse_logits(rows_of, name=each.identity.name)

@@ -101,13 +101,20 @@ class Parent(Named):
     """Epochs that it was trained for, with those of its own parents."""
 
 
+class TeacherRecord(Named):
+    """A teacher of a run."""
+
+    class_map: Text | None = None
+    """Digest of the outputs that each class is made of, of a live teacher of other classes."""
+
+
 class Lineage(_Strict):
     """Everything that a run was made from."""
 
     dataset: DataRecord | None = None
     sample_weights: Text | None = None
     stores: Annotated[list[StoreRecord], Field(max_length=10_000)] | None = None
-    teachers: Annotated[list[Named], Field(max_length=10_000)] | None = None
+    teachers: Annotated[list[TeacherRecord], Field(max_length=10_000)] | None = None
     init_weights: Named | None = None
     parent: Parent | None = None
     class_map: Annotated[dict[Text, Text], Field(max_length=1_000_000)] | None = None

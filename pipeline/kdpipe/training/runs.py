@@ -56,6 +56,9 @@ _MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize",
 _SETTLED = ("channels_last",)
 """Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
 
+_ADDED = {"views_per_sample": 1, "classes": "store", "outputs": "logits"}
+"""Settings that records of older versions lack, with the default of each that is neither ``None`` nor ``False``."""
+
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
 
@@ -232,8 +235,10 @@ class RunDirectory:
         folder = self.path / name
         return name in _LOGS and not folder.is_symlink() and (folder / _LOG_MARK).is_file()
 
-    def refuse_changes(self, asked: dict[str, Any]) -> None:
-        """Check that the run was started with these sections of its record.
+    def refuse_changes(
+        self, asked: dict[str, Any], *, remedy: str = "Start it without --resume and with --overwrite."
+    ) -> None:
+        """Check that the run was started with these sections of its record; the message ends with ``remedy``.
 
         Raises:
             RunError: it was started with others, but for what may change when a run is resumed.
@@ -244,7 +249,7 @@ class RunDirectory:
         if differing:
             raise RunError(
                 f"{self.path} was started with other {' and '.join(differing)} than asked for "
-                f"({next(iter(differing.values()))}). Start it without --resume and with --overwrite."
+                f"({next(iter(differing.values()))}). {remedy}"
             )
 
     def _refuse_other_labels(self, record: dict[str, Any], labels: Labels) -> None:
@@ -371,7 +376,7 @@ def _difference(before: Any, now: Any) -> str | None:
     """Return the first setting that differs between two sections of ``run.json``; ``None`` where they agree.
 
     Settings that may change on resumption are passed over. Records of older versions lack the settings that were added
-    since, whose defaults are ``None`` or ``False``.
+    since, whose defaults are ``None``, ``False`` or in ``_ADDED``.
     """
     old, new = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     if not isinstance(new, dict):
@@ -380,6 +385,8 @@ def _difference(before: Any, now: Any) -> str | None:
     for key in {**old, **new}:
         if key in _SETTLED and new.get(key) is None:
             continue
-        if key not in _MAY_CHANGE and old.get(key) != new.get(key) and not (key not in old and new[key] is False):
+        if key not in old and (new[key] is False or (key in _ADDED and new[key] == _ADDED[key])):
+            continue
+        if key not in _MAY_CHANGE and old.get(key) != new.get(key):
             return f"{key}: {old.get(key)} then, {new.get(key)} now"
     return None

@@ -169,6 +169,13 @@ def test_names_of_members_are_only_names(tmp_path: Path) -> None:
         load(f"webdataset:{tmp_path}/{{split}}.tar", "test")
 
 
+def test_hidden_members_of_an_archive_are_no_samples(tmp_path: Path) -> None:
+    """As those that the tar of macOS adds, beside the others and at the top."""
+    members = {"./._a.png": b"\0\5\x16\7", "./a.png": png(1), "./a.cls": b"0", ".DS_Store": b"x", "b/._c.png": b"x"}
+    archive(tmp_path / "train.tar", members)
+    assert load(f"webdataset:{tmp_path}/train.tar", "train").keys == ("train/a",)
+
+
 def huge(path: Path, *, kind: bytes, size: int) -> Path:
     """Write an archive whose first member claims to have ``size`` bytes."""
     member = tarfile.TarInfo("a.png")

@@ -68,6 +68,8 @@ def build(split): return Data([ITEMS])
         ("(ids(1, 2), 0), (ids(1.5, 2), 1)", r"\[1\] .* expected ids int64 \(2\), found ids float32 \(2\)"),
         ("(ids(1, 2), 0), (np.zeros((3, 4, 4), np.uint8), 1)", r"\[1\] .* found no tensor"),
         ("(np.array([1.0, 2.0]), 0), (np.array([1.0, np.nan]), 1)", r"\[1\] cannot be used: its array holds NaN"),
+        ("(np.array([1e39]), 0)", r"\[0\] cannot be used: its array holds .* beyond float32"),
+        ("(np.array([2**64 - 1], np.uint64), 0)", r"\[0\] cannot be used: its array holds a number beyond int64"),
         ("({'a': 'text'}, 0)", r"\[0\] cannot be used: its a is a str, expected an array of numbers"),
         ("({'a b': np.ones(2)}, 0)", r"\[0\] .* its key 'a b' is no keyword argument"),
         ("({}, 0)", r"\[0\] .* it has 0 arrays"),

@@ -126,6 +126,28 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
             load(f"npz:{path}", "train")
 
 
+@pytest.mark.parametrize("header", [b"{'descr': '<f4', 'shape': (3,", b"(" * 500, b"{'descr': '\"\"\""])
+def test_headers_that_end_early_are_refused(tmp_path: Path, header: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("train_images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(DatasetError, match=r"cannot be read as an \.npz file"):
+        load(f"npz:{tmp_path}/x.npz", "train")
+
+
+def test_damaged_compression_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", **arrays())  # type: ignore[arg-type]
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(tmp_path / "plain.npz") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name in plain.namelist():
+            archive.writestr(name, plain.read(name))
+    assert len(load(f"npz:{path}", "train")) == 6
+    content = bytearray(path.read_bytes())
+    content[70:90] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"cannot be read as an \.npz file"):
+        load(f"npz:{path}", "train")
+
+
 def test_an_array_that_claims_more_than_its_file_has_is_refused(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (4000000000, 32, 32, 3), }"
     header = header.ljust(117) + b"\n"

@@ -187,3 +187,29 @@ def test_an_exported_program_has_no_layers(tmp_path: Path) -> None:
     assert not [name for name in said if "layer" in name]
     with pytest.raises(ModelError, match="no layer 'layer3'"):
         _watch(model.module, "features:layer3")
+
+
+class _Beside(nn.Module):
+    """Returns a tensor that is no batch before the one that is, as layers with rotary positions do."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, x.shape[1], x.shape[2]), 2 * x
+
+
+class _Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = _Beside()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.beside(x.flatten(2))[1].mean(1)[:, :8])
+        return logits
+
+
+def test_a_signal_is_of_the_tensor_that_is_a_batch(images: torch.Tensor) -> None:
+    net = _Positions()
+    watch = _watch(net, "hidden:beside", size=8)
+    net(images)
+    assert watch.shapes == {"hidden:beside": (3, 64)}
+    assert torch.equal(watch.take()["hidden:beside"], 2 * images.flatten(2))

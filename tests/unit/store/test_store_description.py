@@ -196,7 +196,7 @@ class TestFeatures:
         opened.features([0, 15], view=1)
         assert verify_files(store) == ["train/features/c/1/2/0 does not match its digest"]
         small_store(tmp_path / "plain.zarr")
-        with pytest.raises(StoreError, match="--features"):
+        with pytest.raises(StoreError, match="--signals features:penultimate"):
             open_store(tmp_path / "plain.zarr").features([0])
 
     def test_resume_to_the_same_bytes(self, store: Path, tmp_path: Path) -> None:

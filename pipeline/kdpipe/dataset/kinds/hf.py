@@ -12,9 +12,10 @@ import gc
 import importlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kdpipe.dataset.arrow import STREAM
@@ -23,11 +24,19 @@ from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import suggest_path
 from kdpipe.dataset.tabular import OPTIONS, Tables, list_tables
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
+from kdpipe.printable import printable
+from kdpipe.reading import MEGABYTE, parse_yaml, read_bytes
 
 _SAFE = 4
 """The version of the library from which on it runs no code of a dataset."""
 _READERS = ("imagefolder", "parquet", "arrow", "cache")
 """Readers of the library that may convert files; ``cache`` is that of a dataset that was downloaded before."""
+
+
+_CARDS = ("README.md", ".huggingface.yaml")
+"""Files of a folder in which the library looks for the names of the data's files."""
+_LARGEST_CARD = 16 * MEGABYTE
+_HEADER = re.compile(rb"\s*---(?:\r\n|\r|\n)(.*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|\Z)", re.DOTALL)
 
 
 @register("hf:PATH_OR_NAME", source="https://huggingface.co/docs/datasets")
@@ -54,7 +63,7 @@ def list_hf(request: Request, written: str) -> Listing:
         files=lambda split: _files(opened, split, given, path),
         given=given,
         memory=f"hf {folder if local else path} {given.get('config')} {given.get('image')}",
-        features=_split(opened, request.split, given, path).features.to_dict(),
+        features=lambda split: _split(opened, split, given, path).features.to_dict(),
         roots=(folder,) if local else _caches(),
         named_by_path=local,
     )
@@ -72,6 +81,7 @@ def open_hf(path: str, *, config: str | None = None, download: bool = False) -> 
         raise DatasetError(f"'{path}' is a file, expected a folder or a name; for Parquet pass parquet:{path}")
     if not folder.is_dir() and ("://" in path or path.count("/") > 1 or path.startswith((".", "/", "~"))):
         raise DatasetError(f"there is no folder '{path}'{suggest_path(folder) or '; check the path'}")
+    _refuse_other_places(folder)
     try:
         with quiet(download=download) as library:
             if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -135,6 +145,43 @@ def quiet(*, download: bool) -> Iterator[Any]:
             library.enable_progress_bars()
         if hub_bars:
             hub.utils.enable_progress_bars()
+
+
+def _refuse_other_places(folder: Path) -> None:
+    """Refuse a folder whose description names files elsewhere, which the library would fetch or read even offline.
+
+    Raises:
+        DatasetError: it does, or its description cannot be read.
+    """
+    for card in (folder / name for name in _CARDS if (folder / name).is_file()):
+        content = read_bytes(card, limit=_LARGEST_CARD, error=DatasetError, follow=True)
+        if card.suffix == ".md":
+            header = _HEADER.match(content)
+            content = b"" if header is None else header[1]
+        described = parse_yaml(content, of=card, error=DatasetError)
+        configs = described.get("configs") if isinstance(described, dict) else None
+        for config in configs if isinstance(configs, list) else []:
+            for place in _texts(
+                [config.get(key) for key in ("data_files", "data_dir")] if isinstance(config, dict) else []
+            ):
+                if (
+                    "://" in place
+                    or "::" in place
+                    or place.startswith(("/", "~"))
+                    or ".." in PurePosixPath(place).parts
+                ):
+                    raise DatasetError(
+                        f"{card} names the data '{printable(place)[:100]}', which is not below {folder}: not read"
+                    )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in nested lists and dictionaries."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _caches() -> tuple[Path, Path]:

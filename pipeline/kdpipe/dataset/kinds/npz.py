@@ -21,7 +21,16 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset.items import ItemSource
-from kdpipe.dataset.labels import SUPPORTED, Column, checked_names, class_labels, class_names, column, names_from
+from kdpipe.dataset.labels import (
+    SUPPORTED,
+    Column,
+    checked_names,
+    class_labels,
+    class_names,
+    column,
+    names_from,
+    refuse_indices,
+)
 from kdpipe.dataset.npz import Array, Member, Rows, members, state
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
@@ -57,10 +66,9 @@ def list_npz(request: Request, written: str) -> Listing:
     classes = _classes(root, arrays, given.get("classes"))
     if classes is None:
         trained = arrays if split == "train" else find_arrays(root, "train")
-        classes = class_names(
-            _labels(trained["labels"], len(trained["labels"].shape) and trained["labels"].shape[0]),
-            where=trained["labels"].where,
-        )
+        train = _labels(trained["labels"], len(trained["labels"].shape) and trained["labels"].shape[0])
+        classes = class_names(train, where=trained["labels"].where)
+        refuse_indices(values, train, where=where)
     labels = class_labels(values, classes, where=where)
     keys: Sequence[str] = tuple(f"npz/{split}/{index}" for index in range(len(pictures)))
     if "keys" in arrays:
@@ -226,14 +234,25 @@ def _labels(member: Member, count: int) -> Column:
 
 
 def _classes(root: Path, arrays: Mapping[str, Member], file: str | None) -> tuple[str, ...] | None:
+    """Return the class names, those of a text file or of an array; ``None`` where there are none.
+
+    Raises:
+        DatasetError: they are no names, or those of the files of a folder differ.
+    """
     if file is not None:
         return names_from(file)
-    if "classes" in arrays:
-        member = arrays["classes"]
-        return checked_names(_strings(member, member.shape[0] if len(member.shape) == 1 else -1), where=member.where)
-    if root.is_dir() and (root / "train.npz").is_file() and "classes" in (there := members(root / "train.npz")):
-        return checked_names(_strings(there["classes"], there["classes"].shape[0]), where=there["classes"].where)
-    return None
+    there = members(root / "train.npz") if root.is_dir() and (root / "train.npz").is_file() else {}
+    found = {each.path: each for each in (arrays.get("classes"), there.get("classes")) if each is not None}
+    names = {
+        path: checked_names(_strings(each, each.shape[0] if each.shape else -1), where=each.where)
+        for path, each in found.items()
+    }
+    if len({*names.values()}) > 1:
+        raise DatasetError(
+            f"{' and '.join(map(str, names))} have other 'classes', so that the same index would be another class: "
+            "write both with the same names in the same order"
+        )
+    return next(iter(names.values()), None)
 
 
 def _strings(member: Member, count: int) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdpipe.dataset.containers import RangeFile, parts
 from kdpipe.dataset.encoded import EncodedSource
-from kdpipe.dataset.labels import Column, class_labels, class_names, column, names_from
+from kdpipe.dataset.labels import Column, class_labels, class_names, column, names_from, refuse_indices
 from kdpipe.dataset.options import dataset_name, options, split_files
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.tars import TarIndex, tar_index
@@ -37,7 +37,10 @@ def list_webdataset(request: Request, written: str) -> Listing:
     else:
         trained = paths if split == "train" else split_files(pattern, "train", kind="webdataset")
         train = indexes if split == "train" else _indexes(request, trained, given.get("image"), given.get("label"))
-        classes = class_names(_labels(train, trained), where=str(trained[0]))
+        of_train = _labels(train, trained)
+        classes = class_names(of_train, where=str(trained[0]))
+        values = _labels(indexes, paths, numbers=of_train.dtype != object)
+        refuse_indices(values, of_train, where=str(paths[0].parent))
     found = parts(paths, RangeFile, [each.images for each in indexes], [np.array(each.offsets) for each in indexes])
     found = replace(found, sizes=np.concatenate([np.array(each.sizes, dtype=np.int64) for each in indexes]))
     keys = [key for each in indexes for key in each.names]
@@ -63,9 +66,10 @@ def _indexes(request: Request, paths: list[Path], image: str | None, label: str 
     return found
 
 
-def _labels(indexes: list[TarIndex], paths: list[Path]) -> Column:
+def _labels(indexes: list[TarIndex], paths: list[Path], *, numbers: bool = True) -> Column:
+    """Return the labels of archives; if all are numbers they are class indices, unless ``numbers`` is false."""
     labels = [label for each in indexes for label in each.labels]
     texts = {label for label in labels if isinstance(label, str)}
-    if all(_NUMBER.fullmatch(text) for text in texts):
+    if numbers and all(_NUMBER.fullmatch(text) for text in texts):
         labels = [int(label) if isinstance(label, str) else label for label in labels]
     return column(labels, where=str(paths[0].parent))
