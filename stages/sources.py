@@ -97,7 +97,8 @@ def load_model(
     """Load a model to train for a dataset's classes; without weights they are drawn from ``seed``.
 
     Raises:
-        ModelError: the model is unknown, its weights do not fit, or nothing says which size of images it takes.
+        ModelError: the model is unknown, cannot be trained, its weights do not fit, or nothing says which size of
+            images it takes.
         UntrustedCodeError: a file would run code, and is not trusted.
     """
     torch.manual_seed(seed)
@@ -111,6 +112,11 @@ def load_model(
         form=train.form,
         trust_code=trust_code,
     )
+    if not any(parameter.requires_grad for parameter in model.module.parameters()):
+        raise ModelError(
+            f"'{name}' has no weights that can be trained; it can be a teacher (--teacher). Name an architecture, such "
+            "as resnet8, or a function of yours."
+        )
     for remark in model.remarks:
         say(remark)
     refuse_other_items(model, train, origin=weights or name)

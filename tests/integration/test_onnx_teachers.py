@@ -176,6 +176,21 @@ def test_an_onnx_teacher_plans_averages_and_teaches_live(
     assert json.loads((tmp_path / "run" / "run.json").read_text())["parameters"]["outputs"] == "logits"
 
 
+def test_a_program_is_no_student(exported: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
+    training = (
+        "train-student",
+        *DATA,
+        "--student",
+        f"file:{exported / 'model.onnx'}",
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+    )
+    refused(kdpipe(*training, "--out", tmp_path / "run"), "has no weights that can be trained; it can be a teacher")
+    assert not (tmp_path / "run").exists()
+
+
 def test_signals_and_autocast_of_an_onnx_teacher_are_refused(exported: Path, kdpipe: Kdpipe, tmp_path: Path) -> None:
     teacher = (*CACHE, "--teacher", f"file:{exported / 'model.onnx'}", "--out", tmp_path / "x.zarr")
     refused(kdpipe(*teacher, "--signals", "features:conv1"), "is an ONNX model, whose layers cannot be watched")

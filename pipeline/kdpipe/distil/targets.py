@@ -203,9 +203,10 @@ def refuse_unsupported(store: LogitStore, loss: Loss, temperature: float | None 
             f"{kept}; the loss {loss} depends on the logits of unlikely classes at any temperature. Use a store with "
             "--encoding fp16 or fp32, or another loss, such as kd."
         )
+    lowest = loss.at(limit).teacher_temperature if loss.takes_temperature else limit
+    lower = f"a temperature of {limit:g} or less" if lowest is not None and lowest <= limit else "another loss"
     raise UnsupportedLossError(
-        f"{kept}; the loss {loss} needs {wanted:g}. Use a temperature of {limit:g} or less, or a store with --encoding "
-        f"sqrtp8@{wanted:g} or fp16."
+        f"{kept}; the loss {loss} needs {wanted:g}. Use {lower}, or a store with --encoding sqrtp8@{wanted:g} or fp16."
     )
 
 

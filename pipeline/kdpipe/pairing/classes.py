@@ -101,7 +101,7 @@ class ClassMap:
         counts = [f"{len(by['name']):,} by name"] if by["name"] else []
         counts += [f"{len(by['labels']):,} by the labels of their images"] if by["labels"] else []
         counts += [f"{len(by['file']):,} by --class-map"] if by["file"] else []
-        counts += [f"{len(by['']):,} are not in the store"] if by[""] else []
+        counts += [f"{len(by['']):,} {'is' if len(by['']) == 1 else 'are'} not in the store"] if by[""] else []
         lines = [
             f"The {len(self.matches):,} classes of {spec} as the {len(self.classes):,} of {store}: {', '.join(counts)}."
         ]

@@ -41,6 +41,11 @@ def test_a_temperature_above_the_encoding_s_is_refused(loss: str, temperature: f
     refuse_unsupported(_store("sqrtp8@8"), parse(loss), temperature)
 
 
+def test_no_lower_temperature_is_proposed_to_a_loss_that_needs_more() -> None:
+    with pytest.raises(UnsupportedLossError, match=r"the loss mlkd needs 6\. Use another loss, or a store with"):
+        refuse_unsupported(_store("sqrtp8@4"), parse("mlkd"))
+
+
 @pytest.mark.parametrize(
     ("loss", "encoding"), [("hard", "topk3"), ("rkd", "topk3"), ("wsld:temperature=0.5", "sqrtp8@1")]
 )

@@ -84,6 +84,13 @@ def test_other_names_and_another_order_by_the_labels_of_images(store: LogitStore
     ]
 
 
+def test_classes_that_the_store_lacks_are_counted() -> None:
+    ant, lamp, sofa = Match("ant", "ant", "name"), Match("lamp", None, ""), Match("sofa", None, "")
+    for matches, counted in (((ant, lamp), "1 is not in the store"), ((ant, lamp, sofa), "2 are not in the store")):
+        (line,) = ClassMap(("ant", "bee"), matches).lines(Path("s.zarr"), "x")
+        assert line == f"The {len(matches)} classes of x as the 2 of s.zarr: 1 by name, {counted}."
+
+
 def test_another_order_and_a_part_of_the_classes_by_name(store: LogitStore, folder: Path) -> None:
     data = load(f"folder:{folder}", "train")
     turned = replace(data, classes=("bee", "ant"), labels=1 - data.labels)
