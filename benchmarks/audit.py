@@ -65,8 +65,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "audit.json")
     args = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "samples": args.limit_train}
-    result |= {"planted": args.planted, "shown": args.shown, "recipes": {}}
+    command = "python benchmarks/audit.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors"
+    result: dict[str, Any] = {"command": f"{command} --limit-train {args.limit_train}", "machine": machine()}
+    result |= {"samples": args.limit_train, "planted": args.planted, "shown": args.shown, "recipes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for number, recipe in enumerate(RECIPES):
             path = Path(folder) / f"{number}.zarr"
