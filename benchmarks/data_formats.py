@@ -53,7 +53,8 @@ def main() -> None:
         forms = written(chosen(options.data, options.images), Path(place))
         time.sleep(3)  # what was written within two seconds is not remembered
         result = {
-            "command": f"python benchmarks/data_formats.py --data CIFAR10 --images {options.images}",
+            "command": f"python benchmarks/data_formats.py --data CIFAR10 --images {options.images} "
+            f"--rounds {options.rounds}",
             "machine": machine(),
             "images": options.images,
             "batch": BATCH,
