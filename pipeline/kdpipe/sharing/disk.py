@@ -53,7 +53,7 @@ class Disk:
         return Stream(min(start, total), total, None, self._blocks(name, file, start))
 
     def put(self, name: str, content: Path | bytes, expected: Expected | None) -> None:
-        """Write a temporary file beside it, flush and rename it."""
+        """Write a temporary file, flush and rename it."""
         path = self.root / name
 
         def write(temporary: Path) -> None:
@@ -63,7 +63,7 @@ class Disk:
                 shutil.copyfile(content, temporary)
 
         if expected is None:
-            durable.replace(path, write)
+            durable.replace(path, write, temporary=self._temporary(name))
         elif expected.version is None:
             self._create(name, write)
         else:
@@ -71,7 +71,7 @@ class Disk:
                 found = hashed(path).hexdigest(length=16) if path.exists() else None
                 if found != expected.version:
                     raise RemoteChangedError(f"{self.describe(name)} was changed by another process meanwhile.")
-                durable.replace(path, write)
+                durable.replace(path, write, temporary=self._temporary(name))
 
     def copy(self, name: str, new_name: str) -> bool:
         """Link the file under a new name where the disk can, or else copy it."""
@@ -86,7 +86,8 @@ class Disk:
                 os.link(path, new, follow_symlinks=False)
                 durable.fsync_directory(new.parent)
             except OSError:
-                durable.replace(new, lambda temporary: shutil.copyfile(path, temporary))
+                temporary = self._temporary(new_name)
+                durable.replace(new, lambda file: shutil.copyfile(path, file), temporary=temporary)
         return True
 
     def names(self, prefix: str) -> dict[str, int]:
@@ -99,9 +100,13 @@ class Disk:
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
+    def _temporary(self, name: str) -> Path:
+        """Return a path at which a kill may leave a file: not in a store, which has the files of its manifest alone."""
+        return self.root / f".{Path(name).name}.{secrets.token_hex(4)}.tmp"
+
     def _create(self, name: str, write: Callable[[Path], None]) -> None:
         path = self.root / name
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = self._temporary(name)
         with durable.writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:

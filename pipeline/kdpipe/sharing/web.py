@@ -152,7 +152,8 @@ class Web:
         request = urllib.request.Request(self._url(name), data=body, headers=every, method=method)
         address = self.describe(name)
         with _translated(address, method):
-            response = _opener(address).open(request, timeout=timeout())
+            # A second later than those who watch what arrives, who say how long the server was silent.
+            response = _opener(address).open(request, timeout=timeout() + 1)
         if not isinstance(response, http.client.HTTPResponse):
             raise RemoteError(f"{address}: the server gives no answer of HTTP.")
         return response
