@@ -109,7 +109,7 @@ class Origin:
     weights: str | None
     trust_code: bool = False
     interface: Mapping[str, Any] = field(default_factory=dict)
-    """What ``Interface.describe`` returns, of a network that has one."""
+    """The result of ``Interface.describe``; empty for a network without an interface."""
 
 
 @dataclass

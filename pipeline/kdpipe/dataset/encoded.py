@@ -91,7 +91,7 @@ class EncodedSource:
 
     parallel: bool = True
     held: Records = field(default_factory=lambda: np.empty(0, dtype=_FILES))
-    """What an earlier survey of this process found, as far as it was not remembered."""
+    """Records of an earlier survey in this process that were not saved."""
 
     def survey(
         self,

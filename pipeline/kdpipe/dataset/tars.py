@@ -37,7 +37,7 @@ _LARGEST_INDEX = 4 * 1024**3
 _FIELDS = ("label", "cls")
 """Fields of a ``.json`` member that may hold a label, the preferred one first."""
 _ROOT = re.compile(r"^(?:\.{0,2}/)+")
-"""What a name begins with that says nothing: ``/``, ``./`` and ``../``."""
+"""Prefixes of a name without meaning: ``/``, ``./`` and ``../``."""
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"\xfd7": "unxz", b"BZ": "bunzip2", b"(\xb5": "unzstd"}
 """First bytes of compressed files, and the program that decompresses them."""
 

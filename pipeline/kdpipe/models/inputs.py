@@ -49,7 +49,7 @@ class InputsRecord(BaseModel):
 
 
 InputSize = int | Form
-"""What a network takes: square images of this side, or tensors of this form."""
+"""The input of a network: square images of this side, or tensors of this form."""
 
 
 @dataclass(frozen=True)

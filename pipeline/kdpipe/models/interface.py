@@ -33,7 +33,7 @@ class Interface(Settings):
     output: str | None = None
     """Name of the output of an ONNX teacher that has the classes (default: its only one of their number)."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What the teacher returns; of probabilities, the logarithms are taken, of at least 1e-30."""
+    """The teacher's outputs; logarithms are taken of probabilities, of at least 1e-30."""
 
     def describe(self) -> dict[str, Any]:
         """Return what a store records beside the preset: empty for a network of PyTorch that returns logits."""

@@ -43,7 +43,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a write may find at its place."""
+    """The condition of a write: the version that it may replace, or none."""
 
     version: Version | None = None
     """The content that is replaced; ``None`` for no file."""

@@ -44,7 +44,7 @@ class LogitTerm:
 
     @property
     def related_by(self) -> str | None:
-        """What relates the classes, ``logits`` or ``features``; ``None`` for a loss that reads no relations."""
+        """Source of the class relations, ``logits`` or ``features``; ``None`` for a loss that reads none."""
         loss = make(self.name, standardize=self.standardize, **dict(self.settings))
         if not loss.definition.needs_relations:
             return None
@@ -125,7 +125,7 @@ class Loss:
 
     @property
     def related_by(self) -> frozenset[str]:
-        """What relates the classes for the losses that read relations: ``logits``, ``features``, both or neither."""
+        """Sources of the class relations that the losses read: ``logits``, ``features``, both or neither."""
         return frozenset(each.related_by for each in self.on_logits if each.related_by is not None)
 
     def among(self, relations: Mapping[str, Tensor]) -> Loss:
