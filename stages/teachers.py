@@ -124,7 +124,7 @@ def _say_of(model: Model, name: str, train: Dataset, given: Normalization, *, qu
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What is known of a teacher's classes besides its weights."""
+    """The names of a teacher's classes that are given besides its weights."""
 
     class_map: Path | None = None
     """A file with the teacher's classes of those of the dataset."""

@@ -47,7 +47,7 @@ class TrainingData:
     class_map: ClassMap | None = None
     """The classes of the data as those of the stores, where they have other names or another order."""
     selection: Selection | None = None
-    """What has soft targets, for a student of the data's own classes; ``None`` for one of the store's."""
+    """Samples and classes with soft targets, for a student of the data's classes; ``None`` for the store's."""
 
     @property
     def in_store(self) -> Dataset:

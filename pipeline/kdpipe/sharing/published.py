@@ -36,7 +36,7 @@ class Published:
     content: bytes
     """The manifest as it was read, byte by byte."""
     warnings: tuple[str, ...] = ()
-    """What is noticed of the catalog."""
+    """Remarks on the catalog."""
 
     @property
     def prefix(self) -> str:

@@ -35,7 +35,7 @@ def config_directory() -> Path:
 
 
 class Remembered(BaseModel):
-    """What was seen at one place."""
+    """The record of one place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -103,7 +103,7 @@ class ImportSettings(Settings):
     teacher_name: str = Field(min_length=1)
     """Name of the teacher that computed them."""
     outputs: Literal["logits", "probabilities"] = "logits"
-    """What the files hold; of probabilities, the logarithms are taken, of at least 1e-30."""
+    """Content of the files; logarithms are taken of probabilities, of at least 1e-30."""
     class_map: Path | None = None
     """CSV file, class,teacher_class in its first line: classes of the data and the name or index of the teacher's, or
     of several, where it has others; names that both have are found."""
