@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from commands import kdpipe
-from consistency_report import Finished, Run, paired, spread
+from finished import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable

@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 from commands import kdpipe
-from consistency_report import Finished, Run, spread
+from finished import Finished, Run, spread
 from timing import machine
 
 from kdpipe import durable

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from consistency_report import spread
+from finished import spread
 from timing import machine
 
 from kdpipe import durable, models

@@ -31,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from commands import describe, kdpipe
-from consistency_report import Finished, Run, draw, summary
+from consistency_report import draw, summary
+from finished import Finished, Run
 from timing import machine
 
 from kdpipe import dataset, durable, models

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from finished import Run, paired, spread
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from kdpipe.report.plots import DPI, INK, STYLES
-
-Run = dict[str, Any]
-
+DPI, INK = 160, "#333333"
 BANDS = {
-    "live": (STYLES["live"][0], "-", "live teacher, the student's crop"),
+    "live": ("#D55E00", "-", "live teacher, the student's crop"),
     "fixed": ("#009E73", "--", "fixed label of the plain image"),
     "mismatch": ("#CC79A7", "-.", "cached label of another crop"),
-    "none": (STYLES["none"][0], ":", "labels only"),
+    "none": ("#7A7A7A", ":", "labels only"),
 }
 """Color, dashes and label of the arms that do not depend on the number of cached views."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The finished runs, one line of JSON each, of which those of other settings are passed over."""
-
-    path: Path
-    settings: dict[str, Any]
-
-    def read(self) -> list[Run]:
-        """Return the finished runs of these settings."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [json.loads(line) for line in lines]
-        return [entry["run"] for entry in kept if entry["settings"] == self.settings]
-
-    def has(self, arm: str, seed: int) -> bool:
-        """Say whether a run is finished."""
-        return any((run["arm"], run["seed"]) == (arm, seed) for run in self.read())
-
-    def add(self, run: Run) -> None:
-        """Append a run."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"settings": self.settings, "run": run}) + "\n")
 
 
 def summary(runs: Sequence[Run], arms: Sequence[str]) -> dict[str, Any]:
@@ -75,20 +47,6 @@ def _arm(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def paired(runs: Mapping[int, Run], others: Mapping[int, Run]) -> dict[str, Any]:
-    """Return the spread of the differences of top-1 between runs and others of the same seeds."""
-    return spread([runs[seed]["top1"] - others[seed]["top1"] for seed in runs if seed in others])
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return the values, their mean and their sample standard deviation, ``None`` where there are too few."""
-    return {
-        "values": list(values),
-        "mean": statistics.fmean(values) if values else None,
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-    }
-
-
 def draw(result: dict[str, Any], path: Path) -> None:
     """Draw the top-1 of cached views over their number, between bands of mean and deviation of the other arms."""
     figure = Figure(figsize=(7.2, 4.6), dpi=DPI, layout="constrained")
@@ -109,7 +67,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             [100 * found["mean"] for found in cached.values()],
             yerr=[100 * (found["std"] or 0) for found in cached.values()],
             fmt="o-",
-            color=STYLES["cache"][0],
+            color="#0072B2",
             capsize=4,
             linewidth=1.6,
             label="K cached views, the student's crops",

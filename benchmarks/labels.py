@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from commands import describe, kdpipe
-from consistency_report import Finished, Run, spread
+from finished import Finished, Run, spread
 from timing import machine
 
 from kdpipe import dataset, durable

@@ -1,152 +1,192 @@
-"""Every distillation loss against none: the same student, store, views, order, epochs and optimizer.
+"""Every distillation loss against none: two students, from a store and from a live teacher, in equal steps.
 
     python benchmarks/losses.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
-The teacher's views are cached once; every student trains on them in turn, with the published settings and weights of
-its loss (docs/guides/losses.md); standardized-kd is kd:standardize=true. dkd's weight is warmed up over a twelfth of
-the epochs, as 20 of 240 are. Accuracies are of the whole test split, after the last epoch. Finished runs are kept in
---work and not repeated, so several processes may each train some of the --seeds. Writes benchmarks/results/losses.json
-after each run, with the published figures of each loss (published_losses.py) beside the measured ones.
+For each seed, student and source of soft targets one fleet trains with all losses: the same weights at the start, the
+same images in the same order. From the store they are its --views in turn, from the live teacher new ones in every
+epoch. Each loss has its published settings and weights; lengths in epochs, dkd's warm-up and CTKD's curriculum, are in
+proportion to the 240 of the authors. Losses on layers, and
+``wkd``, need a store. ``soft-ce`` has the gradient of kd and is left out;
+standardized-kd is kd:standardize=true, ctkd is kd at a learned temperature, dot is kd with separate momenta.
+
+Accuracies are of the whole test split, after the last epoch. What is finished is kept in --work and not repeated, so
+several processes may each train some of the --students and --seeds. Writes benchmarks/results/losses.json after each
+fleet, with the published figures of each loss (published_losses.py) and the rank correlation with them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from commands import describe, kdpipe
-from consistency_report import Finished, Run, spread
-from published_losses import ARMS as LOSS_ARMS
-from published_losses import as_json, published
+from finished import spread
+from published_losses import ARMS as PUBLISHED
+from published_losses import ON_LAYERS, PAIRS, as_json, published
+from scipy import stats
 from timing import machine
 
-from kdpipe import dataset, durable, models
-from kdpipe.distil.curves import Curve
-from kdpipe.distil.losses import make
-from kdpipe.distil.objective import Distillation, DistillationObjective
-from kdpipe.distil.relations import class_relations
-from kdpipe.distil.targets import CachedTargets
-from kdpipe.metrics.accuracy import accuracy, agreement
-from kdpipe.pairing.join import join_checked
-from kdpipe.pairing.probes import replay
+from kdpipe import durable
 from kdpipe.stages.provenance import git_revision, versions
-from kdpipe.stages.sources import load_model
-from kdpipe.store.reader import open_store
-from kdpipe.training.evaluation import predict
-from kdpipe.training.loop import train
-from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Order
-from kdpipe.training.settings import Optimization
-from kdpipe.training.trainee import Student
-from kdpipe.views import Geometry, Renderer
 
-ARMS = ("none", *LOSS_ARMS)
+Run = dict[str, Any]
+Figures = dict[str, Any]
+
 RESULT = Path(__file__).parent / "results" / "losses.json"
-OPTIMIZER: dict[str, Any] = {"batch_size": 128, "lr": 0.05, "weight_decay": 5e-4, "warmup_epochs": 1.0}
+SOURCES = ("cached", "live")
+LEARNING_RATES = {"MobileNetV2": 0.01}
+"""Those of the networks of RepDistiller that do not have 0.05."""
+MAPS = {"resnet8": "layer1,layer2,layer3", "MobileNetV2": "blocks.1:layer2,blocks.2:layer3"}
+"""Pairs of layers for ``attention``: the last ones of equal height and width."""
+NEED_STORE = ("wkd", *ON_LAYERS)
+LEFT_OUT = ("soft-ce",)
+
+
+def arms(student: str, source: str, epochs: int) -> dict[str, Figures]:
+    """Return the settings of each student with a teacher, as a fleet's file takes them, by loss."""
+    settings: dict[str, Figures] = {arm: {"loss": arm} for arm in PUBLISHED if arm not in LEFT_OUT}
+    settings["dkd"] |= {"kd_weight": f"constant:1,warmup={max(1, epochs // 12)}"}
+    settings["standardized-kd"] = {"loss": "kd:standardize=true"}
+    settings["ctkd"] = {"loss": "kd", "temperature": f"learned:1,21,over={max(1, epochs // 24)}"}
+    settings["dot"] = {"loss": "kd", "dot": 0.075}
+    settings |= {name: {"loss": f"{name}:penultimate"} for name in ON_LAYERS}
+    settings["attention"] = {"loss": f"attention:{MAPS[student]}"}
+    return {arm: each for arm, each in settings.items() if source == "cached" or arm not in NEED_STORE}
 
 
 def main() -> None:
-    """Train what is not trained yet, and write the figures after each run."""
+    """Train what is not trained yet, and write the figures after each fleet."""
     options = _options()
-    torch.set_num_threads(options.threads)
     store = options.work / "logits.zarr"
-    kdpipe(
-        *("cache-teacher", "--data", options.data, "--teacher", options.teacher, "--weights", options.weights),
-        *("--limit-train", options.samples, "--views", options.views, "--recipe", options.recipe, "--out", store),
-        *("--device", options.device),
-    )
-    done = Finished(options.work / "runs.jsonl", _settings(options, open_store(store).digest))
+    if not store.exists() or describe(store)["state"] != "sealed":
+        kdpipe(
+            *("cache-teacher", *_data(options), "--teacher", options.teacher, "--weights", options.weights),
+            *("--recipe", options.recipe, "--views", options.views, "--out", store),
+            *("--signals", "features:penultimate+attention:layer1,layer2,layer3"),
+        )
     for seed in options.seeds:
-        for arm in ARMS:
-            if not done.has(arm, seed):
-                run = _run(arm, seed, store, options)
-                done.add(run)
-                durable.write_json(options.result, _result(done.read(), store, options))
-                print(f"seed {seed}, {arm}: top-1 {run['top1']:.2%}, {run['seconds']:.0f} s", flush=True)
-    result = _result(done.read(), store, options)
-    durable.write_json(options.result, result)
-    for arm, figures in result["losses"].items():
-        others = [
-            f"{pair} {their.top1:.2f} (alone {their.student_alone:.2f})" for pair, their in published(arm).items()
-        ]
-        print(f"{arm}: top-1 {figures['top1']['mean']:.2%}; published: {'; '.join(others) or 'none known'}")
+        for student in options.students:
+            for source in SOURCES:
+                _train(student, source, seed, store, options)
+                durable.write_json(options.result, _result(store, options))
+    print(summary(_result(store, options)))
 
 
-def _run(arm: str, seed: int, path: Path, options: argparse.Namespace) -> Run:
-    """Train and test one student."""
-    store, answers = open_store(path), open_store(path, "test")
-    train_set = dataset.load(options.data, "train", options.samples)
-    test_set = dataset.load(options.data, "test")
-    device = models.resolve_device(options.device)
-    model = load_model(options.student, train_set, seed=seed)
-    geometry = Geometry.of(model.preset)
-    distillation = None
-    if arm != "none":
-        loss = make("kd", standardize=True) if arm == "standardized-kd" else make(arm)
-        if loss.definition.needs_relations:
-            loss = loss.among(class_relations(store, join_checked(store, train_set), train_set.labels))
-        warmup = round(options.epochs * loss.warmup_epochs / 240)
-        distillation = Distillation(loss, kd_weight=Curve("constant", loss.kd_weight, warmup=warmup))
-    directory = RunDirectory(options.work / "runs" / f"{arm}-{seed}")
-    directory.path.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    student = Student(
-        model.module.to(device),
-        replay(store, train_set, geometry=geometry, device=device),
-        DistillationObjective(model.preset, distillation),
-        Optimization(epochs=options.epochs, **OPTIMIZER),
-        directory,
+def _train(student: str, source: str, seed: int, store: Path, options: argparse.Namespace) -> None:
+    """Train the students of one fleet and the one without a teacher, on the same views."""
+    out = options.work / student / source / f"seed-{seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    views = ("--views", options.views) if source == "cached" else ()
+    teacher = ("--store", store) if source == "cached" else ("--teacher", options.teacher, "--weights", options.weights)
+    common = (
+        *("train-student", *_data(options), "--recipe", options.recipe, *views, "--seed", seed, "--data-seed", seed),
+        *("--epochs", options.epochs, "--batch-size", 64, "--lr", LEARNING_RATES.get(student, 0.05)),
+        *("--checkpoint-every", 3600),
     )
-    cost = train(
-        student,
-        None if distillation is None else CachedTargets(store, join_checked(store, train_set)),
-        order=Order(data_seed=seed, views=options.views),
-        checkpoint_every=float("inf"),
-    )
-    tester = Renderer(test_set, "none", seed=0, geometry=geometry, device=device)
-    logits = predict(model.module, tester, preset=model.preset)
-    return {
-        "arm": arm,
-        "seed": seed,
-        "top1": accuracy(logits, test_set.labels).top1,
-        "agreement": agreement(logits, answers.logits(join_checked(answers, test_set))),
-        "seconds": cost.seconds,
+    members = [{"student": student, "name": arm, **each} for arm, each in arms(student, source, options.epochs).items()]
+    written = out / "fleet.json"
+    durable.write_json(written, members)
+    for runs, folder, flags in (
+        ([out / "none"], out / "none", ("--distill", "none", "--student", student)),
+        ([out / each["name"] for each in members], out, (*teacher, "--fleet", written)),
+    ):
+        if not all((run / "metrics.json").exists() for run in runs):
+            started = any((run / "run.json").exists() for run in runs)
+            kdpipe(*common, *flags, "--out", folder, *(("--resume",) if started else ()))
+
+
+def _data(options: argparse.Namespace) -> tuple[object, ...]:
+    return ("--data", options.data, "--limit-train", options.samples, "--device", options.device)
+
+
+def _result(store: Path, options: argparse.Namespace) -> Figures:
+    kept = ("teacher", "samples", "epochs", "views", "recipe", "device")
+    students = {
+        student: {source: _figures(options.work / student / source, options) for source in SOURCES}
+        for student in MAPS
+        if (options.work / student).exists()
     }
-
-
-def _settings(options: argparse.Namespace, digest: str) -> dict[str, Any]:
-    names = ("teacher", "student", "samples", "epochs", "views", "recipe", "device", "threads")
-    kept = {name: getattr(options, name) for name in names}
-    return {**kept, **OPTIMIZER, "torch": torch.__version__, "store_digest": digest}
-
-
-def _result(runs: list[Run], store: Path, options: argparse.Namespace) -> dict[str, Any]:
-    by_arm = {arm: {run["seed"]: run for run in runs if run["arm"] == arm} for arm in ARMS}
-    none = by_arm["none"]
     return {
         "command": (
             f"python benchmarks/losses.py --data folder:CIFAR10 --weights {Path(options.weights).name} --recipe "
             f"{options.recipe} --samples {options.samples} --epochs {options.epochs} --views {options.views}"
         ),
-        "settings": _settings(options, open_store(store).digest),
+        "settings": {name: getattr(options, name) for name in kept} | {"batch_size": 64, "torch": torch.__version__},
         "machine": machine(),
         "versions": versions(),
         "git_revision": git_revision(),
         "teacher_test_top1": describe(store)["about"]["teacher_test_top1"],
-        "losses": {
-            arm: {
-                "top1": spread([found[seed]["top1"] for seed in sorted(found)]),
-                "top1_minus_none": spread([found[s]["top1"] - none[s]["top1"] for s in sorted(found) if s in none]),
-                "agreement": spread([found[seed]["agreement"] for seed in sorted(found)]),
-                "seconds": [round(found[seed]["seconds"], 1) for seed in sorted(found)],
-                "published": as_json(arm),
-            }
-            for arm, found in by_arm.items()
-            if found
+        "students": students,
+        "published": {arm: as_json(arm) for arm in PUBLISHED if published(arm)},
+        "rank_correlation": {
+            student: {source: _correlations(found) for source, found in by_source.items()}
+            for student, by_source in students.items()
         },
     }
+
+
+def _figures(folder: Path, options: argparse.Namespace) -> Figures:
+    """Return the figures of each loss that was trained."""
+    found: dict[str, dict[int, Run]] = {}
+    for path in sorted(folder.glob("seed-*/*/metrics.json")):
+        seed = int(path.parent.parent.name.removeprefix("seed-"))
+        found.setdefault(path.parent.name, {})[seed] = json.loads(path.read_text())
+    none = found.get("none", {})
+    order = ["none", *arms(folder.parent.name, folder.name, options.epochs)]
+    return {
+        arm: {
+            "seeds": list(found[arm]),
+            "top1": _interval([run["test"]["top1"] for run in found[arm].values()]),
+            "top1_minus_none": _interval(
+                [run["test"]["top1"] - none[seed]["test"]["top1"] for seed, run in found[arm].items() if seed in none]
+            ),
+        }
+        for arm in order
+        if arm in found
+    }
+
+
+def _interval(values: list[float]) -> Figures:
+    """Return values, mean, deviation, and the 95 % interval of the mean by Student's t, where there are two or more."""
+    found = spread(values)
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * found["std"] / len(values) ** 0.5
+        found["interval_95"] = [found["mean"] - half, found["mean"] + half]
+    return found
+
+
+def _correlations(found: Mapping[str, Figures]) -> dict[str, Figures]:
+    """Return Spearman's correlation of the gains over none with those published, for each pair of several losses."""
+    result: dict[str, Figures] = {}
+    for pair in PAIRS:
+        both = [arm for arm in found if pair in published(arm)]
+        if len(both) < 4:
+            continue
+        ours = [found[arm]["top1"]["mean"] for arm in both]
+        theirs = [published(arm)[pair].top1 - published(arm)[pair].student_alone for arm in both]
+        test = stats.permutation_test(
+            (ours,), lambda drawn, theirs=theirs: stats.spearmanr(drawn, theirs).statistic, permutation_type="pairings"
+        )
+        result[pair] = {"rho": float(test.statistic), "p_value": float(test.pvalue), "losses": len(both)}
+    return result
+
+
+def summary(result: Figures) -> str:
+    """Return all figures as lines for a person."""
+    lines: list[str] = []
+    for student, by_source in result["students"].items():
+        for source, found in by_source.items():
+            for arm, each in found.items():
+                low, high = each["top1"].get("interval_95", (None, None))
+                gain = each["top1_minus_none"]["mean"]
+                lines.append(f"{student}, {source}, {arm}: {each['top1']['mean']:.2%} [{low}, {high}], {gain:+.2%}")
+            for pair, each in result["rank_correlation"][student][source].items():
+                lines.append(f"  rank correlation with {pair}: {each['rho']:.2f} of {each['losses']} losses")
+    return "\n".join(lines)
 
 
 def _options() -> argparse.Namespace:
@@ -154,13 +194,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="CIFAR-10 as kdpipe takes it")
     parser.add_argument("--weights", required=True, help="the teacher's")
     parser.add_argument("--teacher", default="resnet20")
-    parser.add_argument("--student", default="resnet8")
-    parser.add_argument("--samples", type=int, default=5_000, help="size of the class-balanced training subset")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--students", nargs="+", default=list(MAPS), choices=list(MAPS))
+    parser.add_argument("--samples", type=int, default=4_000, help="size of the class-balanced training subset")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--views", type=int, default=3)
     parser.add_argument("--recipe", default="rrc-flip:0.5")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/losses"), help="store and runs")
     parser.add_argument("--result", type=Path, default=RESULT)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 from commands import describe, kdpipe
-from consistency_report import Finished, Run, paired, spread
+from finished import Finished, Run, paired, spread
 from timing import machine
 
 from kdpipe import durable

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from commands import kdpipe
-from consistency_report import spread
+from finished import spread
 from PIL import Image
 from timing import machine
 
