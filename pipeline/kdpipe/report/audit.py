@@ -16,7 +16,7 @@ from PIL import Image
 import kdpipe
 from kdpipe import directories
 from kdpipe.dataset import Dataset
-from kdpipe.page import environment, policy, source
+from kdpipe.page import render
 from kdpipe.pairing.audit import Audit
 from kdpipe.printable import cell, printable
 from kdpipe.progress import Progress, silent
@@ -84,18 +84,19 @@ def page(audit: Audit, dataset: Dataset, *, store: str, count: int, progress: Pr
     Raises:
         DatasetError: an image cannot be read.
     """
-    style = source("kdpipe.report", "audit.css")
-    template = environment("kdpipe.report").get_template("audit.html")
     shown = min(count, len(audit.indices))
-    return template.render(
+    return render(
+        "kdpipe.report",
+        "audit.html",
+        title=f"Audit of {printable(dataset.spec)}",
+        version=kdpipe.__version__,
+        styles=["audit.css"],
+        images=True,
         suspects=list(_suspects(audit, dataset, shown, progress)),
         audit=audit,
         dataset=printable(dataset.spec),
         split=dataset.split,
         store=printable(store),
-        style=style,
-        policy=policy(style=style, script="", images=True),
-        version=kdpipe.__version__,
     )
 
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from functools import cache
-
-from jinja2 import Environment
 
 import kdpipe
 from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
-from kdpipe.page import environment, policy, sorting, source
+from kdpipe.page import render
 from kdpipe.report import content, plots, predictions
 from kdpipe.report.cams import cams_text
 from kdpipe.report.figures import (
@@ -38,16 +35,9 @@ def html_page(
     cams: bytes | None = None,
 ) -> str:
     """Return the page; ``histories`` holds each student's figures by epoch, and ``cams`` is the PNG of Grad-CAM."""
-    script = sorting()
-    style = "\n".join(source("kdpipe.report", name) for name in ("chart.css", "page.css"))
     found = columns(result)
     context = {
-        "title": f"Benchmark on {result.dataset}",
         "lead": _lead(result),
-        "script": script,
-        "style": style,
-        "policy": policy(style=style, script=script, images=True),
-        "version": kdpipe.__version__,
         "result": result,
         "verdict": verdict,
         "tiles": _tiles(result, verdict),
@@ -70,7 +60,16 @@ def html_page(
         "given": content.given(result),
         "ledger": content.ledger(result),
     }
-    return _environment().get_template("page.html").render(context)
+    return render(
+        "kdpipe.report",
+        "page.html",
+        title=f"Benchmark on {result.dataset}",
+        version=kdpipe.__version__,
+        styles=["chart.css", "page.css"],
+        scripts=["sort.js"],
+        images=True,
+        **context,
+    )
 
 
 def _lead(result: BenchmarkResult) -> str:
@@ -130,11 +129,3 @@ def _loss(student: StudentResult) -> str:
 
 def _count(number_of: int, noun: str) -> str:
     return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
-
-
-@cache
-def _environment() -> Environment:
-    found = environment("kdpipe.report")
-    # A column is not broken at a hyphen.
-    found.filters["unbroken"] = lambda text: text.replace("-", "\u2011")
-    return found
