@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +112,8 @@ def _suspects(audit: Audit, dataset: Dataset, count: int, progress: Progress) ->
             yield Suspect(
                 rank=place + 1,
                 sample=printable(dataset.keys[index]),
-                label=_name(dataset.classes, int(dataset.labels[index])),
-                predicted=_name(dataset.classes, predicted),
+                label=printable(dataset.classes[dataset.labels[index]]),
+                predicted=printable(dataset.classes[predicted]),
                 probability=f"{audit.of_predicted[place]:.1%}",
                 against=int(audit.against[place]),
                 image="" if dataset.form is not None else thumbnail(dataset.image(index).numpy()),
@@ -129,7 +129,3 @@ def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     image.save(file, kind, quality=_QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _name(classes: Sequence[str], index: int) -> str:
-    return printable(classes[index])

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import kdpipe
 from kdpipe.benchmark.deciding import Verdict
-from kdpipe.benchmark.results import BenchmarkResult, StudentResult
+from kdpipe.benchmark.results import BenchmarkResult
 from kdpipe.page import render
 from kdpipe.report import content, plots, predictions
 from kdpipe.report.cams import cams_text
@@ -18,6 +18,7 @@ from kdpipe.report.figures import (
     TIMING,
     UNDEFINED,
     columns,
+    counted,
     definitions,
     engines,
     number,
@@ -52,7 +53,7 @@ def html_page(
         "coverage": predictions.risk_coverage(result),
         "cams": cams and base64.b64encode(cams).decode("ascii"),
         "cams_text": result.cams and cams_text(result.cams),
-        "curves": plots.curves(histories or {}, {each.name: _loss(each) for each in result.students}),
+        "curves": plots.curves(histories or {}, {each.name: each.loss for each in result.students}),
         "most_curves": plots.MOST_CURVES,
         "definitions": [*definitions([*found, *TIMING]), *content.DEFINITIONS],
         "machine": _machine(result),
@@ -74,7 +75,7 @@ def html_page(
 
 def _lead(result: BenchmarkResult) -> str:
     versus = f" against teacher {result.teacher.name}" if result.teacher is not None else ""
-    return f"{_count(len(result.students), 'student')}{versus}, {_count(result.samples, 'test sample')}"
+    return f"{counted(len(result.students), 'student')}{versus}, {counted(result.samples, 'test sample')}"
 
 
 def _tiles(result: BenchmarkResult, verdict: Verdict) -> list[tuple[str, str, str]]:
@@ -121,11 +122,3 @@ def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:
         if load.others is not None:
             pairs.append(("other processes during the timing", f"{number(load.others)} of {load.cores} cores"))
     return pairs
-
-
-def _loss(student: StudentResult) -> str:
-    return student.loss
-
-
-def _count(number_of: int, noun: str) -> str:
-    return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
