@@ -39,6 +39,8 @@ ENCODINGS = ("fp32", "fp16", "fp16r7", "fp16r5", "sqrtp8@4", "sqrtp6@8", "tailp6
 RECIPES = ("crop-flip", "rrc-flip:0.25+color+mixup:0.2", "trivial+erase+cutmix:1")
 OPERATIONS = ("crop-flip", "rrc-flip", "rrc-flip:0.25", "rrc-flip+color", "trivial", "randaug:2,9", "erase", "mask:0.4")
 TIMES = ("seconds", "images_per_second")
+Flags = Sequence[str | Path]
+
 SMALL = ["--data", "digits", "--limit-train", "300", "--limit-test", "100", "--device", "cpu"]
 SHORT = [*SMALL, "--epochs", "2", "--batch-size", "64", "--no-dvclive"]
 CONTIGUOUS = ["--no-channels-last"]
@@ -92,10 +94,10 @@ def stores(work: Path, teacher: Path) -> dict[str, str]:
 
 def students(work: Path, teacher: Path) -> dict[str, str]:
     """Return the digests of short trainings."""
-    cached = ["--store", work / "fp16.zarr"]
+    cached: Flags = ("--store", work / "fp16.zarr")
     fleet = work / "fleet.yaml"
     fleet.write_text("- {name: a, student: resnet8}\n- {name: b, student: resnet8, loss: dist, seed: 1}\n")
-    alone: dict[str, Sequence[str | Path]] = {
+    alone: dict[str, Flags] = {
         "kd": cached,
         "kd, curves": [*cached, "--loss", "kd", "--temperature", "linear:4,2", "--kd-weight", "cosine:0.9,0.1"],
         "dkd, standardized": [*cached, "--loss", "dkd:alpha=1,beta=4,standardize=true"],
@@ -104,7 +106,7 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
             *("--store", work / "signals.zarr"),
             *("--loss", "kd+features:layer3,weight=1+attention:layer2"),
         ],
-        "mixup": ["--store", work / "recipe1.zarr"],
+        "mixup": ("--store", work / "recipe1.zarr"),
         "live": ["--teacher", f"run:{teacher}"],
         "adversarial": [*cached, "--adversarial", "pgd:8/255,2"],
         "rotation": [*cached, "--aux", "rotation"],
@@ -126,7 +128,7 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
     return {f"{name}: {what}": digest for name, each in found.items() for what, digest in each.items()}
 
 
-def resumed(work: Path, flags: Sequence[str | Path]) -> dict[str, str]:
+def resumed(work: Path, flags: Flags) -> dict[str, str]:
     """Return the digests of a run that was stopped after its first checkpoint, and resumed."""
     out = work / "runs/resumed"
     flags = [*flags, *CONTIGUOUS, "--checkpoint-every", "0"]
