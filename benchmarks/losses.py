@@ -5,9 +5,9 @@
 For each seed, student and source of soft targets one fleet trains with all losses: the same weights at the start, the
 same images in the same order. From the store they are its --views in turn, from the live teacher new ones in every
 epoch. Each loss has its published settings and weights; lengths in epochs, dkd's warm-up and CTKD's curriculum, are in
-proportion to the 240 of the authors. Losses on layers, and
-``wkd``, need a store. ``soft-ce`` has the gradient of kd and is left out;
-standardized-kd is kd:standardize=true, ctkd is kd at a learned temperature, dot is kd with separate momenta.
+proportion to the 240 of the authors. Losses on layers, and ``wkd``, need a store. ``soft-ce`` has the gradient of kd
+and is left out; standardized-kd is kd:standardize=true, ctkd is kd at a learned temperature, dot is kd with separate
+momenta.
 
 Accuracies are of the whole test split, after the last epoch. What is finished is kept in --work and not repeated, so
 several processes may each train some of the --students and --seeds. Writes benchmarks/results/losses.json after each
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from commands import describe, kdpipe
-from finished import spread
+from finished import interval
 from published_losses import ARMS as PUBLISHED
 from published_losses import ON_LAYERS, PAIRS, as_json, published
 from scipy import stats
@@ -140,23 +140,14 @@ def _figures(folder: Path, options: argparse.Namespace) -> Figures:
     return {
         arm: {
             "seeds": list(found[arm]),
-            "top1": _interval([run["test"]["top1"] for run in found[arm].values()]),
-            "top1_minus_none": _interval(
+            "top1": interval([run["test"]["top1"] for run in found[arm].values()]),
+            "top1_minus_none": interval(
                 [run["test"]["top1"] - none[seed]["test"]["top1"] for seed, run in found[arm].items() if seed in none]
             ),
         }
         for arm in order
         if arm in found
     }
-
-
-def _interval(values: list[float]) -> Figures:
-    """Return values, mean, deviation, and the 95 % interval of the mean by Student's t, where there are two or more."""
-    found = spread(values)
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * found["std"] / len(values) ** 0.5
-        found["interval_95"] = [found["mean"] - half, found["mean"] + half]
-    return found
 
 
 def _correlations(found: Mapping[str, Figures]) -> dict[str, Figures]:
