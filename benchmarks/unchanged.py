@@ -29,9 +29,9 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 
 import numpy as np
 import torch
+from commands import in_process
 
 from kdpipe import dataset
-from kdpipe.stages.cli import main as kdpipe
 from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
 
@@ -45,19 +45,6 @@ SMALL = ["--data", "digits", "--limit-train", "300", "--limit-test", "100", "--d
 SHORT = [*SMALL, "--epochs", "2", "--batch-size", "64", "--no-dvclive"]
 CONTIGUOUS = ["--no-channels-last"]
 """Flag of everything but a few digests in channels-last, the default."""
-
-
-def run(*arguments: str | Path) -> None:
-    """Run a command of kdpipe in this process.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    try:
-        kdpipe([str(argument) for argument in arguments])
-    except SystemExit as end:
-        if end.code:
-            raise RuntimeError(f"kdpipe {' '.join(map(str, arguments))} ended with {end.code}") from None
 
 
 def of_run(path: Path) -> dict[str, str]:
@@ -77,17 +64,17 @@ def stores(work: Path, teacher: Path) -> dict[str, str]:
     found = {}
     for encoding in ENCODINGS:
         out = work / f"{encoding}.zarr"
-        run(*cache, "--encoding", encoding, "--out", out)
+        in_process(*cache, "--encoding", encoding, "--out", out)
         found[f"store {encoding}"] = open_store(out).digest
     for recipe in RECIPES:
         out = work / f"recipe{RECIPES.index(recipe)}.zarr"
-        run(*cache, "--recipe", recipe, "--out", out)
+        in_process(*cache, "--recipe", recipe, "--out", out)
         found[f"store {recipe}"] = open_store(out).digest
     out = work / "signals.zarr"
-    run(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
+    in_process(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
     found["store with signals"] = open_store(out).digest
     out = work / "fast.zarr"
-    run(*fast, "--out", out)
+    in_process(*fast, "--out", out)
     found["channels-last: store"] = open_store(out).digest
     return found
 
@@ -116,14 +103,14 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
     found = {"teacher": of_run(teacher)}
     for name, flags in alone.items():
         out = work / "runs" / name
-        run("train-student", *SHORT, "--student", "resnet8", *flags, *CONTIGUOUS, "--out", out)
+        in_process("train-student", *SHORT, "--student", "resnet8", *flags, *CONTIGUOUS, "--out", out)
         found[name] = of_run(out)
     for name, flags in {"kd": cached, "adversarial": alone["adversarial"], "live": alone["live"]}.items():
         out = work / "fast" / name
-        run("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
+        in_process("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
         found[f"channels-last, {name}"] = of_run(out)
     found["resumed"] = resumed(work, cached)
-    run("train-student", *SHORT, "--fleet", fleet, *cached, *CONTIGUOUS, "--out", work / "fleet")
+    in_process("train-student", *SHORT, "--fleet", fleet, *cached, *CONTIGUOUS, "--out", work / "fleet")
     found |= {f"fleet member {name}": of_run(work / "fleet" / name) for name in ("a", "b")}
     return {f"{name}: {what}": digest for name, each in found.items() for what, digest in each.items()}
 
@@ -141,7 +128,7 @@ def resumed(work: Path, flags: Flags) -> dict[str, str]:
     process.send_signal(signal.SIGTERM)
     if process.wait() != 128 + signal.SIGTERM:
         raise RuntimeError("the run was not stopped")
-    run(*command, "--resume")
+    in_process(*command, "--resume")
     return of_run(out)
 
 
@@ -161,7 +148,7 @@ def record() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         teacher = work / "teacher"
-        run("train-teacher", *SHORT, *CONTIGUOUS, "--model", "resnet14", "--out", teacher)
+        in_process("train-teacher", *SHORT, *CONTIGUOUS, "--model", "resnet14", "--out", teacher)
         return {**stores(work, teacher), **students(work, teacher), **views()}
 
 
