@@ -82,7 +82,8 @@ class Beliefs:
     @property
     def entropy(self) -> Tensor:
         """Entropy of the mean of the views' probabilities at T = 1, ``(n,)``, in nats."""
-        return torch.special.entr(probabilities(self.mean_probabilities(1.0))).sum(dim=-1)
+        each: Tensor = torch.special.entr(probabilities(self.mean_probabilities(1.0)))
+        return each.sum(dim=-1)
 
     @property
     def disagreement(self) -> Tensor:

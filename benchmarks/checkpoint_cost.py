@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import machine
 
 from kdpipe import models
 from kdpipe.training.failures import not_finite
@@ -43,7 +44,8 @@ def main() -> None:
             f"{row['model']:22} {row['parameters']:12,} parameters, ema {row['ema']}: {row['bytes'] / 1e6:7.1f} MB, "
             f"write {row['write_s']:.3f} s, read {row['read_s']:.3f} s"
         )
-    options.result.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    found = {"command": "python benchmarks/checkpoint_cost.py", "machine": machine(), "checkpoints": results}
+    options.result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(name: str, side: int, ema: float | None) -> dict[str, Any]:
