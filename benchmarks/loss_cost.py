@@ -22,6 +22,7 @@ from losses import SIGNALS, arms
 from timing import interleaved, machine, ratio
 
 from kdpipe import durable
+from kdpipe.stages import console
 from kdpipe.stages.provenance import git_revision, versions
 
 RESULT = Path(__file__).parent / "results" / "loss_cost.json"
@@ -33,6 +34,7 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     store = options.store or cached(options)
+    console.quiet()  # each command has the same messages
     every = {"none": NONE} | {
         arm: {"store": store, **own} for arm, own in arms(options.student, "cached", 1, left_out=()).items()
     }
