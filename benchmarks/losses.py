@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,14 @@ LEARNING_RATES = {"MobileNetV2": 0.01}
 MAPS = {"resnet8": "layer1,layer2,layer3", "MobileNetV2": "blocks.1:layer2,blocks.2:layer3"}
 """Pairs of layers for ``attention``: the last ones of equal height and width."""
 NEED_STORE = ("wkd", *ON_LAYERS)
+SIGNALS = "features:penultimate+attention:layer1,layer2,layer3"
+"""What a store keeps for the losses on layers."""
 LEFT_OUT = ("soft-ce",)
 
 
-def arms(student: str, source: str, epochs: int) -> dict[str, Figures]:
+def arms(student: str, source: str, epochs: int, *, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Figures]:
     """Return the settings of each student with a teacher, as a fleet's file takes them, by loss."""
-    settings: dict[str, Figures] = {arm: {"loss": arm} for arm in PUBLISHED if arm not in LEFT_OUT}
+    settings: dict[str, Figures] = {arm: {"loss": arm} for arm in PUBLISHED if arm not in left_out}
     settings["dkd"] |= {"kd_weight": f"constant:1,warmup={max(1, epochs // 12)}"}
     settings["standardized-kd"] = {"loss": "kd:standardize=true"}
     settings["ctkd"] = {"loss": "kd", "temperature": f"learned:1,21,over={max(1, epochs // 24)}"}
@@ -66,7 +68,7 @@ def main() -> None:
         kdpipe(
             *("cache-teacher", *_data(options), "--teacher", options.teacher, "--weights", options.weights),
             *("--recipe", options.recipe, "--views", options.views, "--out", store),
-            *("--signals", "features:penultimate+attention:layer1,layer2,layer3"),
+            *("--signals", SIGNALS),
         )
     for seed in options.seeds:
         for student in options.students:

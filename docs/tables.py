@@ -254,6 +254,21 @@ def _tuning() -> str:
     )
 
 
+def _loss_cost() -> str:
+    """Return a sentence and the times of an epoch with each loss, relative to one without a teacher."""
+    measured = _read("loss_cost")
+    over, threads = measured["over_none"], measured["machine"]["threads"]
+    least, most = (choice(over, key=lambda arm: over[arm]["median"]) for choice in (min, max))
+    said = (
+        f"An epoch of `{measured['student']}` with one of these losses takes {over[least]['median']:.2f} (`{least}`) to "
+        f"{over[most]['median']:.2f} (`{most}`) times as long as one without a teacher: medians and 95 % intervals of "
+        f"{over[least]['rounds']} interleaved rounds of {measured['samples']:,} images on {threads} CPU "
+        f"thread{'s' if threads > 1 else ''} (`benchmarks/loss_cost.py`).\n\n"
+    )
+    rows = [(f"`{arm}`", _interval(each)) for arm, each in over.items()]
+    return said + _markdown(("loss", "seconds of an epoch, relative to no teacher"), rows)
+
+
 def _published_losses() -> str:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from published_losses import table  # type: ignore[import-not-found]
@@ -943,6 +958,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loss-ranks": _loss_ranks,
     "cached-beliefs": _cached_beliefs,
     "tuning": _tuning,
+    "loss-cost": _loss_cost,
     "published-losses": _published_losses,
     "operations": _operations,
     "signal-sizes": _signal_sizes,
