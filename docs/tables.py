@@ -261,8 +261,8 @@ def _loss_cost() -> str:
     least, most = (choice(over, key=lambda arm: over[arm]["median"]) for choice in (min, max))
     said = (
         f"An epoch of `{measured['student']}` with one of these losses takes {over[least]['median']:.2f} (`{least}`) "
-        f"to {over[most]['median']:.2f} (`{most}`) times as long as one without a teacher: medians and 95 % intervals of "
-        f"{over[least]['rounds']} interleaved rounds of {measured['samples']:,} images on {threads} CPU "
+        f"to {over[most]['median']:.2f} (`{most}`) times as long as one without a teacher: medians and 95 % intervals "
+        f"of {over[least]['rounds']} interleaved rounds of {measured['samples']:,} images on {threads} CPU "
         f"thread{'s' if threads > 1 else ''} (`benchmarks/loss_cost.py`).\n\n"
     )
     rows = [(f"`{arm}`", _interval(each)) for arm, each in over.items()]
