@@ -82,8 +82,8 @@ class Beliefs:
     @property
     def entropy(self) -> Tensor:
         """Entropy of the mean of the views' probabilities at T = 1, ``(n,)``, in nats."""
-        each: Tensor = torch.special.entr(probabilities(self.mean_probabilities(1.0)))
-        return each.sum(dim=-1)
+        found: Tensor = torch.special.entr(probabilities(self.mean_probabilities(1.0))).sum(dim=-1)
+        return found
 
     @property
     def disagreement(self) -> Tensor:
