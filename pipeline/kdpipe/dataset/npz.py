@@ -25,6 +25,7 @@ from numpy.lib import format as npy
 from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.sources import suggest_path
 from kdpipe.errors import DatasetError
+from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, why_unread
 
 Array = npt.NDArray[Any]
@@ -197,5 +198,5 @@ def _largest_whole() -> int:
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
-    reason = why_unread(error) if isinstance(error, OSError) else str(error).partition("\n")[0][:200]
+    reason = why_unread(error) if isinstance(error, OSError) else first_line(error)
     return DatasetError(f"{path} cannot be read as an .npz file: {reason}; make the file again")

@@ -27,6 +27,7 @@ from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.samples import sample_id
 from kdpipe.dataset.sources import state_of
 from kdpipe.errors import DatasetError
+from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, parse_json, why_unread
 
 _SETTLED_NS = 2_000_000_000
@@ -134,8 +135,9 @@ def _members(opened: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
-        reason = str(error).partition("\n")[0][:200]
-        raise DatasetError(f"{path} is damaged, or no tar archive: {reason}; make it or download it again") from error
+        raise DatasetError(
+            f"{path} is damaged, or no tar archive: {first_line(error)}; make it or download it again"
+        ) from error
 
 
 class _Headers:

@@ -14,7 +14,7 @@ from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset, Preset
 from kdpipe.models.layout import arrange
 from kdpipe.models.program import quiet
-from kdpipe.printable import printable
+from kdpipe.printable import first_line
 
 
 class Wrapped(nn.Module):
@@ -72,4 +72,4 @@ def reason(error: BaseException) -> str:
     """Return the first line of an exporter's error, or of what caused it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+    return first_line(error)

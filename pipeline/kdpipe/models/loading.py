@@ -25,6 +25,7 @@ from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
 from kdpipe.models.saved import RUN, resolve_run
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, refuse_broken, tensor_bytes
+from kdpipe.printable import first_line
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,7 @@ def check_output(name: str, module: nn.Module, *, size: InputSize, num_classes: 
         with torch.no_grad():
             output: Any = module(blank(size, 2, device_of(module)))
     except (RuntimeError, AssertionError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"'{name}' does not take {wanted}: {reason}") from error
+        raise ModelError(f"'{name}' does not take {wanted}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"'{name}' returns a {type(output).__name__}, expected one tensor of logits")
     if output.ndim == 2 and output.shape[0] == 2 and output.shape[1] != num_classes:

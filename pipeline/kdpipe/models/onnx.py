@@ -23,7 +23,7 @@ from torch import nn
 from kdpipe.errors import ModelError
 from kdpipe.models.interface import Interface
 from kdpipe.models.program import ExportedModel, quiet
-from kdpipe.printable import printable
+from kdpipe.printable import first_line, printable
 from kdpipe.reading import open_regular, read_bytes, why_unread
 
 _LARGEST = 2**31 - 1
@@ -122,7 +122,7 @@ class OnnxNetwork(nn.Module):
         try:
             outputs: npt.NDArray[Any] = session.run([self._output], {self._input: rows})[0]
         except Exception as error:  # its exceptions derive from Exception alone
-            raise RuntimeError(_first_line(error)) from error
+            raise RuntimeError(first_line(error)) from error
         return outputs[:count]
 
     def _on(self, device: torch.device) -> Any:
@@ -148,7 +148,7 @@ class OnnxNetwork(nn.Module):
                 content, options, providers=list(providers), enable_fallback=int(len(providers) > 1)
             )
         except Exception as error:  # its exceptions derive from Exception alone
-            raise ModelError(f"ONNX Runtime does not load this model: {_first_line(error)}") from error
+            raise ModelError(f"ONNX Runtime does not load this model: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def load_onnx(path: Path, *, num_classes: int, asked: Interface) -> OnnxFile:
         with quiet():
             model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's exceptions derive from Exception alone
-        raise ModelError(f"{path}: not an ONNX file: {_first_line(error)}") from error
+        raise ModelError(f"{path}: not an ONNX file: {first_line(error)}") from error
     if not model.graph.output:
         raise ModelError(f"{path}: not an ONNX file: it has no graph with outputs")
     external = _external(list(_checked(model, path)), path)
@@ -393,7 +393,3 @@ def _package(name: str) -> Any:
             return importlib.import_module(name)
     except ImportError as error:
         raise ModelError(f"an ONNX model needs {name}, which is not installed: pip install 'kdpipe[deploy]'") from error
-
-
-def _first_line(error: Exception) -> str:
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

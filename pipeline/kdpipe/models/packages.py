@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kdpipe.errors import ModelError, did_you_mean
 from kdpipe.models.preset import Known, for_imagenet, from_timm, from_torchvision, of_imagenet
 from kdpipe.models.registry import Kind, Loaded, all_kinds, register, unknown
+from kdpipe.printable import first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +71,7 @@ def load_torchvision(
     try:
         module = models.get_model(name, weights=chosen)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise ModelError(f"torchvision:{name} {chosen.name}: cannot get {chosen.url}: {reason}") from error
     return Loaded(module, (from_torchvision(chosen),), classes)
 
@@ -131,8 +132,7 @@ def load_timm(
     try:
         module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"timm:{name}: cannot get its weights: {reason}") from error
+        raise ModelError(f"timm:{name}: cannot get its weights: {first_line(error)}") from error
     if module.num_classes != num_classes:
         raise class_mismatch(f"timm:{name}", module.num_classes, num_classes)
     return Loaded(module, (from_timm(module),))
@@ -162,7 +162,7 @@ def create_own(name: str, num_classes: int) -> nn.Module:
     try:
         built = function(num_classes)
     except Exception as error:  # it is the caller's code, and may do anything
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"'{name}' failed when called with {num_classes}, the number of classes: {reason}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"'{name}' returned a {type(built).__name__}, expected a torch.nn.Module")

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models.archive import sanitized
-from kdpipe.printable import printable
+from kdpipe.printable import first_line
 
 PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 """Mean and standard deviation of the normalization that leaves pixels as they are."""
@@ -72,8 +72,7 @@ def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
             program = torch.export.load(source)
             module = program.module()
     except Exception as error:  # torch.export documents no exceptions for a damaged file
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: not a program saved with torch.export.save: {printable(reason)[:200]}") from error
+        raise ModelError(f"{path}: not a program saved with torch.export.save: {first_line(error)}") from error
     size, dtype = input_size(program, path), input_dtype(program)
     content = blake3(path.read_bytes()).hexdigest(length=16)
     return ExportedModel(module, size=size, dtype=dtype, source_digest=content)

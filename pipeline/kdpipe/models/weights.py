@@ -19,7 +19,7 @@ from kdpipe import durable
 from kdpipe.errors import ClassMismatchError, ModelError
 from kdpipe.models.inputs import AnyPreset, TensorPreset
 from kdpipe.models.preset import parse_list
-from kdpipe.printable import printable
+from kdpipe.printable import first_line, printable
 from kdpipe.reading import MEGABYTE, open_regular
 
 COUNTER = "num_batches_tracked"
@@ -167,7 +167,7 @@ def read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(inert):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if "weights_only" in str(error).lower() or "weights only" in str(error).lower():
             reason = "it holds Python objects, which could run code; save the state_dict() alone"
         raise ModelError(f"{path}: not a readable torch file of weights: {reason}") from error
