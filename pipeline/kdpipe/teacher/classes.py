@@ -13,6 +13,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -41,15 +42,16 @@ class Names:
     aliases: tuple[tuple[str, ...], ...] = ()
     """Other names of each; empty where there are none."""
 
-    def find(self, name: str, *, by: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-        """Return the outputs of a name, by the table that ``table`` makes: several if it is ambiguous."""
+    def find(self, name: str) -> tuple[int, ...]:
+        """Return the outputs of a name: several if it is ambiguous."""
         for form in _forms(name):
-            if form in by:
-                return tuple(by[form])
+            if form in self._by_form:
+                return tuple(self._by_form[form])
         return ()
 
-    def table(self) -> dict[str, list[int]]:
-        """Return the outputs of each form of each name."""
+    @cached_property
+    def _by_form(self) -> dict[str, list[int]]:
+        """The outputs of each form of each name."""
         found: dict[str, list[int]] = defaultdict(list)
         for output, name in enumerate(self.names):
             own = (name, *(self.aliases[output] if self.aliases else ()))
@@ -185,33 +187,23 @@ def find_outputs(
         DatasetError: a class is none of the teacher's, or several of them, or two classes are the same; a name or an
             index in ``given`` is unknown.
     """
-    table = None if names is None else names.table()
-    found: dict[str, tuple[int, ...]] = {}
     given = given or {}
     refuse_unknown(given, classes, where=spec)
-    for name, cells in given.items():
-        one = [_output(cell, names=names, table=table, total=total, teacher=teacher) for cell in cells]
-        found[name] = tuple(dict.fromkeys(one))
-    ambiguous: list[str] = []
-    if names is not None and table is not None:
+    found = {
+        name: tuple(dict.fromkeys(_output(cell, names=names, total=total, teacher=teacher) for cell in cells))
+        for name, cells in given.items()
+    }
+    ambiguous: dict[str, str] = {}
+    if names is not None:
         for name in classes:
-            outputs = () if name in found else names.find(name, by=table)
+            outputs = () if name in found else names.find(name)
             if len(outputs) > 1:
-                ambiguous.append(f"'{name}' may be {' or '.join(f'{each} {names.names[each]}' for each in outputs)}")
+                ambiguous[name] = " or ".join(f"{each} {names.names[each]}" for each in outputs)
             elif outputs:
                 found[name] = outputs
     if not given and _says_nothing(classes, found, ambiguous, total=total):
         return None
-    missing = [
-        name for name in classes if name not in found and not any(each.startswith(f"'{name}' ") for each in ambiguous)
-    ]
-    doubts = [*ambiguous, *([f"no class of the teacher is {_listed(missing)}"] if missing else [])]
-    owners: dict[int, str] = {}
-    for name, outputs in found.items():
-        for output in outputs:
-            if output in owners:
-                doubts.append(f"'{owners[output]}' and '{name}' would both be its output {output}")
-            owners[output] = name
+    doubts = _doubts(classes, found, ambiguous)
     if doubts:
         writing = "Correct --class-map, or add them to it, as" if given else "Write them to a file of"
         passing = "" if given else ", and pass --class-map FILE"
@@ -225,14 +217,28 @@ def find_outputs(
     return OutputMap(tuple(classes), tuple(found[name] for name in classes), total, frozenset(given), shown)
 
 
+def _doubts(classes: Sequence[str], found: Mapping[str, tuple[int, ...]], ambiguous: Mapping[str, str]) -> list[str]:
+    """Return what is not clear of the outputs of each class: which of several, none at all, or those of two classes."""
+    doubts = [f"'{name}' may be {outputs}" for name, outputs in ambiguous.items()]
+    missing = [name for name in classes if name not in found and name not in ambiguous]
+    if missing:
+        doubts.append(f"no class of the teacher is {_listed(missing)}")
+    owners: dict[int, str] = {}
+    for name, outputs in found.items():
+        for output in outputs:
+            if output in owners:
+                doubts.append(f"'{owners[output]}' and '{name}' would both be its output {output}")
+            owners[output] = name
+    return doubts
+
+
 def by_order(classes: Sequence[str], names: Names | None) -> list[int]:
     """Return the classes, by index, that are a teacher's of the same index although its name is another one."""
-    table = {} if names is None else names.table()
-    return [index for index, name in enumerate(classes) if names is not None and not names.find(name, by=table)]
+    return [] if names is None else [index for index, name in enumerate(classes) if not names.find(name)]
 
 
 def _says_nothing(
-    classes: Sequence[str], found: Mapping[str, tuple[int, ...]], ambiguous: Sequence[str], *, total: int
+    classes: Sequence[str], found: Mapping[str, tuple[int, ...]], ambiguous: Mapping[str, str], *, total: int
 ) -> bool:
     """Return whether names leave a teacher's outputs to be the classes of the same indices."""
     if total != len(classes):
@@ -240,11 +246,9 @@ def _says_nothing(
     return all(found.get(name, (index,)) == (index,) for index, name in enumerate(classes))
 
 
-def _output(
-    cell: str, *, names: Names | None, table: Mapping[str, Sequence[int]] | None, total: int, teacher: str
-) -> int:
+def _output(cell: str, *, names: Names | None, total: int, teacher: str) -> int:
     """Return the output that a cell of a file names, or has the index of."""
-    outputs = () if names is None or table is None else names.find(cell, by=table)
+    outputs = () if names is None else names.find(cell)
     if len(outputs) > 1:
         raise DatasetError(
             f"--class-map names the teacher's class '{printable(cell)}', which are its outputs "

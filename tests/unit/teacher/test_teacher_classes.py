@@ -98,6 +98,11 @@ def test_a_moved_name_among_as_many_classes_is_refused() -> None:
         found("ant", "bee", "moth", names=Names(("bee", "ant", "fly")), total=3)
 
 
+def test_a_class_is_missed_also_where_the_name_of_an_ambiguous_one_begins_with_its_own() -> None:
+    with pytest.raises(DatasetError, match="'c' d' may be 0 c' d or 1 c' d; no class of the teacher is 'c'"):
+        found("ant", "c", "c' d", names=Names(("c' d", "c' d", "ant")), total=3)
+
+
 def test_imagenet_is_known_by_name_and_wordnet_id() -> None:
     names = imagenet()
     assert len(names.names) == 1000
