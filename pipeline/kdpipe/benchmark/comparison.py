@@ -11,8 +11,8 @@ from typing import NamedTuple
 from kdpipe.benchmark.results import StudentResult
 from kdpipe.benchmark.timing import Latency
 
-Z95 = 1.96
-"""Two-sided 95 % quantile of the normal distribution."""
+_Z95 = 1.96
+"""Two-sided 95 % quantile of the normal distribution, with the digits of the formula that reports print."""
 
 
 class Gap(NamedTuple):
@@ -30,7 +30,7 @@ def accuracy_noise(first: float, second: float, samples: int) -> float:
     their difference varies less than that: the bound is conservative. Averaging over seeds does not lower it, since
     all of them have the same test samples.
     """
-    return Z95 * math.sqrt((first * (1 - first) + second * (1 - second)) / samples)
+    return _Z95 * math.sqrt((first * (1 - first) + second * (1 - second)) / samples)
 
 
 def gap_recovered(student: float | None, *, baseline: float | None, teacher: float | None, samples: int) -> Gap:
@@ -86,9 +86,9 @@ def compare(
 
     ``samples`` is the number of labeled test samples. The baselines of a distilled student are the runs of the same
     architecture, budget, recipe and data with ``distill="none"``, which have no gap themselves; of a compressed one
-    those of its architecture before compression. If both have the same
-    seeds, each run is compared with the mean top-1 of the baselines of its own seed, and the student has the mean of
-    these gaps. Otherwise, or if one of them is undefined, mean top-1 is compared with mean top-1.
+    those of its architecture before compression. If both have the same seeds, each run is compared with the mean top-1
+    of the baselines of its own seed, and the student has the mean of these gaps. Otherwise, or if one of them is
+    undefined, mean top-1 is compared with mean top-1.
 
     The front is of top-1 against the latency at batch size 1; a student that lacks one of the two is not on it.
     """

@@ -116,12 +116,6 @@ class StudentResult:
         return shipped_timings(self.timings, self.ship_engine)
 
     @property
-    def single_image_ms(self) -> float | None:
-        """Median latency at batch size 1, in milliseconds; None if it was not measured."""
-        found = self.latencies.get(1)
-        return None if found is None else found.p50_ms
-
-    @property
     def macs(self) -> int | None:
         """Multiply-accumulates of one image; None if they were not counted."""
         return None if self.cost is None else self.cost.macs
@@ -274,12 +268,6 @@ class TeacherResult:
     def latencies(self) -> dict[int, Timing]:
         """The timings that students are compared with, by batch size."""
         return shipped_timings(self.timings, self.ship_engine)
-
-    @property
-    def single_image_ms(self) -> float | None:
-        """Median latency at batch size 1, in milliseconds; None if it was not measured."""
-        found = self.latencies.get(1)
-        return None if found is None else found.p50_ms
 
     def with_timings(
         self, network: Network, timings: Mapping[Workload, Timing], costs: Mapping[Network, Cost]

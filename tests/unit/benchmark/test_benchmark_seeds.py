@@ -54,7 +54,7 @@ def test_every_figure_of_several_seeds_is_a_mean_and_the_rest_is_the_first_run_s
     assert student.figures == pytest.approx({"top1": 0.625, "top5": 0.85, "cross_entropy": 1.5, "agreement": 0.5})
     assert (student.std("top5"), student.std("cross_entropy")) == pytest.approx((0.1 / 2**0.5, 0.5**0.5))
     assert (student.name, student.path, student.seed, student.seed_runs) == ("a", Path("runs/a"), None, (first, second))
-    assert (student.single_image_ms, student.file_bytes, student.shipped) == (2.0, 41, first.path)
+    assert (student.latencies[1].p50_ms, student.file_bytes, student.shipped) == (2.0, 41, first.path)
 
 
 def test_one_seed_has_no_deviation() -> None:
