@@ -59,7 +59,7 @@ class Distillation:
         if self.temperature is not None:
             if isinstance(self.loss, Loss):
                 self.loss.refuse_temperature(self.temperature.written)
-            self._at(self.temperature.at(0, 1))
+            self.at(self.temperature.at(0, 1))
         for name, weight in (("kd-weight", self.kd_weight), ("ce-weight", self.ce_weight)):
             if isinstance(weight, Curve) and weight.is_learned:
                 raise ParamsError(f"--{name} {weight.written} is for --temperature: give a number or another curve.")
@@ -73,7 +73,7 @@ class Distillation:
             ParamsError: a weight follows them, and they are not there.
         """
         temperature = None if self.temperature is None else self.temperature.at(epoch, epochs, validated=validated)
-        loss = self._at(temperature)
+        loss = self.at(temperature)
         kd_weight, ce_weight = self.kd_weight, self.ce_weight
         if kd_weight is None:
             kd_weight = Curve("constant", loss.kd_weight, warmup=loss.warmup_epochs)
@@ -93,11 +93,12 @@ class Distillation:
             return None
         return LearnedTemperature(self.temperature)
 
-    def at(self, temperature: torch.Tensor) -> DistillationLoss:
-        """Return the loss at a learned temperature."""
-        return self._at(temperature)
+    def at(self, temperature: float | torch.Tensor | None) -> DistillationLoss:
+        """Return the loss at a temperature, which may be learned; ``None`` for the published one.
 
-    def _at(self, temperature: float | torch.Tensor | None) -> DistillationLoss:
+        Raises:
+            UnsupportedLossError: no loss takes it, or the loss was made with one.
+        """
         if isinstance(self.loss, Loss):
             return self.loss.at(temperature)
         if temperature is not None:

@@ -143,7 +143,7 @@ def refuse_mixture(stores: Sequence[LogitStore]) -> None:
             "recipe": (ours.name, theirs.name),
             "recipe version": (ours.version, theirs.version),
             "recipe seed": (ours.seed, theirs.seed),
-            "classes": (_listed(first.classes), _listed(other.classes)),
+            "classes": (", ".join(first.classes), ", ".join(other.classes)),
         }
         if (ours.thresholds or theirs.thresholds) and not _alike(first.populations, other.populations):
             raise StaleStoreError(
@@ -174,7 +174,3 @@ def refuse_coarse(store: LogitStore) -> None:
 
 def _alike(first: Sequence[npt.NDArray[np.uint8]], second: Sequence[npt.NDArray[np.uint8]]) -> bool:
     return len(first) == len(second) and all(map(np.array_equal, first, second))
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
 from kdpipe.encoding.fidelity import kl
 from kdpipe.errors import ModelError
 from kdpipe.pairing.join import join, with_store_ids
@@ -105,8 +105,7 @@ def _compare(store: LogitStore, recomputed: torch.Tensor, stored: torch.Tensor, 
 def _common(store: LogitStore, dataset: Dataset) -> tuple[Dataset, npt.NDArray[np.int64]]:
     """Return the samples that are also in the store, and the store's row of each."""
     dataset = with_store_ids(store, dataset)
-    known = {bytes(sample_id) for sample_id in store.sample_ids}
-    both = dataset.subset([index for index, sample_id in enumerate(dataset.sample_ids) if bytes(sample_id) in known])
+    both = dataset.subset(np.flatnonzero(find_ids(dataset.sample_ids, store.sample_ids) >= 0))
     return both, join(store, both)
 
 
