@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
@@ -83,6 +84,17 @@ def warn_of_shared(train: Dataset, test: Dataset) -> None:
             f"warning: {shared:,} of {len(test):,} test images are in train, too, with the same content: the test "
             "figures are too high. Remove them from one of the two."
         )
+
+
+def content_digest(samples: Dataset) -> str | None:
+    """Return a digest of the contents of all samples, in whatever order and under whatever names they are.
+
+    ``None`` where the content of one is unknown.
+    """
+    digests = samples.content_digests
+    if not digests.any(axis=1).all():
+        return None
+    return blake3(digests[np.lexsort(digests.T[::-1])].tobytes()).hexdigest(length=16)
 
 
 def load_model(
