@@ -98,8 +98,10 @@ def train_together(
     fleet = Fleet(trainees, batches, shared.epochs, checkpoint_every, stops, say)
     if resume:
         fleet.resume()
+    unit = renderers[0].dataset.unit
     while fleet.active and fleet.epoch < fleet.epochs:
-        with progress(f"epoch {fleet.epoch + 1}/{fleet.epochs}", batches.samples, status=fleet.status) as advance:
+        what = f"epoch {fleet.epoch + 1}/{fleet.epochs}"
+        with progress(what, batches.samples, unit=unit, status=fleet.status) as advance:
             within_memory = fleet.train_epoch(advance)
         if not within_memory:
             raise fleet.too_large()
