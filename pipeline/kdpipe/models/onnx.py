@@ -27,6 +27,7 @@ from kdpipe.printable import first_line, printable
 from kdpipe.reading import open_regular, read_bytes, why_unread
 
 _LARGEST = 2**31 - 1
+_COPIED = "copy both files into one folder with cp -L"
 """Bytes of the largest protobuf message."""
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 32
@@ -126,7 +127,8 @@ class OnnxNetwork(nn.Module):
         return outputs[:count]
 
     def _on(self, device: torch.device) -> Any:
-        name = str(device) if device.type == "cuda" and _has_cuda() else "cpu"
+        there = _package("onnxruntime").get_available_providers()
+        name = str(device) if device.type == "cuda" and "CUDAExecutionProvider" in there else "cpu"
         if name not in self._sessions:
             # In TF32, logits would differ from those of a CPU from the third digit on.
             options = {"device_id": str(device.index or 0), "use_tf32": "0"}
@@ -352,20 +354,22 @@ def _external(tensors: Sequence[Any], path: Path) -> dict[str, bytes]:
 
 
 def _beside(path: Path, name: str) -> bytes:
-    relative = PurePosixPath(name)
+    relative, shown = PurePosixPath(name), printable(name)[:100]
     folder = path.resolve().parent
     if not name or "\0" in name or "\\" in name or relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{path}: its data {printable(name)[:100]!r} is not in its folder: not read")
+        raise ModelError(f"{path}: its data {shown!r} is not in its folder: not read")
     file = folder / relative
     try:
         if file.resolve() != file:
-            raise ModelError(f"{path}: its data {printable(name)[:100]} is a link, and links are not followed")
+            raise ModelError(f"{path}: its data {shown} is a link, and links are not followed: {_COPIED}")
         with open_regular(file) as stream:
             return stream.read()
     except FileNotFoundError:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} is missing: copy it beside the file") from None
+        left = f"not beside {path.resolve()}, to which this link leads out of its folder: {_COPIED}"
+        why = left if path.is_symlink() else "missing: copy it beside the file"
+        raise ModelError(f"{path}: its data {shown} is {why}") from None
     except OSError as failure:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} cannot be read: {why_unread(failure)}") from None
+        raise ModelError(f"{path}: its data {shown} cannot be read: {why_unread(failure)}") from None
 
 
 def refuse_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str) -> None:
@@ -381,10 +385,6 @@ def refuse_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[fl
             f"{name} takes gray images, which have one mean and one standard deviation: give three equal numbers as "
             f"--mean and as --std, found {', '.join(f'{each:g}' for each in (*mean, *std))}"
         )
-
-
-def _has_cuda() -> bool:
-    return "CUDAExecutionProvider" in _package("onnxruntime").get_available_providers()
 
 
 def _package(name: str) -> Any:
