@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
@@ -87,6 +88,7 @@ def warn_of_shared(train: Dataset, test: Dataset) -> None:
         )
 
 
+<<<<<<< HEAD
 def in_store_classes(
     store: LogitStore, samples: Dataset, *, class_map: Path | None = None
 ) -> tuple[ClassMap | None, Dataset]:
@@ -105,6 +107,17 @@ def in_store_classes(
     for line in found.lines(store.path, samples.spec):
         say(line)
     return found, found.of(samples)
+=======
+def content_digest(samples: Dataset) -> str | None:
+    """Return a digest of the contents of all samples, in whatever order and under whatever names they are.
+
+    ``None`` where the content of one is unknown.
+    """
+    digests = samples.content_digests
+    if not digests.any(axis=1).all():
+        return None
+    return blake3(digests[np.lexsort(digests.T[::-1])].tobytes()).hexdigest(length=16)
+>>>>>>> edges
 
 
 def load_model(
