@@ -19,10 +19,10 @@ from kdpipe.models.compressed import short_name
 from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
 from kdpipe.models.interface import Interface, take_logarithms
-from kdpipe.models.onnx import refuse_statistics
 from kdpipe.models.preset import Known, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
+from kdpipe.models.runtime import refuse_statistics
 from kdpipe.models.saved import RUN, resolve_run
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, refuse_broken, tensor_bytes
 from kdpipe.printable import first_line
