@@ -11,7 +11,6 @@ import os
 import re
 import tarfile
 import time
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +22,7 @@ from kdpipe import durable
 from kdpipe.dataset.caching import cache_directory, prepare, touch, trusted
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.labels import SUPPORTED
+from kdpipe.dataset.names import nfc
 from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.samples import sample_id
 from kdpipe.dataset.sources import state_of
@@ -100,7 +100,7 @@ def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int
             f"{path} is compressed, so that its images cannot be read at random; run: {_COMPRESSED[head]} {path}"
         )
     for member in _members(opened, path):
-        name = unicodedata.normalize("NFC", _ROOT.sub("", member.name))
+        name = nfc(_ROOT.sub("", member.name))
         folder, _, base = name.rpartition("/")
         if member.isdir() or base.startswith(".") or "__MACOSX" in folder:
             continue
@@ -181,7 +181,7 @@ def _label(key: str, members: Members, file: OffsetFile, path: Path, asked: str 
     content = file.read(offset, size)
     if ending != "json":
         try:
-            text = unicodedata.normalize("NFC", content.decode().strip())
+            text = nfc(content.decode().strip())
         except UnicodeDecodeError:
             raise DatasetError(f"'{name}' of {path} is not text in UTF-8; {SUPPORTED}") from None
         return text or None

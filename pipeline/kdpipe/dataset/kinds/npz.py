@@ -10,7 +10,6 @@ each sample, are optional.
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from kdpipe.dataset.labels import (
     names_from,
     refuse_indices,
 )
+from kdpipe.dataset.names import nfc
 from kdpipe.dataset.npz import Array, Member, Rows, members, state
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
@@ -72,7 +72,7 @@ def list_npz(request: Request, written: str) -> Listing:
     labels = class_labels(values, classes, where=where)
     keys: Sequence[str] = tuple(f"npz/{split}/{index}" for index in range(len(pictures)))
     if "keys" in arrays:
-        keys = tuple(f"{split}/{unicodedata.normalize('NFC', key)}" for key in _strings(arrays["keys"], len(pictures)))
+        keys = tuple(f"{split}/{nfc(key)}" for key in _strings(arrays["keys"], len(pictures)))
     pairs = partial(open_pairs, tensors or images, labels)
     return Listing(root.stem, classes, keys, labels, ItemSource(images.where, pairs, pairs(), _names(images)))
 
