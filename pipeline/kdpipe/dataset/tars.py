@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import tarfile
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,12 +24,11 @@ from kdpipe.dataset.labels import SUPPORTED
 from kdpipe.dataset.names import nfc
 from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.samples import sample_id
-from kdpipe.dataset.sources import state_of
+from kdpipe.dataset.states import settled_before, state_of
 from kdpipe.errors import DatasetError
 from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, parse_json, why_unread
 
-_SETTLED_NS = 2_000_000_000
 _LARGEST_HEADER = 1024**2
 """Bytes of an archive's extended header, such as a long name, at most."""
 _LARGEST_LABEL = 1024**2
@@ -81,7 +79,7 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     rows = [_sample(key, parts, file, path, image=image, label=label) for key, parts in members.items()]
     names, images, offsets, sizes, labels = (list(each) for each in zip(*rows, strict=True)) if rows else ([],) * 5
     index = TarIndex(state=state, names=names, images=images, offsets=offsets, sizes=sizes, labels=labels)
-    if max(state[1:3]) < time.time_ns() - _SETTLED_NS:
+    if max(state[1:3]) < settled_before():
         _remember(remembered, index)
     return index
 

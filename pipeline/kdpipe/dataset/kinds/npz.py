@@ -9,7 +9,6 @@ each sample, are optional.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +30,11 @@ from kdpipe.dataset.labels import (
     refuse_indices,
 )
 from kdpipe.dataset.names import nfc
-from kdpipe.dataset.npz import Array, Member, Rows, members, state
+from kdpipe.dataset.npz import Array, Member, Rows, members
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.samples import as_digests, bytes_digest
+from kdpipe.dataset.states import PACKED, settled_before, state_of
 from kdpipe.errors import DatasetError, MissingSplitError
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
@@ -44,7 +44,6 @@ _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",
 """Names of arrays in a file of both splits, and in one of its own."""
 _TENSOR = "tensor "
 """Begins the names of tensors among the arrays of a split."""
-_SETTLED_NS = 2_000_000_000
 
 
 @register("npz:FILE")
@@ -263,9 +262,9 @@ def _strings(member: Member, count: int) -> list[str]:
 
 def _names(images: Member) -> Array | None:
     """Return 16 bytes for each picture that change with the file, ``(n, 16)``; None if it was written just now."""
-    info = images.path.stat()
-    if max(info.st_mtime_ns, info.st_ctime_ns) > time.time_ns() - _SETTLED_NS:
+    state = state_of(images.path.stat())
+    if max(state[1:3]) >= settled_before():
         return None
-    head = f"npz 1 {images.path} {images.name} ".encode("utf-8", "surrogateescape") + state(images.path)
+    head = f"npz 1 {images.path} {images.name} ".encode("utf-8", "surrogateescape") + PACKED.pack(*state)
     count = images.shape[0]
     return as_digests(b"".join(bytes_digest(head + index.to_bytes(8, "little")) for index in range(count)))
