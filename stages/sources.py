@@ -88,7 +88,6 @@ def warn_of_shared(train: Dataset, test: Dataset) -> None:
         )
 
 
-<<<<<<< HEAD
 def in_store_classes(
     store: LogitStore, samples: Dataset, *, class_map: Path | None = None
 ) -> tuple[ClassMap | None, Dataset]:
@@ -107,7 +106,8 @@ def in_store_classes(
     for line in found.lines(store.path, samples.spec):
         say(line)
     return found, found.of(samples)
-=======
+
+
 def content_digest(samples: Dataset) -> str | None:
     """Return a digest of the contents of all samples, in whatever order and under whatever names they are.
 
@@ -117,7 +117,6 @@ def content_digest(samples: Dataset) -> str | None:
     if not digests.any(axis=1).all():
         return None
     return blake3(digests[np.lexsort(digests.T[::-1])].tobytes()).hexdigest(length=16)
->>>>>>> edges
 
 
 def load_model(

@@ -184,12 +184,6 @@ def refuse_large(whole: Iterable[Member]) -> None:
     )
 
 
-def state(path: Path) -> bytes:
-    """Return size, times and inode of a file, by which a change of its content is noticed."""
-    info = path.stat()
-    return struct.pack("<QqqQ", info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-
-
 def _member(path: Path, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as opened:
