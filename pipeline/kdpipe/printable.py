@@ -21,6 +21,11 @@ def printable(text: object) -> str:
     return "".join(map(_escaped, written))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, printable and cut at 200 characters; its type if it has none."""
+    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+
+
 def printable_json(value: Any) -> str:
     """Return ``value`` as indented JSON in ASCII; NaN and infinity raise ``ValueError``."""
     return json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False)

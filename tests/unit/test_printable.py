@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kdpipe.printable import cell, printable, printable_json
+from kdpipe.printable import cell, first_line, printable, printable_json
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07 \u202egpj.exe\r\nDone. \u2028\x85\x00\u200b"
 
@@ -31,6 +31,12 @@ def test_no_character_without_a_glyph_is_left(text: str) -> None:
     assert len(shown.splitlines()) <= 1
     assert printable(shown) == shown
     shown.encode()
+
+
+def test_an_error_is_one_short_line() -> None:
+    assert first_line(ValueError("\n  broken\x1b[2J at 3\n  and more")) == r"broken\x1b[2J at 3"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert first_line(OSError("x" * 500)) == "x" * 200
 
 
 @given(st.text())

@@ -25,12 +25,13 @@ from torch import nn
 from kdpipe.benchmark.timing import Network
 from kdpipe.errors import ModelError
 from kdpipe.export.onnx import onnx_bytes, quantized
-from kdpipe.export.runtimes import Images, Logits, Run, first_line, onnx_run, openvino_run, package
+from kdpipe.export.runtimes import Images, Logits, Run, onnx_run, openvino_run, package
 from kdpipe.export.wrapped import Wrapped
 from kdpipe.models import AnyPreset, TensorPreset, of_images, parse_preset
 from kdpipe.models.interface import Interface
 from kdpipe.models.layout import arrange, choose
-from kdpipe.models.program import quiet
+from kdpipe.models.optional import quiet
+from kdpipe.printable import first_line
 from kdpipe.registry import Registry
 
 Form = Literal["module", "onnx"]

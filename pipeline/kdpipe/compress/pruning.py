@@ -16,6 +16,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models import count_parameters, evaluating, find_penultimate, macs
+from kdpipe.printable import first_line
 
 Cost = Literal["macs", "params"]
 """Multiply-accumulates of one image, or parameters."""
@@ -89,7 +90,7 @@ def _pruned(pruning: Any, module: nn.Module, *, size: int, share: float, keep: s
             with torch.no_grad():
                 smaller(image)
     except Exception as error:  # it documents none, and fails with whatever its tracing hits upon
-        reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        reason = first_line(error)
         raise ModelError(f"{name} cannot be pruned: torch-pruning cannot follow its layers ({reason})") from error
     for parameter in smaller.parameters():
         parameter.grad = None

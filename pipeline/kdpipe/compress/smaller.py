@@ -15,6 +15,7 @@ from kdpipe.models.compressed import factorable, shape_of
 from kdpipe.models.inspection import evaluating
 from kdpipe.models.loading import identify
 from kdpipe.models.registry import create, resolve
+from kdpipe.printable import first_line
 
 
 def smaller(
@@ -56,7 +57,8 @@ def _refuse_other_logits(module: nn.Module, built: nn.Module, *, size: int, base
         with evaluating(module), torch.no_grad():
             equal = torch.equal(built(images), module(images))
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ModelError(f"{base} cannot be compressed: it does not compute with fewer channels ({reason})") from error
+        raise ModelError(
+            f"{base} cannot be compressed: it does not compute with fewer channels ({first_line(error)})"
+        ) from error
     if not equal:
         raise ModelError(f"{base} cannot be compressed: a network with its layers' shapes computes other logits")

@@ -22,6 +22,7 @@ import numpy as np
 from kdpipe.dataset.containers import Open
 from kdpipe.dataset.sources import LARGEST_FILE
 from kdpipe.errors import DatasetError
+from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, why_unread
 
 Schema = Any
@@ -287,8 +288,9 @@ def _refused(path: Path) -> Iterator[None]:
     except (arrow.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:
             raise DatasetError(f"{path} cannot be read: {why_unread(error)}") from error
-        reason = str(error).partition("\n")[0][:200]
-        raise DatasetError(f"{path} is damaged, or lacks a column: {reason}; make it or download it again") from error
+        raise DatasetError(
+            f"{path} is damaged, or lacks a column: {first_line(error)}; make it or download it again"
+        ) from error
 
 
 def _open_rows(column: str) -> Open:

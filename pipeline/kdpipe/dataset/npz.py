@@ -26,6 +26,7 @@ from numpy.lib import format as npy
 from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.sources import suggest_path
 from kdpipe.errors import DatasetError
+from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, why_unread
 
 Array = npt.NDArray[Any]
@@ -183,12 +184,6 @@ def refuse_large(whole: Iterable[Member]) -> None:
     )
 
 
-def state(path: Path) -> bytes:
-    """Return size, times and inode of a file, by which a change of its content is noticed."""
-    info = path.stat()
-    return struct.pack("<QqqQ", info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino)
-
-
 def _member(path: Path, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as opened:
@@ -222,5 +217,5 @@ def _largest_whole() -> int:
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
-    reason = why_unread(error) if isinstance(error, OSError) else str(error).partition("\n")[0][:200]
+    reason = why_unread(error) if isinstance(error, OSError) else first_line(error)
     return DatasetError(f"{path} cannot be read as an .npz file: {reason}; make the file again")

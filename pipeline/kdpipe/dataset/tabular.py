@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from kdpipe.dataset.columns import Chosen, choose, class_label_names, keys_of, l
 from kdpipe.dataset.containers import Parts, parts
 from kdpipe.dataset.encoded import EncodedSource
 from kdpipe.dataset.labels import Column, class_labels, class_names, names_from, refuse_indices
-from kdpipe.dataset.names import Names
+from kdpipe.dataset.names import Names, nfc
 from kdpipe.dataset.registry import Listing, Request
 from kdpipe.dataset.sources import Files
 from kdpipe.errors import DatasetError, MissingSplitError
@@ -75,7 +74,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     source = EncodedSource(blobs, memory=f"{tables.memory} {split}")
     keys: Sequence[str]
     if chosen.key is not None:
-        keys = [f"{split}/{_nfc(key)}" for key in _keys(tables, paths, chosen.key)]
+        keys = [f"{split}/{nfc(key)}" for key in _keys(tables, paths, chosen.key)]
     elif files is not None and tables.named_by_path:
         keys = _relative(files, tables.roots, split)
     else:
@@ -153,7 +152,7 @@ def _relative(files: Files, roots: Sequence[Path], split: str) -> list[str]:
     found = []
     for path in files.paths:
         root = next((root for root in roots if Path(path).is_relative_to(root)), None)
-        name = _nfc(path if root is None else str(Path(path).relative_to(root)))
+        name = nfc(path if root is None else str(Path(path).relative_to(root)))
         found.append(name if name.startswith(f"{split}/") else f"{split}/{name}")
     return found
 
@@ -169,7 +168,3 @@ def _by_content(source: EncodedSource, request: Request) -> tuple[EncodedSource,
         seen[name] = seen.get(name, 0) + 1
         keys.append(f"{request.split}/{name}" + (f"-{seen[name]}" if seen[name] > 1 else ""))
     return source.holding(found), keys
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

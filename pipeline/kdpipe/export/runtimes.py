@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.errors import ModelError
-from kdpipe.printable import printable
+from kdpipe.printable import first_line
 
 Images = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -96,8 +96,3 @@ def package(name: str, *, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ModelError(f"{name} is not installed: pip install 'kdpipe[{extra}]'") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type."""
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset, Preset
 from kdpipe.models.layout import arrange
-from kdpipe.models.program import quiet
-from kdpipe.printable import printable
+from kdpipe.printable import first_line
 
 
 class Wrapped(nn.Module):
@@ -54,22 +50,8 @@ class Wrapped(nn.Module):
         return torch.from_numpy(np.stack([self.size.blank()] * 2))
 
 
-def required(module: str, *, extra: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        ModelError: it is not installed; the message names the extra of kdpipe that has it.
-    """
-    try:
-        with quiet():
-            return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ModelError(f"this needs {package}, which is not installed: pip install 'kdpipe[{extra}]'") from error
-
-
 def reason(error: BaseException) -> str:
     """Return the first line of an exporter's error, or of what caused it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)[:200]
+    return first_line(error)

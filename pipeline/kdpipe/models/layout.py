@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from kdpipe.errors import ModelError
 from kdpipe.models.inputs import InputSize, blank
 from kdpipe.models.inspection import device_of, evaluating
-from kdpipe.printable import printable
+from kdpipe.printable import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def _unfit(module: nn.Module, size: int) -> str:
         with evaluating(module), torch.inference_mode():
             module(images)
     except (RuntimeError, TypeError, ValueError) as error:
-        return printable(str(error).strip().partition("\n")[0])[:120] or type(error).__name__
+        return first_line(error)[:120]
     finally:
         arrange(module, channels_last=was)
     return ""

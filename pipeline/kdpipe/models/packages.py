@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, did_you_mean
+from kdpipe.models.optional import required
 from kdpipe.models.preset import Known, for_imagenet, from_timm, from_torchvision, of_imagenet
 from kdpipe.models.registry import Kind, Loaded, all_kinds, register, unknown
+from kdpipe.printable import first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -70,7 +72,7 @@ def load_torchvision(
     try:
         module = models.get_model(name, weights=chosen)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise ModelError(f"torchvision:{name} {chosen.name}: cannot get {chosen.url}: {reason}") from error
     return Loaded(module, (from_torchvision(chosen),), classes)
 
@@ -85,28 +87,13 @@ def published_torchvision(name: str, _module: nn.Module) -> Known:
     return from_torchvision(members["IMAGENET1K_V1"])
 
 
-def import_timm() -> Any:
-    """Import timm.
-
-    Raises:
-        ModelError: it is not installed.
-    """
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ModelError("models named timm:NAME need timm: pip install 'kdpipe[timm]'") from error
-
-
 def create_timm(name: str, num_classes: int) -> nn.Module:
     """Build a model of timm without weights.
 
     Raises:
         ModelError: timm is not installed, or has no such model.
     """
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    module: nn.Module = _timm(name).create_model(name, pretrained=False, num_classes=num_classes)
     return module
 
 
@@ -125,17 +112,26 @@ def load_timm(
 
     if weights != "DEFAULT":
         return None
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
+    timm = _timm(name)
     try:
         module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"timm:{name}: cannot get its weights: {reason}") from error
+        raise ModelError(f"timm:{name}: cannot get its weights: {first_line(error)}") from error
     if module.num_classes != num_classes:
         raise class_mismatch(f"timm:{name}", module.num_classes, num_classes)
     return Loaded(module, (from_timm(module),))
+
+
+def _timm(name: str) -> Any:
+    """Return timm, which has the model ``name``.
+
+    Raises:
+        ModelError: timm is not installed, or has no such model.
+    """
+    timm = required("timm", extra="timm", by="timm:NAME")
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
+    return timm
 
 
 def create_own(name: str, num_classes: int) -> nn.Module:
@@ -162,7 +158,7 @@ def create_own(name: str, num_classes: int) -> nn.Module:
     try:
         built = function(num_classes)
     except Exception as error:  # it is the caller's code, and may do anything
-        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"'{name}' failed when called with {num_classes}, the number of classes: {reason}") from error
     if not isinstance(built, nn.Module):
         raise ModelError(f"'{name}' returned a {type(built).__name__}, expected a torch.nn.Module")

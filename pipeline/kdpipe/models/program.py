@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +11,8 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models.archive import sanitized
-from kdpipe.printable import printable
+from kdpipe.models.optional import quiet
+from kdpipe.printable import first_line
 
 PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 """Mean and standard deviation of the normalization that leaves pixels as they are."""
@@ -72,24 +69,10 @@ def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
             program = torch.export.load(source)
             module = program.module()
     except Exception as error:  # torch.export documents no exceptions for a damaged file
-        reason = str(error).strip().split("\n")[0]
-        raise ModelError(f"{path}: not a program saved with torch.export.save: {printable(reason)[:200]}") from error
+        raise ModelError(f"{path}: not a program saved with torch.export.save: {first_line(error)}") from error
     size, dtype = input_size(program, path), input_dtype(program)
     content = blake3(path.read_bytes()).hexdigest(length=16)
     return ExportedModel(module, size=size, dtype=dtype, source_digest=content)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a loader or an exporter from logging and warning in the block, such as a traceback for a damaged file."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def input_dtype(program: torch.export.ExportedProgram) -> torch.dtype:

@@ -24,7 +24,7 @@ from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import suggest_path
 from kdpipe.dataset.tabular import OPTIONS, Tables, list_tables
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
-from kdpipe.printable import printable
+from kdpipe.printable import first_line, printable
 from kdpipe.reading import MEGABYTE, parse_yaml, read_bytes
 
 _SAFE = 4
@@ -195,7 +195,7 @@ def _caches() -> tuple[Path, Path]:
 
 
 def _unusable(path: str, folder: Path, *, error: Exception, download: bool) -> DatasetError:
-    reason = (str(error).strip() or type(error).__name__).partition("\n")[0][:300]
+    reason = first_line(error)
     if folder.is_dir():
         return DatasetError(f"'{path}' cannot be loaded by datasets: {reason}")
     if download:

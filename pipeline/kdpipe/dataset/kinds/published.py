@@ -18,6 +18,7 @@ from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import Channels, Listing, Request, Source, register
 from kdpipe.dataset.sources import Files, content_of, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
+from kdpipe.printable import first_line
 
 SPLITS = {"train": ("train", "trainval"), "test": ("test", "val", "valid")}
 """Names of a split in torchvision's datasets, the preferred one first."""
@@ -120,9 +121,10 @@ def open_published(name: str, root: Path, *, split: str, download: bool = False)
 def _unusable(name: str, root: Path, *, error: Exception, download: bool) -> DatasetError:
     if isinstance(error, ImportError):
         return DatasetError(f"torchvision's {name} needs another package: {error}; install it")
-    reason = str(error).partition("\n")[0]
     if download:
-        return DatasetError(f"{name} could not be downloaded to '{root}': {reason}; check the network and the folder")
+        return DatasetError(
+            f"{name} could not be downloaded to '{root}': {first_line(error)}; check the network and the folder"
+        )
     absent = "" if root.exists() else suggest_path(root)
     return DatasetError(f"{name} is not at '{root}', or damaged there{absent}; correct the path, or add --download")
 
