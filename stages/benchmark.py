@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
+from kdpipe.stages.provenance import now
 from kdpipe.stages.quality import Attacked, Examiner, attack_of, refuse_images_only
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
@@ -93,7 +93,7 @@ def _run(params: Benchmark) -> None:
             samples=0 if test is None else int((test.labels >= 0).sum()),
         ),
         machine=machine(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),

@@ -22,7 +22,7 @@ from kdpipe.stages.console import amount, say, show
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.plan import Plan
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.teachers import ClassNames, Normalization, frozen, load_mapped
+from kdpipe.stages.teachers import Normalization, frozen, load_all
 from kdpipe.store.plan import Layout
 from kdpipe.teacher.forecast import Pass, Rates, Training, teacher_pass
 from kdpipe.teacher.forward import FrozenTeacher
@@ -99,13 +99,8 @@ def run(params: Plan) -> None:
 
 def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     settings = params.teacher
-    of_data = settings.statistics is not None
-    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
-    classes = ClassNames(settings.class_map, settings.teacher_classes)
-    loaded = [
-        load_mapped(name, train_split, given, classes=classes, weights=weights, trust_code=params.code.trust_code)
-        for name, weights in settings.with_weights
-    ]
+    given = [Normalization.asked(settings, params.network)] * len(settings.teacher)
+    loaded = load_all(settings, train_split, given, trust_code=params.code.trust_code)
     return frozen(loaded, settings, channels_last=settings.channels_last)
 
 
