@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from commands import describe, in_process
 from losses import SIGNALS, arms
+from published_losses import ARMS
 from timing import interleaved, machine, ratio
 
 from kdpipe import durable
@@ -46,8 +47,9 @@ def main() -> None:
     over_none = {arm: ratio(found, taken["none"]) for arm, found in taken.items() if arm != "none"}
     result = {
         "command": (
-            "python benchmarks/loss_cost.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors "
-            f"--samples {options.samples} --rounds {options.rounds}"
+            "python benchmarks/loss_cost.py --data folder:CIFAR10 "
+            + (f"--weights {Path(options.weights).name}" if options.store is None else f"--store {store.name}")
+            + f" --samples {options.samples} --rounds {options.rounds}"
         ),
         "machine": machine(),
         "versions": versions(),
@@ -105,8 +107,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--teacher", default="resnet20")
     parser.add_argument("--store", type=Path, help="a store with these signals, instead of one that is made")
     parser.add_argument("--student", default="resnet8")
-    parser.add_argument("--losses", nargs="+", help="measure these only")
-    parser.add_argument("--samples", type=int, default=1_280, help="size of the class-balanced training subset")
+    parser.add_argument("--losses", nargs="+", choices=ARMS, help="measure these only")
+    parser.add_argument("--samples", type=int, default=1_024, help="size of the class-balanced training subset")
     parser.add_argument("--test-samples", type=int, default=20, help="each command tests its student once")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--recipe", default="rrc-flip:0.5")

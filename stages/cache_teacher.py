@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.learning import is_unread
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ParamsError, StoreError, UnreadError
+from kdpipe.errors import ModelError, ParamsError, StoreError, UnreadError
 from kdpipe.models import parse_preset
 from kdpipe.stages import once
 from kdpipe.stages.console import aloud, progress, quiet, say
@@ -291,27 +291,43 @@ def _cache_split(
     renderer = renderer_of(dataset)
     total = len(dataset) * builder.manifest.splits[split].planes
     with (
-        progress(f"caching {split}", total=total) as advance,
+        progress(f"caching {split}", total=total, unit=dataset.unit) as advance,
         nullcontext() if reading is None else reading.learning(split) as learn,
     ):
         count = _counted(builder, split, advance)
         count(0)
         while True:
             for view in builder.views(split):
-                cache_plane(
-                    builder,
-                    split,
-                    view,
-                    forward=forward,
-                    renderer=renderer,
-                    batch_size=params.teacher.batch_size,
-                    advance=count,
-                    learn=learn if view == 0 else None,
-                )
+                with _naming_the_remedy(builder.path):
+                    cache_plane(
+                        builder,
+                        split,
+                        view,
+                        forward=forward,
+                        renderer=renderer,
+                        batch_size=params.teacher.batch_size,
+                        advance=count,
+                        learn=learn if view == 0 else None,
+                    )
                 if reading is not None and view == 0:
                     renderer = renderer_of(reading.learned[split].dataset())
             if builder.complete(split):
                 break
+
+
+@contextmanager
+def _naming_the_remedy(path: Path) -> Iterator[None]:
+    """Add to an error of the network that the store stays, and is of the same recipe and data only.
+
+    Raises:
+        ModelError: the network fails.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"{error} {path} keeps what is finished: pass --overwrite with another recipe or other data."
+        ) from error
 
 
 def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:

@@ -17,9 +17,9 @@ from kdpipe.directories import locked
 from kdpipe.errors import AccuracyLossError, RunError
 from kdpipe.export.images import calibration_images, plain_batches
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
-from kdpipe.export.wrapped import required
 from kdpipe.metrics import accuracy
 from kdpipe.models import Model, of_images
+from kdpipe.models.optional import required
 from kdpipe.models.saved import RUN, architecture_of, digest_of, weights_of
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import refuse_ranks

@@ -78,7 +78,7 @@ def run(params: ImportLogits) -> None:
             for split, dataset in datasets.items():
                 planes = builder.manifest.splits[split].planes
                 rows = np.arange(len(dataset)) if order is None else row_order(len(dataset), seed=view.seed)
-                with progress(f"importing {split}", total=len(dataset) * planes) as advance:
+                with progress(f"importing {split}", total=len(dataset) * planes, unit=dataset.unit) as advance:
                     advance(builder.rows_elsewhere(split))
                     for number in range(planes):
                         copy_plane(
@@ -156,7 +156,7 @@ def _import_fresh(
         for group, fresh in store.fresh.items():
             planes = builder.manifest.splits[group].planes
             rows = np.array([place[fresh.split][key] for key in fresh.keys], dtype=np.int64)
-            with progress(f"importing {group}", total=len(fresh) * planes) as advance:
+            with progress(f"importing {group}", total=len(fresh) * planes, unit=fresh.unit) as advance:
                 for view in range(planes):
                     copy_plane(builder, group, view, source=source, order=rows, dataset=fresh, advance=advance)
                 builder.drain()

@@ -97,7 +97,8 @@ def passes(forward: FrozenTeacher, renderer: Renderer, params: Plan) -> tuple[to
     logits, rows, start = [], {}, 0.0
     for name, view in (("plain", 0), ("augmented", min(1, params.view.augmented))):
         clock = Clock()
-        with progress(f"pilot, {name}", total=len(order)) as advance, clock(name, len(order)) as mark:
+        shown = progress(f"pilot, {name}", total=len(order), unit=renderer.dataset.unit)
+        with shown as advance, clock(name, len(order)) as mark:
             for pixels in renderer.batches(batches, view):
                 logits.append(forward(pixels).cpu())
                 mark(len(pixels))

@@ -62,7 +62,7 @@ def run(params: Plan) -> None:
     listed = time.perf_counter() - began
     forward = _teacher(params, train_split)
     drawn = pilot.draw(train_split, params)
-    say(f"A pilot of {len(drawn):,} of {len(train_split):,} training images.")
+    say(f"A pilot of {len(drawn):,} of {len(train_split):,} training {train_split.unit}.")
     renderer = Renderer(
         drawn, params.view.recipe, seed=params.view.seed, geometry=Geometry.of(forward.preset), device=forward.device
     )
@@ -91,7 +91,7 @@ def run(params: Plan) -> None:
         training=training,
         pays_from=None if training is None else training.pays_from(passes[0].seconds),
     )
-    for line in _lines(found, params):
+    for line in _lines(found, params, unit=train_split.unit):
         show(line)
     if params.forecast.out is not None:
         durable.write_text(params.forecast.out, printable_json(_json(found)) + "\n")
@@ -142,11 +142,11 @@ def _store(
     }
 
 
-def _lines(found: Forecast, params: Plan) -> Iterator[str]:
+def _lines(found: Forecast, params: Plan, *, unit: str) -> Iterator[str]:
     """Return the forecast for people."""
     data, rates = found.data, found.rates
     yield (
-        f"Data      {data['spec']}: {data['train']:,} train and {data['test']:,} test images, "
+        f"Data      {data['spec']}: {data['train']:,} train and {data['test']:,} test {unit}, "
         f"{data['classes']:,} classes, listed in {data['listed_seconds']:.1f} s"
     )
     yield f"Encodings bytes per row, mean KL at T = {', '.join(f'{each:g}' for each in found.choice.temperatures)}"

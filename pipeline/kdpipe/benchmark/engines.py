@@ -30,7 +30,7 @@ from kdpipe.export.wrapped import Wrapped
 from kdpipe.models import AnyPreset, TensorPreset, of_images, parse_preset
 from kdpipe.models.interface import Interface
 from kdpipe.models.layout import arrange, choose
-from kdpipe.models.program import quiet
+from kdpipe.models.optional import quiet
 from kdpipe.printable import first_line
 from kdpipe.registry import Registry
 

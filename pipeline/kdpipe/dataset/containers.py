@@ -15,11 +15,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset.encoded import Indices, Records, State
+from kdpipe.dataset.encoded import Indices, Records
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.offsets import OffsetFile
-from kdpipe.dataset.registry import STATE
-from kdpipe.dataset.sources import LARGEST_FILE, state_of
+from kdpipe.dataset.sources import LARGEST_FILE
+from kdpipe.dataset.states import STATE, State, state_of
 from kdpipe.errors import DatasetError
 from kdpipe.reading import why_unread
 

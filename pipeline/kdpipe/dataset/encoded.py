@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -20,7 +19,8 @@ from kdpipe.dataset import decode, samples
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
-from kdpipe.dataset.registry import LOOKED, STATE, Survey
+from kdpipe.dataset.registry import LOOKED, Survey
+from kdpipe.dataset.states import STATE, State, settled_before
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at
 from kdpipe.errors import DatasetError
@@ -29,8 +29,6 @@ from kdpipe.progress import Progress
 Records = npt.NDArray[Any]
 Digests = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
-State = tuple[int, int, int, int]
-"""Values of ``STATE``."""
 
 _NAME = ("name", "u1", samples.ID_BYTES)
 _FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
@@ -43,7 +41,6 @@ _DECODED = np.dtype([_NAME])
 _PIXELS = np.dtype([_NAME, ("pixels", "u1", samples.ID_BYTES)])
 """An entry of the table of pixel digests; its name is the content digest."""
 
-_SETTLED_NS = 2_000_000_000
 _UNKNOWN = bytes(samples.ID_BYTES)
 """Content digest of an image that was not read yet."""
 
@@ -107,15 +104,13 @@ class EncodedSource:
         As soon as the pixels of all images exceed ``streamed_above`` bytes, so that they will be streamed, images are
         decoded when they are read, which saves ``broken`` to read them again.
         """
-        blobs, now = self.blobs.take(indices), time.time_ns()
+        blobs, before = self.blobs.take(indices), settled_before()
         files, decoded = self._table("digests", "files 3", _FILES), self._decoded()
         entries, broken = _states(blobs)
         known = _recall(entries, files.read()) | _recall(entries, self.held)
         known[list(broken)] = True
         new = np.flatnonzero(~known)
-        times = entries["state"]
-        # A file that was written just now may be written again without a change of its times.
-        settled = np.maximum(times["modified"], times["changed"]) < now - _SETTLED_NS
+        settled = _last_written(entries["state"]) < before
         pixels = _pixel_bytes(entries) - _pixel_bytes(entries[new])
 
         def streamed() -> bool:
@@ -209,7 +204,7 @@ class EncodedSource:
     @contextlib.contextmanager
     def remembering(self) -> Iterator[Callable[[npt.NDArray[np.int64], Records], None]]:
         """Yield a function that remembers what was learned of images at some indices, ``LOOKED``."""
-        names, settled = self.blobs.names(), time.time_ns() - _SETTLED_NS
+        names, before = self.blobs.names(), settled_before()
         with self._table("digests", "files 3", _FILES).saving() as save, self._decoded().saving() as save_decoded:
 
             def add(indices: npt.NDArray[np.int64], looked: Records) -> None:
@@ -217,7 +212,7 @@ class EncodedSource:
                 entries["name"], entries["state"] = samples.digests_of(names.take(indices)), looked["state"]
                 for name in ("digest", "size", "remarks"):
                     entries["found"][name] = looked[name]
-                save(entries[np.maximum(looked["state"]["modified"], looked["state"]["changed"]) < settled])
+                save(entries[_last_written(looked["state"]) < before])
                 save_decoded(_named(looked["digest"]))
 
             yield add
@@ -281,6 +276,12 @@ def _states(blobs: Blobs) -> tuple[Records, dict[int, str]]:
     entries["name"] = samples.digests_of(blobs.names())
     entries["state"], broken = blobs.states()
     return entries, broken
+
+
+def _last_written(states: Records) -> npt.NDArray[np.int64]:
+    """Return when files were last written, ``(n,)``, from their ``STATE``."""
+    times: npt.NDArray[np.int64] = np.maximum(states["modified"], states["changed"])
+    return times
 
 
 def _recall(entries: Records, known: Records) -> npt.NDArray[np.bool_]:

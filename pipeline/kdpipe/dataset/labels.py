@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset.items import as_labels, check_labels
+from kdpipe.dataset.names import nfc
 from kdpipe.errors import DatasetError
 from kdpipe.reading import read_bytes
 
@@ -49,7 +49,7 @@ def class_names(train: Column, *, where: str) -> tuple[str, ...]:
         DatasetError: there is no label.
     """
     if train.dtype == object:
-        names = tuple(sorted({_nfc(value) for value in train if value is not None}))
+        names = tuple(sorted({nfc(value) for value in train if value is not None}))
     else:
         most = int(train.max(initial=-1))
         if most >= _MOST_CLASSES:
@@ -81,7 +81,7 @@ def class_labels(values: Column, classes: Sequence[str], *, where: str) -> npt.N
         check_labels(labels, len(classes), where=where)
         return labels
     place: dict[str | None, int] = {name: index for index, name in enumerate(classes)} | {None: -1}
-    found = [place.get(value if value is None else _nfc(value), -2) for value in values]
+    found = [place.get(value if value is None else nfc(value), -2) for value in values]
     if -2 in found:
         lost = values[found.index(-2)]
         raise DatasetError(
@@ -97,7 +97,7 @@ def checked_names(names: Sequence[Any], *, where: str) -> tuple[str, ...]:
     Raises:
         DatasetError: they are not different strings.
     """
-    found = tuple(_nfc(name) for name in names if isinstance(name, str) and name)
+    found = tuple(nfc(name) for name in names if isinstance(name, str) and name)
     if len(found) != len(names) or len(set(found)) != len(found) or not found:
         raise DatasetError(f"{where} must be different class names, at least one; found {list(names)!r:.120}")
     return found
@@ -116,7 +116,3 @@ def names_from(path: str) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise DatasetError(f"{file} is not text in UTF-8, expected a class name in each line") from None
     return checked_names([line.strip() for line in lines if line.strip()], where=str(file))
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

@@ -6,6 +6,7 @@ buffer, which processes can share, and a string is made of a part of it when it 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, overload
@@ -15,6 +16,11 @@ import numpy.typing as npt
 
 _ERRORS = "surrogatepass"
 """Any string can be encoded, also a file name that is not valid UTF-8."""
+
+
+def nfc(name: str) -> str:
+    """Return a name in Unicode form NFC, in which names are compared: file systems write one in different forms."""
+    return unicodedata.normalize("NFC", name)
 
 
 class Names(Sequence[str]):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kdpipe import spec
+from kdpipe.dataset.names import nfc
 from kdpipe.dataset.sources import suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
 
@@ -124,4 +124,4 @@ def _all_words() -> str:
 def dataset_name(pattern: str) -> str:
     """Return the name of a dataset from the folder of a pattern's fixed part."""
     name = Path(_fixed(str(Path(pattern).expanduser().absolute()))).name
-    return unicodedata.normalize("NFC", name) or "images"
+    return nfc(name) or "images"

@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.states import STATE
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress, silent
 
@@ -89,8 +90,6 @@ class Source(Protocol):
         ...
 
 
-STATE = np.dtype([("bytes", "<u8"), ("modified", "<i8"), ("changed", "<i8"), ("inode", "<u8")])
-"""The state of a file, by which a change of its content is noticed."""
 LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), ("pixels", "u1", 16), ("state", STATE)])
 """A record of an image read: content digest, size, remarks as in ``Survey``, pixel digest, state of its file."""
 

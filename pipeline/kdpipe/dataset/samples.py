@@ -13,7 +13,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from kdpipe.dataset.choice import balanced_indices
-from kdpipe.dataset.forms import Form
+from kdpipe.dataset.forms import Form, unit
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
 from kdpipe.dataset.registry import LOOKED, Channels, Looking, Source
@@ -233,6 +233,11 @@ class Dataset:
         """The form of the items where they are tensors, whose images are packed tensors; None for images."""
         found: Form | None = getattr(self.source, "form", None)
         return found
+
+    @property
+    def unit(self) -> str:
+        """The word for several of its items: images, or samples where they are tensors."""
+        return unit(self.form)
 
     def image(self, index: int) -> torch.Tensor:
         """Return one image, uint8 ``(3, height, width)``; may be called from several threads for files.

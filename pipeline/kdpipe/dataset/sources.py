@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from kdpipe.dataset import decode, samples
-from kdpipe.dataset.encoded import Indices, Records, State
+from kdpipe.dataset.encoded import Indices, Records
 from kdpipe.dataset.names import Names
-from kdpipe.dataset.registry import STATE
+from kdpipe.dataset.states import PACKED, STATE, State, state_of
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.reading import open_regular
 
 LARGEST_FILE = 1024**3
 """Bytes of the largest encoded image that is read."""
-
-_PACKED_STATE = struct.Struct("<QqqQ")
-"""The layout of ``STATE``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,14 +40,14 @@ class Files:
 
     def states(self) -> tuple[Records, dict[int, str]]:
         """Return the state of each file, ``STATE`` ``(n,)``, and why some cannot be read."""
-        states, broken = bytearray(len(self.paths) * _PACKED_STATE.size), {}
+        states, broken = bytearray(len(self.paths) * PACKED.size), {}
         for place, path in enumerate(self.paths):
             try:
                 info = os.stat(path)  # noqa: PTH116 (a Path for each of a million files takes longer than the call)
             except OSError as error:
                 broken[place] = str(_lost(path, error))
                 continue
-            _PACKED_STATE.pack_into(states, place * _PACKED_STATE.size, *state_of(info))
+            PACKED.pack_into(states, place * PACKED.size, *state_of(info))
         return np.frombuffer(states, dtype=STATE), broken
 
     def content(self, index: int) -> bytes:
@@ -66,11 +62,6 @@ class Files:
         """Return the bytes of a file, and its state before it was read."""
         content, info = _read(self.paths[index])
         return content, state_of(info)
-
-
-def state_of(info: os.stat_result) -> State:
-    """Return size, times and inode of a file, as ``STATE``."""
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 def content_digest_of(path: Path) -> bytes:

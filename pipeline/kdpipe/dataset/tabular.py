@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdpipe.dataset.arrow import Format, features_of
+from kdpipe.dataset.arrow import LARGEST_COLUMNS, Format, features_of
 from kdpipe.dataset.columns import Chosen, choose, class_label_names, keys_of, labels_of
 from kdpipe.dataset.containers import Parts, parts
 from kdpipe.dataset.encoded import EncodedSource
 from kdpipe.dataset.labels import Column, class_labels, class_names, names_from, refuse_indices
-from kdpipe.dataset.names import Names
+from kdpipe.dataset.names import Names, nfc
 from kdpipe.dataset.registry import Listing, Request
 from kdpipe.dataset.sources import Files
 from kdpipe.errors import DatasetError, MissingSplitError
@@ -75,7 +74,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     source = EncodedSource(blobs, memory=f"{tables.memory} {split}")
     keys: Sequence[str]
     if chosen.key is not None:
-        keys = [f"{split}/{_nfc(key)}" for key in _keys(tables, paths, chosen.key)]
+        keys = [f"{split}/{nfc(key)}" for key in _keys(tables, paths, chosen.key)]
     elif files is not None and tables.named_by_path:
         keys = _relative(files, tables.roots, split)
     else:
@@ -109,8 +108,7 @@ def _refuse_other_classes(tables: Tables, split: str, paths: Sequence[Path], cho
 
 def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:
     found = [
-        labels_of(tables.form.columns(path, [chosen.label]).column(0), where=f"'{chosen.label}' of {path}")
-        for path in paths
+        labels_of(values, where=f"'{chosen.label}' of {path}") for path, values in _whole(tables, paths, chosen.label)
     ]
     kinds = {each.dtype for each in found if len(each)}
     if len(kinds) > 1:
@@ -119,11 +117,16 @@ def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:
 
 
 def _keys(tables: Tables, paths: Sequence[Path], name: str) -> list[str]:
-    return [
-        key
-        for path in paths
-        for key in keys_of(tables.form.columns(path, [name]).column(0), where=f"'{name}' of {path}")
-    ]
+    return [key for path, values in _whole(tables, paths, name) for key in keys_of(values, where=f"'{name}' of {path}")]
+
+
+def _whole(tables: Tables, paths: Sequence[Path], name: str) -> Iterator[tuple[Path, Any]]:
+    """Yield a column of each file, ``LARGEST_COLUMNS`` bytes at most together."""
+    left = LARGEST_COLUMNS
+    for path in paths:
+        values = tables.form.columns(path, [name], most=left).column(0)
+        left -= values.nbytes
+        yield path, values
 
 
 def _files(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Files | None:
@@ -149,7 +152,7 @@ def _relative(files: Files, roots: Sequence[Path], split: str) -> list[str]:
     found = []
     for path in files.paths:
         root = next((root for root in roots if Path(path).is_relative_to(root)), None)
-        name = _nfc(path if root is None else str(Path(path).relative_to(root)))
+        name = nfc(path if root is None else str(Path(path).relative_to(root)))
         found.append(name if name.startswith(f"{split}/") else f"{split}/{name}")
     return found
 
@@ -165,7 +168,3 @@ def _by_content(source: EncodedSource, request: Request) -> tuple[EncodedSource,
         seen[name] = seen.get(name, 0) + 1
         keys.append(f"{request.split}/{name}" + (f"-{seen[name]}" if seen[name] > 1 else ""))
     return source.holding(found), keys
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)

@@ -10,8 +10,6 @@ import contextlib
 import os
 import re
 import tarfile
-import time
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,14 +21,14 @@ from kdpipe import durable
 from kdpipe.dataset.caching import cache_directory, prepare, touch, trusted
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.labels import SUPPORTED
+from kdpipe.dataset.names import nfc
 from kdpipe.dataset.offsets import OffsetFile
 from kdpipe.dataset.samples import sample_id
-from kdpipe.dataset.sources import state_of
+from kdpipe.dataset.states import settled_before, state_of
 from kdpipe.errors import DatasetError
 from kdpipe.printable import first_line
 from kdpipe.reading import open_regular, parse_json, why_unread
 
-_SETTLED_NS = 2_000_000_000
 _LARGEST_HEADER = 1024**2
 """Bytes of an archive's extended header, such as a long name, at most."""
 _LARGEST_LABEL = 1024**2
@@ -81,7 +79,7 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     rows = [_sample(key, parts, file, path, image=image, label=label) for key, parts in members.items()]
     names, images, offsets, sizes, labels = (list(each) for each in zip(*rows, strict=True)) if rows else ([],) * 5
     index = TarIndex(state=state, names=names, images=images, offsets=offsets, sizes=sizes, labels=labels)
-    if max(state[1:3]) < time.time_ns() - _SETTLED_NS:
+    if max(state[1:3]) < settled_before():
         _remember(remembered, index)
     return index
 
@@ -100,7 +98,7 @@ def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int
             f"{path} is compressed, so that its images cannot be read at random; run: {_COMPRESSED[head]} {path}"
         )
     for member in _members(opened, path):
-        name = unicodedata.normalize("NFC", _ROOT.sub("", member.name))
+        name = nfc(_ROOT.sub("", member.name))
         folder, _, base = name.rpartition("/")
         if member.isdir() or base.startswith(".") or "__MACOSX" in folder:
             continue
@@ -181,7 +179,7 @@ def _label(key: str, members: Members, file: OffsetFile, path: Path, asked: str 
     content = file.read(offset, size)
     if ending != "json":
         try:
-            text = unicodedata.normalize("NFC", content.decode().strip())
+            text = nfc(content.decode().strip())
         except UnicodeDecodeError:
             raise DatasetError(f"'{name}' of {path} is not text in UTF-8; {SUPPORTED}") from None
         return text or None

@@ -27,10 +27,10 @@ from kdpipe.errors import ModelError, ParamsError
 from kdpipe.export.images import Pixels
 from kdpipe.export.onnx import Session, onnx_bytes, quantized
 from kdpipe.export.runtimes import openvino_core
-from kdpipe.export.wrapped import Wrapped, reason, required
+from kdpipe.export.wrapped import Wrapped, reason
 from kdpipe.models import Model, of_images
 from kdpipe.models.archive import DESCRIPTION
-from kdpipe.models.program import quiet
+from kdpipe.models.optional import quiet, required
 from kdpipe.registry import Registry
 
 Precision = Literal["fp32", "int8"]

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from kdpipe.errors import ModelError
-from kdpipe.export.wrapped import Wrapped, reason, required
+from kdpipe.export.wrapped import Wrapped, reason
 from kdpipe.models import Preset
-from kdpipe.models.program import quiet
+from kdpipe.models.optional import quiet, required
 
 OPSET = 18
 """Version of ONNX's operators, that of ONNX 1.13 (2022)."""

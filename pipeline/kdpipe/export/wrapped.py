@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset, Preset
 from kdpipe.models.layout import arrange
-from kdpipe.models.program import quiet
 from kdpipe.printable import first_line
 
 
@@ -52,20 +48,6 @@ class Wrapped(nn.Module):
         if isinstance(self.size, int):
             return torch.zeros(2, 3, self.size, self.size, dtype=torch.uint8)
         return torch.from_numpy(np.stack([self.size.blank()] * 2))
-
-
-def required(module: str, *, extra: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        ModelError: it is not installed; the message names the extra of kdpipe that has it.
-    """
-    try:
-        with quiet():
-            return importlib.import_module(module)
-    except ImportError as error:
-        package = module.partition(".")[0]
-        raise ModelError(f"this needs {package}, which is not installed: pip install 'kdpipe[{extra}]'") from error
 
 
 def reason(error: BaseException) -> str:

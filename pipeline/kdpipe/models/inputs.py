@@ -6,7 +6,7 @@ Importing this does not import torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,9 @@ def blank(size: InputSize, count: int, device: torch.device | None = None) -> An
 
     if isinstance(size, int):
         return torch.zeros(count, 3, size, size, device=device)
-    return _tensors(size, lambda array: torch.zeros(count, *array.shape, device=device, dtype=_dtype(array)))
+    return _tensors(
+        size, lambda array: torch.zeros(count, *array.shape, device=device, dtype=getattr(torch, array.dtype))
+    )
 
 
 def noise(size: InputSize, count: int, device: torch.device | None = None) -> Any:
@@ -150,19 +152,14 @@ def example(form: Form, device: torch.device | None = None) -> Any:
     return _tensors(form, made)
 
 
-def _tensors(form: Form, make: Any) -> Tensors:
+def _tensors(form: Form, make: Callable[[Array], torch.Tensor]) -> Tensors:
+    """Return tensors by name, or the only one, each made for its array; masks are 1."""
     import torch
 
     made = {array.name: make(array) for array in form.arrays}
     if MASK in made:
         made[MASK] = torch.ones_like(made[MASK])
     return made if form.named else made[""]
-
-
-def _dtype(array: Array) -> torch.dtype:
-    import torch
-
-    return torch.float32 if array.dtype == "float32" else torch.int64
 
 
 @contextmanager

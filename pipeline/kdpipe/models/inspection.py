@@ -6,7 +6,7 @@ Importing this does not import torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +69,17 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextmanager
+def hooked(layers: Iterable[tuple[str, nn.Module]], hook: Callable[[str, nn.Module, Any, Any], None]) -> Iterator[None]:
+    """Call ``hook`` with name, layer, inputs and output whenever one of the layers has run in the block."""
+    handles = [layer.register_forward_hook(partial(hook, name)) for name, layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def count_parameters(module: nn.Module) -> int:
     """Return the number of parameters, without buffers; shared ones count once, and those of an ONNX model as well."""
     counted = sum(parameter.numel() for parameter in module.parameters())
@@ -124,14 +135,8 @@ def find_penultimate(module: nn.Module, size: InputSize) -> Penultimate | None:
             seen[name] = (inputs[0][0].numel(), output.flatten(1).clone())
 
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
-    hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in layers]
-    images = noise(size, 2, device_of(module))
-    try:
-        with evaluating(module), torch.no_grad():
-            logits = module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(module), hooked(layers, remember), torch.no_grad():
+        logits = module(noise(size, 2, device_of(module)))
     for name, (dim, output) in reversed(seen.items()):
         if torch.equal(output, logits):
             return Penultimate(name, dim)

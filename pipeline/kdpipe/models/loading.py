@@ -19,10 +19,10 @@ from kdpipe.models.compressed import short_name
 from kdpipe.models.inputs import AnyPreset, InputSize, TensorPreset, adapt, blank, example, form_in_header
 from kdpipe.models.inspection import Penultimate, count_parameters, device_of, find_penultimate
 from kdpipe.models.interface import Interface, take_logarithms
-from kdpipe.models.onnx import refuse_statistics
 from kdpipe.models.preset import Known, Size, Statistics, choose, from_flags, from_header
 from kdpipe.models.program import ExportedModel
 from kdpipe.models.registry import Loaded, refuse_code, runs_code
+from kdpipe.models.runtime import refuse_statistics
 from kdpipe.models.saved import RUN, resolve_run
 from kdpipe.models.weights import COUNTER, class_mismatch, fit, read_weights, refuse_broken, tensor_bytes
 from kdpipe.printable import first_line
@@ -100,46 +100,66 @@ def load(
     flags = from_flags(mean, std, size=size, interpolation=interpolation)
     asked = name
     name, weights = resolve_run(name, weights)
-    remarks = []
-    if name != asked:
-        refuse_code(name, origin=asked.removeprefix(RUN), trust_code=trust_code)
-        if runs_code(name):
-            remarks.append(f"{asked} is made by {name}, whose code was run (--trust-code).")
-    if form is not None and not registry.runs_code(name):
-        raise ModelError(
-            f"'{name}' takes images, the dataset has tensors ({form}): name a function of yours that returns a network "
-            "for them, package.module:function."
-        )
+    remarks = [] if name == asked else _allowed(name, asked, trust_code=trust_code)
+    _refuse_images(name, form)
     loaded = load_module(name, weights, num_classes=num_classes, trust_code=trust_code, interface=interface)
     interface = _settled(interface, loaded.interface, name=name)
-    remarks += loaded.remarks
     loaded.module.eval()
     refuse_broken(loaded.module, origin=weights or name)
-    remarks += converted(name, loaded.module)
+    remarks += [*loaded.remarks, *converted(name, loaded.module)]
     if isinstance(loaded.module, ExportedModel) and loaded.module.takes_pixels and flags.mean is not None:
         flags = replace(flags, mean=None, std=None)
         remarks.append(f"{name} takes uint8 images and normalizes them itself: mean and std are not used.")
+    shown = name if weights is None else f"{name} with {weights}"
     preset: AnyPreset
-    if form is not None or loaded.form is not None:
-        preset, source = _of_tensors(form, loaded, flags, name=weights_name(name, weights)), "tensors"
-        adapt(loaded.module)
-    else:
-        sources = (flags, *loaded.presets)
+    if form is None and loaded.form is None:
         preset, source = choose(
-            sources,
-            fallback_statistics=fallback_statistics,
-            fallback_size=fallback_size,
-            name=weights_name(name, weights),
+            (flags, *loaded.presets), fallback_statistics=fallback_statistics, fallback_size=fallback_size, name=shown
         )
         refuse_statistics(loaded.module, preset.mean, preset.std, name=name)
-    if registry.resolve(name)[0].foreign:
-        check_output(short_name(name), loaded.module, size=preset.size, num_classes=num_classes)
-    if loaded.classes is not None and len(loaded.classes) != num_classes:
-        raise class_mismatch(weights or name, len(loaded.classes), num_classes)
+    else:
+        preset, source = _of_tensors(form, loaded, flags, name=shown), "tensors"
+        adapt(loaded.module)
+    _check_classes(name, loaded, size=preset.size, num_classes=num_classes, origin=weights or name)
     digest = identify(name, loaded.module)
     if interface.outputs == "probabilities":
         take_logarithms(loaded.module)
     return Model(name, loaded.module, preset, source, loaded.classes, digest, tuple(remarks), interface)
+
+
+def _allowed(name: str, run: str, *, trust_code: bool) -> list[str]:
+    """Return a remark where the model ``name`` that a run records is made by code.
+
+    Raises:
+        UntrustedCodeError: it is, and the code is not trusted.
+    """
+    refuse_code(name, origin=run.removeprefix(RUN), trust_code=trust_code)
+    return [f"{run} is made by {name}, whose code was run (--trust-code)."] if runs_code(name) else []
+
+
+def _refuse_images(name: str, form: Form | None) -> None:
+    """Check that a model may take tensors, if the dataset has them.
+
+    Raises:
+        ModelError: its architecture is one of images.
+    """
+    if form is not None and not runs_code(name):
+        raise ModelError(
+            f"'{name}' takes images, the dataset has tensors ({form}): name a function of yours that returns a network "
+            "for them, package.module:function."
+        )
+
+
+def _check_classes(name: str, loaded: Loaded, *, size: InputSize, num_classes: int, origin: object) -> None:
+    """Check the output of a network of the user's, and the number of the class names that are recorded.
+
+    Raises:
+        ModelError: the network does not return logits of ``num_classes``, or there are more or fewer names.
+    """
+    if registry.resolve(name)[0].foreign:
+        check_output(short_name(name), loaded.module, size=size, num_classes=num_classes)
+    if loaded.classes is not None and len(loaded.classes) != num_classes:
+        raise class_mismatch(origin, len(loaded.classes), num_classes)
 
 
 def _settled(asked: Interface, found: Interface, *, name: str) -> Interface:
@@ -167,11 +187,6 @@ def _of_tensors(form: Form | None, loaded: Loaded, flags: Known, *, name: str) -
     found = form or loaded.form
     assert found is not None
     return TensorPreset(found)
-
-
-def weights_name(name: str, weights: str | Path | None) -> str:
-    """Return the model with its weights, for messages."""
-    return name if weights is None else f"{name} with {weights}"
 
 
 def converted(name: str, module: nn.Module) -> list[str]:

@@ -1,4 +1,4 @@
-"""ONNX models as networks: a file that runs no code, in ONNX Runtime.
+"""ONNX files as networks: read without running code, and computed by ONNX Runtime (``kdpipe.models.runtime``).
 
 Files of strangers are read without custom operators, and external data only from plain files in the file's own folder.
 Needs the extra ``deploy``.
@@ -6,28 +6,26 @@ Needs the extra ``deploy``.
 
 from __future__ import annotations
 
-import copy
-import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from blake3 import blake3
-from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models.interface import Interface
-from kdpipe.models.program import ExportedModel, quiet
+from kdpipe.models.optional import quiet
+from kdpipe.models.program import ExportedModel
+from kdpipe.models.runtime import Images, Layout, OnnxNetwork, package
 from kdpipe.printable import first_line, printable
 from kdpipe.reading import open_regular, read_bytes, why_unread
 
 _LARGEST = 2**31 - 1
 """Bytes of the largest protobuf message."""
+_COPIED = "copy both files into one folder with cp -L"
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 32
 """Levels of graphs within operators."""
@@ -35,120 +33,11 @@ _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Domains of the operators that ONNX Runtime brings."""
 _READS_FILES = ("EPContext",)
 """Operators that name files which ONNX Runtime would open."""
-_GRAY = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in the brightness of ITU-R BT.601, which Pillow takes, too."""
 _CHANNELS = (1, 3)
-_EQUAL = 1e-6
-"""Largest difference of statistics that count as equal."""
-
-Layout = Literal["nchw", "nhwc"]
-
-
-@dataclass(frozen=True)
-class Images:
-    """The images that a network takes."""
-
-    layout: Layout
-    channels: int
-    """3, or 1 for brightness alone."""
-    rank: int
-    """Dimensions of a batch: 4, 3 without channels, 2 where images are flattened."""
-    side: int | None
-    """Side in pixels; ``None`` for any."""
-    batch: int | None
-    """Images that it takes at once; ``None`` for any number."""
-
-    def arranged(self, images: torch.Tensor) -> torch.Tensor:
-        """Return images ``(n, 3, S, S)`` as the network takes them."""
-        if self.channels == 1:
-            shares = torch.tensor(_GRAY, device=images.device).view(1, 3, 1, 1)
-            gray = (images.to(torch.float32) * shares).sum(1, keepdim=True)
-            images = (gray if images.is_floating_point() else gray.round()).to(images.dtype)
-        if self.rank == 3:
-            return images[:, 0].contiguous()
-        if self.layout == "nhwc":
-            images = images.movedim(1, 3)
-        return (images.flatten(1) if self.rank == 2 else images).contiguous()
-
-
-class OnnxNetwork(nn.Module):
-    """An ONNX model in ONNX Runtime; maps images ``(n, 3, S, S)`` of its type to float32 outputs ``(n, classes)``.
-
-    On a CUDA device it computes there if ONNX Runtime was installed with CUDA, else on the CPU.
-    """
-
-    def __init__(
-        self, content: bytes, external: Mapping[str, bytes], *, images: Images, names: tuple[str, str], parameters: int
-    ) -> None:
-        """Load ``content``, whose tensors may lie in the files ``external``; ``names`` are those of input and output.
-
-        Raises:
-            ModelError: ONNX Runtime is not installed, or does not take the model.
-        """
-        super().__init__()
-        self.images = images
-        self.onnx_parameters = parameters
-        self.register_buffer("_where", torch.empty(0), persistent=False)
-        self._input, self._output = names
-        self._source = (content, external)
-        self._sessions = {"cpu": self._session(["CPUExecutionProvider"])}
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Run the model; a batch of another size than it takes is cut and its last piece filled up.
-
-        Raises:
-            ModelError: a gradient is asked for.
-        """
-        if images.requires_grad and torch.is_grad_enabled():
-            raise ModelError("an ONNX model has no gradients: use a network of PyTorch")
-        rows = self.images.arranged(images.detach()).cpu().numpy()
-        session, step = self._on(images.device), self.images.batch or max(1, len(rows))
-        pieces = [self._run(session, rows[first : first + step]) for first in range(0, len(rows), step)]
-        outputs = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
-        if outputs.ndim == 4 and outputs.shape[2:] == (1, 1):
-            outputs = outputs[:, :, 0, 0]
-        return torch.from_numpy(outputs.astype(np.float32)).to(images.device)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OnnxNetwork:
-        """Return a copy that shares the sessions, which cannot be copied and do not change."""
-        other = copy.copy(self)
-        other._buffers = dict(self._buffers)
-        return other
-
-    def _run(self, session: Any, rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        count, batch = len(rows), self.images.batch
-        if batch is not None and count < batch:
-            rows = np.concatenate([rows, np.repeat(rows[-1:], batch - count, axis=0)])
-        try:
-            outputs: npt.NDArray[Any] = session.run([self._output], {self._input: rows})[0]
-        except Exception as error:  # its exceptions derive from Exception alone
-            raise RuntimeError(first_line(error)) from error
-        return outputs[:count]
-
-    def _on(self, device: torch.device) -> Any:
-        name = str(device) if device.type == "cuda" and _has_cuda() else "cpu"
-        if name not in self._sessions:
-            # In TF32, logits would differ from those of a CPU from the third digit on.
-            options = {"device_id": str(device.index or 0), "use_tf32": "0"}
-            self._sessions[name] = self._session([("CUDAExecutionProvider", options), "CPUExecutionProvider"])
-        return self._sessions[name]
-
-    def _session(self, providers: Sequence[Any]) -> Any:
-        runtime = _package("onnxruntime")
-        content, external = self._source
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-        options.log_severity_level = 4  # an error is raised besides
-        if external:
-            files = list(external.values())
-            options.add_external_initializers_from_files_in_memory(list(external), files, [len(file) for file in files])
-        try:
-            # Without a provider to fall back to, it would print that it tries the same again.
-            return runtime.InferenceSession(
-                content, options, providers=list(providers), enable_fallback=int(len(providers) > 1)
-            )
-        except Exception as error:  # its exceptions derive from Exception alone
-            raise ModelError(f"ONNX Runtime does not load this model: {first_line(error)}") from error
+_FLOATS = (1, 10, 11, 16)
+"""``TensorProto`` types float32, float16, float64 and bfloat16."""
+_TYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64, 2: torch.uint8}
+"""Types of images by ``TensorProto`` type."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +58,7 @@ def load_onnx(path: Path, *, num_classes: int, asked: Interface) -> OnnxFile:
         ModelError: onnx or ONNX Runtime is not installed, the file is missing, damaged or uses custom operators, it
             takes something else than images, or does not say which layout or output is meant.
     """
-    onnx = _package("onnx")
+    onnx = package("onnx")
     content = read_bytes(path, limit=_LARGEST, error=ModelError, follow=True)
     try:
         with quiet():
@@ -194,12 +83,6 @@ def load_onnx(path: Path, *, num_classes: int, asked: Interface) -> OnnxFile:
         digest.update(name.encode()).update(blake3(external[name]).digest())
     module = ExportedModel(network, size=images.side, dtype=dtype, source_digest=digest.hexdigest(length=16))
     return OnnxFile(module, metadata, Interface(layout=images.layout, output=output))
-
-
-_FLOATS = (1, 10, 11, 16)
-"""``TensorProto`` types float32, float16, float64 and bfloat16."""
-_TYPES = {1: torch.float32, 10: torch.float16, 11: torch.float64, 2: torch.uint8}
-"""Types of images by ``TensorProto`` type."""
 
 
 def _input(model: Any, path: Path, *, layout: Layout | None) -> tuple[str, Images, torch.dtype]:
@@ -352,44 +235,19 @@ def _external(tensors: Sequence[Any], path: Path) -> dict[str, bytes]:
 
 
 def _beside(path: Path, name: str) -> bytes:
-    relative = PurePosixPath(name)
+    relative, shown = PurePosixPath(name), printable(name)[:100]
     folder = path.resolve().parent
     if not name or "\0" in name or "\\" in name or relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{path}: its data {printable(name)[:100]!r} is not in its folder: not read")
+        raise ModelError(f"{path}: its data {shown!r} is not in its folder: not read")
     file = folder / relative
     try:
         if file.resolve() != file:
-            raise ModelError(f"{path}: its data {printable(name)[:100]} is a link, and links are not followed")
+            raise ModelError(f"{path}: its data {shown} is a link, and links are not followed: {_COPIED}")
         with open_regular(file) as stream:
             return stream.read()
     except FileNotFoundError:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} is missing: copy it beside the file") from None
+        left = f"not beside {path.resolve()}, to which this link leads out of its folder: {_COPIED}"
+        why = left if path.is_symlink() else "missing: copy it beside the file"
+        raise ModelError(f"{path}: its data {shown} is {why}") from None
     except OSError as failure:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} cannot be read: {why_unread(failure)}") from None
-
-
-def refuse_statistics(module: nn.Module, mean: Sequence[float], std: Sequence[float], *, name: str) -> None:
-    """Check that an ONNX model of gray images has one mean and one standard deviation.
-
-    Raises:
-        ModelError: those of the three channels differ.
-    """
-    network = module.program if isinstance(module, ExportedModel) else None
-    gray = isinstance(network, OnnxNetwork) and network.images.channels == 1
-    if gray and max(max(each) - min(each) for each in (mean, std)) > _EQUAL:
-        raise ModelError(
-            f"{name} takes gray images, which have one mean and one standard deviation: give three equal numbers as "
-            f"--mean and as --std, found {', '.join(f'{each:g}' for each in (*mean, *std))}"
-        )
-
-
-def _has_cuda() -> bool:
-    return "CUDAExecutionProvider" in _package("onnxruntime").get_available_providers()
-
-
-def _package(name: str) -> Any:
-    try:
-        with quiet():
-            return importlib.import_module(name)
-    except ImportError as error:
-        raise ModelError(f"an ONNX model needs {name}, which is not installed: pip install 'kdpipe[deploy]'") from error
+        raise ModelError(f"{path}: its data {shown} cannot be read: {why_unread(failure)}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.errors import ModelError, did_you_mean
+from kdpipe.models.optional import required
 from kdpipe.models.preset import Known, for_imagenet, from_timm, from_torchvision, of_imagenet
 from kdpipe.models.registry import Kind, Loaded, all_kinds, register, unknown
 from kdpipe.printable import first_line
@@ -86,28 +87,13 @@ def published_torchvision(name: str, _module: nn.Module) -> Known:
     return from_torchvision(members["IMAGENET1K_V1"])
 
 
-def import_timm() -> Any:
-    """Import timm.
-
-    Raises:
-        ModelError: it is not installed.
-    """
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise ModelError("models named timm:NAME need timm: pip install 'kdpipe[timm]'") from error
-
-
 def create_timm(name: str, num_classes: int) -> nn.Module:
     """Build a model of timm without weights.
 
     Raises:
         ModelError: timm is not installed, or has no such model.
     """
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
-    module: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    module: nn.Module = _timm(name).create_model(name, pretrained=False, num_classes=num_classes)
     return module
 
 
@@ -126,9 +112,7 @@ def load_timm(
 
     if weights != "DEFAULT":
         return None
-    timm = import_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
+    timm = _timm(name)
     try:
         module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
@@ -136,6 +120,18 @@ def load_timm(
     if module.num_classes != num_classes:
         raise class_mismatch(f"timm:{name}", module.num_classes, num_classes)
     return Loaded(module, (from_timm(module),))
+
+
+def _timm(name: str) -> Any:
+    """Return timm, which has the model ``name``.
+
+    Raises:
+        ModelError: timm is not installed, or has no such model.
+    """
+    timm = required("timm", extra="timm", by="timm:NAME")
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model '{name}'{did_you_mean(name, timm.list_models())}")
+    return timm
 
 
 def create_own(name: str, num_classes: int) -> nn.Module:

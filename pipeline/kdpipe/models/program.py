@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,6 +11,7 @@ from torch import nn
 
 from kdpipe.errors import ModelError
 from kdpipe.models.archive import sanitized
+from kdpipe.models.optional import quiet
 from kdpipe.printable import first_line
 
 PIXELS = ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
@@ -76,19 +73,6 @@ def load_program(path: Path, *, trust_code: bool = False) -> ExportedModel:
     size, dtype = input_size(program, path), input_dtype(program)
     content = blake3(path.read_bytes()).hexdigest(length=16)
     return ExportedModel(module, size=size, dtype=dtype, source_digest=content)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep a loader or an exporter from logging and warning in the block, such as a traceback for a damaged file."""
-    before = logging.root.manager.disable
-    try:
-        logging.disable(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def input_dtype(program: torch.export.ExportedProgram) -> torch.dtype:

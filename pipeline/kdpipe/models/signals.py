@@ -14,13 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kdpipe.dataset.forms import MASK
 from kdpipe.errors import ModelError, ParamsError, did_you_mean
 from kdpipe.models.inputs import InputSize, noise
-from kdpipe.models.inspection import device_of, evaluating, find_penultimate
+from kdpipe.models.inspection import device_of, evaluating, find_penultimate, hooked
 from kdpipe.spec import parse
 
 if TYPE_CHECKING:
@@ -112,15 +111,9 @@ def outputs(module: nn.Module, size: InputSize) -> dict[str, list[Shape]]:
         if any(found):
             shapes[name] = found
 
-    images = noise(size, 2, device_of(module))
     named = [(name, layer) for name, layer in module.named_modules() if _LAYER.fullmatch(name)]
-    hooks = [layer.register_forward_hook(partial(remember, name)) for name, layer in named]
-    try:
-        with evaluating(module), torch.no_grad():
-            module(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(module), hooked(named, remember), torch.no_grad():
+        module(noise(size, 2, device_of(module)))
     return shapes
 
 

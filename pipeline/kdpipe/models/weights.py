@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,14 +92,9 @@ def read_weights(path: Path) -> WeightsFile:
 
 def read_safetensors(path: Path) -> WeightsFile:
     """Read tensors and header of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the handle is no dict)
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {printable(error)[:200]}") from error
+    with _safetensors(path) as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (the handle is no dict)
+        metadata = dict(file.metadata() or {})
     return WeightsFile(path, strip_prefixes(state), metadata, read_classes(metadata, path))
 
 
@@ -142,12 +138,23 @@ def read_header(path: Path) -> dict[str, str]:
         ModelError: the file is missing or damaged.
     """
     refuse_irregular(path)
+    with _safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
+    """Open a safetensors file.
+
+    Raises:
+        ModelError: it is damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {printable(error)[:200]}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.encoded import EncodedSource
-from kdpipe.dataset.names import Names
+from kdpipe.dataset.names import Names, nfc
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import Files, suggest_path
 from kdpipe.errors import DatasetError, MissingSplitError, did_you_mean
@@ -72,7 +71,7 @@ def list_folder(request: Request, path: str) -> Listing:
     absent = [name for label, name in enumerate(classes) if label not in present]
     root = root.absolute()
     return Listing(
-        name=_nfc(root.name),
+        name=nfc(root.name),
         classes=tuple(classes),
         keys=Names.below(keys),
         labels=labels,
@@ -88,12 +87,8 @@ def _sorted(names: list[str]) -> tuple[list[str], list[str]]:
     if all(map(str.isascii, names)):
         names.sort()
         return names, names
-    pairs = sorted((_nfc(name), name) for name in names)
+    pairs = sorted((nfc(name), name) for name in names)
     return [name for _, name in pairs], [normal for normal, _ in pairs]
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _endings() -> str:
@@ -134,7 +129,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
                 continue
             if child.is_symlink():
                 decode.refuse_upward(Path(child.path))
-            name = _nfc(child.name)
+            name = nfc(child.name)
             if name in found:
                 raise DatasetError(
                     f"two class folders in '{folder}' are called '{name}' in Unicode form NFC; rename one"

@@ -9,8 +9,6 @@ each sample, are optional.
 
 from __future__ import annotations
 
-import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +29,12 @@ from kdpipe.dataset.labels import (
     names_from,
     refuse_indices,
 )
-from kdpipe.dataset.npz import Array, Member, Rows, members, state
+from kdpipe.dataset.names import nfc
+from kdpipe.dataset.npz import Array, Member, Rows, members, refuse_large
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.samples import as_digests, bytes_digest
+from kdpipe.dataset.states import PACKED, settled_before, state_of
 from kdpipe.errors import DatasetError, MissingSplitError
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
@@ -42,9 +42,10 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 _FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
 _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
 """Names of arrays in a file of both splits, and in one of its own."""
+_WHOLE = ("labels", "keys", "classes")
+"""Arrays of a split that are read whole in any case."""
 _TENSOR = "tensor "
 """Begins the names of tensors among the arrays of a split."""
-_SETTLED_NS = 2_000_000_000
 
 
 @register("npz:FILE")
@@ -61,6 +62,7 @@ def list_npz(request: Request, written: str) -> Listing:
     tensors = {name.removeprefix(_TENSOR): each for name, each in arrays.items() if name.startswith(_TENSOR)}
     images = next(iter(tensors.values())) if tensors else arrays["images"]
     pictures = open_samples(tensors or images)
+    refuse_large(each for part, each in arrays.items() if part in _WHOLE or not each.by_row)
     where = f"'{arrays['labels'].name}' of {arrays['labels'].path}"
     values = _labels(arrays["labels"], len(pictures))
     classes = _classes(root, arrays, given.get("classes"))
@@ -72,7 +74,7 @@ def list_npz(request: Request, written: str) -> Listing:
     labels = class_labels(values, classes, where=where)
     keys: Sequence[str] = tuple(f"npz/{split}/{index}" for index in range(len(pictures)))
     if "keys" in arrays:
-        keys = tuple(f"{split}/{unicodedata.normalize('NFC', key)}" for key in _strings(arrays["keys"], len(pictures)))
+        keys = tuple(f"{split}/{nfc(key)}" for key in _strings(arrays["keys"], len(pictures)))
     pairs = partial(open_pairs, tensors or images, labels)
     return Listing(root.stem, classes, keys, labels, ItemSource(images.where, pairs, pairs(), _names(images)))
 
@@ -263,9 +265,9 @@ def _strings(member: Member, count: int) -> list[str]:
 
 def _names(images: Member) -> Array | None:
     """Return 16 bytes for each picture that change with the file, ``(n, 16)``; None if it was written just now."""
-    info = images.path.stat()
-    if max(info.st_mtime_ns, info.st_ctime_ns) > time.time_ns() - _SETTLED_NS:
+    state = state_of(images.path.stat())
+    if max(state[1:3]) >= settled_before():
         return None
-    head = f"npz 1 {images.path} {images.name} ".encode("utf-8", "surrogateescape") + state(images.path)
+    head = f"npz 1 {images.path} {images.name} ".encode("utf-8", "surrogateescape") + PACKED.pack(*state)
     count = images.shape[0]
     return as_digests(b"".join(bytes_digest(head + index.to_bytes(8, "little")) for index in range(count)))
