@@ -35,20 +35,13 @@ def list_folder(request: Request, path: str) -> Listing:
         DatasetError: A folder is missing or empty, or test has a class that train lacks.
     """
     root, split = Path(path).expanduser(), request.split
-    if root.exists() and not root.is_dir():
-        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
-    if not root.is_dir():
-        raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
-    folder = _split_folder(root, split)
-    if folder is None:
-        raise _no_split(root, split)
+    folder = _found(root, split)
     classes = _class_folders(folder)
     if not classes:
         raise DatasetError(f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class")
     train = _split_folder(root, "train") if split == "test" else None
     if train is not None:
         classes = _as_in_train(_class_folders(train), classes, train=train, test=folder)
-    here = str(Path.cwd())
     keys: list[tuple[str, list[str]]] = []
     paths: list[tuple[str, list[str]]] = []
     parts = [(label, f"{split}/{name}", place) for label, (name, place) in enumerate(classes.items()) if place.is_dir()]
@@ -62,13 +55,14 @@ def list_folder(request: Request, path: str) -> Listing:
                 f"{_counterpart(root, split, place.name) if label >= 0 else ''}"
             )
         keys.append((key, normal))
-        paths.append((os.path.join(here, place), inner))  # noqa: PTH118 (a Path for each of a thousand takes longer)
+        paths.append((str(place.absolute()), inner))
     counts = [len(names) for _, names in keys]
     if not sum(counts):
         raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
     labels = np.repeat(np.array([label for label, _, _ in parts], dtype=np.int32), counts)
     present = {label for (label, _, _), count in zip(parts, counts, strict=True) if count}
     absent = [name for label, name in enumerate(classes) if label not in present]
+    notes = (f"{_several(absent)} of train without test images: the test says nothing about them.",) if absent else ()
     root = root.absolute()
     return Listing(
         name=nfc(root.name),
@@ -76,10 +70,25 @@ def list_folder(request: Request, path: str) -> Listing:
         keys=Names.below(keys),
         labels=labels,
         source=EncodedSource(Files(Names.below(paths)), memory=f"folder {os.fsencode(root)!r} {split}"),
-        notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
-        if absent
-        else (),
+        notes=notes,
     )
+
+
+def _found(root: Path, split: str) -> Path:
+    """Return the folder of a split.
+
+    Raises:
+        MissingSplitError: There is none in ``root``.
+        DatasetError: ``root`` is missing, or no folder.
+    """
+    if root.exists() and not root.is_dir():
+        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
+    folder = _split_folder(root, split)
+    if folder is None:
+        raise _no_split(root, split)
+    return folder
 
 
 def _sorted(names: list[str]) -> tuple[list[str], list[str]]:
