@@ -44,6 +44,11 @@ class Survey:
     remarks: npt.NDArray[np.uint8] | None = None
     """Remarks of ``kdpipe.dataset.decode.describe`` on each image file, ``(n,)``."""
 
+    def take(self, places: npt.NDArray[np.int64]) -> Survey:
+        """Return the survey of the images at ``places``, ``(k,)``, of which none is broken."""
+        remarks = None if self.remarks is None else self.remarks[places]
+        return Survey(self.digests[places], self.sizes[places], remarks=remarks)
+
 
 class Source(Protocol):
     """Reads the images of a split. Pickles without pixels, so that each worker opens it anew."""
