@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import ENCODINGS, ZSTD, Compression, Encoded, Temperature, shift
+from kdpipe.encoding.base import ENCODINGS, ZSTD, Compression, Encoded, Temperature, in_bfloat16, shift
 from kdpipe.encoding.kinds.sqrtp import Bits, SqrtP
 
 _STEPS = 8
@@ -92,10 +92,7 @@ class TailP:
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``."""
         shifted, row_max = shift(logits, lowest=-math.inf)
-        codes = self._codes(shifted)
-        limit = torch.finfo(torch.bfloat16).max
-        near = row_max.clamp(-limit, limit).to(torch.bfloat16).to(torch.float32)
-        return Encoded(codes.cpu().numpy(), near.cpu().numpy())
+        return Encoded(self._codes(shifted).cpu().numpy(), in_bfloat16(row_max))
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:
         """Decode to float32 ``(n, classes)``."""
