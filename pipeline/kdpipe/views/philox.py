@@ -95,6 +95,10 @@ class Draws:
         bits = (high >> np.uint32(5)).astype(np.uint64) << np.uint64(26) | low >> np.uint32(6)
         return bits.astype(np.float64) * 2.0**-53
 
+    def pick(self, table: npt.NDArray[np.float64], stream: int, block: int = 0) -> npt.NDArray[np.float64]:
+        """Draw values of a table, each at even odds, shape ``(n,)``, from one block of a stream as ``uniform``."""
+        return table[(self.uniform(stream, block) * len(table)).astype(np.int64)]
+
 
 def permutation(n: int, *, seed: int, stream: int) -> npt.NDArray[np.int64]:
     """Return a permutation of ``range(n)`` that depends on ``(n, seed, stream)`` alone.

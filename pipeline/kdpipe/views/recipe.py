@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from kdpipe.errors import RecipeError
-from kdpipe.registry import Entry, Registry
+from kdpipe.registry import Entry, Registry, between
 from kdpipe.spec import Term, parse, shortest
 
 Phase = Literal["box", "flip", "rotate", "color", "erase", "mix", "tensor"]
@@ -42,6 +42,11 @@ An operation is called with two arguments and its values:
 - ``mix``: the table that lambda is drawn with and the draws; it returns the ``mixing.Amounts``;
 - ``tensor``: ``tensors.Items`` instead of images, and the draws; it returns the items' changed first array.
 """
+
+Scale = Annotated[float, between(0.001, 1)]
+"""The area of a box as a share of the image's."""
+Ratio = Annotated[float, between(0.1, 10)]
+"""One side of a box over the other."""
 
 Thresholds = Mapping[str, Sequence[int]]
 """For each mixing operation, the table that its lambda is drawn with; see ``kdpipe.views.mixing``."""

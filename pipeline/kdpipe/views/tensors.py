@@ -140,12 +140,8 @@ def changed(packed: torch.Tensor, form: Form, recipe: Recipe, draws: Draws) -> t
 
 def tried(step: Step, form: Form, draws: Draws) -> torch.Tensor:
     """Return what a step makes of items of zeros, whose masks are 1."""
-    count = len(draws.sample_ids)
-    dtypes = {"int64": torch.int64, "float32": torch.float32}
-    made = {each.name: torch.zeros(count, *each.shape, dtype=dtypes[each.dtype]) for each in form.arrays}
-    if MASK in made:
-        made[MASK] += 1
-    found: torch.Tensor = step(Items(form, made), draws)
+    blank = torch.from_numpy(form.blank()).expand(len(draws.sample_ids), -1, -1, -1)
+    found: torch.Tensor = step(Items(form, form.split(blank)), draws)
     return found
 
 
