@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.registry import Share, between
-from kdpipe.views import resample
+from kdpipe.views import affine
 from kdpipe.views.philox import Draws
 from kdpipe.views.recipe import claim, operation
 
@@ -324,11 +324,11 @@ _MODERATE = _space(shear=0.3, translate=150 / 331, degrees=30, factor=0.9, bits=
 _NAMES = tuple(_WIDE)
 _KERNELS: dict[str, Callable[..., torch.Tensor]] = {
     "identity": lambda images, _: images,
-    "shear-x": resample.shear_x,
-    "shear-y": resample.shear_y,
-    "translate-x": resample.translate_x,
-    "translate-y": resample.translate_y,
-    "rotate": resample.rotate,
+    "shear-x": affine.shear_x,
+    "shear-y": affine.shear_y,
+    "translate-x": affine.translate_x,
+    "translate-y": affine.translate_y,
+    "rotate": affine.rotate,
     "brightness": brightness,
     "saturation": saturation,
     "contrast": contrast,
