@@ -54,7 +54,7 @@ Thresholds = Mapping[str, Sequence[int]]
 OPERATIONS: Registry[Any] = Registry(
     "operation",
     error=RecipeError,
-    modules=[f"kdpipe.views.{file}" for file in ("geometry", "affine", "color", "erase", "mixing", "tensors")],
+    modules=[f"kdpipe.views.{file}" for file in ("geometry", "affine", "augment", "erase", "mixing", "tensors")],
 )
 """All operations, in the order in which an image is made; a file of new ones has its name here."""
 
