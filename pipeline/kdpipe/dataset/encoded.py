@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import decode, samples
+from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
+from kdpipe.dataset.ids import ID_BYTES, array_digest, as_digests, bytes_digest, digests_of, find_ids, sample_id
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
 from kdpipe.dataset.registry import LOOKED, Survey
@@ -30,18 +31,18 @@ Records = npt.NDArray[Any]
 Digests = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 
-_NAME = ("name", "u1", samples.ID_BYTES)
-_FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
+_NAME = ("name", "u1", ID_BYTES)
+_FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
 _PACKED_FOUND = struct.Struct("<16sIIB")
 """The layout of ``_FOUND``."""
 _FILES = np.dtype([_NAME, ("state", STATE), ("found", _FOUND)])
 """An entry of the table of encoded images; its name is the digest of where it is."""
 _DECODED = np.dtype([_NAME])
 """An entry of the table of images that can be decoded; its name is the content digest."""
-_PIXELS = np.dtype([_NAME, ("pixels", "u1", samples.ID_BYTES)])
+_PIXELS = np.dtype([_NAME, ("pixels", "u1", ID_BYTES)])
 """An entry of the table of pixel digests; its name is the content digest."""
 
-_UNKNOWN = bytes(samples.ID_BYTES)
+_UNKNOWN = bytes(ID_BYTES)
 """Content digest of an image that was not read yet."""
 
 
@@ -152,7 +153,7 @@ class EncodedSource:
         known = table.read()["name"]
         if np.array_equal(digests, known):
             return found
-        new = np.flatnonzero(samples.find_ids(digests, known) < 0)
+        new = np.flatnonzero(find_ids(digests, known) < 0)
         if not len(new):
             return found
         tasks = self.blobs.take(indices[new]), digests[new]
@@ -178,7 +179,7 @@ class EncodedSource:
         """Return one image as ``read`` does, and what was learned of it, ``LOOKED``."""
         where, found = self.blobs.names()[index], np.zeros((), dtype=LOOKED)
         content, state = self.blobs.content_and_state(index)
-        own = samples.bytes_digest(content)
+        own = bytes_digest(content)
         if digest == _UNKNOWN:
             pixels, found["remarks"] = decode.look(content, where)
             found["state"] = state
@@ -187,7 +188,7 @@ class EncodedSource:
         else:
             pixels = decode.decode(content, where)
         found["digest"], found["size"] = np.frombuffer(own, dtype=np.uint8), pixels.shape[1:]
-        found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
+        found["pixels"] = np.frombuffer(array_digest(pixels), dtype=np.uint8)
         return pixels, found
 
     def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
@@ -195,7 +196,7 @@ class EncodedSource:
         known, count = self._table("digests", "files 3", _FILES).read(), len(indices)
         if not len(known) and not len(self.held):
             sizes = np.zeros((count, 2), dtype=np.int64)
-            return Survey(np.zeros((count, samples.ID_BYTES), np.uint8), sizes, remarks=np.zeros(count, np.uint8))
+            return Survey(np.zeros((count, ID_BYTES), np.uint8), sizes, remarks=np.zeros(count, np.uint8))
         entries, _ = _states(self.blobs.take(indices))
         entries["found"][~(_recall(entries, known) | _recall(entries, self.held))] = 0
         found = entries["found"]
@@ -209,7 +210,7 @@ class EncodedSource:
 
             def add(indices: npt.NDArray[np.int64], looked: Records) -> None:
                 entries = np.zeros(len(indices), dtype=_FILES)
-                entries["name"], entries["state"] = samples.digests_of(names.take(indices)), looked["state"]
+                entries["name"], entries["state"] = digests_of(names.take(indices)), looked["state"]
                 for name in ("digest", "size", "remarks"):
                     entries["found"][name] = looked[name]
                 save(entries[_last_written(looked["state"]) < before])
@@ -230,7 +231,7 @@ class EncodedSource:
         table = self._table("decoded", f"pixels {decode.decoder_name()}", _PIXELS)
         known, entries = table.read(), np.zeros(len(indices), dtype=_PIXELS)
         entries["name"] = digests
-        rows = samples.find_ids(digests, known["name"])
+        rows = find_ids(digests, known["name"])
         entries["pixels"][rows >= 0] = known["pixels"][rows[rows >= 0]]
         new = np.flatnonzero(rows < 0)
         tasks = self.blobs.take(indices[new]), digests[new]
@@ -240,7 +241,7 @@ class EncodedSource:
             for block, _ in look_at(_pixels, tasks, len(new), threads=processors(), processes=processes):
                 places = new[done : done + len(block)]
                 done += len(block)
-                entries["pixels"][places] = samples.as_digests(b"".join(block))
+                entries["pixels"][places] = as_digests(b"".join(block))
                 save(entries[places])
                 report(len(block))
         return entries["pixels"]
@@ -257,7 +258,7 @@ class EncodedSource:
         return {**self.__dict__, "held": self.held[:0]}
 
     def _table(self, folder: str, kind: str, entry: np.dtype[Any]) -> Table:
-        name = samples.sample_id(f"{kind} {self.memory}").hex()
+        name = sample_id(f"{kind} {self.memory}").hex()
         return Table(cache_directory() / folder / f"{name}.bin", entry)
 
     def _decoded(self) -> Table:
@@ -273,7 +274,7 @@ def _states(blobs: Blobs) -> tuple[Records, dict[int, str]]:
     """Return the entries of images, ``(n,)``, with their names and states, and why some cannot be read."""
     entries = np.zeros(len(blobs), dtype=_FILES)
     entries["found"]["size"] = 1
-    entries["name"] = samples.digests_of(blobs.names())
+    entries["name"] = digests_of(blobs.names())
     entries["state"], broken = blobs.states()
     return entries, broken
 
@@ -289,7 +290,7 @@ def _recall(entries: Records, known: Records) -> npt.NDArray[np.bool_]:
     if np.array_equal(entries["name"], known["name"]):
         rows = np.arange(len(entries))
     else:
-        rows = samples.find_ids(entries["name"], known["name"])
+        rows = find_ids(entries["name"], known["name"])
     at = np.flatnonzero(rows >= 0)
     at = at[known["state"][rows[at]] == entries["state"][at]]
     entries["found"][at] = known["found"][rows[at]]
@@ -318,7 +319,7 @@ def _look(blobs: Blobs, index: int, decoded: bool) -> bytes | DatasetError:
             decode.check(content, where)
     except DatasetError as error:
         return error
-    return _PACKED_FOUND.pack(samples.bytes_digest(content), height, width, remarks)
+    return _PACKED_FOUND.pack(bytes_digest(content), height, width, remarks)
 
 
 def _try(known: tuple[Blobs, Digests], index: int, _decoded: bool) -> DatasetError | None:
@@ -335,12 +336,12 @@ def _pixels(known: tuple[Blobs, Digests], index: int, _decoded: bool) -> bytes:
     """Return the digest of an image's pixels."""
     blobs, digests = known
     content = _surveyed(blobs, index, digests[index].tobytes())
-    return samples.array_digest(decode.decode(content, blobs.names()[index]))
+    return array_digest(decode.decode(content, blobs.names()[index]))
 
 
 def _surveyed(blobs: Blobs, index: int, digest: bytes) -> bytes:
     content = blobs.content(index)
-    if digest not in (_UNKNOWN, samples.bytes_digest(content)):
+    if digest not in (_UNKNOWN, bytes_digest(content)):
         raise _changed(blobs.names()[index])
     return content
 

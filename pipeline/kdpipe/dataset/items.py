@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import decode, samples
+from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.forms import Form
+from kdpipe.dataset.ids import ID_BYTES, array_digest, find_ids, sample_id
 from kdpipe.dataset.registry import Survey
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at
@@ -25,8 +26,8 @@ from kdpipe.progress import Progress
 Records = npt.NDArray[Any]
 Indices = npt.NDArray[np.int64]
 
-_FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("label", "<i8")])
-_ENTRY = np.dtype([("name", "u1", samples.ID_BYTES), ("found", _FOUND)])
+_FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("label", "<i8")])
+_ENTRY = np.dtype([("name", "u1", ID_BYTES), ("found", _FOUND)])
 _SLOW = 500e-6
 """Seconds for an item from which worker processes open the sequence, too; one in memory is quicker."""
 
@@ -133,14 +134,14 @@ class ItemSource:
 
     def _look(self, indices: Indices, *, what: str, progress: Progress, processes: int) -> Records:
         """Return what there is to know of items, ``(k,)``, by reading those that are not remembered."""
-        name = samples.sample_id(f"items 1 {self.where}").hex()
+        name = sample_id(f"items 1 {self.where}").hex()
         table = Table(cache_directory() / "digests" / f"{name}.bin", _ENTRY)
         entries = np.zeros(len(indices), dtype=_ENTRY)
         new = np.arange(len(indices))
         if self.names is not None:
             entries["name"] = self.names[indices]
             known = table.read()
-            rows = samples.find_ids(entries["name"], known["name"])
+            rows = find_ids(entries["name"], known["name"])
             entries["found"][rows >= 0] = known["found"][rows[rows >= 0]]
             new = np.flatnonzero(rows < 0)
         if len(new) or (
@@ -172,7 +173,7 @@ class ItemSource:
             DatasetError: The item cannot be used, or is not the one that was surveyed.
         """
         pixels, _ = self.item(index)
-        if samples.array_digest(pixels) != digest:
+        if array_digest(pixels) != digest:
             reason = "items must always be the same, leave augmentation to the recipe"
             if self.names is not None:
                 reason = "items with the same digest, or in a sequence with the same fingerprint, must be the same"
@@ -188,7 +189,7 @@ def _found(items: tuple[ItemSource, Indices], index: int, _: bool) -> tuple[Any,
     """Return digest, size and label of an item, as ``_FOUND``."""
     source, indices = items
     pixels, label = source.item(int(indices[index]))
-    return tuple(samples.array_digest(pixels)), pixels.shape[1:], label
+    return tuple(array_digest(pixels)), pixels.shape[1:], label
 
 
 def as_label(value: Any) -> int:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import find_ids, identity
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.registry import LOOKED, Looking, Source, Survey
-from kdpipe.dataset.samples import Dataset, find_ids, identity
+from kdpipe.dataset.samples import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress, silent
 

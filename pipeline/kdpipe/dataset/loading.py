@@ -16,15 +16,16 @@ import numpy.typing as npt
 
 import kdpipe.dataset.kinds  # noqa: F401 (registers the kinds)
 from kdpipe import durable
-from kdpipe.dataset import decode, samples
+from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory, distrust, prepare
 from kdpipe.dataset.choice import balanced_indices
+from kdpipe.dataset.ids import identity, sample_id, sample_ids
 from kdpipe.dataset.learning import unread_survey
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.parts import limit_labels
 from kdpipe.dataset.pixels import byte_starts, cache_path, fill, open_cache, processors
 from kdpipe.dataset.registry import Listing, Request, Survey, resolve
-from kdpipe.dataset.samples import Dataset, sample_id
+from kdpipe.dataset.samples import Dataset
 from kdpipe.dataset.workers import prepare_workers
 from kdpipe.errors import DatasetError
 from kdpipe.printable import printable
@@ -115,7 +116,7 @@ def load(
     kind, values = resolve(spec)
     listing = kind.list_samples(Request(split, download, progress, workers or 1), *values)
     listing = replace(listing, keys=Names.of(listing.keys))
-    ids = samples.sample_ids(listing.keys)
+    ids = sample_ids(listing.keys)
     indices = chosen = balanced_indices(ids, listing.labels, limit=limit)
     remembered = None
     if unread and not skip_broken:
@@ -225,7 +226,7 @@ def _streaming(
         labels=listing.labels[indices],
         sample_ids=ids,
         content_digests=survey.digests,
-        fingerprint=samples.identity(ids, survey.digests, classes=listing.classes),
+        fingerprint=identity(ids, survey.digests, classes=listing.classes),
         sizes=survey.sizes,
         source=listing.source,
         source_indices=indices,

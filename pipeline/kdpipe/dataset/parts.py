@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset.choice import balanced_indices, ranks_in_class
-from kdpipe.dataset.samples import Dataset, find_ids
+from kdpipe.dataset.ids import find_ids
+from kdpipe.dataset.samples import Dataset
 from kdpipe.errors import DatasetError
 
 

@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpipe import durable
 from kdpipe.dataset.caching import cache_directory, prepare, touch, trusted
 from kdpipe.dataset.decode import image_extensions
+from kdpipe.dataset.ids import sample_id
 from kdpipe.dataset.labels import SUPPORTED
 from kdpipe.dataset.names import nfc
 from kdpipe.dataset.offsets import OffsetFile
-from kdpipe.dataset.samples import sample_id
 from kdpipe.dataset.states import settled_before, state_of
 from kdpipe.errors import DatasetError
 from kdpipe.printable import first_line

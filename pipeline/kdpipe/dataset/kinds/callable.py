@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import as_digests, bytes_digest
 from kdpipe.dataset.items import ItemSource, as_labels, check_labels
 from kdpipe.dataset.registry import Listing, Request, all_kinds, register
-from kdpipe.dataset.samples import as_digests, bytes_digest
 from kdpipe.errors import DatasetError, did_you_mean
 
 

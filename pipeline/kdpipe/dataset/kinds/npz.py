@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import as_digests, bytes_digest
 from kdpipe.dataset.items import ItemSource
 from kdpipe.dataset.labels import (
     SUPPORTED,
@@ -33,7 +34,6 @@ from kdpipe.dataset.names import nfc
 from kdpipe.dataset.npz import Array, Member, Rows, members
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
-from kdpipe.dataset.samples import as_digests, bytes_digest
 from kdpipe.dataset.states import PACKED, settled_before, state_of
 from kdpipe.errors import DatasetError, MissingSplitError
 
