@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.encoded import EncodedSource
+from kdpipe.dataset.folders import images, is_hidden, refuse_upward
 from kdpipe.dataset.names import Names, nfc
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import Files, suggest_path
@@ -48,7 +48,7 @@ def list_folder(request: Request, path: str) -> Listing:
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        inner, normal = _sorted(decode.images(place))
+        inner, normal = _sorted(images(place))
         if not inner and train is None:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
@@ -112,17 +112,13 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def _no_split(root: Path, split: str) -> DatasetError:
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not _hidden(child.name))
+    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not is_hidden(child.name))
     wanted = " or ".join(f"'{name}'" for name in FOLDERS[split])
     found = ", ".join(f"'{name}'" for name in folders[:8]) or "no folders"
     return MissingSplitError(
         f"'{root}' has no {split} split: expected a folder {wanted} with one folder for each class, "
         f"found {found}{did_you_mean(split, folders)}"
     )
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in decode.LEFT_BEHIND
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -134,10 +130,10 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     with os.scandir(folder) as children:
         for child in children:
-            if _hidden(child.name) or not child.is_dir():
+            if is_hidden(child.name) or not child.is_dir():
                 continue
             if child.is_symlink():
-                decode.refuse_upward(Path(child.path))
+                refuse_upward(Path(child.path))
             name = nfc(child.name)
             if name in found:
                 raise DatasetError(
