@@ -47,89 +47,27 @@ _DECLARED = re.compile(
 _POWER = re.compile(r"Pow\(([a-z]{1,4}\d{1,6}), Integer\(-?\d\)\)", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}", re.ASCII)
 _FUNCTIONS = frozenset(
-    [
-        "Integer",
-        "Add",
-        "Mul",
-        "Rational",
-        "Max",
-        "Min",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "ModularIndexing",
-        "Where",
-        "Eq",
-        "Ne",
-        "Gt",
-        "Ge",
-        "Lt",
-        "Le",
-        "And",
-        "Or",
-        "Not",
-        "CeilToInt",
-        "FloorToInt",
-        "IntTrueDiv",
-        "ToFloat",
-        "TruncToInt",
-        "Identity",
-        "True",
-        "False",
-    ]
+    (
+        *("Integer", "Add", "Mul", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv"),
+        *("CeilDiv", "ModularIndexing", "Where", "Eq", "Ne", "Gt", "Ge", "Lt", "Le", "And", "Or", "Not"),
+        *("CeilToInt", "FloorToInt", "IntTrueDiv", "ToFloat", "TruncToInt", "Identity", "True", "False"),
+    )
 )
 _ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "floordiv",
-        "truediv",
-        "mod",
-        "neg",
-        "getitem",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and_",
-        "or_",
-        "not_",
-    ]
+    (
+        *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt"),
+        *("ge", "and_", "or_", "not_"),
+    )
 )
 _SYMBOLIC = frozenset(f"torch.sym_{name}" for name in ["int", "float", "max", "min", "not", "ite", "sqrt"])
 _ROUNDING = frozenset(f"math.{name}" for name in ["ceil", "floor", "trunc"])
 _ARGUMENTS = frozenset(
-    [
-        "as_none",
-        "as_tensor",
-        "as_tensors",
-        "as_int",
-        "as_ints",
-        "as_float",
-        "as_floats",
-        "as_string",
-        "as_bool",
-        "as_bools",
-        "as_sym_int",
-        "as_sym_ints",
-        "as_sym_float",
-        "as_sym_floats",
-        "as_sym_bool",
-        "as_sym_bools",
-        "as_scalar_type",
-        "as_memory_format",
-        "as_layout",
-        "as_device",
-        "as_name",
-        "as_optional_tensor",
-        "as_optional_tensors",
-        "as_expr",
-    ]
+    (
+        *("as_none", "as_tensor", "as_tensors", "as_int", "as_ints", "as_float", "as_floats", "as_string"),
+        *("as_bool", "as_bools", "as_sym_int", "as_sym_ints", "as_sym_float", "as_sym_floats", "as_sym_bool"),
+        *("as_sym_bools", "as_scalar_type", "as_memory_format", "as_layout", "as_device", "as_name"),
+        *("as_optional_tensor", "as_optional_tensors", "as_expr"),
+    )
 )
 _SPECS = ("builtins.tuple", "builtins.list", "builtins.dict", None)
 
