@@ -239,8 +239,6 @@ def _refused(path: Path) -> Iterator[None]:
     arrow = library("pyarrow")
     try:
         yield
-    except DatasetError:
-        raise
     except (arrow.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:
             raise DatasetError(f"{path} cannot be read: {why_unread(error)}") from error

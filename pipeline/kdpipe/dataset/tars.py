@@ -131,8 +131,6 @@ def _members(opened: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
             if opened.read(512) != bytes(512):
                 raise tarfile.ReadError("it ends early")
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(
             f"{path} is damaged, or no tar archive: {first_line(error)}; make it or download it again"
         ) from error

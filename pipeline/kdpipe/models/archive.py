@@ -69,6 +69,8 @@ _ARGUMENTS = frozenset(
         *("as_optional_tensor", "as_optional_tensors", "as_expr"),
     )
 )
+_FAULTS = (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError)
+"""Errors of zipfile on damaged files."""
 _SPECS = ("builtins.tuple", "builtins.list", "builtins.dict", None)
 
 
@@ -86,9 +88,7 @@ def sanitized(path: Path) -> io.BytesIO:
             checked = {name: archive.read(entry) for name, entry in kept.items()}
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except _FAULTS as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{path}: not a program saved with torch.export.save: {printable(reason)[:200]}") from None
     for name in _CONFIGS:
@@ -118,9 +118,7 @@ def description(path: Path) -> dict[str, str]:
             if archive.getinfo(name).file_size > _MAX_JSON:
                 raise ModelError(f"{path}: its entry {DESCRIPTION} is larger than {_MAX_JSON:,} bytes: not loaded")
             content = _parsed(archive.read(name), path)
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except _FAULTS as error:
         raise ModelError(f"{path}: its entry {DESCRIPTION} cannot be read: {printable(error)[:200]}") from None
     if not all(isinstance(value, str) for value in content.values()):
         raise ModelError(f"{path}: its entry {DESCRIPTION} is damaged: expected texts")
@@ -216,8 +214,6 @@ def _graph(program: dict[str, Any], path: Path) -> bytes:
         for spec, own in zip(specs, kept, strict=True):
             spec.update(own)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"{path} is damaged: its graph is not what torch writes ({error!r:.80})") from None
     return json.dumps(program).encode()
 
