@@ -144,9 +144,9 @@ class ItemSource:
             rows = find_ids(entries["name"], known["name"])
             entries["found"][rows >= 0] = known["found"][rows[rows >= 0]]
             new = np.flatnonzero(rows < 0)
-        if len(new) or (
-            len(indices) and (entries["found"]["size"][:, 0] == 1).all()
-        ):  # as packed tensors have, and hardly a picture
+        # Packed tensors have a height of 1, and hardly a picture has.
+        are_flat = len(indices) > 0 and bool((entries["found"]["size"][:, 0] == 1).all())
+        if len(new) or are_flat:
             index = int(indices[new[0] if len(new) else 0])
             self.first = index, self._settle(index)
         self.settled = True
