@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -23,7 +23,7 @@ from kdpipe.dataset.pixels import processors
 from kdpipe.dataset.registry import LOOKED, Survey
 from kdpipe.dataset.states import STATE, State, settled_before
 from kdpipe.dataset.tables import Table
-from kdpipe.dataset.workers import look_at
+from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
 
@@ -119,12 +119,8 @@ class EncodedSource:
 
         with progress(what, total=len(entries)) as report, files.saving() as save, decoded.saving() as save_decoded:
             report(len(entries) - len(new))
-            done = 0
-            for block, tried in look_at(
-                _look, blobs.take(new), len(new), flag=streamed, threads=_readers(), processes=processes
-            ):
-                places = new[done : done + len(block)]
-                done += len(block)
+            found = look_at(_look, blobs.take(new), len(new), flag=streamed, threads=_readers(), processes=processes)
+            for places, block, tried in placed(found, new, report):
                 good = places[[isinstance(looked, bytes) for looked in block]]
                 broken |= {
                     int(at): str(why) for at, why in zip(places, block, strict=True) if not isinstance(why, bytes)
@@ -135,9 +131,7 @@ class EncodedSource:
                 save(entries[good[settled[good]]])
                 if tried:
                     save_decoded(_named(entries["found"]["digest"][good]))
-                report(len(block))
-        found = entries["found"]
-        return Survey(found["digest"].copy(), found["size"].astype(np.int64), broken, found["remarks"].copy())
+        return _survey(entries["found"], broken)
 
     def broken(
         self,
@@ -158,13 +152,10 @@ class EncodedSource:
             return found
         tasks = self.blobs.take(indices[new]), digests[new]
         with progress(what, total=len(new)) as report, table.saving() as save:
-            done = 0
-            for block, _ in look_at(_try, tasks, len(new), threads=processors(), processes=processes):
-                places = new[done : done + len(block)]
-                done += len(block)
+            tried = look_at(_try, tasks, len(new), threads=processors(), processes=processes)
+            for places, block, _ in placed(tried, new, report):
                 found |= {int(at): str(why) for at, why in zip(places, block, strict=True) if why is not None}
                 save(_named(digests[places[[why is None for why in block]]]))
-                report(len(block))
         return found
 
     def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
@@ -195,12 +186,10 @@ class EncodedSource:
         """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
         known, count = self._table("digests", "files 3", _FILES).read(), len(indices)
         if not len(known) and not len(self.held):
-            sizes = np.zeros((count, 2), dtype=np.int64)
-            return Survey(np.zeros((count, ID_BYTES), np.uint8), sizes, remarks=np.zeros(count, np.uint8))
+            return _survey(np.zeros(count, dtype=_FOUND))
         entries, _ = _states(self.blobs.take(indices))
         entries["found"][~(_recall(entries, known) | _recall(entries, self.held))] = 0
-        found = entries["found"]
-        return Survey(found["digest"].copy(), found["size"].astype(np.int64), remarks=found["remarks"].copy())
+        return _survey(entries["found"])
 
     @contextlib.contextmanager
     def remembering(self) -> Iterator[Callable[[npt.NDArray[np.int64], Records], None]]:
@@ -237,13 +226,10 @@ class EncodedSource:
         tasks = self.blobs.take(indices[new]), digests[new]
         with progress(what, total=len(indices)) as report, table.saving() as save:
             report(len(indices) - len(new))
-            done = 0
-            for block, _ in look_at(_pixels, tasks, len(new), threads=processors(), processes=processes):
-                places = new[done : done + len(block)]
-                done += len(block)
+            found = look_at(_pixels, tasks, len(new), threads=processors(), processes=processes)
+            for places, block, _ in placed(found, new, report):
                 entries["pixels"][places] = as_digests(b"".join(block))
                 save(entries[places])
-                report(len(block))
         return entries["pixels"]
 
     def holding(self, found: Survey) -> EncodedSource:
@@ -268,6 +254,12 @@ class EncodedSource:
 def _readers() -> int:
     """Return the number of threads that read files, of which many wait for the disk."""
     return min(32, 4 * processors())
+
+
+def _survey(found: Records, broken: Mapping[int, str] | None = None) -> Survey:
+    """Return records, ``_FOUND`` ``(n,)``, as a survey."""
+    sizes = found["size"].astype(np.int64)
+    return Survey(found["digest"].copy(), sizes, broken or {}, found["remarks"].copy())
 
 
 def _states(blobs: Blobs) -> tuple[Records, dict[int, str]]:

@@ -19,7 +19,7 @@ from kdpipe.dataset.forms import Form
 from kdpipe.dataset.ids import ID_BYTES, array_digest, find_ids, sample_id
 from kdpipe.dataset.registry import Survey
 from kdpipe.dataset.tables import Table
-from kdpipe.dataset.workers import look_at
+from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
 
@@ -152,14 +152,11 @@ class ItemSource:
         self.settled = True
         with progress(what, total=len(indices)) as report, table.saving() as save:
             report(len(indices) - len(new))
-            done = 0
-            for block, _ in look_at(_found, (self, indices[new]), len(new), processes=processes, least=_SLOW):
-                places = new[done : done + len(block)]
-                done += len(block)
+            found = look_at(_found, (self, indices[new]), len(new), processes=processes, least=_SLOW)
+            for places, block, _ in placed(found, new, report):
                 entries["found"][places] = np.array(block, dtype=_FOUND)
                 if self.names is not None:
                     save(entries[places])
-                report(len(block))
         return entries["found"]
 
     def broken(self, *_: object, **__: object) -> dict[int, str]:
