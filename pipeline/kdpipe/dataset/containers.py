@@ -1,6 +1,6 @@
 """Encoded images inside of files that hold many: tar archives, and tables of Arrow and Parquet.
 
-They are read where they lie, by offset or row; nothing is unpacked.
+They are read in place, by offset or row; nothing is unpacked.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def describe(content: bytes, where: str) -> tuple[int, int, int]:
 
 
 def check(content: bytes, where: str) -> None:
-    """Decode an image file for nothing but its faults; a JPEG at an eighth of its size, which reads all of its data.
+    """Decode an image file only to find faults; a JPEG at an eighth of its size, which reads all of its data.
 
     Raises:
         DatasetError: ``decode`` would refuse it.

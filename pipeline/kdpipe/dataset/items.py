@@ -84,7 +84,7 @@ class ItemSource:
         return decode.from_picture(item) if self.form is None else self.form.pack(item)
 
     def _settle(self, index: int) -> Any:
-        """Return one item as the sequence has it; the first tells the form of all."""
+        """Return one item as the sequence has it; the form of all is taken from the first."""
         if self.first is not None and self.first[0] == index:
             (_, pair), self.first = self.first, None
             return pair
@@ -133,7 +133,7 @@ class ItemSource:
         return Survey(found["digest"].copy(), found["size"].astype(np.int64))
 
     def _look(self, indices: Indices, *, what: str, progress: Progress, processes: int) -> Records:
-        """Return what there is to know of items, ``(k,)``, by reading those that are not remembered."""
+        """Return digest, size and label of items, ``_FOUND`` ``(k,)``; read those that are not remembered."""
         name = sample_id(f"items 1 {self.where}").hex()
         table = Table(cache_directory() / "digests" / f"{name}.bin", _ENTRY)
         entries = np.zeros(len(indices), dtype=_ENTRY)

@@ -1,7 +1,7 @@
 """Datasets whose images are only listed at first, and are learned of by the pass that reads them.
 
 Reading and hashing all files before a teacher's pass reads them costs a second read. Here content digests and sizes
-are zeros until an image is read; whatever is learned is remembered at once, as it is where files are read before.
+are zeros until an image is read; what is learned is remembered at once, as it is where files are read before.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _PartlyGone:
         return np.zeros(_BLANK, dtype=np.uint8), found
 
     def __getattr__(self, name: str) -> Any:
-        """Return anything else of the source, which is asked about images that are there alone."""
+        """Return any other attribute of the source, which is only called for images that exist."""
         if name.startswith("__") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)

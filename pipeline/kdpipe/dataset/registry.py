@@ -101,7 +101,7 @@ LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), 
 
 @runtime_checkable
 class Looking(Protocol):
-    """A source that tells what it learns by reading an image."""
+    """A source that also returns what is learned by reading an image."""
 
     def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
         """Return an image as ``Source.read``, and its ``LOOKED``; a digest of zeros is unknown."""

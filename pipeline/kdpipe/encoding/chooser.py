@@ -62,7 +62,7 @@ class Measured:
     kl: tuple[float, ...]
     """Mean KL at each of the wanted temperatures."""
     within: bool
-    """Whether the encoding serves these temperatures and stays within the budget, as far as that was measured."""
+    """Whether the encoding serves these temperatures and stays within the budget where it was measured."""
     largest: float | None = None
     """Largest mean KL from the lowest to the highest of the temperatures. Measured in the order of size, up to the
     choice; ``None`` for the others.

@@ -98,7 +98,7 @@ def _native(images: torch.Tensor) -> bool:
 
 @cache
 def native_agrees() -> bool:
-    """Whether torch's own uint8 kernel gives the numbers of ``exactly`` here, by some sizes up and down."""
+    """Return whether torch's own uint8 kernel gives the numbers of ``exactly`` here, by some sizes up and down."""
     levels = torch.arange(3 * 41 * 57, dtype=torch.int64).mul_(2654435761).bitwise_right_shift_(11).to(torch.uint8)
     images = levels.view(1, 3, 41, 57)
     for kernel in _REACH:

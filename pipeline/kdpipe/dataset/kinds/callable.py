@@ -69,7 +69,7 @@ def list_callable(request: Request, spec: str) -> Listing:
 
 
 def _contents(opened: Any, where: str) -> npt.NDArray[np.uint8] | None:
-    """Return 16 bytes for each item that change when it does, ``(n, 16)``; None where the sequence tells nothing.
+    """Return 16 bytes for each item that change when it does, ``(n, 16)``; None where the sequence gives neither.
 
     Raises:
         DatasetError: Its fingerprint or digests are something else.

@@ -41,7 +41,7 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 """The names of a split in arrays and files, the preferred one first."""
 _FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
 _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
-"""Names of arrays in a file of both splits, and in one of its own."""
+"""Names of arrays in a file of both splits, and in a file of one split."""
 _TENSOR = "tensor "
 """Begins the names of tensors among the arrays of a split."""
 

@@ -5,7 +5,7 @@ With :math:`d = z - z_{max}`, the temperature :math:`T` and :math:`L = 2^{bits}`
 
 .. math:: q = \mathrm{round}((L - 1)\, e^{d / T}),
 
-but the classes :math:`R` of level 0 have a value of their own in each row. It keeps their mass at temperature T,
+but the classes :math:`R` of level 0 share a value that each row stores. It keeps their mass at temperature T,
 
 .. math:: v = T \log \frac{1}{|R|} \sum_{c \in R} e^{d_c / T},
 
