@@ -20,10 +20,8 @@ import torch
 
 from kdpipe.registry import Share, between
 from kdpipe.views import affine, color
-from kdpipe.views.philox import Draws
+from kdpipe.views.philox import Draws, Integers
 from kdpipe.views.recipe import claim, operation
-
-Integers = npt.NDArray[np.int64]
 
 
 class Stream(IntEnum):

@@ -13,10 +13,8 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.registry import Share
-from kdpipe.views.philox import Draws, log_uniform
+from kdpipe.views.philox import Draws, Integers, log_uniform
 from kdpipe.views.recipe import Ratio, Scale, claim, operation
-
-Integers = npt.NDArray[np.int64]
 
 CELLS = 32
 """Cells along each side of an image."""

@@ -19,11 +19,10 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import AnyPreset, Preset
-from kdpipe.views.philox import Draws, log_uniform
+from kdpipe.views.philox import Draws, Integers, log_uniform
 from kdpipe.views.recipe import Ratio, Scale, claim, operation, pair
 from kdpipe.views.resample import cut, resize
 
-Integers = npt.NDArray[np.int64]
 Images = torch.Tensor | list[torch.Tensor]
 """Decoded source images, uint8: ``(n, 3, H, W)``, or ``n`` times ``(3, H, W)``."""
 

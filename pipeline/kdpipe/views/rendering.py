@@ -28,12 +28,11 @@ from kdpipe.dataset import Dataset, Form, Shared, find_ids, processors, worker_c
 from kdpipe.errors import KdpipeError
 from kdpipe.views import mixing, tensors
 from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
-from kdpipe.views.philox import Draws, philox
+from kdpipe.views.philox import Draws, Integers, philox
 from kdpipe.views.recipe import Recipe
 from kdpipe.views.resample import cut
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
-Integers = npt.NDArray[np.int64]
 Batch = tuple[Integers, int, bool]
 """Indices of the images that a batch is made of, its view, and whether to return what is learned of its images."""
 Looked = npt.NDArray[Any]

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from kdpipe.views.philox import Integers
+
 _LARGEST_WEIGHT = 1 << 15
 _MOST_BITS = 22
 _EXACT_IN_FLOAT32 = 1 << 24
 _REACH = {"bilinear": 1, "bicubic": 2}
 """Half the width of each kernel, in pixels of the coarser grid."""
-
-Integers = npt.NDArray[np.int64]
 
 
 def cut(
