@@ -247,15 +247,10 @@ def _refused(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_rows(column: str) -> Open:
-    return partial(_Rows, column)
-
-
-def _open_groups(column: str) -> Open:
-    return partial(RowGroups, column)
-
-
-PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, _open_groups)
+PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, lambda column: partial(RowGroups, column))
 STREAM = Format(
-    lambda path: _stream(path).schema, lambda path: int(_stream(path).num_rows), _stream_columns, _open_rows
+    lambda path: _stream(path).schema,
+    lambda path: int(_stream(path).num_rows),
+    _stream_columns,
+    lambda column: partial(_Rows, column),
 )

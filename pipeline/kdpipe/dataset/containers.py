@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset.encoded import Indices, Records
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.offsets import OffsetFile
+from kdpipe.dataset.registry import Indices, Records
 from kdpipe.dataset.sources import LARGEST_FILE
 from kdpipe.dataset.states import STATE, State, state_of
 from kdpipe.errors import DatasetError

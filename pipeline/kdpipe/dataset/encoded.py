@@ -20,16 +20,12 @@ from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.ids import ID_BYTES, array_digest, as_digests, bytes_digest, digests_of, find_ids, sample_id
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
-from kdpipe.dataset.registry import LOOKED, Survey
+from kdpipe.dataset.registry import LOOKED, Digests, Indices, Records, Survey
 from kdpipe.dataset.states import STATE, State, settled_before
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
-
-Records = npt.NDArray[Any]
-Digests = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
 
 _NAME = ("name", "u1", ID_BYTES)
 _FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
@@ -93,7 +89,7 @@ class EncodedSource:
 
     def survey(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         *,
         what: str,
         progress: Progress,
@@ -106,7 +102,7 @@ class EncodedSource:
         decoded when they are read, which saves ``broken`` to read them again.
         """
         blobs, before = self.blobs.take(indices), settled_before()
-        files, decoded = self._table("digests", "files 3", _FILES), self._decoded()
+        files, decoded = self._files(), self._decoded()
         entries, broken = _states(blobs)
         known = _recall(entries, files.read()) | _recall(entries, self.held)
         known[list(broken)] = True
@@ -135,7 +131,7 @@ class EncodedSource:
 
     def broken(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         digests: Digests,
         *,
         what: str,
@@ -182,9 +178,9 @@ class EncodedSource:
         found["pixels"] = np.frombuffer(array_digest(pixels), dtype=np.uint8)
         return pixels, found
 
-    def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
+    def recall(self, indices: Indices) -> Survey:
         """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
-        known, count = self._table("digests", "files 3", _FILES).read(), len(indices)
+        known, count = self._files().read(), len(indices)
         if not len(known) and not len(self.held):
             return _survey(np.zeros(count, dtype=_FOUND))
         entries, _ = _states(self.blobs.take(indices))
@@ -192,12 +188,12 @@ class EncodedSource:
         return _survey(entries["found"])
 
     @contextlib.contextmanager
-    def remembering(self) -> Iterator[Callable[[npt.NDArray[np.int64], Records], None]]:
+    def remembering(self) -> Iterator[Callable[[Indices, Records], None]]:
         """Yield a function that remembers what was learned of images at some indices, ``LOOKED``."""
         names, before = self.blobs.names(), settled_before()
-        with self._table("digests", "files 3", _FILES).saving() as save, self._decoded().saving() as save_decoded:
+        with self._files().saving() as save, self._decoded().saving() as save_decoded:
 
-            def add(indices: npt.NDArray[np.int64], looked: Records) -> None:
+            def add(indices: Indices, looked: Records) -> None:
                 entries = np.zeros(len(indices), dtype=_FILES)
                 entries["name"], entries["state"] = digests_of(names.take(indices)), looked["state"]
                 for name in ("digest", "size", "remarks"):
@@ -209,7 +205,7 @@ class EncodedSource:
 
     def pixel_digests(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         digests: Digests,
         *,
         what: str,
@@ -246,6 +242,9 @@ class EncodedSource:
     def _table(self, folder: str, kind: str, entry: np.dtype[Any]) -> Table:
         name = sample_id(f"{kind} {self.memory}").hex()
         return Table(cache_directory() / folder / f"{name}.bin", entry)
+
+    def _files(self) -> Table:
+        return self._table("digests", "files 3", _FILES)
 
     def _decoded(self) -> Table:
         return self._table("decoded", f"decoded {decode.decoder_name()}", _DECODED)

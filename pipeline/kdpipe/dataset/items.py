@@ -17,14 +17,11 @@ from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.forms import Form
 from kdpipe.dataset.ids import ID_BYTES, array_digest, find_ids, sample_id
-from kdpipe.dataset.registry import Survey
+from kdpipe.dataset.registry import Indices, Records, Survey
 from kdpipe.dataset.tables import Table
 from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
-
-Records = npt.NDArray[Any]
-Indices = npt.NDArray[np.int64]
 
 _FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("label", "<i8")])
 _ENTRY = np.dtype([("name", "u1", ID_BYTES), ("found", _FOUND)])

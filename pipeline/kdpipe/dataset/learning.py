@@ -15,14 +15,10 @@ import numpy.typing as npt
 
 from kdpipe.dataset.ids import find_ids, identity
 from kdpipe.dataset.names import Names
-from kdpipe.dataset.registry import LOOKED, Looking, Source, Survey
+from kdpipe.dataset.registry import LOOKED, Digests, Indices, Looking, Records, Source, Survey
 from kdpipe.dataset.samples import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress, silent
-
-Digests = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
-Looked = npt.NDArray[Any]
 
 _TRIED = 64
 """Images whose headers tell whether all of them fit in memory."""
@@ -90,7 +86,7 @@ class Learned:
         self.digests, self.sizes = dataset.content_digests.copy(), dataset.sizes.copy()
         self.remarks = np.zeros(len(dataset), dtype=np.uint8)
 
-    def add(self, indices: Indices, looked: Looked, remember: Callable[[Indices, Looked], None]) -> None:
+    def add(self, indices: Indices, looked: Records, remember: Callable[[Indices, Records], None]) -> None:
         """Add what was learned of the images at ``indices``, ``LOOKED``, and remember what is new."""
         new = ~self.digests[indices].any(axis=1) & looked["digest"].any(axis=1)
         self.digests[indices], self.sizes[indices] = looked["digest"], looked["size"]
@@ -113,11 +109,11 @@ class _PartlyGone:
 
     parallel: bool = True
 
-    def read(self, index: int, digest: bytes) -> Digests:
+    def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
         """Return one image; see ``Source``."""
         return np.zeros(_BLANK, dtype=np.uint8) if index < 0 else self.source.read(index, digest)  # type: ignore[attr-defined]
 
-    def look(self, index: int, digest: bytes) -> tuple[Digests, npt.NDArray[np.void]]:
+    def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
         """Return one image and what was learned of it; see ``Looking``."""
         if index >= 0:
             return self.source.look(index, digest)
@@ -143,9 +139,8 @@ def arranged(dataset: Dataset, ids: Digests) -> Dataset | None:
     if 2 * int(gone.sum()) > len(ids):
         return None
     if not gone.any():
-        return (
-            dataset if np.array_equal(index, np.arange(len(dataset))) else replace(dataset.subset(index), origin=None)
-        )
+        in_order = np.array_equal(index, np.arange(len(dataset)))
+        return dataset if in_order else replace(dataset.subset(index), origin=None)
     assert isinstance(dataset.source, Looking)
     names: Sequence[str] = [
         f"removed {key.tobytes().hex()}" if away else dataset.keys[at]

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from kdpipe.dataset import decode
-from kdpipe.dataset.encoded import Indices, Records
 from kdpipe.dataset.ids import array_digest, bytes_digest
 from kdpipe.dataset.names import Names
+from kdpipe.dataset.registry import Indices, Records
 from kdpipe.dataset.states import PACKED, STATE, State, state_of
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.reading import open_regular

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,13 +84,13 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     return index
 
 
-Members = Mapping[str, tuple[str, int, int]]
+Members = dict[str, tuple[str, int, int]]
 """The name, offset and size of a sample's members by their extension."""
 
 
-def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int, int]]]:
+def _samples(opened: BinaryIO, path: Path) -> dict[str, Members]:
     """Return the members of each sample, in the order of the archive."""
-    found: dict[str, dict[str, tuple[str, int, int]]] = {}
+    found: dict[str, Members] = {}
     head = opened.read(2)
     opened.seek(0)
     if head in _COMPRESSED:
@@ -164,7 +164,9 @@ def _sample(
 
 
 def _label(key: str, members: Members, file: OffsetFile, path: Path, asked: str | None) -> int | str | None:
-    ending, _, field = (asked or "").partition(".") if (asked or "").startswith("json.") else (asked or "", "", "")
+    ending, field = asked or "", ""
+    if ending.startswith("json."):
+        ending, field = "json", ending.removeprefix("json.")
     if not asked:
         ending = next((ending for ending in ("cls", "json") if ending in members), "")
     if ending not in members:

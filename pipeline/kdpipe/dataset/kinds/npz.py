@@ -60,7 +60,7 @@ def list_npz(request: Request, written: str) -> Listing:
     tensors = {name.removeprefix(_TENSOR): each for name, each in arrays.items() if name.startswith(_TENSOR)}
     images = next(iter(tensors.values())) if tensors else arrays["images"]
     pictures = open_samples(tensors or images)
-    where = f"'{arrays['labels'].name}' of {arrays['labels'].path}"
+    where = arrays["labels"].where
     values = _labels(arrays["labels"], len(pictures))
     classes = _classes(root, arrays, given.get("classes"))
     if classes is None:
