@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,7 @@ from kdpipe.teacher.forward import Forward
 from kdpipe.views import Geometry, Recipe, Renderer
 
 RESULT = Path(__file__).parent / "results" / "cache_overhead.json"
-LAYOUTS = {
-    "contiguous": {"memory_format": torch.contiguous_format},
-    "channels-last": {"memory_format": torch.channels_last},
-}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 SIZES = (1, 8, 32, 64, 128, 256)
 """Images that are passed at once."""
 TRIED = 256
@@ -61,6 +59,7 @@ def main() -> None:
     parser.add_argument("--encoding", action="append", help="default: fp16")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/cache_overhead"))
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
 
     keep_memory()  # as the command does
@@ -72,7 +71,7 @@ def main() -> None:
     loops.thrown_away()
     loops.cpu_seconds.clear()
     seconds = interleaved(
-        {"thrown away": loops.thrown_away, **{name: lambda name=name: loops.cached(name) for name in names}},
+        {"thrown away": loops.thrown_away, **{name: partial(loops.cached, name) for name in names}},
         rounds=options.rounds,
     )
     rows = len(images) * (1 + options.views)
@@ -92,7 +91,7 @@ def main() -> None:
         },
         "bytes_written_over_stored": {name: loops.written(name) for name in names},
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.result.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
@@ -131,9 +130,10 @@ class Loops:
     @torch.inference_mode()
     def _bare(self, pixels: torch.Tensor, layout: str, size: int) -> None:
         """Pass pixels through a copy of the network in a memory format, so many images at a time."""
-        network = self._networks.setdefault(layout, copy.deepcopy(self.forward.model.module).to(**LAYOUTS[layout]))
+        form = LAYOUTS[layout]
+        network = self._networks.setdefault(layout, copy.deepcopy(self.forward.model.module).to(memory_format=form))
         for part in pixels.split(size):
-            network(self.forward.model.preset.normalize(part).to(**LAYOUTS[layout]))
+            network(self.forward.model.preset.normalize(part).to(memory_format=form))
 
     def thrown_away(self) -> float:
         """Render and run the teacher in the fastest way; return the seconds it took."""

@@ -9,6 +9,7 @@ benchmarks/results/checkpoint_cost.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timing import machine
 
 from kdpipe import models
 from kdpipe.training.failures import not_finite
@@ -25,6 +27,7 @@ from kdpipe.training.optimization import Learner
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.settings import Optimization
 
+RESULT = Path(__file__).parent / "results" / "checkpoint_cost.json"
 REPEATS = 7
 STUDENTS = {"resnet8": 32, "torchvision:resnet50": 64}
 """Models by name, with the side of their input in pixels."""
@@ -32,14 +35,17 @@ STUDENTS = {"resnet8": 32, "torchvision:resnet50": 64}
 
 def main() -> None:
     """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--result", type=Path, default=RESULT)
+    options = parser.parse_args()
     results = [measure(name, side, ema) for name, side in STUDENTS.items() for ema in (None, 0.999)]
     for row in results:
         print(
             f"{row['model']:22} {row['parameters']:12,} parameters, ema {row['ema']}: {row['bytes'] / 1e6:7.1f} MB, "
             f"write {row['write_s']:.3f} s, read {row['read_s']:.3f} s"
         )
-    path = Path(__file__).parent / "results" / "checkpoint_cost.json"
-    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    found = {"command": "python benchmarks/checkpoint_cost.py", "machine": machine(), "checkpoints": results}
+    options.result.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(name: str, side: int, ema: float | None) -> dict[str, Any]:

@@ -8,10 +8,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kdpipe.stages.cli import main
+
 
 def kdpipe(*arguments: object) -> None:
     """Run a kdpipe command."""
     subprocess.run([sys.executable, "-m", "kdpipe", *map(str, arguments)], check=True)
+
+
+def in_process(*arguments: object) -> None:
+    """Run a kdpipe command in this process, which saves the start of Python and its imports.
+
+    Raises:
+        RuntimeError: it failed, and has printed the reason.
+    """
+    words = [str(argument) for argument in arguments]
+    try:
+        main(words)
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"kdpipe {' '.join(words)} ended with {end.code}") from None
 
 
 def describe(store: Path) -> dict[str, Any]:

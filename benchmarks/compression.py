@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+from commands import in_process
 from finished import spread
 from timing import machine
 
 from kdpipe import durable, models
-from kdpipe.stages.cli import main as command_line
 from kdpipe.stages.provenance import git_revision, versions
 
 RESULT = Path(__file__).parent / "results" / "compression.json"
@@ -53,7 +53,7 @@ class Study:
         """Cache the teacher."""
         if not self._store.exists():
             options = self._options
-            _kdpipe(
+            in_process(
                 *("cache-teacher", *self._data(), "--recipe", options.recipe, "--views", options.views),
                 *("--teacher", options.teacher, "--weights", options.weights, "--out", self._store),
             )
@@ -80,7 +80,7 @@ class Study:
     def _run(self, command: str, name: str, seed: int, *flags: object) -> Path:
         out = self._folder / name
         if not (out / "metrics.json").exists():
-            _kdpipe(
+            in_process(
                 *(command, *self._data(), *flags, "--batch-size", self._options.batch_size, "--out", out),
                 *("--seed", seed, "--data-seed", seed, "--checkpoint-every", 1e9),
                 *(("--overwrite",) if (out / "run.json").exists() else ()),
@@ -112,14 +112,6 @@ def main() -> None:
         }
         durable.write_json(options.result, _result(found, options))
     print(json.dumps(_result(found, options)["shapes"], indent=1))
-
-
-def _kdpipe(*arguments: object) -> None:
-    try:
-        command_line([str(argument) for argument in arguments])
-    except SystemExit as ended:
-        if ended.code:
-            raise
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class LabelsOf:
         """Ask for the order of the targets below."""
         return self._targets.order(samples, data_seed=data_seed, epoch=epoch)
 
+    def skip(self, samples: int) -> None:
+        """Skip the first samples of that order."""
+        self._targets.skip(samples)
+
     def logits(self, indices: npt.NDArray[np.int64], pixels: torch.Tensor) -> torch.Tensor:
         """Return the labels of the samples, though ``pixels`` are not those that the teacher saw."""
         return self._targets.logits(indices, pixels)
@@ -183,7 +187,10 @@ class Experiment:
         directory = RunDirectory(self.options.work / "runs" / f"{arm}-{seed}")
         directory.path.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        distillation = None if arm == "none" else Distillation(make("kd", temperature=TEMPERATURE), **WEIGHTS)
+        distillation = None
+        if arm != "none":
+            loss = make("kd", temperature=TEMPERATURE)
+            distillation = Distillation(loss, kd_weight=WEIGHTS["kd_weight"], ce_weight=WEIGHTS["ce_weight"])
         student = Student(
             model.module.to(self.device),
             replay(self.store, self.train_set, geometry=geometry, device=self.device),

@@ -110,7 +110,7 @@ def main() -> None:
         table: list[Row] = [row for rows in pool.map(measured, *zip(*parts, strict=True)) for row in rows]
     by_set = {name: [row for row in table if row["logits"] == name] for name in sets}
     speeds = {name: {"teacher_rows_per_second": each.rows_per_second} for name, each in stand_ins.items()}
-    result = {
+    result: dict[str, Any] = {
         "command": "python benchmarks/encodings.py --logits lite0.npy --data folder:CIFAR10 "
         "--weights cifar10-resnet20.safetensors",
         "logits": {
@@ -156,9 +156,11 @@ def ours(encoding: Encoding, logits: torch.Tensor, losses: Losses) -> Row:
     codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
     decoded = encoding.decode(codes, row_max, logits.shape[1])
     size = stored_bytes(encoded, encoding.compression) / len(logits)
+    family = re.match(r"fp\d*|[a-z]+", encoding.name)
+    assert family is not None, encoding.name
     some, its_codes, its_max = logits[:TIMED], codes[:TIMED], row_max[:TIMED]
     return {
-        "family": re.match(r"fp\d*|[a-z]+", encoding.name)[0],
+        "family": family[0],
         "name": encoding.name,
         "bytes": size,
         "bytes_packed": size,

@@ -23,9 +23,10 @@ from kdpipe.export import checks, formats
 from kdpipe.export.formats import Artifact, Network
 from kdpipe.export.images import calibration_images
 from kdpipe.export.onnx import Session, quantized
+from kdpipe.models import Preset
 from kdpipe.stages.provenance import git_revision, versions
 
-RESULTS = Path(__file__).parent / "results"
+RESULT = Path(__file__).parent / "results" / "export_formats.json"
 CALIBRATION = (16, 256, 1024)
 SEEDS = (0, 1, 2)
 
@@ -36,10 +37,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="CIFAR-10 as kdpipe takes it")
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--weights", required=True)
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     train, test = (dataset.load(options.data, split) for split in ("train", "test"))
     classes = train.classes
     model = models.load(options.model, num_classes=len(classes), weights=options.weights, fallback_statistics=None)
+    assert isinstance(model.preset, Preset), "images"
     network = Network(model, Path(options.weights).read_bytes(), classes, {})
     artifacts: dict[tuple[Any, ...], Artifact] = {}
     for artifact in formats.write(network, formats.FORMATS.names):
@@ -66,7 +69,7 @@ def main() -> None:
         "versions": {**versions(), "onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__},
         "revision": git_revision(),
     }
-    (RESULTS / "export_formats.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    options.result.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print(row)
 

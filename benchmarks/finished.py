@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 Run = dict[str, Any]
 
 
@@ -47,3 +49,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "mean": statistics.fmean(values) if values else None,
         "std": statistics.stdev(values) if len(values) > 1 else None,
     }
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return ``spread`` with the 95 % interval of the mean by Student's t, where there are two values or more."""
+    found = spread(values)
+    if len(values) > 1:
+        half = float(stats.t.ppf(0.975, len(values) - 1)) * found["std"] / len(values) ** 0.5
+        found["interval_95"] = [found["mean"] - half, found["mean"] + half]
+    return found

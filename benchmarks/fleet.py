@@ -151,7 +151,7 @@ class Case:
         ideals = [self._ideal(data, step) for data, step in zip(taken["data"], taken["step"], strict=True)]
         speedups = [alone / fleet for alone, fleet in zip(taken["alone"], taken["fleet"], strict=True)]
         ones = [1.0] * len(ideals)
-        figures = {
+        figures: dict[str, Any] = {
             "student": self.student,
             "recipe": self.recipe,
             "images_per_epoch": len(self.images),

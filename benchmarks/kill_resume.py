@@ -54,7 +54,8 @@ def main() -> None:
     same = subprocess.run(["diff", "-rq", "--exclude=zarr.json", undisturbed, killed])
     left = sorted(path.name for path in options.work.iterdir() if path not in (undisturbed, killed))
     result = {
-        "command": f"python benchmarks/kill_resume.py --data folder:CIFAR10 --limit-train {options.limit_train} "
+        "command": "python benchmarks/kill_resume.py --data folder:CIFAR10 "
+        f"--weights {Path(options.weights).name} --limit-train {options.limit_train} "
         f"--limit-test {options.limit_test} --views {options.views} --kills {options.kills}",
         "uninterrupted_seconds": round(seconds, 1),
         "shards_total": described["undisturbed"]["shards_total"],

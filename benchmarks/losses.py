@@ -5,9 +5,9 @@
 For each seed, student and source of soft targets one fleet trains with all losses: the same weights at the start, the
 same images in the same order. From the store they are its --views in turn, from the live teacher new ones in every
 epoch. Each loss has its published settings and weights; lengths in epochs, dkd's warm-up and CTKD's curriculum, are in
-proportion to the 240 of the authors. Losses on layers, and
-``wkd``, need a store. ``soft-ce`` has the gradient of kd and is left out;
-standardized-kd is kd:standardize=true, ctkd is kd at a learned temperature, dot is kd with separate momenta.
+proportion to the 240 of the authors. Losses on layers, and ``wkd``, need a store. ``soft-ce`` has the gradient of kd
+and is left out; standardized-kd is kd:standardize=true, ctkd is kd at a learned temperature, dot is kd with separate
+momenta.
 
 Accuracies are of the whole test split, after the last epoch. What is finished is kept in --work and not repeated, so
 several processes may each train some of the --students and --seeds. Writes benchmarks/results/losses.json after each
@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from commands import describe, kdpipe
-from finished import spread
+from finished import interval
 from published_losses import ARMS as PUBLISHED
 from published_losses import ON_LAYERS, PAIRS, as_json, published
 from scipy import stats
@@ -43,12 +43,14 @@ LEARNING_RATES = {"MobileNetV2": 0.01}
 MAPS = {"resnet8": "layer1,layer2,layer3", "MobileNetV2": "blocks.1:layer2,blocks.2:layer3"}
 """Pairs of layers for ``attention``: the last ones of equal height and width."""
 NEED_STORE = ("wkd", *ON_LAYERS)
+SIGNALS = "features:penultimate+attention:layer1,layer2,layer3"
+"""What a store keeps for the losses on layers."""
 LEFT_OUT = ("soft-ce",)
 
 
-def arms(student: str, source: str, epochs: int) -> dict[str, Figures]:
+def arms(student: str, source: str, epochs: int, *, left_out: Sequence[str] = LEFT_OUT) -> dict[str, Figures]:
     """Return the settings of each student with a teacher, as a fleet's file takes them, by loss."""
-    settings: dict[str, Figures] = {arm: {"loss": arm} for arm in PUBLISHED if arm not in LEFT_OUT}
+    settings: dict[str, Figures] = {arm: {"loss": arm} for arm in PUBLISHED if arm not in left_out}
     settings["dkd"] |= {"kd_weight": f"constant:1,warmup={max(1, epochs // 12)}"}
     settings["standardized-kd"] = {"loss": "kd:standardize=true"}
     settings["ctkd"] = {"loss": "kd", "temperature": f"learned:1,21,over={max(1, epochs // 24)}"}
@@ -66,7 +68,7 @@ def main() -> None:
         kdpipe(
             *("cache-teacher", *_data(options), "--teacher", options.teacher, "--weights", options.weights),
             *("--recipe", options.recipe, "--views", options.views, "--out", store),
-            *("--signals", "features:penultimate+attention:layer1,layer2,layer3"),
+            *("--signals", SIGNALS),
         )
     for seed in options.seeds:
         for student in options.students:
@@ -140,23 +142,14 @@ def _figures(folder: Path, options: argparse.Namespace) -> Figures:
     return {
         arm: {
             "seeds": list(found[arm]),
-            "top1": _interval([run["test"]["top1"] for run in found[arm].values()]),
-            "top1_minus_none": _interval(
+            "top1": interval([run["test"]["top1"] for run in found[arm].values()]),
+            "top1_minus_none": interval(
                 [run["test"]["top1"] - none[seed]["test"]["top1"] for seed, run in found[arm].items() if seed in none]
             ),
         }
         for arm in order
         if arm in found
     }
-
-
-def _interval(values: list[float]) -> Figures:
-    """Return values, mean, deviation, and the 95 % interval of the mean by Student's t, where there are two or more."""
-    found = spread(values)
-    if len(values) > 1:
-        half = float(stats.t.ppf(0.975, len(values) - 1)) * found["std"] / len(values) ** 0.5
-        found["interval_95"] = [found["mean"] - half, found["mean"] + half]
-    return found
 
 
 def _correlations(found: Mapping[str, Figures]) -> dict[str, Figures]:

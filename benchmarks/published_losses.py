@@ -20,7 +20,7 @@ ARMS = (
     *("standardized-kd", "ctkd", "dot"),
     *ON_LAYERS,
 )
-"""Every loss on logits, ``kd`` standardized, at a learned temperature and with separate momenta, and those on layers."""
+"""Every loss on logits; ``kd`` standardized, at a learned temperature and with separate momenta; losses on layers."""
 
 PAIRS = {
     "CIFAR-100, resnet56 -> resnet20": {

@@ -42,10 +42,12 @@ from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets
 from kdpipe.encoding.registry import get_encoding
+from kdpipe.models import Preset
 from kdpipe.models.layout import arrange
 from kdpipe.models.parts import keep_memory
 from kdpipe.pairing.join import join_checked
 from kdpipe.stages.sources import load_model
+from kdpipe.store.plan import Limits
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.store.writer import build
 from kdpipe.teacher.cache import cache_plane, plan
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, default=100_000, help="of the store of 1,000 classes")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/rivals"))
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -109,7 +112,7 @@ def main() -> None:
         "kdpipe_over_bare_step": ratio(seconds["kdpipe"], seconds["bare step"]),
         "rows": rows,
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.result.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "cpu_seconds"}, indent=2))
 
 
@@ -120,6 +123,7 @@ class Rivals:
         """Make the store, the file of logits and the batches that are ready."""
         self.images, self.options = images, options
         model = load_model("resnet20", images, weights=options.weights)
+        assert isinstance(model.preset, Preset), "images"
         self.preset = model.preset
         self.store = cached(images, Forward(model, device=CPU), options)
         self.rows = join_checked(self.store, images)
@@ -323,8 +327,13 @@ def cached(images: Dataset, forward: Forward, options: argparse.Namespace) -> Lo
     with build(path, wanted) as builder:
         if not builder.sealed:
             for view in range(3):
-                shared = {"forward": forward, "renderer": renderer, "batch_size": 256}
-                cache_plane(builder, "train", view, **shared, advance=lambda _samples: None)
+                cache_plane(
+                    *(builder, "train", view),
+                    forward=forward,
+                    renderer=renderer,
+                    batch_size=256,
+                    advance=lambda _samples: None,
+                )
             builder.seal({})
     return open_store(path)
 
@@ -332,7 +341,7 @@ def cached(images: Dataset, forward: Forward, options: argparse.Namespace) -> Lo
 def rows_read(options: argparse.Namespace) -> dict[str, Any]:
     """Read 256 random rows of 1,000 classes from a store in memory and from an ``.npy`` file, in CPU milliseconds."""
     path = options.work / f"rows-{options.rows}.zarr"
-    with build(path, small_plan(train=options.rows, views=0, classes=1_000, limits=None)) as builder:
+    with build(path, small_plan(train=options.rows, views=0, classes=1_000, limits=Limits())) as builder:
         if not builder.sealed:
             for split in ("test", "train"):
                 for shard in builder.shards(split, 0):

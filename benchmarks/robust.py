@@ -133,8 +133,10 @@ def _data(options: argparse.Namespace) -> tuple[object, ...]:
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("teacher", "robust_teacher", "student", "samples", "limit_test", "attacked", "attack", "measure", "views")
-    names += ("recipe", "epochs", "teacher_epochs", "batch_size", "lr", "device")
+    names = (
+        *("teacher", "robust_teacher", "student", "samples", "limit_test", "attacked", "attack", "measure", "views"),
+        *("recipe", "epochs", "teacher_epochs", "batch_size", "lr", "device"),
+    )
     return {**{name: getattr(options, name) for name in names}, "torch": torch.__version__}
 
 

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ from timing import machine
 from kdpipe.stages.provenance import git_revision
 from kdpipe.store.plan import Limits
 from kdpipe.testing.stores import contents, small_plan, small_store
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from tests import servers
 from tests.servers import Place
 
@@ -61,6 +65,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--only-kills", action="store_true", help="measure no pulls, and write nothing")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--result", type=Path, default=RESULT)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -90,7 +95,7 @@ def main() -> None:
             "kills": killed,
         }
     show(result)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    asked.result.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def made(work: Path, samples: int, views: int) -> Path:
@@ -109,10 +114,8 @@ def pulled(stores: Mapping[str, Path], url: str, out: Path) -> dict[str, dict[st
         target = out / f"{'all' if part == 'again' else part.replace(' ', '-')}" / "cars.zarr"
         before = size(target) if target.exists() else 0
         target.parent.mkdir(parents=True, exist_ok=True)
-        found[part] = timed(
-            lambda target=target, flags=flags: kdpipe("pull", f"{url}/cars@v1", "--out", target, *flags),
-            lambda target=target, before=before: size(target) - before,
-        )
+        found[part] = timed(partial(kdpipe, "pull", f"{url}/cars@v1", "--out", target, *flags), partial(size, target))
+        found[part]["bytes"] -= before
     new = out / "all" / "cars-v2.zarr"
     found["update"] = timed(lambda: kdpipe("pull", f"{url}/cars@v2", "--out", new), lambda: own(new))
     assert contents(new).keys() >= contents(stores["v2"]).keys()
@@ -145,11 +148,10 @@ def by_rsync(server: Place, out: Path) -> dict[str, dict[str, float]]:
 def by_dvc(stores: Mapping[str, Path], work: Path) -> dict[str, dict[str, float]]:
     """Import parts of the stores by DVC, from a repository whose remote is a folder."""
     producer, consumer = work / "producer", work / "consumer"
-    quiet = {"check": True, "capture_output": True, "text": True}
     identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@example.org"]
 
     def run(where: Path, *command: object) -> None:
-        subprocess.run([str(each) for each in command], cwd=where, **quiet)  # type: ignore[call-overload]
+        subprocess.run([str(each) for each in command], cwd=where, check=True, capture_output=True)
 
     for repository in (producer, consumer):
         repository.mkdir(parents=True)

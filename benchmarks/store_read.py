@@ -181,7 +181,7 @@ def decode_plane(store: LogitStore, options: argparse.Namespace) -> dict[str, An
 
     def by_zarr(pipeline: str) -> float:
         with zarr.config.set({"codec_pipeline.path": pipeline}):
-            array = zarr.open_group(store.path, mode="r")["train/codes"]
+            array = zarr.open_array(store.path, path="train/codes", mode="r")
             return timed(lambda: array[0])
 
     ways: dict[str, Callable[[], float]] = {
@@ -287,7 +287,7 @@ def batches(store: LogitStore, options: argparse.Namespace) -> dict[str, dict[st
         against={"kdpipe_logits": "numpy_take_to_float32"},
     )
     ways = {"kdpipe_plane": over(plane.take, tensors, count), "kdpipe_windows": lambda: in_windows(store, options)}
-    zarr_codes = zarr.open_group(store.path, mode="r")["train/codes"]
+    zarr_codes = zarr.open_array(store.path, path="train/codes", mode="r")
     ways["zarr_oindex"] = over(lambda rows: zarr_codes.oindex[0, np.sort(rows)], chosen, 1)
     folder = options.work / "peers"
     shutil.rmtree(folder, ignore_errors=True)

@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/student_epoch"))
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
 
     device = models.resolve_device(options.device)
@@ -176,7 +177,7 @@ def main() -> None:
         "ideal_live_over_cached": ratio(ideal, taken["student step"]),
         "live_over_cached_of_ideal": ratio(speedups, ideals),
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    options.result.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

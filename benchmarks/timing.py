@@ -24,7 +24,7 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     random = None if seed is None else Random(seed)
     for number in range(rounds):
-        order = list(ways) if number % 2 == 0 else list(reversed(ways))
+        order = list(ways) if number % 2 == 0 else list(ways)[::-1]
         if random is not None:
             random.shuffle(order)
         for name in order:

@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def main() -> None:
     """Measure, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--logits", type=Path, required=True, help="float32 (views, images, 1000), .npy")
+    parser.add_argument("--result", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(1)
     pilot, held_out = by_image(torch.from_numpy(np.load(options.logits)))
@@ -72,7 +74,7 @@ def main() -> None:
         "versions": versions(),
         "git_revision": git_revision(),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    options.result.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
 
@@ -112,21 +114,18 @@ def speed(stored: dict[str, Encoding], logits: torch.Tensor) -> Row:
     """Return processor seconds, medians of 9: of a training step and of its batch, and of a row or a byte."""
     numcodecs.blosc.use_threads = False
     works: dict[str, tuple[Callable[[], object], int]] = {"step": (_step(logits.shape[1]), 1)}
-    some = logits[:ROWS]
+    some, classes = logits[:ROWS], logits.shape[1]
     for name, encoding in stored.items():
         encoded = encoding.encode(some)
         rows = np.ascontiguousarray(encoded.codes.T if encoding.compression.transposed else encoded.codes)
         codec = _codec(encoding)
         packed, codes, row_max = codec.encode(rows), torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
         works |= {
-            f"encode {name}": (lambda e=encoding: e.encode(some), ROWS),
-            f"compress {name}": (lambda c=codec, r=rows: c.encode(r), ROWS),
-            f"decompress {name}": (lambda c=codec, p=packed: c.decode(p), ROWS),
-            f"decode {name}": (lambda e=encoding, c=codes, m=row_max: e.decode(c, m, logits.shape[1]), ROWS),
-            f"decode a batch of {name}": (
-                lambda e=encoding, c=codes[:BATCH], m=row_max[:BATCH]: e.decode(c, m, logits.shape[1]),
-                1,
-            ),
+            f"encode {name}": (partial(encoding.encode, some), ROWS),
+            f"compress {name}": (partial(codec.encode, rows), ROWS),
+            f"decompress {name}": (partial(codec.decode, packed), ROWS),
+            f"decode {name}": (partial(encoding.decode, codes, row_max, classes), ROWS),
+            f"decode a batch of {name}": (partial(encoding.decode, codes[:BATCH], row_max[:BATCH], classes), 1),
         }
     content = bytes(64 * 1024**2)
     works["check a byte"] = (lambda: blake3(content).digest(), len(content))

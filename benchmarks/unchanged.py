@@ -29,9 +29,9 @@ os.environ["DVC_NO_ANALYTICS"] = "1"
 
 import numpy as np
 import torch
+from commands import in_process
 
 from kdpipe import dataset
-from kdpipe.stages.cli import main as kdpipe
 from kdpipe.store.reader import open_store
 from kdpipe.views import Geometry, Renderer
 
@@ -39,23 +39,12 @@ ENCODINGS = ("fp32", "fp16", "fp16r7", "fp16r5", "sqrtp8@4", "sqrtp6@8", "tailp6
 RECIPES = ("crop-flip", "rrc-flip:0.25+color+mixup:0.2", "trivial+erase+cutmix:1")
 OPERATIONS = ("crop-flip", "rrc-flip", "rrc-flip:0.25", "rrc-flip+color", "trivial", "randaug:2,9", "erase", "mask:0.4")
 TIMES = ("seconds", "images_per_second")
+Flags = Sequence[str | Path]
+
 SMALL = ["--data", "digits", "--limit-train", "300", "--limit-test", "100", "--device", "cpu"]
 SHORT = [*SMALL, "--epochs", "2", "--batch-size", "64", "--no-dvclive"]
 CONTIGUOUS = ["--no-channels-last"]
 """Flag of everything but a few digests in channels-last, the default."""
-
-
-def run(*arguments: str | Path) -> None:
-    """Run a command of kdpipe in this process.
-
-    Raises:
-        RuntimeError: it failed.
-    """
-    try:
-        kdpipe([str(argument) for argument in arguments])
-    except SystemExit as end:
-        if end.code:
-            raise RuntimeError(f"kdpipe {' '.join(map(str, arguments))} ended with {end.code}") from None
 
 
 def of_run(path: Path) -> dict[str, str]:
@@ -75,27 +64,27 @@ def stores(work: Path, teacher: Path) -> dict[str, str]:
     found = {}
     for encoding in ENCODINGS:
         out = work / f"{encoding}.zarr"
-        run(*cache, "--encoding", encoding, "--out", out)
+        in_process(*cache, "--encoding", encoding, "--out", out)
         found[f"store {encoding}"] = open_store(out).digest
     for recipe in RECIPES:
         out = work / f"recipe{RECIPES.index(recipe)}.zarr"
-        run(*cache, "--recipe", recipe, "--out", out)
+        in_process(*cache, "--recipe", recipe, "--out", out)
         found[f"store {recipe}"] = open_store(out).digest
     out = work / "signals.zarr"
-    run(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
+    in_process(*cache, "--signals", "features:penultimate,layer3+attention:layer2", "--out", out)
     found["store with signals"] = open_store(out).digest
     out = work / "fast.zarr"
-    run(*fast, "--out", out)
+    in_process(*fast, "--out", out)
     found["channels-last: store"] = open_store(out).digest
     return found
 
 
 def students(work: Path, teacher: Path) -> dict[str, str]:
     """Return the digests of short trainings."""
-    cached = ["--store", work / "fp16.zarr"]
+    cached: Flags = ("--store", work / "fp16.zarr")
     fleet = work / "fleet.yaml"
     fleet.write_text("- {name: a, student: resnet8}\n- {name: b, student: resnet8, loss: dist, seed: 1}\n")
-    alone: dict[str, Sequence[str | Path]] = {
+    alone: dict[str, Flags] = {
         "kd": cached,
         "kd, curves": [*cached, "--loss", "kd", "--temperature", "linear:4,2", "--kd-weight", "cosine:0.9,0.1"],
         "dkd, standardized": [*cached, "--loss", "dkd:alpha=1,beta=4,standardize=true"],
@@ -104,7 +93,7 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
             *("--store", work / "signals.zarr"),
             *("--loss", "kd+features:layer3,weight=1+attention:layer2"),
         ],
-        "mixup": ["--store", work / "recipe1.zarr"],
+        "mixup": ("--store", work / "recipe1.zarr"),
         "live": ["--teacher", f"run:{teacher}"],
         "adversarial": [*cached, "--adversarial", "pgd:8/255,2"],
         "rotation": [*cached, "--aux", "rotation"],
@@ -114,19 +103,19 @@ def students(work: Path, teacher: Path) -> dict[str, str]:
     found = {"teacher": of_run(teacher)}
     for name, flags in alone.items():
         out = work / "runs" / name
-        run("train-student", *SHORT, "--student", "resnet8", *flags, *CONTIGUOUS, "--out", out)
+        in_process("train-student", *SHORT, "--student", "resnet8", *flags, *CONTIGUOUS, "--out", out)
         found[name] = of_run(out)
     for name, flags in {"kd": cached, "adversarial": alone["adversarial"], "live": alone["live"]}.items():
         out = work / "fast" / name
-        run("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
+        in_process("train-student", *SHORT, "--student", "resnet8", *flags, "--out", out)
         found[f"channels-last, {name}"] = of_run(out)
     found["resumed"] = resumed(work, cached)
-    run("train-student", *SHORT, "--fleet", fleet, *cached, *CONTIGUOUS, "--out", work / "fleet")
+    in_process("train-student", *SHORT, "--fleet", fleet, *cached, *CONTIGUOUS, "--out", work / "fleet")
     found |= {f"fleet member {name}": of_run(work / "fleet" / name) for name in ("a", "b")}
     return {f"{name}: {what}": digest for name, each in found.items() for what, digest in each.items()}
 
 
-def resumed(work: Path, flags: Sequence[str | Path]) -> dict[str, str]:
+def resumed(work: Path, flags: Flags) -> dict[str, str]:
     """Return the digests of a run that was stopped after its first checkpoint, and resumed."""
     out = work / "runs/resumed"
     flags = [*flags, *CONTIGUOUS, "--checkpoint-every", "0"]
@@ -139,7 +128,7 @@ def resumed(work: Path, flags: Sequence[str | Path]) -> dict[str, str]:
     process.send_signal(signal.SIGTERM)
     if process.wait() != 128 + signal.SIGTERM:
         raise RuntimeError("the run was not stopped")
-    run(*command, "--resume")
+    in_process(*command, "--resume")
     return of_run(out)
 
 
@@ -159,7 +148,7 @@ def record() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         teacher = work / "teacher"
-        run("train-teacher", *SHORT, *CONTIGUOUS, "--model", "resnet14", "--out", teacher)
+        in_process("train-teacher", *SHORT, *CONTIGUOUS, "--model", "resnet14", "--out", teacher)
         return {**stores(work, teacher), **students(work, teacher), **views()}
 
 

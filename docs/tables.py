@@ -166,12 +166,107 @@ def _audit() -> str:
     return _markdown(heading, rows, numbers_from=2)
 
 
+_PAIRS_BESIDE = (
+    "CIFAR-100, resnet56 -> resnet20",
+    "CIFAR-100, resnet32x4 -> resnet8x4",
+    "CIFAR-100, ResNet50 -> MobileNetV2",
+)
+_SOURCES = {"cached": "store", "live": "live"}
+
+
 def _losses() -> str:
+    measured = _read("losses")
+    columns = [(student, source) for student, found in measured["students"].items() for source in found]
+    arms = dict.fromkeys(arm for student, source in columns for arm in measured["students"][student][source])
+    rows = [
+        (
+            f"`{arm}`",
+            *(_with_gain(measured["students"][student][source].get(arm)) for student, source in columns),
+            *(_published_gain(measured["published"].get(arm, {}).get(pair)) for pair in _PAIRS_BESIDE),
+        )
+        for arm in arms
+    ]
+    own = [f"`{student}`, {_SOURCES[source]}" for student, source in columns]
+    return _markdown(("loss", *own, *(pair.removeprefix("CIFAR-100, ") for pair in _PAIRS_BESIDE)), rows)
+
+
+def _with_gain(figures: Mapping[str, Any] | None) -> str:
+    """Return an accuracy in percent, and its difference to no teacher with the 95 % interval of that."""
+    if figures is None:
+        return ""
+    gain = figures["top1_minus_none"]
+    low, high = (100 * each for each in gain["interval_95"])
+    return f"{100 * figures['top1']['mean']:.1f}" + (
+        "" if low == high else f", {100 * gain['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    )
+
+
+def _published_gain(figures: Mapping[str, Any] | None) -> str:
+    return "" if figures is None else f"{figures['top1'] - figures['student_alone']:+.2f}"
+
+
+def _loss_ranks() -> str:
+    found = _read("losses")["rank_correlation"]
+    rows = [
+        (
+            f"`{student}`, {_SOURCES[source]}",
+            *(
+                f"{each['rho']:+.2f} (p = {each['p_value']:.3f}, {each['losses']} losses)"
+                if (each := pairs.get(pair))
+                else ""
+                for pair in _PAIRS_BESIDE
+            ),
+        )
+        for student, by_source in found.items()
+        for source, pairs in by_source.items()
+    ]
+    return _markdown(("student and soft targets", *(pair.removeprefix("CIFAR-100, ") for pair in _PAIRS_BESIDE)), rows)
+
+
+def _cached_beliefs() -> str:
+    recipes = _read("cached_beliefs")["recipes"]
+    arms = next(iter(recipes.values()))["arms"]
     rows = []
-    for arm, each in _read("losses")["losses"].items():
-        gain = "" if arm == "none" else _percent(each["top1_minus_none"], "+")
-        rows.append((f"`{arm}`", _percent(each["top1"]), gain, _percent(each["agreement"])))
-    return _markdown(("loss", "test top-1 %", "difference to `none`", "agreement with the teacher %"), rows)
+    for arm in arms:
+        cells = []
+        for found in recipes.values():
+            each = found["arms"][arm]
+            low, high = (100 * end for end in each["top1_minus_view"]["interval_95"])
+            gain = "" if arm == "view" else f"{100 * each['top1_minus_view']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            cells += [_percent(each["top1"]), gain]
+        rows.append((f"`{arm}`" if arm == "view" else arm, *cells))
+    heads = [text for recipe in recipes for text in (f"`{recipe}`, test top-1 %", "difference to `view`")]
+    return _markdown(("soft targets, weights or samples", *heads), rows)
+
+
+def _tuning() -> str:
+    rows = []
+    for name, each in _read("tuning")["searches"].items():
+        low, high = (100 * end for end in each["tuned_minus_published"]["interval_95"])
+        gain = f"{100 * each['tuned_minus_published']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        written = (
+            ", ".join(f"{key} {value}" for key, value in each[how]["settings"].items())
+            for how in ("published", "tuned")
+        )
+        rows.append((name, *written, _percent(each["published"]["top1"]), _percent(each["tuned"]["top1"]), gain))
+    return _markdown(
+        ("search", "published", "found", "published: test top-1 %", "found", "difference"), rows, numbers_from=3
+    )
+
+
+def _loss_cost() -> str:
+    """Return a sentence and the times of an epoch with each loss, relative to one without a teacher."""
+    measured = _read("loss_cost")
+    over, threads = measured["over_none"], measured["machine"]["threads"]
+    least, most = (choice(over, key=lambda arm: over[arm]["median"]) for choice in (min, max))
+    said = (
+        f"An epoch of `{measured['student']}` with one of these losses takes {over[least]['median']:.2f} (`{least}`) "
+        f"to {over[most]['median']:.2f} (`{most}`) times as long as one without a teacher: medians and 95 % intervals "
+        f"of {over[least]['rounds']} interleaved rounds of {measured['samples']:,} images on {threads} CPU "
+        f"thread{'s' if threads > 1 else ''} (`benchmarks/loss_cost.py`).\n\n"
+    )
+    rows = [(f"`{arm}`", _interval(each)) for arm, each in over.items()]
+    return said + _markdown(("loss", "seconds of an epoch, relative to no teacher"), rows)
 
 
 def _published_losses() -> str:
@@ -751,7 +846,7 @@ def _checkpoints() -> str:
             f"{1000 * each['read_s']:.0f}",
             f"{each['bytes'] / 1e6:.1f}",
         )
-        for each in _read("checkpoint_cost")
+        for each in _read("checkpoint_cost")["checkpoints"]
     ]
     return _markdown(("model", "write, ms", "read, ms", "MB"), rows)
 
@@ -860,6 +955,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "logit-losses": _logit_losses,
     "layer-losses": _layer_losses,
     "losses": _losses,
+    "loss-ranks": _loss_ranks,
+    "cached-beliefs": _cached_beliefs,
+    "tuning": _tuning,
+    "loss-cost": _loss_cost,
     "published-losses": _published_losses,
     "operations": _operations,
     "signal-sizes": _signal_sizes,

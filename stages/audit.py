@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kdpipe import dataset, directories
 from kdpipe.pairing.audit import audit
-from kdpipe.pairing.classes import find_classes, read_class_map
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.report.audit import KIND, PAGE, page, table, write
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import progress, say, show
-
-if TYPE_CHECKING:
-    from kdpipe.dataset import Dataset
-    from kdpipe.store.reader import LogitStore
+from kdpipe.stages.sources import in_store_classes
 
 
 def audit_store(place: str, data: str, *, split: str, class_map: Path | None, count: int, out: Path) -> None:
@@ -28,7 +23,8 @@ def audit_store(place: str, data: str, *, split: str, class_map: Path | None, co
     with directories.held(out, KIND):
         samples = dataset.load(data, split, progress=progress)
         store = open_store(place, split, say=say)
-        samples = _with_store_classes(store, samples, class_map)
+        known = with_store_ids(store, samples, progress=progress)
+        _, samples = in_store_classes(store, known, class_map=class_map)
         found = audit(store, samples, progress=progress)
         drawn = page(found, samples, store=place, count=count, progress=progress)
         write(out, page=drawn, table=table(found, samples, count=count))
@@ -42,16 +38,3 @@ def audit_store(place: str, data: str, *, split: str, class_map: Path | None, co
         f"{found.suspects:,} of {len(found.indices):,} labels are less likely than another class; the first "
         f"{min(count, len(found.indices)):,} are in {shlex.quote(str(out / PAGE))}."
     )
-
-
-def _with_store_classes(store: LogitStore, samples: Dataset, class_map: Path | None) -> Dataset:
-    """Return the dataset with the classes of the store."""
-    given = None if class_map is None else read_class_map(class_map)
-    known = with_store_ids(store, samples, progress=progress)
-    rows = dataset.find_ids(known.sample_ids, store.sample_ids)
-    found = find_classes(store, known, rows, given=given)
-    if found is None:
-        return samples
-    for line in found.lines(store.path, samples.spec):
-        say(line)
-    return found.of(samples)

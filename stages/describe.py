@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from kdpipe.errors import ParamsError, UnsealedStoreError
 from kdpipe.sharing.licensing import spdx
 from kdpipe.stages.console import say, show
-from kdpipe.stages.flags import in_words
+from kdpipe.stages.flags import as_sentence, in_words
 from kdpipe.store import manifest, partial
 from kdpipe.store.ledger import lock, writing
 from kdpipe.store.settings import Provenance
@@ -54,7 +54,7 @@ def changes(given: Mapping[str, str | None]) -> dict[str, str]:
     try:
         Provenance.of(changed)
     except ValidationError as error:
-        raise ParamsError(f"{'; '.join(in_words(error, Provenance))}.") from None
+        raise ParamsError(as_sentence(in_words(error, Provenance))) from None
     return changed
 
 

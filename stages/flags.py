@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from kdpipe.errors import ParamsError, did_you_mean
+from kdpipe.printable import printable
 from kdpipe.reading import read_yaml
-from kdpipe.settings import Parsed, Setting, Settings
+from kdpipe.settings import Parsed, Setting, Settings, element, expected
 from kdpipe.stages.trust import refuse_code_in
 
 S = TypeVar("S", bound=Settings)
+
+_MOST_SHOWN = 100
+"""Characters of a wrong value in a message."""
 
 
 def parser_of(stage: type[Settings], *, command: str, example: str) -> argparse.ArgumentParser:
@@ -66,7 +71,7 @@ def resolve(stage: type[S], *, section: str, file: Path | None, flags: Mapping[s
         problems += in_words(error, stage, names=names)
         resolved = None
     if problems or resolved is None:
-        raise ParamsError("; ".join(dict.fromkeys(problems)) + ".")
+        raise ParamsError(as_sentence(problems))
     return resolved
 
 
@@ -75,9 +80,26 @@ def in_words(error: ValidationError, stage: type[Settings], *, names: Mapping[st
     groups = {setting.group for setting in stage.flat().values()}
     lines = []
     for fault in error.errors():
+        if fault["type"] == "too_short" and fault["input"]:
+            continue  # its values are wrong, and reported themselves
         place = fault["loc"][1:] if fault["loc"] and fault["loc"][0] in groups else fault["loc"]
-        lines.append(_fault(str(place[0]) if place else None, fault["msg"], fault["input"], names))
-    return lines
+        key = str(place[0]) if place else None
+        setting = None if key is None else stage.flat().get(key)
+        if key is None:
+            lines.append(fault["msg"].removeprefix("Value error, "))
+        elif fault["type"] == "missing":
+            lines.append(f"{flag(key)} is missing: give it, or put {key} into a --params file")
+        elif setting is None:
+            lines.append(f"{names.get(key, flag(key))}: there is no such setting{did_you_mean(key, stage.flat())}")
+        else:
+            lines.append(f"{names.get(key, flag(key))}: {_wrong(setting, fault)}")
+    return list(dict.fromkeys(lines))  # a union reports each of its types
+
+
+def as_sentence(lines: Sequence[str]) -> str:
+    """Return faults in one line, each once, with a mark at its end."""
+    text = "; ".join(dict.fromkeys(lines))
+    return text if text.endswith("?") else f"{text}."
 
 
 def flag(key: str) -> str:
@@ -149,16 +171,25 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", Path: "PATH"}.get(kind, "TEXT")
 
 
-def _fault(key: str | None, message: str, value: Any, names: Mapping[str, str]) -> str:
-    """Return a line on the setting ``key``, or on several that do not fit together where it is ``None``."""
-    # The messages of the project's own parsers contain the value.
-    found = "" if message.startswith("Value error, ") else f", got {value!r}"
-    message = message.removeprefix("Value error, ")
-    if key is None:
-        return message
-    if message == "Field required":
-        return f"{flag(key)} is missing: give it, or put {key} into a --params file"
-    return f"{names.get(key, flag(key))}: {message}{found}"
+def _wrong(setting: Setting, fault: ErrorDetails) -> str:
+    """Return what a setting takes and what was found, with the nearest of its choices."""
+    value = fault["input"]
+    if fault["type"] == "value_error":  # the messages of the project's own parsers contain the value
+        return fault["msg"].removeprefix("Value error, ")
+    wanted = "at least one value" if fault["type"] == "too_short" else expected(setting.field) or fault["msg"]
+    if fault["type"] == "finite_number":
+        wanted = wanted.replace("a number", "a finite number")
+    kind, _ = element(setting.field)
+    hint = did_you_mean(str(value), map(str, get_args(kind))) if get_origin(kind) is Literal else ""
+    return f"expected {wanted}, found {_shown(value)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value of a flag or of YAML in a few characters of one line."""
+    if value is None or value in ((), [], ""):
+        return "none"
+    text = str(value).lower() if isinstance(value, bool) else printable(repr(value))
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _section(file: Path, section: str) -> dict[str, Any]:

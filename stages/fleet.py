@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from kdpipe.distil.settings import ExtraSettings, LossSettings
 from kdpipe.errors import ParamsError, RunError, did_you_mean
 from kdpipe.reading import read_yaml
-from kdpipe.stages.flags import in_words
+from kdpipe.stages.flags import as_sentence, in_words
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.stages.trust import refuse_code_in
 from kdpipe.training.settings import Optimization
@@ -95,4 +95,4 @@ def _student(params: TrainStudent, own: dict[str, Any]) -> TrainStudent:
     try:
         return params.but(**{"fleet": None, **settings, "out": params.run.out / own["name"]})
     except ValidationError as error:
-        raise ParamsError(f"student '{own['name']}': {'; '.join(in_words(error, TrainStudent))}") from None
+        raise ParamsError(f"student '{own['name']}': {as_sentence(in_words(error, TrainStudent))}") from None

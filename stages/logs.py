@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from kdpipe.errors import ParamsError, RunError
 from kdpipe.stages.console import say
 from kdpipe.stages.trackers import DVCLive, Flat, Row, TensorBoard, WeightsAndBiases
+from kdpipe.training.records import flat
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.settings import LogSettings
 
@@ -94,7 +95,7 @@ class Logs:
 
     def finish(self, metrics: Mapping[str, Any], *, epoch: int) -> None:
         """Log the numbers in ``metrics``, under names such as ``test/top1``."""
-        scores = {name: value for name, value in _flat(metrics, "/").items() if not isinstance(value, str)}
+        scores = {name: value for name, value in _known(metrics, "/").items() if not isinstance(value, str)}
         self._each(lambda log: log.finish(scores, epoch=epoch))
 
     def fail(self) -> None:
@@ -150,7 +151,7 @@ def hyperparameters(record: Mapping[str, Any]) -> Flat:
     """Return the parameters, model, data and stores of a ``run.json``, with dotted names."""
     kept = {key: record[key] for key in ("stage", "distill", "model", "num_parameters", "device", "lineage")}
     own = {key: value[0] if key == "student" else value for key, value in record["parameters"].items()}
-    return _flat({**own, **kept}, ".")
+    return _known({**own, **kept}, ".")
 
 
 def _make(name: str) -> Log:
@@ -168,17 +169,9 @@ def _in_dvc_repository(out: Path) -> bool:
     return root is not None and out.resolve().is_relative_to(root)
 
 
-def _flat(nested: Mapping[str, Any], separator: str) -> Flat:
+def _known(nested: Mapping[str, Any], separator: str) -> Flat:
     """Return nested mappings and lists as one mapping; ``None`` and empty lists are left out."""
-    found: Flat = {}
-    for key, value in nested.items():
-        if isinstance(value, list):
-            value = dict(zip(map(str, range(len(value))), value, strict=True))
-        if isinstance(value, Mapping):
-            found |= {f"{key}{separator}{rest}": leaf for rest, leaf in _flat(value, separator).items()}
-        elif value is not None:
-            found[key] = value
-    return found
+    return {name: value for name, value in flat(nested, separator).items() if value is not None}
 
 
 def _words(error: Exception) -> str:

@@ -26,7 +26,7 @@ from kdpipe.sharing.settings import Withholding
 from kdpipe.sharing.withholding import Derived, derive
 from kdpipe.stages.console import progress, say, show
 from kdpipe.stages.describe import changes, with_changes
-from kdpipe.stages.flags import in_words
+from kdpipe.stages.flags import as_sentence, in_words
 from kdpipe.store import manifest, tree
 from kdpipe.store.manifest import Manifest
 
@@ -101,7 +101,7 @@ def _asked(withheld: Mapping[str, Any]) -> Withholding:
     try:
         return Withholding.of({name: value for name, value in withheld.items() if value is not None})
     except ValidationError as error:
-        raise ParamsError(f"{'; '.join(in_words(error, Withholding))}.") from None
+        raise ParamsError(as_sentence(in_words(error, Withholding))) from None
 
 
 def _work_name(found: Manifest, asked: Withholding, names_key: Path | None) -> str:

@@ -16,7 +16,7 @@ from kdpipe.stages.console import say
 from kdpipe.stages.ranks import PATIENCE, Ranks
 from kdpipe.stages.settings.training import Training
 from kdpipe.training.holding import Place
-from kdpipe.training.records import counted_seeds
+from kdpipe.training.records import counted_seeds, flat
 from kdpipe.training.runs import RunDirectory
 
 P = TypeVar("P", bound=Training)
@@ -222,8 +222,8 @@ def _refuse_other_settings(runs: Mapping[int, RunDirectory]) -> None:
         trained = record["parameters"].get("seed")
         if trained != seed:
             raise RunError(f"{run.path} was trained with seed {trained}. Train it again with --seeds {seed}.")
-        shared = _flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
-        shared |= _flat({key: record.get(key) for key in _SHARED})  # views and recipe as they were resolved
+        shared = flat({key: value for key, value in record["parameters"].items() if key not in _OWN_PARAMETERS})
+        shared |= flat({key: record.get(key) for key in _SHARED})  # views and recipe as they were resolved
         shared = {key: value for key, value in shared.items() if key not in _OWN_PARENT}
         first = first or shared
         differing = [key for key in {**first, **shared} if first.get(key) != shared.get(key)]
@@ -234,15 +234,3 @@ def _refuse_other_settings(runs: Mapping[int, RunDirectory]) -> None:
                 "runs that differ only in their seeds. Train them again with --seeds, or benchmark each with its own "
                 "--run."
             )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested JSON values by their dotted names."""
-    if not isinstance(value, dict | list):
-        return {name: value}
-    parts = value.items() if isinstance(value, dict) else enumerate(value)
-    return {
-        key: leaf
-        for part, inner in parts
-        for key, leaf in _flat(inner, f"{name}.{part}" if name else str(part)).items()
-    }

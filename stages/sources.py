@@ -1,4 +1,4 @@
-"""The datasets and models that a stage's settings name."""
+"""The datasets and models that a stage's settings name, and a dataset in the classes of a store."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from kdpipe.dataset.learning import is_unread
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.errors import DatasetError, MissingSplitError, ModelError
 from kdpipe.models import Model, TensorPreset
+from kdpipe.pairing.classes import ClassMap, find_classes, read_class_map
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.ranks import first_on_machine
+from kdpipe.store.reader import LogitStore
 
 
 def load_split(settings: DatasetSettings, split: str, *, unread: bool = False) -> Dataset:
@@ -83,6 +85,26 @@ def warn_of_shared(train: Dataset, test: Dataset) -> None:
             f"warning: {shared:,} of {len(test):,} test images are in train, too, with the same content: the test "
             "figures are too high. Remove them from one of the two."
         )
+
+
+def in_store_classes(
+    store: LogitStore, samples: Dataset, *, class_map: Path | None = None
+) -> tuple[ClassMap | None, Dataset]:
+    """Return the dataset with the store's classes, and their map, after a table of those that have other names.
+
+    ``samples`` have the store's ids; ``class_map`` is a file with the store's classes of some of theirs.
+
+    Raises:
+        StaleStoreError: classes of the data cannot be matched with those of the store.
+        DatasetError: the file cannot be read, or has names that there are not.
+    """
+    given = None if class_map is None else read_class_map(class_map)
+    found = find_classes(store, samples, given=given)
+    if found is None:
+        return None, samples
+    for line in found.lines(store.path, samples.spec):
+        say(line)
+    return found, found.of(samples)
 
 
 def load_model(

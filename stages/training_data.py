@@ -17,12 +17,12 @@ from kdpipe.distil.selection import Selection
 from kdpipe.errors import DatasetError
 from kdpipe.models import Model
 from kdpipe.models.layout import choose
-from kdpipe.pairing.classes import ClassMap, find_classes, read_class_map
+from kdpipe.pairing.classes import ClassMap
 from kdpipe.pairing.join import covered, with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import Training
-from kdpipe.stages.sources import load_model, load_split
+from kdpipe.stages.sources import in_store_classes, load_model, load_split
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Sampling, read_sample_weights
@@ -142,19 +142,6 @@ def _selected(stores: Sequence[LogitStore], found: ClassMap, train: Dataset, *, 
         lone = f"; {lacking:,} of {len(train):,} 'train' samples have none and learn from their labels alone"
         say(f"{line}{lone if lacking else ''}.")
     return Selection(tuple(shared), tuple(columns), len(found.matches), covered)
-
-
-def in_store_classes(
-    store: LogitStore, samples: Dataset, *, class_map: Path | None = None
-) -> tuple[ClassMap | None, Dataset]:
-    """Return the dataset with the store's classes, and their map, after a table of those that have other names."""
-    given = None if class_map is None else read_class_map(class_map)
-    found = find_classes(store, samples, dataset.find_ids(samples.sample_ids, store.sample_ids), given=given)
-    if found is None:
-        return None, samples
-    for line in found.lines(store.path, samples.spec):
-        say(line)
-    return found, found.of(samples)
 
 
 def _covered(stores: Sequence[LogitStore], whole: Dataset) -> Dataset:

@@ -18,7 +18,7 @@ from kdpipe import durable
 from kdpipe.errors import DivergedError, ParamsError, RunError
 from kdpipe.printable import cell
 from kdpipe.stages.console import say, show
-from kdpipe.stages.flags import in_words
+from kdpipe.stages.flags import as_sentence, in_words
 from kdpipe.stages.fleet import OWN
 from kdpipe.stages.settings.training import TrainStudent
 from kdpipe.stages.settings.tune import Tune
@@ -123,7 +123,7 @@ def _settings(params: Tune, drawn: Draw, out: Path, *, epochs: int, resume: bool
         return TrainStudent.of({**asked, "epochs": epochs})
     except ValidationError as error:
         shown = " ".join(f"{key}={value}" for key, value in drawn.items())
-        raise ParamsError(f"the search draws {shown}: {'; '.join(in_words(error, TrainStudent))}.") from None
+        raise ParamsError(f"the search draws {shown}: {as_sentence(in_words(error, TrainStudent))}") from None
 
 
 def _score(run: RunDirectory) -> float | None:

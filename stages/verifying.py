@@ -44,8 +44,7 @@ def against(path: Path, data: str, *, complete: bool, class_map: Path | None) ->
         store = open_store(path, split=split)
         samples = with_store_ids(store, samples, progress=progress)
         if found is None or tuple(match.name for match in found.matches) != samples.classes:
-            rows = dataset.find_ids(samples.sample_ids, store.sample_ids)
-            found = find_classes(store, samples, rows, given=given)
+            found = find_classes(store, samples, given=given)
             notes += [] if found is None else found.lines(path, data)[:1]
         samples = samples if found is None else found.of(samples)
         faults += verify_data(store, samples, complete=complete, say=notes.append)

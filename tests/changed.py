@@ -36,6 +36,8 @@ def tests_of(files: Iterable[str]) -> set[str]:
         if parts[:2] == ("pipeline", "kdpipe"):
             room = parts[2].removesuffix(".py")
             found |= {f"tests/unit/{room}", f"tests/unit/test_{room}.py"}
+        elif parts[0] == "benchmarks":
+            found.add("tests/test_benchmarks.py")
         elif parts[0] == "stages":
             found.add("tests/unit/stages")
         elif parts[:2] == ("tests", "unit") and parts[-1].startswith("test_"):

@@ -128,6 +128,13 @@ class DivergedError(KdpipeError):
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the candidate nearest to ``name``, or an empty string."""
-    near = difflib.get_close_matches(name, list(candidates), n=1)
+    """Return ``"; did you mean 'x'?"`` for the candidate nearest to ``name``, or an empty string.
+
+    If none is near, it is the only one that begins with the same four characters, such as probabilities for probs.
+    """
+    known = list(candidates)
+    near = difflib.get_close_matches(name, known, n=1)
+    if not near:
+        alike = [each for each in known if each[:4] == name[:4] and len(name) >= 4]
+        near = alike if len(alike) == 1 else []
     return f"; did you mean '{near[0]}'?" if near else ""

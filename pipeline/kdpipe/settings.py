@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from kdpipe.errors import KdpipeError
+from kdpipe.spec import shortest
 
 
 class Settings(BaseModel):
@@ -99,6 +100,50 @@ class Setting:
     field: FieldInfo
     group: str | None
     """Name of the attribute that holds its group."""
+
+
+def expected(field: FieldInfo) -> str:
+    """Return the values that a setting takes, each of them where it takes several: ``a number above 0 and below 1``.
+
+    Empty for a type that has no such words.
+    """
+    kind, limits = element(field)
+    if get_origin(kind) is Literal:
+        *others, last = map(str, get_args(kind))
+        return f"{', '.join(others)} or {last}" if others else last
+    if kind is str:
+        bounds = {"min_length": "at least", "max_length": "at most"}
+        lengths = [f"{words} {limits[name]:,} characters" for name, words in bounds.items() if name in limits]
+        return f"text of {' and '.join(lengths)}" if lengths else "text"
+    if kind in (int, float):
+        return f"{'a whole number' if kind is int else 'a number'}{_range(limits)}"
+    return {bool: "true or false", Path: "a path"}.get(kind, "")
+
+
+def _range(limits: Mapping[str, Any]) -> str:
+    """Return the words for the limits of a number."""
+    if {"ge", "le"} <= limits.keys():
+        return f" of {shortest(limits['ge'])} to {shortest(limits['le'])}"
+    words = {"gt": " above {}", "ge": " of {} or more", "lt": " below {}", "le": " of {} or less"}
+    return " and".join(words[name].format(shortest(limits[name])) for name in words if name in limits)
+
+
+def element(field: FieldInfo) -> tuple[Any, dict[str, Any]]:
+    """Return the type of a setting's values without ``None`` and ``tuple``, and their limits by name, such as gt."""
+    kind, found = field.annotation, list(field.metadata)
+    while True:
+        inner = [each for each in get_args(kind) if each not in (type(None), Ellipsis)]
+        if get_origin(kind) is Annotated:
+            kind, *annotations = get_args(kind)
+            found += [more for each in annotations for more in getattr(each, "metadata", [each])]
+        elif inner and get_origin(kind) is not Literal:
+            found = [] if get_origin(kind) is tuple else found
+            kind = Path if Path in inner else inner[0]
+        else:
+            break
+    names = ("gt", "ge", "lt", "le", "min_length", "max_length")
+    limits = {name: getattr(each, name) for each in found for name in names if getattr(each, name, None) is not None}
+    return kind, limits
 
 
 @dataclass(frozen=True)

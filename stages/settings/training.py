@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from kdpipe.dataset.settings import DatasetSettings
 from kdpipe.distil.settings import ExtraSettings, LossSettings, TargetSettings
+from kdpipe.errors import UnsupportedLossError
 from kdpipe.models.interface import Interface
 from kdpipe.models.settings import CodeSettings
 from kdpipe.settings import Names, Settings
@@ -47,15 +48,20 @@ class StudentTraining(Training):
     def _taught(self) -> Self:
         temperature = self.learning.temperature
         if temperature is not None and temperature.follows_validation:
-            raise ValueError(f"temperature cannot be {temperature}: this curve is for kd-weight and ce-weight")
+            raise ValueError(f"temperature cannot be {temperature.written}: this curve is for kd-weight and ce-weight")
         for name in ("kd_weight", "ce_weight"):
             weight = getattr(self.learning, name)
             if weight is not None and weight.follows_validation and not self.run.validation:
                 raise ValueError(
-                    f"{name.replace('_', '-')} {weight} needs validation, such as 0.1: it follows its accuracy"
+                    f"{name.replace('_', '-')} {weight.written} needs validation, such as 0.1: it follows its accuracy"
                 )
         if temperature is not None and min(temperature.values(max(1, self.optimization.epochs))) <= 0:
-            raise ValueError(f"temperature must stay above 0, got {temperature}")
+            raise ValueError(f"temperature must stay above 0, got {temperature.written}")
+        if temperature is not None and self.targets.mode != "none":
+            try:
+                self.learning.loss.refuse_temperature(temperature.written)
+            except UnsupportedLossError as error:
+                raise ValueError(str(error).rstrip(".")) from None
         if self.learning.robust_loss is not None and self.targets.mode == "none":
             raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
         return self

@@ -261,7 +261,7 @@ def test_each_seed_has_its_run(built: Built, parent: Path, kdpipe: Kdpipe, tmp_p
         (("--prune", 1), ("--prune", "less than 1")),
         (("--prune", 0.99999), ("99.999% of the macs of resnet8 cannot be pruned",)),
         (("--low-rank", 0.999), ("cannot be removed by low rank",)),
-        (("--prune", 0.5, "--recover-epochs", -1), ("--recover-epochs", "greater than or equal to 0")),
+        (("--prune", 0.5, "--recover-epochs", -1), ("--recover-epochs", "a whole number of 0 or more, found '-1'")),
         (("--prune", 0.5, "--recover-epochs", 0, "--toward-parent", 1), ("toward-parent is for the recovery",)),
         (("--prune", 0.5, "--recover-epochs", 0, "--distill", "cache", "--store", "x"), ("recover-epochs 0 learns",)),
         (("--prune", 0.5, "--epochs", 3), ("--epochs",)),

@@ -191,7 +191,7 @@ def test_a_signed_store_stays_signed_by_the_same_key(store: Path, tmp_path: Path
         ("Flowers@v1", SAID, ("'Flowers' is no name",)),
         ("flowers@v1", (), ("license and contact",)),
         ("flowers@v1", ("--license", "CC BY", "--contact", "x"), ("no SPDX license",)),
-        ("flowers@v1", (*SAID, "--views", -1), ("--views", "greater than or equal to 0")),
+        ("flowers@v1", (*SAID, "--views", -1), ("--views", "expected a whole number of 0 or more, found -1")),
         ("flowers@v1", (*SAID, "--views", 4), ("has 3 augmented views, not 4",)),
         ("flowers@v1", (*SAID, "--encoding", "topk:20"), ("needs more than 20 classes",)),
         ("flowers@v1", (*SAID, "--max-temperature", 0), ("--max-temperature",)),

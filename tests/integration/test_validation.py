@@ -87,7 +87,8 @@ def test_what_cannot_be_held_out_is_refused(tmp_path: Path, kdpipe: Kdpipe) -> N
     out = tmp_path / "run"
     refused(kdpipe(*TEACHER, "--validation", 0.02, "--out", out), "without samples to validate with")
     refused(kdpipe(*TEACHER, "--validation", 0.99, "--out", out), "without samples to train on")
-    refused(kdpipe(*TEACHER, "--validation", 1, "--out", out), "--validation: Input should be less than 1")
+    line = "--validation: expected a number of 0 or more and below 1, found '1'"
+    refused(kdpipe(*TEACHER, "--validation", 1, "--out", out), line)
     assert not out.exists()
 
 

@@ -15,6 +15,7 @@ from tests.changed import tests_of as found_for
         ("pipeline/kdpipe/spec.py", "tests/unit/test_spec.py"),
         ("stages/flags.py", "tests/unit/stages"),
         ("tests/unit/views/test_views_color.py", "tests/unit/views/test_views_color.py"),
+        ("benchmarks/losses.py", "tests/test_benchmarks.py"),
         ("README.md", None),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.benchmark.settings import DecisionSettings
@@ -253,9 +253,9 @@ def _noise(chosen: Candidate, leader: Candidate, runner_up: Candidate | None) ->
     needed = samples_needed(found)
     more = max(1, needed - found.samples)
     return (
-        f"Undecided between {chosen.name} and {rival.name}: their difference of {_points(found.difference)} "
-        f"percentage points (95 % interval {_span(found)}) is within the noise of {found.samples:,} test images; about "
-        f"{more:,} more test images would be needed."
+        f"Undecided between {chosen.name} and {rival.name}: their difference of {points_text(found.difference)} "
+        f"percentage points (95 % interval {span_text(found)}) is within the noise of {found.samples:,} test images; "
+        f"about {more:,} more test images would be needed."
     ), more
 
 
@@ -280,7 +280,7 @@ class _Bound:
     factor: float = 1.0
     above: bool = False
     """Whether values must be above the limit, and not below."""
-    digits: str = field(default=".3g")
+    digits: str = ".3g"
 
     def check(self, value: float | None, interval: tuple[float, float] | None = None) -> Check:
         limit = f"expected at {'least' if self.above else 'most'} {self.write(self.limit)}"
@@ -335,7 +335,7 @@ _GOALS = {"top1": "top-1", "top5": "top-5", "adversarial_top1": "top-1 under att
 def _margin_text(chosen: Candidate, runner_up: Candidate, margin: PairedDifference | None) -> str:
     parts = []
     if margin is not None:
-        ahead = f"{_points(margin.difference)} percentage points in accuracy (95 % interval {_span(margin)}, "
+        ahead = f"{points_text(margin.difference)} percentage points in accuracy (95 % interval {span_text(margin)}, "
         parts.append(f"{ahead}McNemar {p_text(margin.p_value)})")
     if chosen.latency is not None and runner_up.latency is not None:
         ratio = runner_up.latency.ms / chosen.latency.ms
@@ -356,12 +356,14 @@ def _ms(found: Latency) -> str:
     return f"{found.ms:.3g} ms"
 
 
-def _points(difference: float) -> str:
+def points_text(difference: float) -> str:
+    """Return a difference of accuracies for people, in percentage points with its sign."""
     return f"{difference * 100:+.2f}".replace("-", "−")
 
 
-def _span(found: PairedDifference) -> str:
-    return f"{_points(found.low)} to {_points(found.high)}"
+def span_text(found: PairedDifference) -> str:
+    """Return the 95 % interval of a difference for people, in percentage points."""
+    return f"{points_text(found.low)} to {points_text(found.high)}"
 
 
 def p_text(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -26,7 +27,8 @@ def _count(value: Any) -> Any:
     """Return a number that may be written with k, M or G, such as 20M."""
     factors = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
     if isinstance(value, str) and value[-1:] in factors:
-        return float(value[:-1]) * factors[value[-1]]
+        with suppress(ValueError):
+            return float(value[:-1]) * factors[value[-1]]
     return value
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from kdpipe.errors import ParamsError
 from kdpipe.registry import Count, NotNegative, Positive, Registry, Share
@@ -50,6 +50,8 @@ class Curve:
     """Epochs in a row without a new best validation accuracy before plateau multiplies its value."""
     floor: float = 0.0
     """The lowest value of plateau."""
+    text: str = field(default="", compare=False, repr=False)
+    """What it was parsed from."""
 
     @classmethod
     def parse(cls, text: str) -> Curve:
@@ -60,7 +62,7 @@ class Curve:
         """
         term = CURVES.one(text)
         if term.name in CURVES or term.values or term.settings:
-            return CURVES.make(term)
+            return replace(CURVES.make(term), text=text)
         try:
             value = number(term.name)
         except ValueError:
@@ -69,7 +71,12 @@ class Curve:
             raise ParamsError(
                 f"expected a number of 0 or more, or a curve such as cosine:0.9,0.1,every=5, not '{text}'"
             )
-        return cls("constant", value)
+        return cls("constant", value, text=text)
+
+    @property
+    def written(self) -> str:
+        """The curve in the words of whoever wrote it, for messages."""
+        return self.text or str(self)
 
     @property
     def is_constant(self) -> bool:
@@ -120,7 +127,9 @@ class Curve:
         if self.patience is None:
             return 0
         if len(validated) != epoch:
-            raise ParamsError(f"{self} needs the validation accuracy of each epoch: hold samples out with --validation")
+            raise ParamsError(
+                f"{self.written} needs the validation accuracy of each epoch: hold samples out with --validation"
+            )
         return stalls(validated, patience=self.patience)
 
     def values(self, epochs: int) -> list[float]:

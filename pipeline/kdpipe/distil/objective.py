@@ -57,10 +57,12 @@ class Distillation:
             ParamsError: a weight is to be learned.
         """
         if self.temperature is not None:
+            if isinstance(self.loss, Loss):
+                self.loss.refuse_temperature(self.temperature.written)
             self._at(self.temperature.at(0, 1))
         for name, weight in (("kd-weight", self.kd_weight), ("ce-weight", self.ce_weight)):
             if isinstance(weight, Curve) and weight.is_learned:
-                raise ParamsError(f"--{name} {weight} is for --temperature: give a number or another curve.")
+                raise ParamsError(f"--{name} {weight.written} is for --temperature: give a number or another curve.")
 
     def terms(self, epoch: int, epochs: int, *, validated: Sequence[float] = ()) -> Terms:
         """Return the loss and the weights in ``epoch``, from 0, of a training of ``epochs``.

@@ -25,6 +25,8 @@ from kdpipe.reading import open_regular, read_bytes, why_unread
 
 _LARGEST = 2**31 - 1
 """Bytes of the largest protobuf message."""
+_COPIED = "copy both files into one folder with cp -L"
+"""The remedy for data behind a link."""
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 32
 """Levels of graphs within operators."""
@@ -234,17 +236,19 @@ def _external(tensors: Sequence[Any], path: Path) -> dict[str, bytes]:
 
 
 def _beside(path: Path, name: str) -> bytes:
-    relative = PurePosixPath(name)
+    relative, shown = PurePosixPath(name), printable(name)[:100]
     folder = path.resolve().parent
     if not name or "\0" in name or "\\" in name or relative.is_absolute() or ".." in relative.parts:
-        raise ModelError(f"{path}: its data {printable(name)[:100]!r} is not in its folder: not read")
+        raise ModelError(f"{path}: its data {shown!r} is not in its folder: not read")
     file = folder / relative
     try:
         if file.resolve() != file:
-            raise ModelError(f"{path}: its data {printable(name)[:100]} is a link, and links are not followed")
+            raise ModelError(f"{path}: its data {shown} is a link, and links are not followed: {_COPIED}")
         with open_regular(file) as stream:
             return stream.read()
     except FileNotFoundError:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} is missing: copy it beside the file") from None
+        left = f"not beside {path.resolve()}, to which this link leads out of its folder: {_COPIED}"
+        why = left if path.is_symlink() else "missing: copy it beside the file"
+        raise ModelError(f"{path}: its data {shown} is {why}") from None
     except OSError as failure:
-        raise ModelError(f"{path}: its data {printable(name)[:100]} cannot be read: {why_unread(failure)}") from None
+        raise ModelError(f"{path}: its data {shown} cannot be read: {why_unread(failure)}") from None

@@ -6,25 +6,19 @@ The soft target is the teacher's float32 logits ``(classes,)`` of the image.
 from __future__ import annotations
 
 import operator
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.dataset import Dataset, sample_id
-from kdpipe.dataset.sources import content_digest_of, pixel_digest_of
-from kdpipe.errors import DatasetError, StoreError
-from kdpipe.pairing.growth import row_order
-from kdpipe.pairing.join import check_classes, join_checked, locate, with_store_ids
-from kdpipe.pairing.probes import refuse_another_order, replay
-from kdpipe.pairing.recognition import recognized
+from kdpipe.dataset import Dataset
+from kdpipe.errors import DatasetError
+from kdpipe.pairing.given import join_given
+from kdpipe.pairing.join import join_checked, with_store_ids
+from kdpipe.pairing.probes import replay
 from kdpipe.pairing.shared import Origin, SharedTargets
 from kdpipe.pairing.windowed import WindowedTargets
 from kdpipe.store import machine
@@ -143,10 +137,10 @@ def attach(
     """Append each item's soft target to a dataset, for your own trainer (docs/guides/trainers.md).
 
     A ``kdpipe.dataset.Dataset`` gives ``(image, label, soft_target)``: the image, uint8 ``(3, height, width)``, has the
-    teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Tensors are given as the dataset has them,
-    a tensor or a dictionary, in the epoch's view. Where the view mixes samples, the label is
-    the share of each class, float32 ``(classes,)``. Any other map-style dataset of ``(image, label, ...)`` keeps its
-    own images, which must be plain: their soft targets are those of the plain view 0.
+    teacher's pixels in the epoch's view; ``set_epoch`` selects the view. Tensors are given as the dataset has them, a
+    tensor or a dictionary, in the epoch's view. Where the view mixes samples, the label is the share of each class,
+    float32 ``(classes,)``. Any other map-style dataset of ``(image, label, ...)`` keeps its own images, which must be
+    plain: their soft targets are those of the plain view 0.
 
     Samples are joined by id: from ``keys`` (``"train/cat/1.jpg"``), or from the paths that a dataset like
     torchvision's ``ImageFolder`` lists. A file that was moved since is recognized by its content.
@@ -181,7 +175,7 @@ def attach(
         items: Items = _Rendered(replay(store, dataset))
         views: Sequence[int] = range(1, store.num_views + 1) or (0,)
     else:
-        rows = _rows(store, dataset, keys=keys, by_index=by_index)
+        rows = join_given(store, dataset, keys=keys, by_index=by_index)
         items = _Given(dataset)
         views = (0,)
     if view is not None:
@@ -228,9 +222,10 @@ class _Given:
             items = [self.dataset[index] for index in indices]
         for index, item in zip(indices, items, strict=True):
             if not isinstance(item, tuple | list) or len(item) < 2:
+                name = type(self.dataset).__name__
                 raise DatasetError(
-                    f"{_name(self.dataset)}[{index}] is a {type(item).__name__}, expected a tuple (image, label); "
-                    "wrap the dataset in one that returns that."
+                    f"{name}[{index}] is a {type(item).__name__}, expected a tuple (image, label); wrap the dataset in "
+                    "one that returns that."
                 )
         return [tuple(item) for item in items]
 
@@ -268,130 +263,3 @@ class _Rendered:
             known = np.flatnonzero(label >= 0)
             shares[known, label[known]] += torch.from_numpy(share[known])
         return list(shares)
-
-
-@dataclass(frozen=True)
-class _Known:
-    """Attributes of a dataset; ``None`` for those that it lacks."""
-
-    classes: tuple[str, ...] | None
-    paths: Sequence[str] | None
-    """Relative to the split's folder, with forward slashes."""
-    labels: npt.NDArray[Any] | None
-    files: Sequence[Path] | None = None
-    """The image files."""
-
-
-def _rows(store: LogitStore, dataset: Any, *, keys: Sequence[str] | None, by_index: bool) -> npt.NDArray[np.int64]:
-    """Return the store's row of each sample of any map-style dataset, int64 ``(len(dataset),)``."""
-    name = _name(dataset)
-    stream = isinstance(dataset, torch.utils.data.IterableDataset)
-    if stream or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise DatasetError(f"{name} is not a map-style dataset, expected one with a length and items by index.")
-    if keys is not None and by_index:
-        raise TypeError("samples are joined by keys or by_index, not by both")
-    known = _known(dataset)
-    if known.classes is not None:
-        check_classes(store, known.classes, where=name)
-    if by_index:
-        index = _index_of(store, len(dataset), name=name)
-        _check_order(store, known.labels, index, name=name)
-        refuse_another_order(store, dataset.__getitem__, files=known.files, index=index, name=name)
-        return np.argsort(index)
-    listed = False
-    if keys is None:
-        if known.paths is None:
-            raise DatasetError(
-                f"{name} lists no files. Give the samples' keys, such as "
-                f"keys=['{store.split}/cat/1.jpg', ...], or by_index=True if it is in the order of {store.path}."
-            )
-        keys, listed = [f"{store.split}/{path}" for path in known.paths], True
-    if len(keys) != len(dataset):
-        raise DatasetError(f"there are {len(keys)} keys for the {len(dataset)} samples of {name}; give each its own.")
-    ids = np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
-    if listed and known.files is not None:
-        content_of, pixels_of = (partial(_digests, each, known.files) for each in (content_digest_of, pixel_digest_of))
-        ids = recognized(store, ids, content_of=content_of, pixels_of=pixels_of)
-    return locate(store, ids, keys=keys, where=f"samples of {name}")
-
-
-def _index_of(store: LogitStore, samples: int, *, name: str) -> npt.NDArray[np.int64]:
-    """Return the dataset's index of each row of a store that was made of all of its samples."""
-    if store.manifest.hides_names:
-        raise StoreError(f"{store.path} hides the names of its samples and their order: no images can be joined to it.")
-    if samples != store.num_samples:
-        raise StoreError(
-            f"{name} has {samples} samples, {store.path} has {store.num_samples} of '{store.split}': they cannot be "
-            "joined by index. Give the samples' keys."
-        )
-    if store.manifest.order is None:
-        return np.arange(samples)
-    if len(store.segments) > 1:
-        raise StoreError(f"{store.path} has grown, so its rows have no index in {name}. Give the samples' keys.")
-    return row_order(samples, seed=store.manifest.fingerprint.recipe.seed)
-
-
-def _check_order(
-    store: LogitStore, labels: npt.NDArray[Any] | None, index: npt.NDArray[np.int64], *, name: str
-) -> None:
-    """Compare the labels of a dataset with the store's, whose rows have the samples at ``index``."""
-    if labels is None:
-        return
-    kept = store.labels[np.argsort(index)]
-    differing = np.flatnonzero((labels != kept) & (labels >= 0) & (kept >= 0))
-    if differing.size:
-        first = int(differing[0])
-        raise StoreError(
-            f"{name} has the label {labels[first]} at index {first}, {store.path} has {kept[first]} "
-            f"({differing.size} differ): another order, or corrected labels. Give the samples' keys."
-        )
-
-
-def _known(dataset: Any) -> _Known:
-    """Read the attributes of torchvision's datasets (``classes``, ``samples``, ``root``, ``targets``) and of timm's."""
-    if isinstance(dataset, torch.utils.data.Subset):
-        whole = _known(dataset.dataset)
-        paths = whole.paths and [whole.paths[index] for index in dataset.indices]
-        labels = None if whole.labels is None else whole.labels[np.asarray(dataset.indices)]
-        files = whole.files and [whole.files[index] for index in dataset.indices]
-        return _Known(whole.classes, paths, labels, files)
-    reader = getattr(dataset, "reader", dataset)
-    names = getattr(dataset, "classes", None)
-    if names is None and isinstance(places := getattr(reader, "class_to_idx", None), dict):
-        names = sorted(places, key=lambda name: int(places[name]))
-    classes = tuple(map(_class_name, names)) if isinstance(names, list | tuple) else None
-    labels = np.asarray(getattr(dataset, "targets", ()))
-    countable = labels.dtype.kind in "iu" and labels.shape == (len(dataset),)
-    paths = _paths(reader)
-    files = None if paths is None else [Path(path) for path, *_ in reader.samples]
-    return _Known(classes, paths, labels if countable else None, files)
-
-
-def _digests(
-    digest_of: Callable[[Path], bytes], files: Sequence[Path], indices: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint8]:
-    """Return digests of some files, ``(k, 16)``; zeros for those that cannot be read or decoded."""
-    found = np.zeros((len(indices), 16), dtype=np.uint8)
-    for place, index in enumerate(indices):
-        with suppress(DatasetError):
-            found[place] = np.frombuffer(digest_of(files[index]), dtype=np.uint8)
-    return found
-
-
-def _paths(dataset: Any) -> list[str] | None:
-    samples, root = getattr(dataset, "samples", None), getattr(dataset, "root", None)
-    if not isinstance(samples, list | tuple) or not isinstance(root, str | Path):
-        return None
-    try:
-        return [unicodedata.normalize("NFC", Path(path).relative_to(root).as_posix()) for path, *_ in samples]
-    except (TypeError, ValueError):
-        return None
-
-
-def _class_name(name: Any) -> str:
-    """Return a class name in the form of ``kdpipe.dataset``."""
-    return unicodedata.normalize("NFC", name) if isinstance(name, str) else ", ".join(map(str, name))
-
-
-def _name(dataset: Any) -> str:
-    return type(dataset).__name__

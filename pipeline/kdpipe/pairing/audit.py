@@ -111,9 +111,46 @@ def audit(store: LogitStore, dataset: Dataset, *, progress: Progress = silent) -
     if not len(indices):
         raise DatasetError(f"{store.path} has none of the labeled '{dataset.split}' samples of {dataset.spec}.")
     indices = indices[np.argsort(rows[indices], kind="stable")]
-    rows, labels = rows[indices], known.labels[indices].astype(np.int64)
+    found = _compared(store, rows[indices], known.labels[indices].astype(np.int64), progress)
+    if not found.weight:
+        raise StoreError(
+            f"the teacher of {store.path} predicts {found.accuracies[0]:.1%} of the labels of {dataset.spec}, no more "
+            "than chance: it cannot tell wrong labels from right ones. Check that its classes are those of the dataset."
+        )
+    order = np.argsort(found.margins, kind="stable")
+    return Audit(
+        indices=indices[order],
+        scores=found.margins[order] / found.weight,
+        predicted=found.plain.predicted[order],
+        of_label=found.of_label[order],
+        of_predicted=found.plain.of_predicted[order],
+        against=found.against[order],
+        accuracies=found.accuracies,
+        unlabeled=int((there & (known.labels < 0)).sum()),
+        missing=int((~there).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Labels against the logits of all views."""
+
+    plain: Margins
+    """Those of the plain view."""
+    margins: Floats
+    """Weighted sum over the views."""
+    weight: float
+    """Sum of the weights."""
+    of_label: Floats
+    """Mean over the views."""
+    against: Integers
+    accuracies: tuple[float, ...]
+
+
+def _compared(store: LogitStore, rows: Integers, labels: Integers, progress: Progress) -> _Compared:
+    """Compare the labels of rows, in ascending order, with all views; with a recipe that mixes, with the plain one."""
     views = 1 if stored_recipe(store).mixes else store.num_views + 1
-    score, of_label, against = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
+    margins, of_label, against = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows), dtype=np.int64)
     plain = _of_view(store, rows, labels, 0)
     total, accuracies = 0.0, []
     with progress("comparing labels", total=views, unit="views") as report:
@@ -122,26 +159,10 @@ def audit(store: LogitStore, dataset: Dataset, *, progress: Progress = silent) -
             right = found.predicted == labels
             accuracies.append(float(right.mean()))
             weight = _weight(int(right.sum()), len(rows), classes=store.num_classes)
-            score, total = score + weight * found.margin, total + weight
+            margins, total = margins + weight * found.margin, total + weight
             of_label, against = of_label + found.of_label / views, against + ~right
             report(1)
-    if not total:
-        raise StoreError(
-            f"the teacher of {store.path} predicts {accuracies[0]:.1%} of the labels of {dataset.spec}, no more than "
-            "chance: it cannot tell wrong labels from right ones. Check that its classes are those of the dataset."
-        )
-    order = np.argsort(score, kind="stable")
-    return Audit(
-        indices=indices[order],
-        scores=score[order] / total,
-        predicted=plain.predicted[order],
-        of_label=of_label[order],
-        of_predicted=plain.of_predicted[order],
-        against=against[order],
-        accuracies=tuple(accuracies),
-        unlabeled=int((there & (known.labels < 0)).sum()),
-        missing=int((~there).sum()),
-    )
+    return _Compared(plain, margins, total, of_label, against, tuple(accuracies))
 
 
 def _of_view(store: LogitStore, rows: Integers, labels: Integers, view: int) -> Margins:

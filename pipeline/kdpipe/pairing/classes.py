@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import Dataset
+from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, StaleStoreError, did_you_mean
 from kdpipe.printable import printable
 from kdpipe.reading import read_bytes
@@ -124,6 +124,18 @@ def read_class_map(path: Path) -> dict[str, str]:
     return {name: first for name, (first,) in read_pairs(path, heading=HEADING).items()}
 
 
+def read_text(path: Path) -> str:
+    """Read a file of class names, in UTF-8 with or without a byte order mark.
+
+    Raises:
+        DatasetError: it cannot be read, or is in another encoding.
+    """
+    try:
+        return read_bytes(path, limit=_FILE_BYTES, error=DatasetError, follow=True).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not in UTF-8.") from None
+
+
 def read_pairs(path: Path, *, heading: tuple[str, str], several: bool = False) -> dict[str, tuple[str, ...]]:
     """Read which classes each class of a dataset is, from a CSV file that may begin with a heading.
 
@@ -132,12 +144,8 @@ def read_pairs(path: Path, *, heading: tuple[str, str], several: bool = False) -
     Raises:
         DatasetError: the file cannot be read, has another form, or a class or pair twice.
     """
-    try:
-        text = read_bytes(path, limit=_FILE_BYTES, error=DatasetError, follow=True).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{path} is not in UTF-8.") from None
     found: dict[str, tuple[str, ...]] = {}
-    for number, row in enumerate(csv.reader(io.StringIO(text)), start=1):
+    for number, row in enumerate(csv.reader(io.StringIO(read_text(path))), start=1):
         cells = [cell.strip() for cell in row]
         if several:
             while len(cells) > 2 and not cells[-1]:
@@ -157,15 +165,12 @@ def read_pairs(path: Path, *, heading: tuple[str, str], several: bool = False) -
     return found
 
 
-def find_classes(
-    store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64], *, given: Mapping[str, str] | None = None
-) -> ClassMap | None:
+def find_classes(store: LogitStore, dataset: Dataset, *, given: Mapping[str, str] | None = None) -> ClassMap | None:
     """Return which class of a store each class of a dataset is; ``None`` where all are the same, in order, or none is.
 
     Args:
         store: the classes, and the labels of its samples when it was made.
-        dataset: joined to the store by id, content or pixels.
-        rows: the store's row of each sample, int64 ``(n,)``; -1 for none.
+        dataset: has the store's ids of the samples that it has; see ``join.with_store_ids``.
         given: the store's class of some classes by name, which is not doubted.
 
     Raises:
@@ -173,12 +178,12 @@ def find_classes(
         DatasetError: ``given`` has names that there are not.
     """
     given = given or {}
-    _refuse_unknown(given, dataset.classes, where=dataset.spec)
-    _refuse_unknown(dict.fromkeys(given.values()), store.classes, where=str(store.path))
+    refuse_unknown(given, dataset.classes, where=dataset.spec)
+    refuse_unknown(given.values(), store.classes, where=str(store.path))
     if dataset.classes == store.classes and not given:
         return None
     named = ClassMap.of_names(store.classes, dataset.classes, given)
-    votes, covered = _votes(store, dataset, rows)
+    votes, covered = _votes(store, dataset, find_ids(dataset.sample_ids, store.sample_ids))
     matches, doubts = [], []
     for match, own, images in zip(named.matches, votes, covered.tolist(), strict=True):
         found, doubt = (match, "") if match.how == "file" else _judged(match, own, images, store.classes)
@@ -243,7 +248,12 @@ def _judged(match: Match, votes: Mapping[int, int], images: int, classes: Sequen
     return Match(match.name, classes[label], "labels", agreeing, total), ""
 
 
-def _refuse_unknown(names: Mapping[str, object], known: Sequence[str], *, where: str) -> None:
+def refuse_unknown(names: Iterable[str], known: Sequence[str], *, where: str) -> None:
+    """Refuse a file that names a class which is not there.
+
+    Raises:
+        DatasetError: one of ``names`` is not ``known``; the message says ``where``, and names the nearest.
+    """
     there = set(known)
     unknown = [name for name in names if name not in there]
     if unknown:

@@ -9,7 +9,7 @@ those that the teacher saw.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -93,9 +93,13 @@ def _recognized(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]
 
 def moved_samples(dataset: Dataset) -> Bools:
     """Return which samples have the id of a store instead of their key's, ``(n,)``."""
-    ids = np.frombuffer(b"".join(map(sample_id, dataset.keys)), dtype=np.uint8).reshape(-1, 16)
-    differing: Bools = (ids != dataset.sample_ids).any(axis=1)
+    differing: Bools = (ids_of(dataset.keys) != dataset.sample_ids).any(axis=1)
     return differing
+
+
+def ids_of(keys: Iterable[str]) -> npt.NDArray[np.uint8]:
+    """Return the sample ids of keys, ``(n, 16)``."""
+    return np.frombuffer(b"".join(map(sample_id, keys)), dtype=np.uint8).reshape(-1, 16)
 
 
 def relabeled(store: LogitStore, dataset: Dataset, rows: npt.NDArray[np.int64]) -> Bools:
@@ -157,13 +161,12 @@ def locate(
 
 def _renamed(store: LogitStore, keys: Sequence[str]) -> str:
     """Return how many of the samples that a store lacks have the name of one that it has, but for its ending."""
-    if all(each.read_pixels is None for each in store.segments):
+    if not knows_pixels(store):
         return ""
     found = np.zeros(len(keys), dtype=bool)
     stems = [key.rpartition(".")[0] for key in keys]
     for ending in _ENDINGS:
-        ids = np.frombuffer(b"".join(sample_id(stem + ending) for stem in stems), dtype=np.uint8).reshape(-1, 16)
-        found |= find_ids(ids, store.sample_ids) >= 0
+        found |= find_ids(ids_of(stem + ending for stem in stems), store.sample_ids) >= 0
     count = int(found.sum())
     return f" {count:,} have the names of others but for the ending: same names, other pixels." if count else ""
 

@@ -143,5 +143,5 @@ def _shared_like(plane: Plane) -> Plane:
 
 def share(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor in memory that processes share."""
-    shared: torch.Tensor = tensor.share_memory_()  # type: ignore[no-untyped-call]
+    shared: torch.Tensor = tensor.share_memory_()
     return shared

@@ -53,7 +53,7 @@ def write(
     """Write the report of a benchmark into the directory ``out`` and return the path of each file by name.
 
     The files are ``metrics.json`` (nested numbers for ``dvc metrics show``; undefined values are null),
-    ``results.csv`` (one row per student and engine; undefined values are ``n/a``), ``tables.csv`` (one row per timed
+    ``results.csv`` (one row per student and engine; undefined values are ``n/a``), ``timings.csv`` (one row per timed
     pass), ``pareto.svg``, ``report.html`` (one page that needs no other file and no network) and ``summary.txt``; with
     a test split also ``predictions.npz`` and ``quality.json``, see ``report.quality``; with Grad-CAM also ``cams.png``.
     They replace an earlier report all together. ``histories`` holds each student's figures by epoch, oldest first; with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image
 import kdpipe
 from kdpipe import directories
 from kdpipe.dataset import Dataset
-from kdpipe.page import environment, policy, source
+from kdpipe.page import render
 from kdpipe.pairing.audit import Audit
 from kdpipe.printable import cell, printable
 from kdpipe.progress import Progress, silent
@@ -84,18 +84,19 @@ def page(audit: Audit, dataset: Dataset, *, store: str, count: int, progress: Pr
     Raises:
         DatasetError: an image cannot be read.
     """
-    style = source("kdpipe.report", "audit.css")
-    template = environment("kdpipe.report").get_template("audit.html")
     shown = min(count, len(audit.indices))
-    return template.render(
+    return render(
+        "kdpipe.report",
+        "audit.html",
+        title=f"Audit of {printable(dataset.spec)}",
+        version=kdpipe.__version__,
+        styles=["audit.css"],
+        images=True,
         suspects=list(_suspects(audit, dataset, shown, progress)),
         audit=audit,
         dataset=printable(dataset.spec),
         split=dataset.split,
         store=printable(store),
-        style=style,
-        policy=policy(style=style, script="", images=True),
-        version=kdpipe.__version__,
     )
 
 
@@ -111,8 +112,8 @@ def _suspects(audit: Audit, dataset: Dataset, count: int, progress: Progress) ->
             yield Suspect(
                 rank=place + 1,
                 sample=printable(dataset.keys[index]),
-                label=_name(dataset.classes, int(dataset.labels[index])),
-                predicted=_name(dataset.classes, predicted),
+                label=printable(dataset.classes[dataset.labels[index]]),
+                predicted=printable(dataset.classes[predicted]),
                 probability=f"{audit.of_predicted[place]:.1%}",
                 against=int(audit.against[place]),
                 image="" if dataset.form is not None else thumbnail(dataset.image(index).numpy()),
@@ -128,7 +129,3 @@ def thumbnail(pixels: npt.NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     image.save(file, kind, quality=_QUALITY)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _name(classes: Sequence[str], index: int) -> str:
-    return printable(classes[index])

@@ -11,7 +11,7 @@ from kdpipe.benchmark.origin import Ledger
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.benchmark.timing import Timing, Workload
 from kdpipe.models import short_name
-from kdpipe.report.figures import TIMING, Column, Row, finite, number, rows
+from kdpipe.report.figures import TIMING, Column, Row, counted, finite, number, rows
 from kdpipe.report.grids import Cell, Table, headings
 
 DEFINITIONS = (
@@ -84,7 +84,7 @@ _WORKLOAD = headings("Network", "Engine", "Precision", "*Threads", "*Batch", "De
 
 def _figure_cell(column: Column, timing: Timing) -> Cell:
     value = finite(column.get(timing))
-    return Cell(column.write(value), "" if value is None else value, column.interval(timing), numeric=True)
+    return Cell(column.write(value), value, column.interval(timing), numeric=True)
 
 
 _DESCRIPTION = ("architecture", "distill", "loss", "seeds")
@@ -102,10 +102,9 @@ def _cells(row: Row, shown: Sequence[Column]) -> tuple[Cell, ...]:
     )
 
 
-def _sorting(column: Column, row: Row) -> tuple[float | str, str, bool]:
+def _sorting(column: Column, row: Row) -> tuple[float | str | None, str, bool]:
     """Return the value to sort by, the interval, and whether the column is of numbers."""
-    value = finite(column.value(row))
-    return "" if value is None else value, column.interval(row), column.numeric
+    return finite(column.value(row)), column.interval(row), column.numeric
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,9 @@ def ledger(result: BenchmarkResult) -> LedgerText | None:
 
 def lineage(result: BenchmarkResult) -> list[tuple[str, list[str]]]:
     """Return what the report was made from, with digests."""
-    pairs = [("dataset", [f"{result.dataset}, {_count(result.samples, 'test sample')}"])]
+    pairs = [("dataset", [f"{result.dataset}, {counted(result.samples, 'test sample')}"])]
     if result.attack is not None:
-        pairs.append(("attack", [f"{result.attack.written} on {_count(result.attack.samples, 'test sample')}"]))
+        pairs.append(("attack", [f"{result.attack.written} on {counted(result.attack.samples, 'test sample')}"]))
     if result.teacher is not None:
         pairs.append(("teacher", [result.teacher.name]))
     for store in result.stores:
@@ -181,7 +180,7 @@ def _run_lineage(run: StudentResult) -> list[str]:
 
 def _given_cell(column: Column, student: StudentResult) -> Cell:
     value = column.get(Row(student))
-    return Cell(column.write(value), "" if value is None else value, numeric=column.numeric)
+    return Cell(column.write(value), value, numeric=column.numeric)
 
 
 def _seeds(row: Row) -> str:
@@ -228,14 +227,10 @@ def _ledger_notes(found: Ledger) -> tuple[str, ...]:
         balance = found.saved_seconds - found.store_seconds
         notes.append(f"Balance: {number(abs(balance))} s {'saved' if balance >= 0 else 'not yet saved'}.")
     if found.breaks_even is not None:
-        notes.append(f"The stores break even after {_count(found.breaks_even, 'such run')}.")
+        notes.append(f"The stores break even after {counted(found.breaks_even, 'such run')}.")
     return tuple(notes)
 
 
 def _count_cell(value: float | None) -> Cell:
     written = "unknown" if value is None else f"{value:,}" if isinstance(value, int) else number(value)
-    return Cell(written, "" if value is None else value, numeric=True)
-
-
-def _count(number_of: int, noun: str) -> str:
-    return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
+    return Cell(written, value, numeric=True)

@@ -12,8 +12,8 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    sort: float | str = ""
-    """Value that the table is sorted by."""
+    sort: float | str | None = None
+    """Value that the table is sorted by; None for none."""
     note: str = ""
     """A second line in small print."""
     numeric: bool = False

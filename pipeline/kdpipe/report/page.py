@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from functools import cache
-
-from jinja2 import Environment
 
 import kdpipe
 from kdpipe.benchmark.deciding import Verdict
-from kdpipe.benchmark.results import BenchmarkResult, StudentResult
-from kdpipe.page import environment, policy, sorting, source
+from kdpipe.benchmark.results import BenchmarkResult
+from kdpipe.page import render
 from kdpipe.report import content, plots, predictions
 from kdpipe.report.cams import cams_text
 from kdpipe.report.figures import (
     TIMING,
     UNDEFINED,
     columns,
+    counted,
     definitions,
     engines,
     number,
@@ -38,16 +36,9 @@ def html_page(
     cams: bytes | None = None,
 ) -> str:
     """Return the page; ``histories`` holds each student's figures by epoch, and ``cams`` is the PNG of Grad-CAM."""
-    script = sorting()
-    style = "\n".join(source("kdpipe.report", name) for name in ("chart.css", "page.css"))
     found = columns(result)
     context = {
-        "title": f"Benchmark on {result.dataset}",
         "lead": _lead(result),
-        "script": script,
-        "style": style,
-        "policy": policy(style=style, script=script, images=True),
-        "version": kdpipe.__version__,
         "result": result,
         "verdict": verdict,
         "tiles": _tiles(result, verdict),
@@ -62,7 +53,7 @@ def html_page(
         "coverage": predictions.risk_coverage(result),
         "cams": cams and base64.b64encode(cams).decode("ascii"),
         "cams_text": result.cams and cams_text(result.cams),
-        "curves": plots.curves(histories or {}, {each.name: _loss(each) for each in result.students}),
+        "curves": plots.curves(histories or {}, {each.name: each.loss for each in result.students}),
         "most_curves": plots.MOST_CURVES,
         "definitions": [*definitions([*found, *TIMING]), *content.DEFINITIONS],
         "machine": _machine(result),
@@ -70,12 +61,21 @@ def html_page(
         "given": content.given(result),
         "ledger": content.ledger(result),
     }
-    return _environment().get_template("page.html").render(context)
+    return render(
+        "kdpipe.report",
+        "page.html",
+        title=f"Benchmark on {result.dataset}",
+        version=kdpipe.__version__,
+        styles=["chart.css", "page.css"],
+        scripts=["sort.js"],
+        images=True,
+        **context,
+    )
 
 
 def _lead(result: BenchmarkResult) -> str:
     versus = f" against teacher {result.teacher.name}" if result.teacher is not None else ""
-    return f"{_count(len(result.students), 'student')}{versus}, {_count(result.samples, 'test sample')}"
+    return f"{counted(len(result.students), 'student')}{versus}, {counted(result.samples, 'test sample')}"
 
 
 def _tiles(result: BenchmarkResult, verdict: Verdict) -> list[tuple[str, str, str]]:
@@ -122,19 +122,3 @@ def _machine(result: BenchmarkResult) -> list[tuple[str, str]]:
         if load.others is not None:
             pairs.append(("other processes during the timing", f"{number(load.others)} of {load.cores} cores"))
     return pairs
-
-
-def _loss(student: StudentResult) -> str:
-    return student.loss
-
-
-def _count(number_of: int, noun: str) -> str:
-    return f"{number_of:,} {noun}" if number_of == 1 else f"{number_of:,} {noun}s"
-
-
-@cache
-def _environment() -> Environment:
-    found = environment("kdpipe.report")
-    # A column is not broken at a hyphen.
-    found.filters["unbroken"] = lambda text: text.replace("-", "\u2011")
-    return found

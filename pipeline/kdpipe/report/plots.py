@@ -10,7 +10,7 @@ from kdpipe.benchmark.comparison import pareto_front
 from kdpipe.benchmark.deciding import Verdict
 from kdpipe.benchmark.results import BenchmarkResult, Distill, StudentResult
 from kdpipe.report.figures import Engine, Row, engines, number
-from kdpipe.report.svg import HEIGHT, SERIES, WIDTH, Chart, Point, canvas, horizontal, vertical
+from kdpipe.report.svg import HEIGHT, SERIES, WIDTH, Chart, Point, horizontal, vertical
 
 History = Sequence[Mapping[str, float]]
 
@@ -70,7 +70,7 @@ def pareto(result: BenchmarkResult, engine: Engine | None, *, chosen: str | None
     heights = [bound for point in points for bound in _span(point)] + ([] if teacher is None else [teacher * 100])
     y = vertical(heights, room=0.08)
     front = sorted((point for point in points if point.on_front), key=lambda point: point.ms)
-    chart = canvas(
+    chart = Chart(
         x, y, title=f"Accuracy against latency with {engine.title}", text=_pareto_text(points, teacher, engine)
     )
     chart.axes(f"median latency of one image, {engine.name} {engine.precision} (ms)", "top-1 accuracy (%)")
@@ -106,7 +106,7 @@ def pareto_file(result: BenchmarkResult, verdict: Verdict) -> str:
     chart = pareto(result, next(iter(engines(result)), None), chosen=verdict.chosen)
     if chart is None:
         text = "No student has both a top-1 accuracy and a latency at batch size 1."
-        chart = canvas(horizontal([0, 1]), vertical([0, 1]), title="Accuracy against latency", text=text)
+        chart = Chart(horizontal([0, 1]), vertical([0, 1]), title="Accuracy against latency", text=text)
         chart.text_at(WIDTH / 2, HEIGHT / 2, text, anchor="middle")
     return chart.standalone()
 
@@ -122,12 +122,11 @@ def curves(histories: Mapping[str, History], losses: Mapping[str, str]) -> list[
     style = {name: index for index, name in enumerate(histories)}
     drawn = []
     for key in _curve_keys(histories):
+        of_loss = "loss" in key or key in ("kd", "ce")
         groups: dict[str, dict[str, list[Point]]] = {}
         for name, history in histories.items():
             if points := _curve(history, key):
-                groups.setdefault(losses.get(name, "") if "loss" in key or key in ("kd", "ce") else "", {})[name] = (
-                    points
-                )
+                groups.setdefault(losses.get(name, "") if of_loss else "", {})[name] = points
         for loss, lines in groups.items():
             drawn.append(_curve_chart(key if not loss else f"{key}, trained with {loss}", lines, style))
     return drawn
@@ -140,7 +139,7 @@ def reliability(
     x, y = horizontal([0, 1], room=0.0), vertical([0, 1], height=300, room=0.0)
     said = ", ".join(f"{count} samples at {mean:.2f}: {share:.2f}" for mean, share, count in bins if count)
     text = f"Accuracy by confidence. {said}."
-    chart = canvas(x, y, title=f"Reliability of {name}", text=text, height=300)
+    chart = Chart(x, y, title=f"Reliability of {name}", text=text, height=300)
     chart.axes("confidence", "accuracy")
     chart.line([(0, 0), (1, 1)], "teacher")
     most = max((count for *_, count in bins), default=1)
@@ -167,7 +166,7 @@ def risk_coverage(curves: Mapping[str, Sequence[Point]]) -> Chart:
     points = [(share * 100, risk * 100) for curve in curves.values() for share, risk in curve]
     x, y = horizontal([0, 100], room=0.0), vertical([0, *(risk for _, risk in points)], height=300, room=0.04)
     ends = ", ".join(f"{name} {curve[-1][1]:.2%}" for name, curve in curves.items() if curve)
-    chart = canvas(x, y, title="Risk against coverage", text=f"Error at full coverage: {ends}.", height=300)
+    chart = Chart(x, y, title="Risk against coverage", text=f"Error at full coverage: {ends}.", height=300)
     chart.axes("coverage: most confident predictions (%)", "error (%)")
     for index, curve in enumerate(curves.values()):
         chart.line([(share * 100, risk * 100) for share, risk in curve], _series(index))
@@ -232,7 +231,7 @@ def _curve_chart(title: str, lines: Mapping[str, list[Point]], style: Mapping[st
     x = horizontal([epoch for epoch, _ in every], room=0.02)
     y = vertical([value for _, value in every], height=260, room=0.06)
     ends = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in lines.items())
-    chart = canvas(x, y, title=title, text=f"After the last epoch: {ends}.", height=260)
+    chart = Chart(x, y, title=title, text=f"After the last epoch: {ends}.", height=260)
     ticks = [tick for tick in x.ticks if float(tick).is_integer()]
     chart.axes("epoch", title.partition(", trained")[0], x_ticks=ticks)
     for name, points in lines.items():

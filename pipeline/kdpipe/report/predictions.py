@@ -7,20 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdpipe.benchmark.deciding import Verdict, p_text
+from kdpipe.benchmark.deciding import Verdict, p_text, points_text, span_text
 from kdpipe.benchmark.quality import Quality
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult
 from kdpipe.metrics import Bin
 from kdpipe.report import plots
 from kdpipe.report.figures import percent
 from kdpipe.report.grids import Cell, Table, headings
+from kdpipe.report.quality import risk_coverage_points
 from kdpipe.report.svg import Chart
 
 MOST_CLASSES = 20
 """Classes up to which the page has the whole confusion matrix and every class; of more it has the worst."""
 MOST_CONFUSIONS = 15
-MOST_POINTS = 100
-"""Points of a risk-coverage curve."""
 SHADES = 6
 """Shades of a confusion matrix; the styles ``h1`` to ``h6``."""
 
@@ -52,12 +51,11 @@ def examined(result: BenchmarkResult) -> list[Examined]:
 
 def risk_coverage(result: BenchmarkResult) -> Chart | None:
     """Return the risk-coverage curves of all students; None where no test sample has a label."""
-    found = {}
-    for student in result.students:
-        if student.quality is not None and student.quality.labeled:
-            curve, count = student.quality.risk_coverage, student.quality.labeled
-            taken = np.unique(np.ceil(np.arange(1, MOST_POINTS + 1) * count / MOST_POINTS).astype(int)) - 1
-            found[student.name] = [(float(curve.coverage[i]), float(curve.risk[i])) for i in taken]
+    found = {
+        student.name: risk_coverage_points(student.quality)
+        for student in result.students
+        if student.quality is not None and student.quality.labeled
+    }
     return plots.risk_coverage(found) if found else None
 
 
@@ -70,23 +68,14 @@ def differences(result: BenchmarkResult, verdict: Verdict) -> Table | None:
         if found is not None:
             needed = found.samples_needed()
             verdict_text = "differs" if found.significant else "within the noise"
-            lines.append(
-                (
-                    "",
-                    (
-                        Cell(student.name, student.name),
-                        Cell(
-                            _points(found.difference),
-                            found.difference,
-                            f"{_points(found.low)} to {_points(found.high)}",
-                            numeric=True,
-                        ),
-                        Cell(p_text(found.p_value), found.p_value, numeric=True),
-                        Cell(verdict_text, verdict_text),
-                        Cell("" if needed is None else f"{needed:,}", "" if needed is None else needed, numeric=True),
-                    ),
-                )
+            cells = (
+                Cell(student.name, student.name),
+                Cell(points_text(found.difference), found.difference, span_text(found), numeric=True),
+                Cell(p_text(found.p_value), found.p_value, numeric=True),
+                Cell(verdict_text, verdict_text),
+                Cell("" if needed is None else f"{needed:,}", needed, numeric=True),
             )
+            lines.append(("", cells))
     shown = headings("Student", "*Difference in points", "*McNemar", "At 5 %", "*Samples to decide it")
     return Table("differences", f"Top-1 minus that of {verdict.chosen}", shown, tuple(lines)) if lines else None
 
@@ -102,7 +91,7 @@ def corruptions(result: BenchmarkResult) -> Table | None:
             known = [value for value in by_strength if value is not None]
             mean = sum(known) / len(known) if known and len(known) == len(by_strength) else None
             strengths = " ".join(percent(value) for value in by_strength)
-            cells.append(Cell(percent(mean), "" if mean is None else mean, strengths, numeric=True))
+            cells.append(Cell(percent(mean), mean, strengths, numeric=True))
         lines.append(("", (Cell(student.name, student.name), *cells)))
     caption = "Top-1 in % under each kind of corruption: the mean, and small the strengths 1 to 5"
     shown = headings("Student", *(f"*{kind}" for kind in kinds))
@@ -141,7 +130,7 @@ def _classes(quality: Quality, names: Sequence[str], key: str) -> Table:
             Cell(_name(index, names), _name(index, names)),
             Cell(f"{each.samples:,}", each.samples, numeric=True),
             *(
-                Cell(percent(value), "" if value is None else value, numeric=True, bar=value)
+                Cell(percent(value), value, numeric=True, bar=value)
                 for value in (each.recall, each.precision, each.f1)
             ),
         ))
@@ -207,7 +196,3 @@ def _points_of(bins: Sequence[Bin]) -> list[tuple[float, float, int]]:
 
 def _name(index: int, names: Sequence[str]) -> str:
     return names[index] if index < len(names) else str(index)
-
-
-def _points(difference: float) -> str:
-    return f"{difference * 100:+.2f}".replace("-", "−")

@@ -6,7 +6,6 @@ Values are those of JSON; one that is undefined or not finite is None.
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -14,13 +13,14 @@ import numpy as np
 
 from kdpipe.benchmark.quality import Quality
 from kdpipe.benchmark.results import BenchmarkResult, StudentResult, TeacherResult
-from kdpipe.metrics import Bin, ClassScores
+from kdpipe.metrics import Bin
 from kdpipe.metrics.significance import PairedDifference
+from kdpipe.report.figures import finite
 
 MOST_CLASSES = 200
 """Classes up to which ``quality.json`` holds the confusion matrix."""
 COVERAGES = 100
-"""Points of a risk-coverage curve in ``quality.json``."""
+"""Points of a risk-coverage curve."""
 
 
 def predictions_npz(result: BenchmarkResult) -> bytes | None:
@@ -100,30 +100,22 @@ def _quality(quality: Quality) -> dict[str, Any]:
     calibrated = quality.calibrated_reliability
     return {
         "samples": quality.labeled,
-        "per_class": [_scores(scores) for scores in quality.per_class],
+        "per_class": [asdict(scores) for scores in quality.per_class],
         "confusion": quality.confusion.tolist() if small else None,
         "reliability": _bins(quality.reliability),
-        "temperature": _finite(quality.temperature),
+        "temperature": finite(quality.temperature),
         "temperature_note": quality.temperature_note,
         "calibrated_reliability": None if calibrated is None else _bins(calibrated),
-        "risk_coverage": _curve(quality),
+        "risk_coverage": [{"coverage": share, "risk": risk} for share, risk in risk_coverage_points(quality)],
     }
-
-
-def _scores(scores: ClassScores) -> dict[str, float | int | None]:
-    return asdict(scores)
 
 
 def _bins(bins: tuple[Bin, ...]) -> list[dict[str, float | int | None]]:
     return [asdict(each) for each in bins]
 
 
-def _curve(quality: Quality) -> list[dict[str, float]]:
-    """Return at most ``COVERAGES`` points of the curve, evenly spaced, the last at full coverage."""
+def risk_coverage_points(quality: Quality) -> list[tuple[float, float]]:
+    """Return coverage and risk at no more than ``COVERAGES`` places, evenly spaced, the last at full coverage."""
     curve, count = quality.risk_coverage, quality.labeled
     taken = sorted({-(-point * count // COVERAGES) for point in range(1, COVERAGES + 1)}) if count else []
-    return [{"coverage": float(curve.coverage[i - 1]), "risk": float(curve.risk[i - 1])} for i in taken]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    return [(float(curve.coverage[i - 1]), float(curve.risk[i - 1])) for i in taken]

@@ -1,7 +1,7 @@
 """Charts as SVG: axes, marks and labels, in colors that follow the page's light and dark mode.
 
-A chart is drawn in user units, about pixels at a width of ``WIDTH``. Colors are classes of ``page.css``; ``standalone``
-puts their definitions into a file that needs no page.
+A chart is drawn in user units, about pixels at a width of ``WIDTH``. Colors are classes of ``chart.css``, which
+``standalone`` puts into a file that needs no page.
 """
 
 from __future__ import annotations
@@ -86,9 +86,9 @@ class Chart:
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
     """Boxes ``(left, top, right, bottom)`` that labels keep away from."""
 
-    def add(self, template: str, *values: object, **named: object) -> None:
+    def add(self, template: str, *values: object) -> None:
         """Add an element; values are escaped."""
-        self.parts.append(Markup(template).format(*values, **named))
+        self.parts.append(Markup(template).format(*values))
 
     def axes(self, x_label: str, y_label: str, *, x_ticks: Sequence[float] | None = None) -> None:
         """Draw grid lines, ticks and the names of the axes."""
@@ -137,7 +137,6 @@ class Chart:
             "circle": "M{0:.1f} {1:.1f}m-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0-11 0z",
             "square": "M{0:.1f} {1:.1f}m-5-5h10v10h-10z",
             "triangle": "M{0:.1f} {1:.1f}m0-6.5l6 11h-12z",
-            "diamond": "M{0:.1f} {1:.1f}m0-7l7 7l-7 7l-7-7z",
         }
         path = shapes[shape].format(x, y)
         self.add('<path class="mark {}" d="{}"><title>{}</title></path>', style, path, title)
@@ -209,11 +208,6 @@ class Chart:
                 tuple(a + (b - a) * part / steps for a, b in zip(start, end, strict=True)) for part in (step, step + 1)
             )
             self.taken.append((min(x0, x1) - 2, min(y0, y1) - 2, max(x0, x1) + 2, max(y0, y1) + 2))
-
-
-def canvas(x: Scale, y: Scale, *, title: str, text: str = "", height: int = HEIGHT) -> Chart:
-    """Return an empty chart."""
-    return Chart(x, y, title, text, height=height)
 
 
 def horizontal(values: Iterable[float], *, log: bool = False, room: float = 0.08) -> Scale:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import kdpipe
-from kdpipe.page import environment, policy, sorting, source
+from kdpipe.page import render
 from kdpipe.printable import printable
 from kdpipe.sharing.catalog import Catalog, Row, newest_first
 
@@ -32,18 +32,16 @@ COLUMNS = (
 
 def page(found: Catalog) -> str:
     """Return the page of a catalog."""
-    style = source("kdpipe.sharing", "catalog.css")
-    script = f"{sorting()}\n{source('kdpipe.sharing', 'catalog.js')}"
-    rows = [(row, cells(row)) for row in newest_first(found.versions)]
-    template = environment("kdpipe.sharing").get_template("catalog.html")
-    return template.render(
-        rows=rows,
+    return render(
+        "kdpipe.sharing",
+        "catalog.html",
+        title="Shared logit stores",
+        version=kdpipe.__version__,
+        styles=["catalog.css"],
+        scripts=["sort.js", "catalog.js"],
+        rows=[(row, cells(row)) for row in newest_first(found.versions)],
         columns=COLUMNS,
         stores=len({row.name for row in found.versions}),
-        style=style,
-        script=script,
-        policy=policy(style=style, script=script),
-        version=kdpipe.__version__,
     )
 
 

@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 
 from kdpipe.errors import DatasetError, did_you_mean
-from kdpipe.pairing.classes import read_pairs
+from kdpipe.pairing.classes import read_pairs, read_text, refuse_unknown
 from kdpipe.printable import printable
-from kdpipe.reading import read_bytes
 
 IMAGENET = "imagenet"
 """The word for ImageNet's 1,000 classes in the place of a file of class names."""
@@ -28,7 +27,6 @@ HEADING = ("class", "teacher_class")
 """First line of a file of classes."""
 _WORDNET = re.compile(r"(n\d{8})(?:[_ -].*)?", re.ASCII)
 _SHOWN = 20
-_FILE_BYTES = 64 * 1024**2
 
 Outputs = tuple[tuple[int, ...], ...]
 """The teacher's outputs that each class is made of."""
@@ -96,11 +94,7 @@ def read_names(path: Path) -> Names:
     Raises:
         DatasetError: the file cannot be read, is empty or has an empty line.
     """
-    try:
-        text = read_bytes(path, limit=_FILE_BYTES, error=DatasetError, follow=True).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DatasetError(f"{path} is not in UTF-8.") from None
-    names = tuple(line.strip() for line in text.splitlines())
+    names = tuple(line.strip() for line in read_text(path).splitlines())
     if not names or not all(names):
         where = f"line {names.index('') + 1} is" if names else "it is"
         raise DatasetError(f"{path}: expected the name of one of the teacher's classes in each line; {where} empty.")
@@ -194,10 +188,7 @@ def find_outputs(
     table = None if names is None else names.table()
     found: dict[str, tuple[int, ...]] = {}
     given = given or {}
-    unknown = [name for name in given if name not in set(classes)]
-    if unknown:
-        hint = did_you_mean(unknown[0], classes) or "."
-        raise DatasetError(f"--class-map names the class '{printable(unknown[0])}', which {spec} does not have{hint}")
+    refuse_unknown(given, classes, where=spec)
     for name, cells in given.items():
         one = [_output(cell, names=names, table=table, total=total, teacher=teacher) for cell in cells]
         found[name] = tuple(dict.fromkeys(one))

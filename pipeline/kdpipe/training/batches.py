@@ -133,7 +133,7 @@ class Batches:
         """Return the first ``size`` samples of an epoch, whose batches must then be drawn anew."""
         indices = self._drawn(epoch)[0][:size]
         views = self._order.views_of(epoch)
-        return self._joined(
+        return _joined(
             [self._batch(indices, self._renderers(indices, view), view, place) for place, view in enumerate(views)]
         )
 
@@ -155,10 +155,7 @@ class Batches:
         own = batches if group is None else [indices[group.own(len(indices))] for indices in batches]
         rendered = self._renderers.views((indices, view) for indices in own for view in views)
         for indices, shown in zip(batches, zip(*[rendered] * len(views), strict=True), strict=True):
-            yield self._joined([self._batch(indices, shown[place], view, place) for place, view in enumerate(views)])
-
-    def _joined(self, views: Sequence[Batch]) -> Batch:
-        return replace(views[0], others=tuple(views[1:])) if len(views) > 1 else views[0]
+            yield _joined([self._batch(indices, shown[place], view, place) for place, view in enumerate(views)])
 
     def _batch(self, indices: Indices, pixels: tuple[torch.Tensor, ...], view: int, place: int) -> Batch:
         """Return a batch of a view, which is number ``place`` of those of each sample."""
@@ -166,3 +163,8 @@ class Batches:
         samples = torch.from_numpy(indices).to(self.device)
         second = self._first.second_labels(indices, view)
         return Batch(pixels, self._labels[samples], second, soft_targets, signals, samples)
+
+
+def _joined(views: Sequence[Batch]) -> Batch:
+    """Return the first of several views of the same samples, with the others in it."""
+    return replace(views[0], others=tuple(views[1:])) if len(views) > 1 else views[0]

@@ -24,6 +24,7 @@ class Fleet:
         self,
         trainees: Sequence[Trainee],
         batches: Batches,
+        *,
         epochs: int,
         checkpoint_every: float,
         should_stop: Callable[[], bool],

@@ -74,11 +74,10 @@ def train_together(
 ) -> list[Cost | KdpipeError]:
     """Train the modules of ``students`` in place on one pass over the data; write history and checkpoints of each.
 
-    They share the dataset, the recipe, the device, the number of epochs, the batch size, ``order`` and ``targets``.
-    ``targets`` are one for each view of a sample where ``order`` has several.
-    Checkpoints are written at the end of each epoch and every ``checkpoint_every`` seconds, all at the same step.
-    ``should_stop`` is called after each step; ``say`` gets messages for a person. With a ``group``, other processes
-    call this with the same arguments, for one student.
+    They share the dataset, the recipe, the device, the number of epochs, the batch size, ``order`` and ``targets``,
+    one for each view of a sample where ``order`` has several. Checkpoints are written at the end of each epoch and
+    every ``checkpoint_every`` seconds, all at the same step. ``should_stop`` is called after each step; ``say`` gets
+    messages for a person. With a ``group``, other processes call this with the same arguments, for one student.
 
     Returns the cost of each, or the error that ended it: too little memory, or divergence. The others continue
     without it and take over its memory; its module is empty then.
@@ -95,7 +94,9 @@ def train_together(
         for student in students
     ]
     stops = should_stop if group is None else group.agreed(should_stop)
-    fleet = Fleet(trainees, batches, shared.epochs, checkpoint_every, stops, say)
+    fleet = Fleet(
+        trainees, batches, epochs=shared.epochs, checkpoint_every=checkpoint_every, should_stop=stops, say=say
+    )
     if resume:
         fleet.resume()
     while fleet.active and fleet.epoch < fleet.epochs:

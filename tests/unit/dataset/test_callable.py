@@ -62,6 +62,43 @@ def build(split):
     assert found.keys[2] == "mine.data:build/train/2"
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "reason"),
+    [
+        (["no", "yes"], ["yes", "no"], "class 0 is 'yes' against 'no'"),
+        (["a", "b", "c"], ["a", "c", "b"], "class 1 is 'c' against 'b'"),
+        (["a", "b", "c"], ["a", "b"], "2 against 3 names"),
+    ],
+)
+def test_splits_with_other_classes_are_refused(run: Run, train: list[str], test: list[str], reason: str) -> None:
+    run(f"""
+def build(split):
+    found = Data([(tensor(1), 0), (tensor(2), 1)])
+    found.classes = {train!r} if split == "train" else {test!r}
+    return found
+""")
+    with pytest.raises(DatasetError) as caught:
+        load("mine.data:build", "test")
+    line = str(caught.value)
+    assert line == (
+        f"mine.data:build('test').classes differ from those of mine.data:build('train') ({reason}): the same index "
+        "would be another class; return both splits with the same names in the same order"
+    )
+
+
+@pytest.mark.parametrize("train", ["raise FileNotFoundError(split)", "return Data()", "return None"])
+def test_a_split_for_testing_needs_no_train_split(run: Run, train: str) -> None:
+    body = f"""
+def build(split):
+    if split == "train":
+        {train}
+    return Data([(tensor(1), 0), (tensor(2), 1)])
+"""
+    with pytest.raises(DatasetError):
+        run(body)
+    assert len(load("mine.data:build", "test")) == 2
+
+
 def test_keys_and_targets_are_used(run: Run) -> None:
     found = run(
         """

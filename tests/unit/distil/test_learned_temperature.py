@@ -126,7 +126,7 @@ def test_an_empty_range_is_refused(text: str) -> None:
 
 
 def test_weights_are_not_learned() -> None:
-    with pytest.raises(ParamsError, match=r"--kd-weight learned:1,21,over=10 is for --temperature"):
+    with pytest.raises(ParamsError, match=r"--kd-weight learned:1,21 is for --temperature"):
         Distillation(parse("kd"), kd_weight=LEARNED)
 
 

@@ -254,7 +254,28 @@ class TestDefinition:
         self, name: str, settings: dict[str, float], shape: tuple[int, int], unlabeled: bool
     ) -> None:
         student, teacher = _batch(shape)
-        labels = _labels(shape, unlabeled=unlabeled)
+        self._check(name, settings, student, teacher, _labels(shape, unlabeled=unlabeled))
+
+    @pytest.mark.parametrize("name", ["wttm", "wkd", "mlkd"])
+    @pytest.mark.parametrize("unlabeled", [False, True])
+    def test_ties_are_the_paper_s(self, name: str, unlabeled: bool) -> None:
+        """Classes that are equally likely, rows without preference, and rows that are equal."""
+        student, teacher = (each.round() for each in _batch((6, 4), spread=1.0, seed=3))
+        student[1], teacher[2] = 2.0, -1.0
+        student[4], teacher[4] = student[3], teacher[3]
+        student[5], teacher[5] = 0.0, 0.0
+        assert all(len(set(row)) < 4 for row in teacher.tolist())
+        self._check(name, {}, student, teacher, _labels((6, 4), unlabeled=unlabeled))
+
+    def _check(
+        self,
+        name: str,
+        settings: dict[str, float],
+        student: torch.Tensor,
+        teacher: torch.Tensor,
+        labels: torch.Tensor,
+    ) -> None:
+        shape = tuple(student.shape)
         value, gradient = _value_and_gradient(name, student, teacher, labels, **settings)
 
         def reference(rows: np.ndarray) -> float:
@@ -424,6 +445,17 @@ class TestInvariance:
             for i in range(self.SHAPE[0])
         ]
         torch.testing.assert_close(rows(self.STUDENT, self.TEACHER, self.LABELS), torch.stack(singles).mean())
+
+    def test_only_the_single_samples_of_mlkd_are_a_mean_of_them(self) -> None:
+        """Products between samples and sums of products between classes are those of a batch."""
+        for settings, is_mean in (({"batch": 0.0, "classes": 0.0}, True), ({"classes": 0.0}, False), ({}, False)):
+            loss = _make("mlkd", **settings)
+            singles = [
+                loss(self.STUDENT[i : i + 1], self.TEACHER[i : i + 1], self.LABELS[i : i + 1])
+                for i in range(self.SHAPE[0])
+            ]
+            mean, value = torch.stack(singles).mean().item(), loss(self.STUDENT, self.TEACHER, self.LABELS).item()
+            assert (value == pytest.approx(mean, rel=1e-9)) == is_mean
 
     @pytest.mark.parametrize("name", ZERO_WHERE_EQUAL)
     @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -78,6 +78,26 @@ def test_many_steps_with_little_blur_reach_the_least_cost() -> None:
         assert loss(*batch).item() - target == pytest.approx(found, rel=0.02)
 
 
+def test_among_related_classes_a_batch_is_the_mean_of_its_labeled_samples() -> None:
+    batch = (torch.from_numpy(STUDENT), torch.from_numpy(TEACHER), torch.from_numpy(LABELS))
+    loss = _ours()
+    singles = [loss(*(each[i : i + 1] for each in batch)) for i in range(len(LABELS)) if LABELS[i] >= 0]
+    torch.testing.assert_close(loss(*batch), torch.stack(singles).mean())
+    assert loss(*(each[2:3] for each in batch)) == 0, "a batch of one without a label"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_among_related_classes_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+    student, teacher, labels = torch.from_numpy(STUDENT), torch.from_numpy(TEACHER), torch.from_numpy(LABELS)
+    student, teacher = student.to(dtype), teacher.to(dtype)
+    loss = _ours()
+    value, gradient = value_and_gradient(loss, student, teacher, labels)
+    exact, exact_gradient = value_and_gradient(loss, student.float(), teacher.float(), labels)
+    assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
+    torch.testing.assert_close(value, exact)
+    torch.testing.assert_close(gradient.float(), exact_gradient, rtol=1e-2, atol=1e-4)
+
+
 def test_related_classes_are_near() -> None:
     """Probability on the wrong one of two classes costs less where they are related."""
     teacher, student = torch.tensor([[0.0, 4.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 4.0, 0.0]])

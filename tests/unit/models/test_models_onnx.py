@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -299,8 +300,27 @@ def test_external_data_behind_a_link_is_not_read(tmp_path: Path) -> None:
     file = outside(path, "w.bin")
     file.rename(tmp_path / "w.bin")
     file.symlink_to(tmp_path / "w.bin")
-    with pytest.raises(ModelError, match=r"is a link, and links are not followed"):
+    with pytest.raises(ModelError, match=r"w\.bin is a link, and links are not followed: copy both files .* cp -L"):
         load(path)
+
+
+def test_a_file_in_the_cache_of_a_hub_names_the_links_and_the_remedy(tmp_path: Path) -> None:
+    """Its files are links to others, named by digests in another folder."""
+    blobs, snapshot, plain = tmp_path / "blobs", tmp_path / "snapshots" / "3f2a", tmp_path / "plain"
+    for folder in (blobs, snapshot, plain):
+        folder.mkdir(parents=True)
+    data = outside(save(blobs / "made.onnx", NCHW), "m.onnx_data")
+    for made, name, blob in ((blobs / "made.onnx", "m.onnx", "1a"), (data, "m.onnx_data", "2b")):
+        made.rename(blobs / blob)
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    with pytest.raises(ModelError) as refused:
+        load(snapshot / "m.onnx")
+    assert str(refused.value) == (
+        f"{snapshot}/m.onnx: its data m.onnx_data is not beside {blobs}/1a, to which this link leads out of its "
+        "folder: copy both files into one folder with cp -L"
+    )
+    subprocess.run(["cp", "-L", snapshot / "m.onnx", snapshot / "m.onnx_data", plain], check=True)
+    assert load(plain / "m.onnx").module is not None
 
 
 def test_a_damaged_name_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

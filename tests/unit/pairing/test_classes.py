@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdpipe.dataset import Dataset, find_ids, load
+from kdpipe.dataset import Dataset, load
 from kdpipe.errors import DatasetError, StaleStoreError
 from kdpipe.models import Preset
 from kdpipe.pairing.classes import ClassMap, Match, find_classes, read_class_map
@@ -48,7 +48,7 @@ def renamed(folder: Path, **names: str) -> Path:
 
 def found(store: LogitStore, dataset: Dataset, **given: str) -> tuple[ClassMap | None, Dataset]:
     paired = with_store_ids(store, dataset)
-    return find_classes(store, paired, find_ids(paired.sample_ids, store.sample_ids), given=given), paired
+    return find_classes(store, paired, given=given), paired
 
 
 def names(found: ClassMap | None) -> dict[str, str | None]:

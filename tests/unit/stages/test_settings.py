@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from kdpipe.errors import ParamsError
-from kdpipe.settings import Settings
+from kdpipe.settings import Parsed, Settings
 from kdpipe.stages.cli import EXAMPLES, settings_of
-from kdpipe.stages.flags import parser_of, resolve
+from kdpipe.stages.flags import flag, in_words, parser_of, resolve
 from kdpipe.stages.settings.benchmark import Benchmark
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.settings.training import TrainStudent, TrainTeacher
 from tests.conftest import ROOT
+
+OUTPUTS = "expected logits or probabilities"
 
 
 def _file(folder: Path, **sections: object) -> Path:
@@ -38,7 +44,7 @@ def test_unknown_keys_and_wrong_values_are_reported_together(tmp_path: Path) -> 
     assert "\n" not in message
     for part in (
         "train_student.temprature is unknown; did you mean 'temperature'?",
-        "train_student.epochs: Input should be greater than 0, got 0",
+        "train_student.epochs: expected a whole number above 0, found 0",
         "train_student.kd_weight",
         "--lr",
         "--out is missing",
@@ -49,7 +55,7 @@ def test_unknown_keys_and_wrong_values_are_reported_together(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("epochs", "0", "--epochs: Input should be greater than 0, got '0'."),
+        ("epochs", "0", "--epochs: expected a whole number above 0, found '0'."),
         ("adversarial", "autoattack", "--adversarial: unknown attack 'autoattack'. Known: pgd."),
     ],
 )
@@ -57,6 +63,79 @@ def test_a_message_has_the_value_once(key: str, value: str, message: str) -> Non
     with pytest.raises(ParamsError) as caught:
         _student(**{key: value})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value", "line"),
+    [
+        (TrainStudent, "dot", "2", "expected a number above 0 and below 0.1, found '2'."),
+        (TrainStudent, "dot", 2, "expected a number above 0 and below 0.1, found 2."),
+        (TrainStudent, "epochs", "0.5", "expected a whole number above 0, found '0.5'."),
+        (TrainStudent, "lr", "fast", "expected a number above 0, found 'fast'."),
+        (TrainStudent, "label_smoothing", "1", "expected a number of 0 or more and below 1, found '1'."),
+        (TrainStudent, "views_per_sample", "3", "expected a whole number of 1 to 2, found '3'."),
+        (TrainStudent, "seeds", "0,-1", "expected a whole number of 0 or more and below 4294967296, found '-1'."),
+        (TrainStudent, "input_size", "0", "expected a whole number above 0, found '0'."),
+        (TrainStudent, "memory_limit", "inf", "expected a finite number above 0, found 'inf'."),
+        (TrainStudent, "lr_steps", ["3,x"], "expected a number above 0, found 'x'."),
+        (TrainStudent, "overwrite", "perhaps", "expected true or false, found 'perhaps'."),
+        (TrainStudent, "compile", [1], "expected true or false, found [1]."),
+        (TrainStudent, "init_weights", True, "expected text, found true."),
+        (TrainStudent, "out", 5, "expected a path, found 5."),
+        (TrainStudent, "lr", None, "expected a number above 0, found none."),
+        (TrainStudent, "optimizer", "sdg", "expected sgd or adamw, found 'sdg'; did you mean 'sgd'?"),
+        (TrainStudent, "amp", "\x1b[2J", "expected fp32, bf16, fp16 or auto, found '\\x1b[2J'."),
+        (TrainStudent, "statistics", "x" * 999, f"expected data, found '{'x' * 99}...."),
+        (CacheTeacher, "outputs", "probs", f"{OUTPUTS}, found 'probs'; did you mean 'probabilities'?"),
+        (CacheTeacher, "teacher", [], "expected at least one value, found none."),
+        (CacheTeacher, "at_temperature", "0", "expected a number above 0, found '0'."),
+        (Benchmark, "min_top1", "90", "expected a number of 0 to 1, found '90'."),
+        (Benchmark, "max_macs", "manyM", "expected a number above 0, found 'manyM'."),
+        (Benchmark, "batch_sizes", "1,", "expected a whole number above 0, found none."),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_what_is_expected_and_found(
+    stage: type[Settings], key: str, value: object, line: str
+) -> None:
+    given = {"data": "digits", "out": "a.zarr", "run": "a", "student": "resnet8", "teacher": "resnet8"}
+    flags = {name: each for name, each in given.items() if name in stage.flat()}
+    with pytest.raises(ParamsError) as caught:
+        resolve(stage, section="x", file=None, flags={**flags, key: value})
+    assert str(caught.value) == f"{flag(key)}: {line}"
+
+
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_every_type_of_a_setting_has_words(command: str) -> None:
+    """A value that no type takes is refused without the words of a library, whatever the setting."""
+
+    class Other:
+        def __repr__(self) -> str:
+            return "this"
+
+    stage = settings_of(command)
+    for key, setting in stage.flat().items():
+        if any(isinstance(each, Parsed) for each in _annotations(setting.field)):
+            continue
+        with pytest.raises(ValidationError) as caught:
+            stage.of({key: Other()})
+        (line,) = [line for line in in_words(caught.value, stage) if line.startswith(f"{flag(key)}: ")]
+        assert re.fullmatch(rf"{flag(key)}: expected [^:]+, (found|got) '?this'?", line), line
+
+
+def _annotations(field: FieldInfo) -> list[object]:
+    return [*field.metadata, *(each for kind in get_args(field.annotation) for each in get_args(kind))]
+
+
+@pytest.mark.parametrize("written", ["learned", "learned:1,5", "linear:8,2", "4", "4.0"])
+def test_a_temperature_without_effect_is_refused_as_it_was_written(written: str) -> None:
+    for loss, reason in (
+        ("hard", "the loss hard has no parameter 'temperature'. Leave --temperature out."),
+        ("kd:temperature=2", "kd:temperature=2 gives another. Leave one of them out."),
+    ):
+        with pytest.raises(ParamsError) as caught:
+            _student(store="a.zarr", loss=loss, temperature=written)
+        assert str(caught.value) == f"--temperature {written} has no effect: {reason}"
+    assert _student(loss="hard", temperature=written).targets.mode == "none"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +211,11 @@ def test_stores_are_weighed_equally_or_as_told(tmp_path: Path) -> None:
     assert _student(store="a.zarr").targets.shares == (1.0,)
     assert _student(store=["a.zarr", "b.zarr"]).targets.shares == (0.5, 0.5)
     assert _student(store=["a.zarr", "b.zarr"], store_weight=["3", "1"]).targets.shares == (0.75, 0.25)
-    for weights, part in ((["1"], "1 store-weights for 2 stores"), (["1", "0"], "greater than 0"), (["1", "x"], "'x'")):
+    for weights, part in (
+        (["1"], "1 store-weights for 2 stores"),
+        (["1", "0"], "a number above 0, found '0'"),
+        (["1", "x"], "'x'"),
+    ):
         with pytest.raises(ParamsError, match=part):
             _student(store=["a.zarr", "b.zarr"], store_weight=weights)
     file = _file(tmp_path, benchmark={"store": "a.zarr", "store_weight": 2, "run": "b", "out": "c"})
@@ -200,14 +283,14 @@ def test_weights_and_temperature_are_numbers_or_curves(tmp_path: Path) -> None:
     given = {"data": "digits", "student": "resnet8", "out": "x"}
     found = resolve(TrainStudent, section="train_student", file=file, flags=given)
     assert written(found) == ["linear:1,0,over=3", "2", "None"]
-    for flag, text, part in (
+    for key, text, part in (
         ("kd_weight", "-1", "--kd-weight: expected a number of 0 or more"),
         ("kd_weight", "cosin:1,0", "did you mean 'cosine'?"),
         ("temperature", "0", "temperature must stay above 0"),
         ("temperature", "linear:4,0,over=2", "temperature must stay above 0"),
     ):
         with pytest.raises(ParamsError, match=part.replace("?", r"\?")):
-            _student(**{flag: text})
+            _student(**{key: text})
 
 
 @pytest.mark.parametrize("command", EXAMPLES)

@@ -4,7 +4,8 @@ The function is called with ``"train"`` or ``"test"`` and returns a sequence of 
 uint8 tensor ``(3, H, W)``, or tensors, and an int (-1 for none). Tensors are one array of other numbers than uint8, or
 a dictionary of arrays, of the same names, types and shapes in every item. The sequence has ``classes``, the class
 names. It may have ``keys``, a stable name for each sample (otherwise its index), and ``targets``, all class
-indices, so that they need not be read from every item.
+indices, so that they need not be read from every item. For "test" the function is also called with "train", to compare
+their ``classes``, which must be equal.
 
 Every item is read and decoded before the first pass, to learn its digest and size. What was learned is remembered if
 the sequence has ``fingerprint``, a string that changes whenever an item does, or ``digests``, a string or bytes for
@@ -39,11 +40,9 @@ def list_callable(request: Request, spec: str) -> Listing:
     split = request.split
     opened = open_callable(spec, split)
     where = f"{spec}('{split}')"
-    classes = _names(opened, "classes", where)
-    if classes is None:
-        raise DatasetError(f"{where} has no 'classes'; set it to the list of class names, in the order of the labels")
-    if not classes or len(set(classes)) != len(classes):
-        raise DatasetError(f"{where}.classes must be different names, at least one; found {list(classes)!r:.120}")
+    classes = _classes(opened, where)
+    if split != "train":
+        _refuse_other_classes(spec, classes, where)
     if len(opened) == 0:
         raise DatasetError(f"{where} returned no samples; expected at least one")
     keys = _names(opened, "keys", where)
@@ -66,6 +65,41 @@ def list_callable(request: Request, spec: str) -> Listing:
         labels = as_labels(numbers.astype(np.int64))
     check_labels(labels, len(classes), where=where)
     return Listing(spec, classes, keys, labels, source)
+
+
+def _classes(opened: Any, where: str) -> tuple[str, ...]:
+    classes = _names(opened, "classes", where)
+    if classes is None:
+        raise DatasetError(f"{where} has no 'classes'; set it to the list of class names, in the order of the labels")
+    if not classes or len(set(classes)) != len(classes):
+        raise DatasetError(f"{where}.classes must be different names, at least one; found {list(classes)!r:.120}")
+    return classes
+
+
+def _refuse_other_classes(spec: str, classes: tuple[str, ...], where: str) -> None:
+    """Refuse a split whose class indices are of other names than those of ``train``, where there is a train split.
+
+    Raises:
+        DatasetError: the names or their order differ.
+    """
+    trained = f"{spec}('train')"
+    try:
+        theirs = _classes(open_callable(spec, "train"), trained)
+    except DatasetError:  # a function for testing alone
+        return
+    if theirs != classes:
+        raise DatasetError(
+            f"{where}.classes differ from those of {trained} ({_differing(classes, theirs)}): the same index would be "
+            "another class; return both splits with the same names in the same order"
+        )
+
+
+def _differing(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
+    """Return the first place at which two lists of class names differ, or their lengths."""
+    for index, (own, other) in enumerate(zip(ours, theirs, strict=False)):
+        if own != other:
+            return f"class {index} is {own!r:.80} against {other!r:.80}"
+    return f"{len(ours)} against {len(theirs)} names"
 
 
 def _contents(opened: Any, where: str) -> npt.NDArray[np.uint8] | None:

@@ -156,7 +156,7 @@ class Loss:
         """
         terms = self.on_logits
         if temperature is not None and not self.takes_temperature:
-            raise self._no_effect(float(temperature))
+            self.refuse_temperature(shortest(float(temperature)))
         if not terms:
             return NoLogits()
         losses = [each.at(temperature) for each in terms]
@@ -167,13 +167,20 @@ class Loss:
         ]
         return Combined(tuple(zip(weights, losses, strict=True)))
 
-    def _no_effect(self, temperature: float) -> UnsupportedLossError:
+    def refuse_temperature(self, written: str) -> None:
+        """Refuse a temperature, such as ``4`` or ``learned:1,21``, if no loss takes it.
+
+        Raises:
+            UnsupportedLossError: no loss has a temperature, or all give their own.
+        """
+        if self.takes_temperature:
+            return
         own = [str(each) for each in self.on_logits if TEMPERATURE in dict(each.settings)]
         if own:
             reason = f"{' and '.join(own)} give{'s' if len(own) == 1 else ''} another. Leave one of them out."
         else:
             reason = f"the loss {self} has no parameter '{TEMPERATURE}'. Leave --temperature out."
-        return UnsupportedLossError(f"--temperature {shortest(temperature)} has no effect: {reason}")
+        raise UnsupportedLossError(f"--temperature {written} has no effect: {reason}")
 
     def __str__(self) -> str:
         """Return the losses as ``parse`` reads them."""
