@@ -15,6 +15,8 @@ distillation, from the logits of the view that is shown. The others:
     curriculum     the easiest samples first, by the margin between the two likeliest classes, or the hardest first:
                    from a third of the samples to all of them over half of the epochs
 
+The last two are trained for one of the recipes.
+
 Differences to ``view`` are seed by seed, with 95 % intervals by Student's t. Accuracies are of the whole test split,
 after the last epoch. Finished runs in --work are not repeated. Writes benchmarks/results/cached_beliefs.json.
 """
@@ -56,6 +58,8 @@ from kdpipe.training.trainee import Student
 from kdpipe.views import Geometry, Renderer
 
 TEMPERATURE, KD_WEIGHT, CE_WEIGHT = 4.0, 0.9, 0.1
+CHOOSING = "rrc-flip:0.5"
+"""The recipe whose students choose samples, too."""
 RESULT = Path(__file__).parent / "results" / "cached_beliefs.json"
 
 
@@ -240,7 +244,7 @@ def main() -> None:
                 *("--teacher", options.teacher, "--weights", options.weights, "--encoding", "fp32"),
                 *("--recipe", recipe, "--views", options.views, "--device", "cpu"),
             )
-        done = _finished(path, options)
+        done = _finished(path, recipe, options)
         for seed in options.seeds:
             for run in _train(seed, open_store(path), images, tests, done):
                 done.add(run)
@@ -256,7 +260,9 @@ def _train(seed: int, store: LogitStore, images: Dataset, tests: Dataset, done: 
     views = [torch.from_numpy(store.logits(rows, view).astype(np.float32)) for view in range(store.num_views + 1)]
     beliefs = Beliefs(torch.stack(views))
     taught = teaching(beliefs)
-    chosen = choices(beliefs, images.labels, epochs=settings["epochs"], seed=seed)
+    chosen = {}
+    if settings["recipe"] == CHOOSING:
+        chosen = choices(beliefs, images.labels, epochs=settings["epochs"], seed=seed)
     for sampling, members in [(None, taught), *((drawn, {arm: taught["view"]}) for arm, drawn in chosen.items())]:
         left = {arm: each for arm, each in members.items() if not done.has(arm, seed)}
         if not left:
@@ -285,10 +291,10 @@ def _train(seed: int, store: LogitStore, images: Dataset, tests: Dataset, done: 
             yield {"arm": arm, "seed": seed, "top1": found.top1}
 
 
-def _finished(store: Path, options: argparse.Namespace) -> Finished:
+def _finished(store: Path, recipe: str, options: argparse.Namespace) -> Finished:
     settings = {name: getattr(options, name) for name in ("teacher", "student", "samples", "epochs", "views")}
-    optimizer = {"batch_size": 64, "lr": 0.05, "torch": torch.__version__}
-    return Finished(store.parent / "runs.jsonl", settings | optimizer | {"digest": open_store(store).digest})
+    others = {"recipe": recipe, "batch_size": 64, "lr": 0.05, "torch": torch.__version__}
+    return Finished(store.parent / "runs.jsonl", settings | others | {"digest": open_store(store).digest})
 
 
 def _result(options: argparse.Namespace) -> dict[str, Any]:
@@ -296,7 +302,7 @@ def _result(options: argparse.Namespace) -> dict[str, Any]:
     for recipe in options.recipes:
         store = options.work / recipe.replace(":", "-") / "logits.zarr"
         if store.exists():
-            recipes[recipe] = _figures(_finished(store, options))
+            recipes[recipe] = _figures(_finished(store, recipe, options))
     return {
         "command": "python benchmarks/cached_beliefs.py --data folder:CIFAR10 --weights cifar10-resnet20.safetensors",
         "loss": {"temperature": TEMPERATURE, "kd_weight": KD_WEIGHT, "ce_weight": CE_WEIGHT},

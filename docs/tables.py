@@ -230,7 +230,10 @@ def _cached_beliefs() -> str:
     for arm in arms:
         cells = []
         for found in recipes.values():
-            each = found["arms"][arm]
+            each = found["arms"].get(arm)
+            if each is None:
+                cells += ["", ""]
+                continue
             low, high = (100 * end for end in each["top1_minus_view"]["interval_95"])
             gain = "" if arm == "view" else f"{100 * each['top1_minus_view']['mean']:+.1f} [{low:+.1f}, {high:+.1f}]"
             cells += [_percent(each["top1"]), gain]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,11 @@ from kdpipe.sharing.remote import is_url
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say, show_table
 from kdpipe.stages.origins import ledger_of, origin_of
+from kdpipe.stages.provenance import now
 from kdpipe.stages.quality import Attacked, Examiner, attack_of, refuse_images_only
 from kdpipe.stages.seed_runs import seed_runs
 from kdpipe.stages.settings.benchmark import Benchmark
-from kdpipe.stages.sources import load_split
+from kdpipe.stages.sources import content_digest, load_split
 from kdpipe.stages.teachers import Normalization, load_teacher
 from kdpipe.stages.timing import Timer
 from kdpipe.store.reader import LogitStore
@@ -93,7 +93,7 @@ def _run(params: Benchmark) -> None:
             samples=0 if test is None else int((test.labels >= 0).sum()),
         ),
         machine=machine(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=now(),
         teacher=teaching,
         stores=tuple(StoreIdentity(str(store.path), store.digest, share) for store, share in stores),
         attack=None if attack is None else AttackIdentity(str(attack.attack), len(attack.samples)),
@@ -160,12 +160,18 @@ def _check(params: Benchmark, runs: Sequence[RunDirectory], test: Dataset | None
                 "differ, write them to a file of lines class,store_class and pass --class-map FILE."
             )
         tested = (record["lineage"].get("dataset") or {}).get("test")
-        if tested is not None and tested != test.fingerprint:
+        if tested is not None and tested != test.fingerprint and not _of_same_content(record, test):
             raise RunError(
                 f"{run.path} was tested on other images ({tested[:8]}) than the test split of {params.dataset.data} "
                 f"with these flags ({test.fingerprint[:8]}): its figures could not be compared. Pass the --data and "
                 "--limit-test of its training."
             )
+
+
+def _of_same_content(record: Mapping[str, Any], test: Dataset) -> bool:
+    """Return whether a run was tested on the same images under other names, such as those of a table or a folder."""
+    tested = (record.get("content") or {}).get("test")
+    return tested is not None and tested == content_digest(test)
 
 
 def _budget(record: dict[str, Any]) -> Budget:

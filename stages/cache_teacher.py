@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,17 +14,16 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.dataset.learning import is_unread
 from kdpipe.encoding.registry import get_encoding
-from kdpipe.errors import ParamsError, StoreError, UnreadError
+from kdpipe.errors import ModelError, ParamsError, StoreError, UnreadError
 from kdpipe.models import parse_preset
 from kdpipe.stages import once
 from kdpipe.stages.console import aloud, progress, quiet, say
 from kdpipe.stages.growth import Continued, begun, describe, finish_growth
-from kdpipe.stages.provenance import versions
 from kdpipe.stages.ranks import launched
 from kdpipe.stages.settings.storing import CacheTeacher
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.storing import check_top1, ordered, report, settle
-from kdpipe.stages.teachers import ClassNames, Normalization, frozen, load_mapped
+from kdpipe.stages.storing import about, check_top1, ordered, report, settle
+from kdpipe.stages.teachers import Normalization, frozen, load_all
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
 from kdpipe.store.sections import RowOrder
@@ -194,11 +192,7 @@ def _part(params: CacheTeacher) -> Part | None:
 def _teacher(params: CacheTeacher, train: Dataset) -> FrozenTeacher:
     """Load the teacher, or all of them as one that averages."""
     settings = params.teacher
-    classes = ClassNames(settings.class_map, settings.teacher_classes)
-    loaded = [
-        load_mapped(name, train, given, classes=classes, weights=weights, trust_code=params.code.trust_code)
-        for (name, weights), given in zip(settings.with_weights, _normalizations(params), strict=True)
-    ]
+    loaded = load_all(settings, train, _normalizations(params), trust_code=params.code.trust_code)
     bare = [name for name, weights in settings.with_weights if weights is None and not brings_weights(name)]
     if bare:
         say(f"warning: no --weights; {', '.join(bare)} is randomly initialized unless it loads its own weights.")
@@ -218,8 +212,7 @@ def _memory_format(params: CacheTeacher, digest: str) -> bool | None:
 def _normalizations(params: CacheTeacher) -> list[Normalization]:
     """Return what is known of each teacher's images, with the statistics that a store of the same teacher records."""
     settings, out = params.teacher, params.output.out
-    of_data = settings.statistics is not None
-    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
+    given = Normalization.asked(settings, params.network)
     recorded: list[dict[str, Any]] = []
     if given.of_data and not params.output.overwrite:
         with suppress(StoreError):
@@ -274,14 +267,7 @@ def _fill(
     if reading is not None:
         reading.settle(builder)
     seconds = time.perf_counter() - began
-    sealed = builder.seal(
-        {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **builder.work(),
-            "versions": dict(versions()),
-            **scores,
-        }
-    )
+    sealed = builder.seal(about(builder.work(), scores))
     if grown is None:
         say(f"{builder.path} sealed after {seconds:.1f} s, digest {sealed.digest}.")
 
@@ -305,27 +291,43 @@ def _cache_split(
     renderer = renderer_of(dataset)
     total = len(dataset) * builder.manifest.splits[split].planes
     with (
-        progress(f"caching {split}", total=total) as advance,
+        progress(f"caching {split}", total=total, unit=dataset.unit) as advance,
         nullcontext() if reading is None else reading.learning(split) as learn,
     ):
         count = _counted(builder, split, advance)
         count(0)
         while True:
             for view in builder.views(split):
-                cache_plane(
-                    builder,
-                    split,
-                    view,
-                    forward=forward,
-                    renderer=renderer,
-                    batch_size=params.teacher.batch_size,
-                    advance=count,
-                    learn=learn if view == 0 else None,
-                )
+                with _naming_the_remedy(builder.path):
+                    cache_plane(
+                        builder,
+                        split,
+                        view,
+                        forward=forward,
+                        renderer=renderer,
+                        batch_size=params.teacher.batch_size,
+                        advance=count,
+                        learn=learn if view == 0 else None,
+                    )
                 if reading is not None and view == 0:
                     renderer = renderer_of(reading.learned[split].dataset())
             if builder.complete(split):
                 break
+
+
+@contextmanager
+def _naming_the_remedy(path: Path) -> Iterator[None]:
+    """Add to an error of the network that the store stays, and is of the same recipe and data only.
+
+    Raises:
+        ModelError: the network fails.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(
+            f"{error} {path} keeps what is finished: pass --overwrite with another recipe or other data."
+        ) from error
 
 
 def _counted(builder: Builder, split: str, advance: Callable[[int], None]) -> Callable[[int], None]:

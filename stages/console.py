@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -88,6 +88,13 @@ def show_table(table: Table, *, width: int = 140) -> None:
     """Print a table, whose cells are printable, to standard output; ``width`` is that of what is no terminal."""
     terminal = Console(highlight=False)
     (terminal if terminal.is_terminal else Console(highlight=False, width=width)).print(table)
+
+
+def show_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of text, the headings first, as columns with two spaces between them."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def amount(count: float) -> str:

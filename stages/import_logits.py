@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 
 import numpy as np
@@ -18,10 +17,9 @@ from kdpipe.models.interface import Interface
 from kdpipe.pairing.growth import row_order
 from kdpipe.stages.console import progress, say
 from kdpipe.stages.growth import Continued, describe, finish_growth
-from kdpipe.stages.provenance import versions
 from kdpipe.stages.settings.storing import ImportLogits
 from kdpipe.stages.sources import load_split
-from kdpipe.stages.storing import check_top1, ordered, report, settle
+from kdpipe.stages.storing import about, check_top1, ordered, report, settle
 from kdpipe.stages.teachers import ClassNames, imported_outputs
 from kdpipe.store.manifest import read
 from kdpipe.store.plan import Plan
@@ -66,7 +64,7 @@ def run(params: ImportLogits) -> None:
         order=order,
         pixel_digests=all(each.in_memory or each.digests_pixels for each in stored.values()),
     )
-    if _grown(source, datasets, stored, planned=planned, params=params, about={f"teacher_{scored}_top1": top1}):
+    if _grown(source, datasets, stored, planned=planned, params=params, scores={f"teacher_{scored}_top1": top1}):
         report(params)
         return
     wanted = planned(source, stored, views=view.augmented)
@@ -80,21 +78,15 @@ def run(params: ImportLogits) -> None:
             for split, dataset in datasets.items():
                 planes = builder.manifest.splits[split].planes
                 rows = np.arange(len(dataset)) if order is None else row_order(len(dataset), seed=view.seed)
-                with progress(f"importing {split}", total=len(dataset) * planes) as advance:
+                with progress(f"importing {split}", total=len(dataset) * planes, unit=dataset.unit) as advance:
                     advance(builder.rows_elsewhere(split))
                     for number in range(planes):
                         copy_plane(
                             builder, split, number, source=source, order=rows, dataset=stored[split], advance=advance
                         )
                     builder.drain()
-            sealed = builder.seal(
-                {
-                    "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "seconds": round(time.perf_counter() - began, 2),
-                    "versions": dict(versions()),
-                    f"teacher_{scored}_top1": top1,
-                }
-            )
+            work = {"seconds": round(time.perf_counter() - began, 2)}
+            sealed = builder.seal(about(work, {f"teacher_{scored}_top1": top1}))
             say(f"{builder.path} sealed, digest {sealed.digest}.")
     report(params)
 
@@ -106,7 +98,7 @@ def _grown(
     *,
     planned: Callable[..., Plan],
     params: ImportLogits,
-    about: Mapping[str, float | None],
+    scores: Mapping[str, float | None],
 ) -> bool:
     """Add the samples that a sealed store of the same teacher lacks; return whether there is such a store.
 
@@ -144,7 +136,7 @@ def _grown(
         describe(path, params.provenance, part=None)
         say(f"{path} is sealed and has all of these samples.")
         return True
-    _import_fresh(store, source, place, planned=planned, params=params, about=about)
+    _import_fresh(store, source, place, planned=planned, params=params, scores=scores)
     say(f"{path} has grown after {time.perf_counter() - began:.1f} s, digest {read(path).digest}.")
     return True
 
@@ -156,7 +148,7 @@ def _import_fresh(
     *,
     planned: Callable[..., Plan],
     params: ImportLogits,
-    about: Mapping[str, float | None],
+    scores: Mapping[str, float | None],
 ) -> None:
     """Write the segments of the samples that a store lacks; ``place`` is the file's row of each key, by split."""
     with store.building(partial(planned, source), params, part=None) as builder:
@@ -164,12 +156,11 @@ def _import_fresh(
         for group, fresh in store.fresh.items():
             planes = builder.manifest.splits[group].planes
             rows = np.array([place[fresh.split][key] for key in fresh.keys], dtype=np.int64)
-            with progress(f"importing {group}", total=len(fresh) * planes) as advance:
+            with progress(f"importing {group}", total=len(fresh) * planes, unit=fresh.unit) as advance:
                 for view in range(planes):
                     copy_plane(builder, group, view, source=source, order=rows, dataset=fresh, advance=advance)
                 builder.drain()
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        builder.seal({"created": now, **builder.work(), "versions": dict(versions()), **about})
+        builder.seal(about(builder.work(), scores))
 
 
 def _other_logits(store: Continued, source: Imported, place: Mapping[str, Mapping[str, int]]) -> tuple[int, int]:

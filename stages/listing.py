@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from kdpipe.errors import ParamsError, did_you_mean
-from kdpipe.registry import Registry
-from kdpipe.stages.console import show, show_json
+from kdpipe.stages.console import show, show_columns, show_json
 
 Row = dict[str, Any]
 """One line of a table, by column: name or form, help, source."""
@@ -30,11 +30,8 @@ def show_list(kind: str, *, as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
-    columns = list(rows[0])
-    cells = [[str(row[column]) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in ([column.replace("_", " ") for column in columns], *cells):
-        show("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    headings = [column.replace("_", " ") for column in rows[0]]
+    show_columns([headings, *([str(value) for value in row.values()] for row in rows)])
 
 
 def known(kind: str) -> list[Row]:
@@ -106,44 +103,33 @@ def show_costs(name: str | None, *, num_classes: int, size: int) -> None:
         show(f"also: {', '.join(kind.usage for kind in models.all_kinds())}")
 
 
-def _registered(registry: Registry[Any]) -> list[Row]:
-    return [{"written_as": each.usage, "help": each.help, "source": each.source} for each in registry]
+def _registered(place: str) -> Callable[[], list[Row]]:
+    """Return a function that lists the things of the registry at ``module:name``, which it imports."""
+    return lambda: _rows(resolve_name(place))
 
 
-def _kinds(kinds: Iterable[Any]) -> list[Row]:
-    return [{"written_as": each.usage, "help": each.help, "source": each.source} for each in kinds]
-
-
-def _losses() -> list[Row]:
-    from kdpipe.distil.losses import LOSSES
-
-    return _registered(LOSSES)
-
-
-def _recipes() -> list[Row]:
-    from kdpipe.views import OPERATIONS
-
-    return _registered(OPERATIONS)
+def _rows(things: Iterable[Any]) -> list[Row]:
+    return [{"written_as": each.usage, "help": each.help, "source": each.source} for each in things]
 
 
 def _encodings() -> list[Row]:
     import kdpipe.encoding.kinds  # noqa: F401 (registers the encodings)
     from kdpipe.encoding.base import ENCODINGS
 
-    return _registered(ENCODINGS)
+    return _rows(ENCODINGS)
 
 
 def _models() -> list[Row]:
     from kdpipe.models import registry
 
     zoo = [{"written_as": each.name, "help": each.help, "source": each.source} for each in registry.architectures()]
-    return [*zoo, *_kinds(registry.all_kinds())]
+    return [*zoo, *_rows(registry.all_kinds())]
 
 
 def _datasets() -> list[Row]:
     from kdpipe.dataset import all_kinds
 
-    return _kinds(all_kinds())
+    return _rows(all_kinds())
 
 
 def _presets() -> list[Row]:
@@ -155,42 +141,6 @@ def _presets() -> list[Row]:
     ]
 
 
-def _curves() -> list[Row]:
-    from kdpipe.distil.curves import CURVES
-
-    return _registered(CURVES)
-
-
-def _attacks() -> list[Row]:
-    from kdpipe.distil.adversary import ATTACKS
-
-    return _registered(ATTACKS)
-
-
-def _corruptions() -> list[Row]:
-    from kdpipe.views.corruptions import CORRUPTIONS
-
-    return _registered(CORRUPTIONS)
-
-
-def _engines() -> list[Row]:
-    from kdpipe.benchmark.engines import ENGINES
-
-    return _registered(ENGINES)
-
-
-def _tasks() -> list[Row]:
-    from kdpipe.distil.rotation import AUXILIARY_TASKS
-
-    return _registered(AUXILIARY_TASKS)
-
-
-def _formats() -> list[Row]:
-    from kdpipe.export.formats import FORMATS
-
-    return _registered(FORMATS)
-
-
 def _metrics() -> list[Row]:
     from kdpipe.metrics import METRICS
 
@@ -198,19 +148,19 @@ def _metrics() -> list[Row]:
 
 
 KINDS: dict[str, Callable[[], list[Row]]] = {
-    "losses": _losses,
-    "recipes": _recipes,
+    "losses": _registered("kdpipe.distil.losses:LOSSES"),
+    "recipes": _registered("kdpipe.views:OPERATIONS"),
     "encodings": _encodings,
     "models": _models,
     "datasets": _datasets,
     "presets": _presets,
     "metrics": _metrics,
-    "curves": _curves,
-    "attacks": _attacks,
-    "corruptions": _corruptions,
-    "tasks": _tasks,
-    "engines": _engines,
-    "formats": _formats,
+    "curves": _registered("kdpipe.distil.curves:CURVES"),
+    "attacks": _registered("kdpipe.distil.adversary:ATTACKS"),
+    "corruptions": _registered("kdpipe.views.corruptions:CORRUPTIONS"),
+    "tasks": _registered("kdpipe.distil.rotation:AUXILIARY_TASKS"),
+    "engines": _registered("kdpipe.benchmark.engines:ENGINES"),
+    "formats": _registered("kdpipe.export.formats:FORMATS"),
 }
 """Returns the rows of each list, by its name."""
 

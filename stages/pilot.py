@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kdpipe import models
+from kdpipe.benchmark.rounds import torch_threads
 from kdpipe.dataset import Dataset
 from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation, DistillationObjective
@@ -96,7 +97,8 @@ def passes(forward: FrozenTeacher, renderer: Renderer, params: Plan) -> tuple[to
     logits, rows, start = [], {}, 0.0
     for name, view in (("plain", 0), ("augmented", min(1, params.view.augmented))):
         clock = Clock()
-        with progress(f"pilot, {name}", total=len(order)) as advance, clock(name, len(order)) as mark:
+        shown = progress(f"pilot, {name}", total=len(order), unit=renderer.dataset.unit)
+        with shown as advance, clock(name, len(order)) as mark:
             for pixels in renderer.batches(batches, view):
                 logits.append(forward(pixels).cpu())
                 mark(len(pixels))
@@ -136,12 +138,9 @@ def _rendering(renderer: Renderer, *, view: int) -> float:
     rows = np.arange(min(64, len(renderer.dataset)))
     if renderer.dataset.in_memory:
         return _seconds(lambda: renderer(rows, view)) / len(rows)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads():
+        torch.set_num_threads(1)
         return _seconds(lambda: renderer(rows, view)) / len(rows)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _forward(forward: FrozenTeacher, renderer: Renderer, batch_size: int) -> float:
@@ -162,12 +161,9 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _encoding_seconds(encoding: Encoding, logits: torch.Tensor) -> float:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads():
+        torch.set_num_threads(1)
         return _seconds(lambda: stored_bytes(encoding.encode(logits), encoding.compression)) / len(logits)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def time_training(params: Plan, whole: Dataset, pilot: Dataset, forward: FrozenTeacher) -> Training:

@@ -22,7 +22,7 @@ from kdpipe.stages.console import amount, say, show
 from kdpipe.stages.ranks import refuse_ranks
 from kdpipe.stages.settings.plan import Plan
 from kdpipe.stages.sources import load_split, load_test
-from kdpipe.stages.teachers import ClassNames, Normalization, frozen, load_mapped
+from kdpipe.stages.teachers import Normalization, frozen, load_all
 from kdpipe.store.plan import Layout
 from kdpipe.teacher.forecast import Pass, Rates, Training, teacher_pass
 from kdpipe.teacher.forward import FrozenTeacher
@@ -62,7 +62,7 @@ def run(params: Plan) -> None:
     listed = time.perf_counter() - began
     forward = _teacher(params, train_split)
     drawn = pilot.draw(train_split, params)
-    say(f"A pilot of {len(drawn):,} of {len(train_split):,} training images.")
+    say(f"A pilot of {len(drawn):,} of {len(train_split):,} training {train_split.unit}.")
     renderer = Renderer(
         drawn, params.view.recipe, seed=params.view.seed, geometry=Geometry.of(forward.preset), device=forward.device
     )
@@ -91,7 +91,7 @@ def run(params: Plan) -> None:
         training=training,
         pays_from=None if training is None else training.pays_from(passes[0].seconds),
     )
-    for line in _lines(found, params):
+    for line in _lines(found, params, unit=train_split.unit):
         show(line)
     if params.forecast.out is not None:
         durable.write_text(params.forecast.out, printable_json(_json(found)) + "\n")
@@ -99,13 +99,8 @@ def run(params: Plan) -> None:
 
 def _teacher(params: Plan, train_split: Dataset) -> FrozenTeacher:
     settings = params.teacher
-    of_data = settings.statistics is not None
-    given = Normalization(settings.mean, settings.std, settings.input_size, of_data, interface=params.network)
-    classes = ClassNames(settings.class_map, settings.teacher_classes)
-    loaded = [
-        load_mapped(name, train_split, given, classes=classes, weights=weights, trust_code=params.code.trust_code)
-        for name, weights in settings.with_weights
-    ]
+    given = [Normalization.asked(settings, params.network)] * len(settings.teacher)
+    loaded = load_all(settings, train_split, given, trust_code=params.code.trust_code)
     return frozen(loaded, settings, channels_last=settings.channels_last)
 
 
@@ -147,11 +142,11 @@ def _store(
     }
 
 
-def _lines(found: Forecast, params: Plan) -> Iterator[str]:
+def _lines(found: Forecast, params: Plan, *, unit: str) -> Iterator[str]:
     """Return the forecast for people."""
     data, rates = found.data, found.rates
     yield (
-        f"Data      {data['spec']}: {data['train']:,} train and {data['test']:,} test images, "
+        f"Data      {data['spec']}: {data['train']:,} train and {data['test']:,} test {unit}, "
         f"{data['classes']:,} classes, listed in {data['listed_seconds']:.1f} s"
     )
     yield f"Encodings bytes per row, mean KL at T = {', '.join(f'{each:g}' for each in found.choice.temperatures)}"

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdpipe.presets import Preset, find, presets
-from kdpipe.stages.console import on_terminal, show, show_json, show_table
+from kdpipe.stages.console import on_terminal, show, show_columns, show_json, show_table
 
 _COLUMNS = ("name", "teacher -> student", "teacher", "alone", "distilled", "source")
 
@@ -49,12 +49,10 @@ def as_yaml(preset: Preset) -> str:
 
 
 def _show_table(chosen: Sequence[Preset]) -> None:
-    """Print presets: a drawn table on a terminal, columns of plain text with two spaces between them elsewhere."""
+    """Print presets: a drawn table on a terminal, columns of plain text elsewhere."""
     rows = [_row(preset) for preset in chosen]
     if not on_terminal():
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-        for row in (_COLUMNS, *rows):
-            show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        show_columns([_COLUMNS, *rows])
         return
     table = Table(caption=Text("test top-1 in %, as published; kdpipe presets NAME has settings, notes and links"))
     for column in _COLUMNS:

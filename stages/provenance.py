@@ -1,9 +1,10 @@
-"""Provenance of a result: versions of the libraries and the revision of the repository."""
+"""Provenance of a result: its time, versions of the libraries, and the revision of the repository."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 
 _LIBRARIES = ("torch", "torchvision", "zarr", "numcodecs", "numpy", "pillow")
@@ -15,6 +16,11 @@ def versions() -> dict[str, str]:
 
     found = {"kdpipe": kdpipe.__version__, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in _LIBRARIES}
+
+
+def now() -> str:
+    """Return the present time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def git_revision() -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from blake3 import blake3
 
 from kdpipe import dataset, models
 from kdpipe.dataset import Dataset
@@ -105,6 +106,17 @@ def in_store_classes(
     for line in found.lines(store.path, samples.spec):
         say(line)
     return found, found.of(samples)
+
+
+def content_digest(samples: Dataset) -> str | None:
+    """Return a digest of the contents of all samples, in whatever order and under whatever names they are.
+
+    ``None`` where the content of one is unknown.
+    """
+    digests = samples.content_digests
+    if not digests.any(axis=1).all():
+        return None
+    return blake3(digests[np.lexsort(digests.T[::-1])].tobytes()).hexdigest(length=16)
 
 
 def load_model(

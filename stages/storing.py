@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from kdpipe.metrics import Logits, accuracy
 from kdpipe.pairing.growth import in_order
 from kdpipe.stages.console import say
 from kdpipe.stages.once import settle as settle_contents
-from kdpipe.stages.provenance import versions
+from kdpipe.stages.provenance import now, versions
 from kdpipe.stages.settings.storing import Storing
 from kdpipe.store import adoption, manifest
 from kdpipe.store.inspect import fidelity_lines, summary
@@ -94,6 +94,11 @@ def check_top1(logits: Logits, dataset: Dataset, *, min_top1: float | None) -> f
     return scores.top1
 
 
+def about(work: Mapping[str, Any], scores: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return what a store records of its making besides its ingredients: time, work, versions and accuracies."""
+    return {"created": now(), **work, "versions": versions(), **scores}
+
+
 def seal(path: Path) -> None:
     """Seal a store, or its growth, whose shards are all finished, if none of the processes that computed them did.
 
@@ -110,13 +115,8 @@ def seal(path: Path) -> None:
             top1 = accuracy(builder.plane("test", 0), builder.labels("test")).top1
         if builder.manifest.unread:
             settle_contents(builder)
-        about = {
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **builder.work(),
-            "versions": dict(versions()),
-            "teacher_test_top1": top1,
-        }
-        say(f"{path} sealed, digest {builder.seal(about).digest}.")
+        sealed = builder.seal(about(builder.work(), {"teacher_test_top1": top1}))
+        say(f"{path} sealed, digest {sealed.digest}.")
     _report(path)
 
 
@@ -128,9 +128,8 @@ def _seal_growth(path: Path) -> None:
         return
     with continue_alone(part) as builder:
         if not builder.sealed:
-            known = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": dict(versions())}
             tested = "test" in builder.manifest.names
-            builder.seal(known | builder.work() | ({"teacher_test_top1": None} if tested else {}))
+            builder.seal(about(builder.work(), {"teacher_test_top1": None} if tested else {}))
     grown = adoption.recover(path)
     say(f"{path} has not grown." if grown is None else f"{path} has grown, digest {grown.digest}.")
     _report(path)

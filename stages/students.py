@@ -99,6 +99,7 @@ def train(
         saved = savings(
             stores[0],
             samples=len(data.train),
+            unit=data.train.unit,
             epochs=params.optimization.epochs * params.view.views_per_sample,
             students=len(tasks) - len(failed),
         )

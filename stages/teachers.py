@@ -50,6 +50,12 @@ class Normalization:
     interface: Interface = field(default_factory=Interface)
     """The layout of its images, and what it returns."""
 
+    @classmethod
+    def asked(cls, settings: TeacherSettings, interface: Interface) -> Normalization:
+        """Return what the settings of a teacher's pass give."""
+        of_data = settings.statistics is not None
+        return cls(settings.mean, settings.std, settings.input_size, of_data, interface=interface)
+
 
 def load_teacher(
     name: str,
@@ -186,6 +192,17 @@ def load_mapped(
     if found is None:
         _say_order(train, names, teacher=who)
     return Teacher(model, None if found is None else _said(found, who, train.spec))
+
+
+def load_all(
+    settings: TeacherSettings, train: Dataset, given: Sequence[Normalization], *, trust_code: bool = False
+) -> list[Teacher]:
+    """Load the teachers of a pass, each with what is ``given`` of its images; see ``load_mapped``."""
+    classes = ClassNames(settings.class_map, settings.teacher_classes)
+    return [
+        load_mapped(name, train, each, classes=classes, weights=weights, trust_code=trust_code)
+        for (name, weights), each in zip(settings.with_weights, given, strict=True)
+    ]
 
 
 def _say_order(train: Dataset, names: Names | None, *, teacher: str) -> None:

@@ -273,7 +273,8 @@ def _student(
     params, model, epochs = task.params, task.model, task.params.optimization.epochs
 
     def report(row: dict[str, float]) -> None:
-        say(_line(row, epochs) if alone else f"{task.run.path.name}, {_line(row, epochs)}")
+        line = _line(row, epochs, unit=renderer.dataset.unit)
+        say(line if alone else f"{task.run.path.name}, {line}")
         logs.epoch(row)
 
     module = model.module.to(renderer.device)
@@ -363,11 +364,11 @@ def _percent(share: float | None, without: str) -> str:
     return without if share is None else f"{share:.2%}"
 
 
-def _line(row: dict[str, float], epochs: int) -> str:
+def _line(row: dict[str, float], epochs: int, *, unit: str) -> str:
     terms = ", ".join(f"{name} {row[name]:.4f}" for name in ("loss", "kd", "ce", "rotation") if name in row)
     more = {"adversarial_top1": "attacked", "validation_top1": "validation top-1"}
     measured = "".join(f", {said} {row[name]:.2%}" for name, said in more.items() if name in row)
     return (
         f"epoch {row['epoch']:.0f}/{epochs}: {terms}, train top-1 {row['train_top1']:.2%}{measured}, "
-        f"{row['images_per_second']:,.0f} images/s, {row['seconds']:.1f} s"
+        f"{row['images_per_second']:,.0f} {unit}/s, {row['seconds']:.1f} s"
     )

@@ -22,7 +22,7 @@ from kdpipe.pairing.join import covered, with_store_ids
 from kdpipe.stages.console import say
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.settings.training import Training
-from kdpipe.stages.sources import in_store_classes, load_model, load_split
+from kdpipe.stages.sources import content_digest, in_store_classes, load_model, load_split
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Sampling, read_sample_weights
@@ -223,6 +223,7 @@ def identity(
     """Return the model, the data and the software for ``run.json``."""
     splits = _splits(data, test_set)
     fingerprints = {split: part.fingerprint for split, part in splits.items()}
+    contents = {split: content_digest(part) for split, part in splits.items()}
     named = {} if data.class_map is None else {"class_map": data.class_map.recorded}
     weighed = {} if data.sampling is None else {"sample_weights": data.sampling.digest}
     return {
@@ -234,6 +235,7 @@ def identity(
         "samples": len(data.train),
         "left_out": data.left_out,
         "labels": {split: label_digest(part) for split, part in splits.items()},
+        "content": {split: digest for split, digest in contents.items() if digest is not None},
         "lineage": {"dataset": {"spec": spec, "name": data.train.name, **fingerprints}, **weighed, **named, **lineage},
         "versions": versions(),
         "git_revision": git_revision(),

@@ -1,6 +1,6 @@
-"""The benchmarks: each is described, and its commands and those that the results record have flags that it takes.
+"""The benchmarks: each is described, and the commands that are shown, recorded and run have flags that exist.
 
-Nothing is run or imported: the flags are those that the source adds to its parser.
+No benchmark is run or imported: its flags are those that the source adds to its parser.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from kdpipe.stages import cli
+from kdpipe.stages.flags import parser_of
 from tests.conftest import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -91,3 +93,26 @@ def test_the_commands_of_the_makefile_and_the_readme_exist() -> None:
     shown = [*commands((ROOT / "Makefile").read_text(encoding="utf-8")), *commands(README)]
     assert len(shown) >= 9
     assert [(words, faults(words)) for words in shown if faults(words)] == []
+
+
+def test_the_flags_that_scripts_give_to_kdpipe_exist() -> None:
+    ran = [(script, *call) for script, text in SCRIPTS.items() for call in calls(text)]
+    assert len(ran) > 30
+    assert [(script, command, given - known(command)) for script, command, given in ran if given - known(command)] == []
+
+
+def calls(text: str) -> Iterator[tuple[str, set[str]]]:
+    """Yield the command of each call of kdpipe in a source, and the flags that are written in the call."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("kdpipe", "in_process"):
+            words = [each for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            words.sort(key=lambda each: (each.lineno, each.col_offset))
+            if words and words[0].value in cli.EXAMPLES:
+                yield str(words[0].value), {str(each.value) for each in words if str(each.value).startswith("--")}
+
+
+@cache
+def known(command: str) -> set[str]:
+    """Return the flags of a command of kdpipe."""
+    parser = parser_of(cli.settings_of(command), command=command, example=cli.EXAMPLES[command])
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", parser.format_help()))

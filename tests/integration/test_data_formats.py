@@ -135,3 +135,25 @@ def test_a_missing_test_split_is_said_as_for_folders(photos: Path, tmp_path: Pat
         with pytest.raises(MissingSplitError, match="expected 'test' or 'val'"):
             dataset.load(spec, "test")
         assert len(dataset.load(spec, "train")) == 60
+
+
+def test_students_of_two_forms_of_the_same_images_are_compared(kdpipe: Kdpipe, photos: Path, tmp_path: Path) -> None:
+    """Whichever form is given; other images are refused as before."""
+    folder, parquet = f"folder:{photos}", WRITERS["parquet"](photos, tmp_path / "parquet")
+    runs = []
+    for name, spec in (("run-folder", folder), ("run-parquet", parquet)):
+        runs += ["--run", tmp_path / name]
+        assert kdpipe("train-student", "--data", spec, "--out", tmp_path / name, *STUDENT).code == 0
+    measured = ("--rounds", 1, "--no-cold-starts", "--device", "cpu")
+    for name, spec in (("of-folder", folder), ("of-parquet", parquet)):
+        outcome = kdpipe("benchmark", "--data", spec, *runs, *measured, "--out", tmp_path / name)
+        assert outcome.code == 0, outcome.err
+        students = json.loads((tmp_path / name / "metrics.json").read_text())["students"]
+        for run in ("run-folder", "run-parquet"):
+            tested = json.loads((tmp_path / run / "metrics.json").read_text())["test"]
+            assert students[run]["top1"] == pytest.approx(tested["top1"])
+    changed = photos / "test/ant/00.jpg"
+    changed.write_bytes((photos / "train/ant/00.jpg").read_bytes())
+    outcome = kdpipe("benchmark", "--data", folder, *runs, *measured, "--out", tmp_path / "changed")
+    refused(outcome, "was tested on other images")
+    assert not (tmp_path / "changed").exists()

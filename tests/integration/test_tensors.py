@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,8 @@ def test_losses_on_sequences_are_learned_and_the_students_compared(work: Path, k
     losses = "dkd+dist+hidden:attention+heads:attention+features+rkd:penultimate"
     trained = kdpipe(*student(work, tmp_path / "taught", "--store", work / "s.zarr", "--loss", losses))
     assert trained.code == 0
+    assert re.search(r"top-1 \S+%, [\d,]+ samples/s, ", trained.err)
+    assert "images" not in trained.err
     columns = (tmp_path / "taught" / "history.csv").read_text().partition("\n")[0].split(",")
     assert {"kd", "hidden", "heads", "features", "rkd"} <= {*columns}
     assert kdpipe(*student(work, tmp_path / "alone", "--seeds", "0,1", "--validation", 0.2)).code == 0
@@ -159,7 +162,12 @@ def test_values_that_a_network_does_not_take_are_refused_in_a_line(work: Path, k
     message = (
         "the network fails for values of its tensors (input_ids int64 (10), attention_mask int64 (10)): IndexError"
     )
-    refused(kdpipe(*teacher, "--recipe", "spans:2,3,999", "--views", 1, "--out", tmp_path / "s.zarr"), message)
+    out = tmp_path / "s.zarr"
+    stays = f"{out} keeps what is finished: pass --overwrite with another recipe or other data."
+    refused(kdpipe(*teacher, "--recipe", "spans:2,3,999", "--views", 1, "--out", out), message, stays)
+    corrected = (*teacher, "--recipe", "spans:2,3,1", "--views", 1, "--out", out)
+    refused(kdpipe(*corrected), f"{out} differs from what is asked for (recipe", "Rebuild it with --overwrite")
+    assert kdpipe(*corrected, "--overwrite").code == 0
     learning = ("--model", "tests.tensor_data:short_vocabulary", "--epochs", 1, "--out", tmp_path / "x")
     refused(kdpipe("train-teacher", "--data", TOKENS, *CPU, *learning), message)
     taught = ("--store", work / "s.zarr")

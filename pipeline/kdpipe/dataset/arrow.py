@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,8 +34,23 @@ _KEPT = 256 * 1024**2
 """Bytes of images of row groups of Parquet that a process keeps, beside the last one."""
 LARGEST_GROUP = 4 * 1024**3
 """Bytes of images in a row group at most."""
+LARGEST_COLUMNS = 2 * 1024**3
+"""Bytes of a column of labels or names, in all files of a split, at most."""
+_PLAIN_BATCH = 65_536
+"""Rows of numbers that are decompressed at a time."""
 _BATCH = 64
-"""Rows of Parquet that are decompressed at a time."""
+"""Rows of images or text that are decompressed at a time."""
+
+
+class Columns(Protocol):
+    """Reads some columns of a file whole."""
+
+    def __call__(self, path: Path, names: Sequence[str], *, most: int | None = None) -> Table:
+        """Return the columns; ``a.b`` is the field ``b`` of the column ``a``.
+
+        Raises:
+            DatasetError: they take more than ``most`` bytes, or the file is damaged.
+        """
 
 
 @dataclass(frozen=True)
@@ -45,8 +60,7 @@ class Format:
     schema: Callable[[Path], Schema]
     rows: Callable[[Path], int]
     """Returns the number of rows."""
-    columns: Callable[[Path, Sequence[str]], Table]
-    """Returns some columns whole; ``a.b`` is the field ``b`` of the column ``a``."""
+    columns: Columns
     images: Callable[[str], Open]
     """Returns the function that opens a file for the images of a column."""
 
@@ -90,9 +104,37 @@ def _parquet_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-def _parquet_columns(path: Path, names: Sequence[str]) -> Table:
+def _parquet_columns(path: Path, names: Sequence[str], *, most: int | None = None) -> Table:
+    arrow, batches, left = library("pyarrow"), [], most
     with _parquet(path) as file, _refused(path):
-        return file.read(columns=list(names))
+        schema = file.schema_arrow
+        lost = [name for name in names if name.partition(".")[0] not in schema.names]
+        if lost:
+            raise DatasetError(f"{path} has no column '{lost[0]}', expected the columns of the first file of its split")
+        plain = all(name in schema.names and arrow.types.is_primitive(schema.field(name).type) for name in names)
+        # A few bytes can stand for as many as they like, so text is read in small parts.
+        for batch in file.iter_batches(batch_size=_PLAIN_BATCH if plain else _BATCH, columns=list(names)):
+            batches.append(_decoded(batch))
+            if left is not None:
+                left -= batches[-1].nbytes
+                if left < 0:
+                    raise _large(path, names, most or 0)
+        return arrow.Table.from_batches(batches) if batches else schema.empty_table().select(list(names))
+
+
+def _decoded(batch: Any) -> Any:
+    """Return a batch whose columns have values in place of indices into a dictionary."""
+    arrow = library("pyarrow")
+    columns = [each.dictionary_decode() if arrow.types.is_dictionary(each.type) else each for each in batch.columns]
+    return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _large(path: Path, names: Sequence[str], most: int) -> DatasetError:
+    return DatasetError(
+        f"{', '.join(map(repr, names))} of {path} takes more than the {most:,} bytes that are left of "
+        f"{LARGEST_COLUMNS:,} for a column of labels or names in all files of a split; check that it is the right "
+        "column, or split the dataset"
+    )
 
 
 def _stream(path: Path) -> Table:
@@ -105,7 +147,7 @@ def _stream(path: Path) -> Table:
             return reader.read_all()
 
 
-def _stream_columns(path: Path, names: Sequence[str]) -> Table:
+def _stream_columns(path: Path, names: Sequence[str], *, most: int | None = None) -> Table:
     table, arrow = _stream(path), library("pyarrow")
     found = {}
     for name in names:
@@ -118,6 +160,8 @@ def _stream_columns(path: Path, names: Sequence[str]) -> Table:
                     [chunk.field(inner) for chunk in values.chunks], values.type.field(inner).type
                 )
             found[name] = values
+    if most is not None and sum(each.nbytes for each in found.values()) > most:
+        raise _large(path, names, most)
     return arrow.table(found)
 
 

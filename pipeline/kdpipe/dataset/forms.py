@@ -54,6 +54,11 @@ class Array:
         return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})".strip()
 
 
+def unit(form: Form | None) -> str:
+    """Return the word for several items of a form in progress and rates."""
+    return "images" if form is None else "samples"
+
+
 @dataclass(frozen=True)
 class Form:
     """The arrays of every item of a dataset, in order; views change the first of them."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
-from kdpipe.dataset.forms import Form
+from kdpipe.dataset.forms import Form, unit
 from kdpipe.dataset.ids import ID_BYTES, array_digest, find_ids, sample_id
 from kdpipe.dataset.registry import Indices, Records, Survey
 from kdpipe.dataset.tables import Table
@@ -122,7 +122,7 @@ class ItemSource:
         """Return digests and sizes; read each item that was not read before."""
         if len(self.looked):
             found = self.looked[indices]
-            with progress(what, total=len(found)) as report:
+            with progress(what, total=len(found), unit=unit(self.form)) as report:
                 report(len(found))
             self.looked = self.looked[:0]
         else:
@@ -147,7 +147,8 @@ class ItemSource:
             index = int(indices[new[0] if len(new) else 0])
             self.first = index, self._settle(index)
         self.settled = True
-        with progress(what, total=len(indices)) as report, table.saving() as save:
+        shown = progress(what, total=len(indices), unit=unit(self.form))
+        with shown as report, table.saving() as save:
             report(len(indices) - len(new))
             found = look_at(_found, (self, indices[new]), len(new), processes=processes, least=_SLOW)
             for places, block, _ in placed(found, new, report):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -251,6 +252,6 @@ def _in_memory(dataset: Dataset, progress: Progress) -> Dataset:
             read=read,
             workers=processors() if dataset.source.parallel else 1,
             what=f"decoding {dataset.split}",
-            progress=progress,
+            progress=partial(progress, unit=dataset.unit),
         )
     return replace(dataset, buffer=buffer)

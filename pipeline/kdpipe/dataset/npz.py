@@ -1,6 +1,7 @@
 """Arrays in ``.npz`` files of others: named, typed and bounded before they are read, never unpickled.
 
 Rows of an array that is stored without compression are read from the file one by one; a compressed one is read whole.
+What is read whole of a split takes half of the machine's memory at most.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +58,16 @@ class Member:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     @property
+    def size(self) -> int:
+        """Bytes of its values."""
+        return self.row_bytes * self.shape[0] if self.shape else self.dtype.itemsize
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a row can be read without the others."""
+        return self.offset is not None and not self.fortran
+
+    @property
     def where(self) -> str:
         """File and name, for messages."""
         return f"'{self.name}' of {self.path}"
@@ -67,12 +78,8 @@ class Member:
         Raises:
             DatasetError: it is too large, or its file is damaged.
         """
-        size = self.row_bytes * self.shape[0] if self.shape else self.dtype.itemsize
-        if size > (most := _largest_whole()):
-            raise DatasetError(
-                f"{self.where} takes {size:,} bytes, expected at most {most:,} (half of this machine's memory) of an "
-                "array that is read whole; write it with numpy.savez instead of savez_compressed"
-            )
+        refuse_large([self])
+        size = self.size
         try:
             with (
                 open_regular(self.path, follow=True) as file,
@@ -101,8 +108,7 @@ class Rows:
 
     @cached_property
     def _whole(self) -> Array | None:
-        direct = self.member.offset is not None and not self.member.fortran
-        return None if direct else self.member.read()
+        return None if self.member.by_row else self.member.read()
 
     @cached_property
     def _file(self) -> OffsetFile:
@@ -155,6 +161,25 @@ def members(path: Path) -> Mapping[str, Member]:
     except _FAULTS as error:
         raise _damaged(path, error) from error
     return {member.name: member for member in found}
+
+
+def refuse_large(whole: Iterable[Member]) -> None:
+    """Refuse arrays that are read whole and together do not fit into half of the machine's memory.
+
+    Raises:
+        DatasetError: they do not.
+    """
+    found = list(whole)
+    size, most = sum(each.size for each in found), _largest_whole()
+    if size <= most:
+        return
+    names = [f"'{each.name}'" for each in found]
+    listed = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    raise DatasetError(
+        f"{listed} of {found[0].path} {'take' if len(found) > 1 else 'takes'} {size:,} bytes, expected at most "
+        f"{most:,} (half of this machine's memory) of what is read whole; write the file with numpy.savez instead of "
+        "savez_compressed, arrays in C order, so that images and tensors are read row by row"
+    )
 
 
 def _member(path: Path, file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:

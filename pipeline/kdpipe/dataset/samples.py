@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset.choice import balanced_indices
-from kdpipe.dataset.forms import Form
+from kdpipe.dataset.forms import Form, unit
 from kdpipe.dataset.ids import array_digest, as_digests, identity
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import PixelBuffer, open_cache
@@ -119,6 +119,11 @@ class Dataset:
         """The form of the items where they are tensors, whose images are packed tensors; None for images."""
         found: Form | None = getattr(self.source, "form", None)
         return found
+
+    @property
+    def unit(self) -> str:
+        """The word for several of its items: images, or samples where they are tensors."""
+        return unit(self.form)
 
     def image(self, index: int) -> torch.Tensor:
         """Return one image, uint8 ``(3, height, width)``; may be called from several threads for files.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdpipe.dataset.arrow import Format, features_of
+from kdpipe.dataset.arrow import LARGEST_COLUMNS, Format, features_of
 from kdpipe.dataset.columns import Chosen, choose, class_label_names, keys_of, labels_of
 from kdpipe.dataset.containers import Parts, parts
 from kdpipe.dataset.encoded import EncodedSource
@@ -108,8 +108,7 @@ def _refuse_other_classes(tables: Tables, split: str, paths: Sequence[Path], cho
 
 def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:
     found = [
-        labels_of(tables.form.columns(path, [chosen.label]).column(0), where=f"'{chosen.label}' of {path}")
-        for path in paths
+        labels_of(values, where=f"'{chosen.label}' of {path}") for path, values in _whole(tables, paths, chosen.label)
     ]
     kinds = {each.dtype for each in found if len(each)}
     if len(kinds) > 1:
@@ -118,11 +117,16 @@ def _labels(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Column:
 
 
 def _keys(tables: Tables, paths: Sequence[Path], name: str) -> list[str]:
-    return [
-        key
-        for path in paths
-        for key in keys_of(tables.form.columns(path, [name]).column(0), where=f"'{name}' of {path}")
-    ]
+    return [key for path, values in _whole(tables, paths, name) for key in keys_of(values, where=f"'{name}' of {path}")]
+
+
+def _whole(tables: Tables, paths: Sequence[Path], name: str) -> Iterator[tuple[Path, Any]]:
+    """Yield a column of each file, ``LARGEST_COLUMNS`` bytes at most together."""
+    left = LARGEST_COLUMNS
+    for path in paths:
+        values = tables.form.columns(path, [name], most=left).column(0)
+        left -= values.nbytes
+        yield path, values
 
 
 def _files(tables: Tables, paths: Sequence[Path], chosen: Chosen) -> Files | None:

@@ -34,6 +34,8 @@ class Savings:
     """Duration of the teacher pass that filled the store."""
     students: int = 1
     """Students that were trained to their end."""
+    unit: str = "images"
+    """The word for several samples."""
 
     @property
     def passes(self) -> int:
@@ -49,14 +51,14 @@ class Savings:
         """Return one line for a person."""
         each = "" if self.students == 1 else f" ({self.epochs} for each of {self.students} students)"
         return (
-            f"Saved {self.passes} passes of the teacher over {self.samples:,} images{each}, about "
+            f"Saved {self.passes} passes of the teacher over {self.samples:,} {self.unit}{each}, about "
             f"{self.students * self.seconds:.0f} s at the speed of its cache; that took {self.store_seconds:.0f} s and "
             f"breaks even after {self.pays_from} such student{'s' * (self.pays_from > 1)}."
         )
 
 
-def savings(store: LogitStore, *, samples: int, epochs: int, students: int = 1) -> Savings | None:
-    """Compare ``epochs`` of each of ``students`` on ``samples`` images with the teacher pass that filled the store.
+def savings(store: LogitStore, *, samples: int, epochs: int, students: int = 1, unit: str = "images") -> Savings | None:
+    """Compare ``epochs`` of each of ``students`` on ``samples`` with the teacher pass that filled the store.
 
     Returns ``None`` where its duration is unknown.
     """
@@ -64,7 +66,7 @@ def savings(store: LogitStore, *, samples: int, epochs: int, students: int = 1) 
     if not isinstance(seconds, int | float) or seconds <= 0 or store.manifest.fingerprint.precision == "imported":
         return None
     rows = sum(split.samples * split.planes for split in store.manifest.splits.values())
-    return Savings(epochs, samples, epochs * samples * seconds / rows, seconds, students)
+    return Savings(epochs, samples, epochs * samples * seconds / rows, seconds, students, unit)
 
 
 class CachedTargets:

@@ -31,7 +31,9 @@ def predict(
     """
     blocks: list[torch.Tensor] = []
     part = part_size(module, preset.size)
-    with evaluating(module), progress(f"evaluating {renderer.dataset.split}", total=len(renderer.dataset)) as advance:
+    dataset = renderer.dataset
+    shown = progress(f"evaluating {dataset.split}", total=len(dataset), unit=dataset.unit)
+    with evaluating(module), shown as advance:
         for pixels in renderer.batches(plain_batches(renderer), view=0):
             for each in in_parts(pixels, part):
                 with taking(preset):

@@ -99,8 +99,10 @@ def train_together(
     )
     if resume:
         fleet.resume()
+    unit = renderers[0].dataset.unit
     while fleet.active and fleet.epoch < fleet.epochs:
-        with progress(f"epoch {fleet.epoch + 1}/{fleet.epochs}", batches.samples, status=fleet.status) as advance:
+        what = f"epoch {fleet.epoch + 1}/{fleet.epochs}"
+        with progress(what, batches.samples, unit=unit, status=fleet.status) as advance:
             within_memory = fleet.train_epoch(advance)
         if not within_memory:
             raise fleet.too_large()

@@ -152,6 +152,8 @@ class RunRecord(_Strict):
     samples: Count | None = None
     left_out: Count | None = None
     labels: Annotated[dict[Text, Digest], Field(max_length=10)] | None = None
+    content: Annotated[dict[Text, Digest], Field(max_length=10)] | None = None
+    """Digest of the contents of each split, whatever the names and the order of its samples."""
     versions: Annotated[dict[Text, Text | None], Field(max_length=100)] | None = None
     git_revision: Text | None = None
     weights: Annotated[dict[Text, Digest], Field(max_length=10)] | None = None

@@ -78,10 +78,11 @@ class Recorder:
     def __init__(self) -> None:
         self.total: dict[str, int] = {}
         self.done: dict[str, int] = {}
+        self.unit: dict[str, str] = {}
 
     @contextmanager
     def __call__(self, what: str, total: int, unit: str = "images") -> Iterator[Callable[[int], None]]:
-        self.total[what] = total
+        self.total[what], self.unit[what] = total, unit
         self.done.setdefault(what, 0)
 
         def report(count: int) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kdpipe.dataset import Request, load
-from kdpipe.dataset.arrow import RowGroups
+from kdpipe.dataset.arrow import PARQUET, RowGroups
 from kdpipe.dataset.kinds.parquet import list_parquet
 from kdpipe.errors import DatasetError, MissingSplitError
 from tests.images import add_member, write_hf, write_parquet, write_tars
@@ -289,6 +289,41 @@ def test_a_few_bytes_that_stand_for_many_images_are_refused(tmp_path: Path) -> N
     with pytest.raises(DatasetError, match="its row group has more than 16,777,216 bytes"):
         RowGroups("image", path, most=2**24).content(0, 0)
     assert RowGroups("image", path).content(2999, 0) == bytes(2**16)
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_few_bytes_that_stand_for_many_labels_are_refused(tmp_path: Path, dictionary: bool) -> None:
+    names = pa.array(["x" * 2**16] * 3000)
+    path = table(tmp_path / "train.parquet", label=names.dictionary_encode() if dictionary else names)
+    assert path.stat().st_size < 2**18
+    with pytest.raises(DatasetError) as refused:
+        PARQUET.columns(path, ["label"], most=2**24)
+    assert str(refused.value) == (
+        f"'label' of {path} takes more than the 16,777,216 bytes that are left of 2,147,483,648 for a column of labels "
+        "or names in all files of a split; check that it is the right column, or split the dataset"
+    )
+
+
+def test_columns_of_many_rows_and_groups_are_read_whole(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    numbers, texts = draw.integers(-1, 9, 200_000), [None, *(f"name {number}" for number in range(999))]
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"number": numbers}), path, row_group_size=70_000)
+    assert PARQUET.columns(path, ["number"], most=2**21).column(0).to_pylist() == numbers.tolist()
+    with pytest.raises(DatasetError, match="takes more than the 1,500,000 bytes"):
+        PARQUET.columns(path, ["number"], most=1_500_000)
+    for column in (pa.array(texts), pa.array(texts).dictionary_encode()):
+        pq.write_table(pa.table({"text": column}), path, row_group_size=300)
+        assert PARQUET.columns(path, ["text"]).column(0).to_pylist() == texts
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), path)
+    assert PARQUET.columns(path, ["text"]).column(0).to_pylist() == []
+
+
+def test_a_file_that_lacks_a_column_of_the_others_is_refused(tmp_path: Path) -> None:
+    table(tmp_path / "train-0.parquet", image=[png(1)], label=["ant"])
+    table(tmp_path / "train-1.parquet", image=[png(2)], name=["bee"])
+    with pytest.raises(DatasetError, match=r"train-1.parquet has no column 'label'"):
+        load(f"parquet:{tmp_path}/train-*.parquet", "train")
 
 
 def test_a_warning_tells_that_shuffled_reads_take_large_row_groups(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as arrays
 from kdpipe import dataset
 from kdpipe.dataset import Form
 from kdpipe.errors import DatasetError
+from tests.unit.dataset.conftest import MakeFolder, Recorder
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, max_side=4)
 TYPES = st.sampled_from(["bool", "int8", "uint16", "int64", "float16", "float32", "float64"])
@@ -94,6 +95,19 @@ def test_items_of_another_form_are_named(
 def test_forms_that_no_file_should_hold_are_refused(described: list[list[object]]) -> None:
     with pytest.raises(ValueError):
         Form.parse(described)
+
+
+def test_tensors_are_counted_in_samples_and_pictures_in_images(
+    tmp_path: Path, recorder: Recorder, make_folder: MakeFolder
+) -> None:
+    labels = np.array([0, 1])
+    np.savez(tmp_path / "x.npz", train_labels=labels, train_ids=np.ones((2, 5), dtype=np.int64))
+    assert dataset.load(f"npz:{tmp_path}/x.npz", "train", progress=recorder).unit == "samples"
+    assert {*recorder.unit.values()} == {"samples"}
+    assert {*recorder.unit} >= {"decoding train"}
+    other = Recorder()
+    assert dataset.load(f"folder:{make_folder()}", "train", progress=other).unit == "images"
+    assert {*other.unit.values()} == {"images"}
 
 
 def test_a_loaded_dataset_knows_its_form() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -157,6 +158,26 @@ def test_an_array_that_claims_more_than_its_file_has_is_refused(tmp_path: Path) 
         archive.writestr("train_images.npy", head + bytes(1000))
     with pytest.raises(DatasetError, match="is damaged: its shape"):
         load(f"npz:{tmp_path}/x.npz", "train")
+
+
+def test_arrays_that_together_exceed_the_memory_are_refused(tmp_path: Path) -> None:
+    """Each is below the bound; the sizes are those that the file claims."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    row = 2_000_000_000
+    names = [f"train_part{index:03}" for index in range(most // (2 * row) + 1)]
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': (2, {row}), }}".encode().ljust(117) + b"\n"
+    head = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    np.savez(tmp_path / "x.npz", train_labels=np.array([0, 1]))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(f"{name}.npy", head)
+            archive.getinfo(f"{name}.npy").file_size = len(head) + 2 * row
+    with pytest.raises(DatasetError) as refused:
+        load(f"npz:{tmp_path}/x.npz", "train")
+    line = str(refused.value)
+    assert f"x.npz take {2 * row * len(names) + 16:,} bytes, expected at most {most:,} (half of this machine's" in line
+    assert "numpy.savez instead of savez_compressed" in line
+    assert "\n" not in line
 
 
 def test_a_file_that_changed_is_noticed(tmp_path: Path, settled: None) -> None:

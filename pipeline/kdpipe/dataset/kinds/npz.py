@@ -31,7 +31,7 @@ from kdpipe.dataset.labels import (
     refuse_indices,
 )
 from kdpipe.dataset.names import nfc
-from kdpipe.dataset.npz import Array, Member, Rows, members
+from kdpipe.dataset.npz import Array, Member, Rows, members, refuse_large
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.states import PACKED, settled_before, state_of
@@ -42,6 +42,8 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 _FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
 _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
 """Names of arrays in a file of both splits, and in a file of one split."""
+_WHOLE = ("labels", "keys", "classes")
+"""Arrays of a split that are read whole in any case."""
 _TENSOR = "tensor "
 """Begins the names of tensors among the arrays of a split."""
 
@@ -60,6 +62,7 @@ def list_npz(request: Request, written: str) -> Listing:
     tensors = {name.removeprefix(_TENSOR): each for name, each in arrays.items() if name.startswith(_TENSOR)}
     images = next(iter(tensors.values())) if tensors else arrays["images"]
     pictures = open_samples(tensors or images)
+    refuse_large(each for part, each in arrays.items() if part in _WHOLE or not each.by_row)
     where = arrays["labels"].where
     values = _labels(arrays["labels"], len(pictures))
     classes = _classes(root, arrays, given.get("classes"))
