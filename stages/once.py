@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import Dataset, find_ids
+from kdpipe.dataset.ids import fingerprint
 from kdpipe.dataset.learning import Learned, arranged, surveyed
 from kdpipe.dataset.loading import notes_on
 from kdpipe.dataset.registry import Looking
-from kdpipe.dataset.samples import fingerprint
 from kdpipe.errors import DatasetError, StoreError, UnreadError
 from kdpipe.pairing.probes import probe_rows
 from kdpipe.stages.console import progress, say

@@ -17,8 +17,9 @@ from kdpipe.distil.objective import Distillation
 from kdpipe.distil.relations import class_relations
 from kdpipe.distil.signals import SignalTerm, SignalTerms, settle
 from kdpipe.distil.targets import refuse_unlabeled, savings
-from kdpipe.errors import DatasetError, UnsupportedLossError
+from kdpipe.errors import DatasetError, StaleStoreError, UnsupportedLossError
 from kdpipe.models import Model
+from kdpipe.pairing.certainty import margins
 from kdpipe.sharing.streaming import open_store
 from kdpipe.stages.console import say
 from kdpipe.stages.settings.training import StudentTraining
@@ -30,6 +31,7 @@ from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.stages.views import Views, views_of_stores
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.reader import LogitStore
+from kdpipe.training.curriculum import Curriculum
 from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
 from kdpipe.views import Recipe
@@ -124,6 +126,8 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         class_map=targets.class_map,
         own_classes=targets.classes == "data",
     )
+    if targets.curriculum is not None:
+        data = replace(data, sampling=_curriculum(students[0], stores[0], data.train))
     partial = data.selection is not None and not data.selection.whole and targets.mode == "cache"
     if partial or (data.selection is not None and targets.mode == "live"):
         refuse_partial(students, stores)
@@ -133,6 +137,28 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
             "auxiliary task: they cannot be trained together with the others. Give all of them --aux, or none."
         )
     return data
+
+
+def _curriculum(student: StudentTraining, store: LogitStore, train: Dataset) -> Curriculum:
+    """Return the curriculum by a store's teacher, after saying it.
+
+    Raises:
+        StaleStoreError: the store lacks samples.
+    """
+    rows = find_ids(train.sample_ids, store.sample_ids)
+    if (rows < 0).any():
+        raise StaleStoreError(
+            f"{store.path} has no logits of {(rows < 0).sum():,} of the {len(train):,} 'train' samples of "
+            f"{train.spec}, such as '{train.keys[int(rows.argmin())]}': --curriculum cannot rank them. Leave it out."
+        )
+    share, epochs = student.targets.curriculum, student.optimization.epochs
+    assert share is not None
+    found = Curriculum(np.argsort(-margins(store, rows), kind="stable"), train.labels, share, epochs)
+    say(
+        f"Curriculum: the first epoch draws from the {len(found.pool(0)):,} of {len(train):,} samples that the teacher "
+        f"is surest of, the epochs from number {epochs // 2 + 1} on from all of them."
+    )
+    return found
 
 
 def _among_classes(

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from kdpipe import dataset, open_store
-from kdpipe.dataset.samples import sample_id
+from kdpipe.dataset.ids import sample_id
 from kdpipe.presets import find
 from kdpipe.stages import cli
 from kdpipe.stages.flags import parser_of, resolve

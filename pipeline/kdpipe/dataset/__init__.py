@@ -10,11 +10,13 @@ from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.choice import balanced_indices
 from kdpipe.dataset.decode import decoder_name
 from kdpipe.dataset.forms import Form
-from kdpipe.dataset.loading import Loading, hold_out, labeled, limit_labels, load, single_classes
+from kdpipe.dataset.ids import find_ids, sample_id
+from kdpipe.dataset.loading import Loading, load
 from kdpipe.dataset.names import Names
+from kdpipe.dataset.parts import hold_out, labeled, limit_labels, single_classes
 from kdpipe.dataset.pixels import processors
 from kdpipe.dataset.registry import Kind, Listing, Request, Source, Survey, all_kinds, register
-from kdpipe.dataset.samples import Dataset, find_ids, sample_id
+from kdpipe.dataset.samples import Dataset
 from kdpipe.dataset.workers import Shared, worker_context
 
 __all__ = [

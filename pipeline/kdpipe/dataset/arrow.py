@@ -283,8 +283,6 @@ def _refused(path: Path) -> Iterator[None]:
     arrow = library("pyarrow")
     try:
         yield
-    except DatasetError:
-        raise
     except (arrow.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:
             raise DatasetError(f"{path} cannot be read: {why_unread(error)}") from error
@@ -293,15 +291,10 @@ def _refused(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _open_rows(column: str) -> Open:
-    return partial(_Rows, column)
-
-
-def _open_groups(column: str) -> Open:
-    return partial(RowGroups, column)
-
-
-PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, _open_groups)
+PARQUET = Format(_parquet_schema, _parquet_rows, _parquet_columns, lambda column: partial(RowGroups, column))
 STREAM = Format(
-    lambda path: _stream(path).schema, lambda path: int(_stream(path).num_rows), _stream_columns, _open_rows
+    lambda path: _stream(path).schema,
+    lambda path: int(_stream(path).num_rows),
+    _stream_columns,
+    lambda column: partial(_Rows, column),
 )

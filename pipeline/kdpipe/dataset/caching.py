@@ -1,4 +1,4 @@
-"""The directory of all caches: who may have written it, what it holds, and the removal of what was not used longest.
+"""The directory of all caches: trust in it, its files, and the removal of the least recently used ones.
 
 Everything in it may be deleted at any time. A file's time of modification is that of its last use.
 """
@@ -123,7 +123,7 @@ def touch(descriptor: int) -> None:
 
 
 def entries() -> list[Entry]:
-    """Return the files of the caches, the one that was not used longest first."""
+    """Return the files of the caches: those of processes that ended, then the least recently used first."""
     return sorted(_entries(), key=lambda entry: (not entry.dead, entry.used))
 
 
@@ -187,7 +187,7 @@ def _is_dead(path: Path, written: float) -> bool:
 
 
 def prune(limit: int, *, keep: Path | None = None) -> list[Entry]:
-    """Remove dead temporary files, then what was not used longest until ``limit`` bytes are left; return the removed.
+    """Remove dead temporary files, then the least recently used files until ``limit`` bytes are left; return them.
 
     ``keep`` and files that are being written stay. A process that has mapped a removed file goes on.
     """

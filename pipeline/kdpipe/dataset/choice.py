@@ -1,4 +1,4 @@
-"""Choice of some samples by their ids alone, the same whatever the order of the others."""
+"""Choice of some samples by their ids alone, independent of the order of the others."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Encoded images inside of files that hold many: tar archives, and tables of Arrow and Parquet.
 
-They are read where they lie, by offset or row; nothing is unpacked.
+They are read in place, by offset or row; nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset.encoded import Indices, Records
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.offsets import OffsetFile
+from kdpipe.dataset.registry import Indices, Records
 from kdpipe.dataset.sources import LARGEST_FILE
 from kdpipe.dataset.states import STATE, State, state_of
 from kdpipe.errors import DatasetError
@@ -105,14 +105,24 @@ class Parts:
             raise DatasetError(f"{self.named[index]} {error}") from error
 
 
-def parts(paths: Sequence[Path], open: Open, names: Sequence[Sequence[str]], places: Sequence[Indices]) -> Parts:  # noqa: A002
-    """Return images at some places of files, with their names in these."""
-    counts = [len(each) for each in places]
-    files = np.repeat(np.arange(len(paths), dtype=np.int32), counts)
+def parts(
+    paths: Sequence[Path],
+    open: Open,  # noqa: A002
+    *,
+    names: Sequence[Sequence[str]],
+    places: Sequence[npt.ArrayLike],
+    sizes: Sequence[npt.ArrayLike] | None = None,
+) -> Parts:
+    """Return images at some places of files, with their names in these; without ``sizes``, the files know them."""
     absolute = [os.path.abspath(path) for path in paths]  # noqa: PTH100 (Path.resolve would follow links)
-    joined = np.concatenate([np.asarray(each, dtype=np.int64) for each in places])
+    files = np.repeat(np.arange(len(paths), dtype=np.int32), list(map(len, names)))
     named = Names.below(list(zip(absolute, names, strict=True)))
-    return Parts(tuple(absolute), open, files, joined, np.zeros(len(files), dtype=np.int64), named)
+    of_each = np.zeros(len(files), dtype=np.int64) if sizes is None else _joined(sizes)
+    return Parts(tuple(absolute), open, files, _joined(places), of_each, named)
+
+
+def _joined(values: Sequence[npt.ArrayLike]) -> Indices:
+    return np.concatenate([np.asarray(each, dtype=np.int64) for each in values])
 
 
 def _state(path: str) -> State:

@@ -8,40 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import decode, samples
+from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
+from kdpipe.dataset.ids import ID_BYTES, array_digest, as_digests, bytes_digest, digests_of, find_ids, sample_id
 from kdpipe.dataset.names import Names
 from kdpipe.dataset.pixels import processors
-from kdpipe.dataset.registry import LOOKED, Survey
+from kdpipe.dataset.registry import LOOKED, Digests, Indices, Records, Survey
 from kdpipe.dataset.states import STATE, State, settled_before
 from kdpipe.dataset.tables import Table
-from kdpipe.dataset.workers import look_at
+from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
 
-Records = npt.NDArray[Any]
-Digests = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
-
-_NAME = ("name", "u1", samples.ID_BYTES)
-_FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
+_NAME = ("name", "u1", ID_BYTES)
+_FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("remarks", "u1")])
 _PACKED_FOUND = struct.Struct("<16sIIB")
 """The layout of ``_FOUND``."""
 _FILES = np.dtype([_NAME, ("state", STATE), ("found", _FOUND)])
 """An entry of the table of encoded images; its name is the digest of where it is."""
 _DECODED = np.dtype([_NAME])
 """An entry of the table of images that can be decoded; its name is the content digest."""
-_PIXELS = np.dtype([_NAME, ("pixels", "u1", samples.ID_BYTES)])
+_PIXELS = np.dtype([_NAME, ("pixels", "u1", ID_BYTES)])
 """An entry of the table of pixel digests; its name is the content digest."""
 
-_UNKNOWN = bytes(samples.ID_BYTES)
+_UNKNOWN = bytes(ID_BYTES)
 """Content digest of an image that was not read yet."""
 
 
@@ -92,7 +89,7 @@ class EncodedSource:
 
     def survey(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         *,
         what: str,
         progress: Progress,
@@ -105,7 +102,7 @@ class EncodedSource:
         decoded when they are read, which saves ``broken`` to read them again.
         """
         blobs, before = self.blobs.take(indices), settled_before()
-        files, decoded = self._table("digests", "files 3", _FILES), self._decoded()
+        files, decoded = self._files(), self._decoded()
         entries, broken = _states(blobs)
         known = _recall(entries, files.read()) | _recall(entries, self.held)
         known[list(broken)] = True
@@ -118,12 +115,8 @@ class EncodedSource:
 
         with progress(what, total=len(entries)) as report, files.saving() as save, decoded.saving() as save_decoded:
             report(len(entries) - len(new))
-            done = 0
-            for block, tried in look_at(
-                _look, blobs.take(new), len(new), flag=streamed, threads=_readers(), processes=processes
-            ):
-                places = new[done : done + len(block)]
-                done += len(block)
+            found = look_at(_look, blobs.take(new), len(new), flag=streamed, threads=_readers(), processes=processes)
+            for places, block, tried in placed(found, new, report):
                 good = places[[isinstance(looked, bytes) for looked in block]]
                 broken |= {
                     int(at): str(why) for at, why in zip(places, block, strict=True) if not isinstance(why, bytes)
@@ -134,13 +127,11 @@ class EncodedSource:
                 save(entries[good[settled[good]]])
                 if tried:
                     save_decoded(_named(entries["found"]["digest"][good]))
-                report(len(block))
-        found = entries["found"]
-        return Survey(found["digest"].copy(), found["size"].astype(np.int64), broken, found["remarks"].copy())
+        return _survey(entries["found"], broken)
 
     def broken(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         digests: Digests,
         *,
         what: str,
@@ -152,18 +143,15 @@ class EncodedSource:
         known = table.read()["name"]
         if np.array_equal(digests, known):
             return found
-        new = np.flatnonzero(samples.find_ids(digests, known) < 0)
+        new = np.flatnonzero(find_ids(digests, known) < 0)
         if not len(new):
             return found
         tasks = self.blobs.take(indices[new]), digests[new]
         with progress(what, total=len(new)) as report, table.saving() as save:
-            done = 0
-            for block, _ in look_at(_try, tasks, len(new), threads=processors(), processes=processes):
-                places = new[done : done + len(block)]
-                done += len(block)
+            tried = look_at(_try, tasks, len(new), threads=processors(), processes=processes)
+            for places, block, _ in placed(tried, new, report):
                 found |= {int(at): str(why) for at, why in zip(places, block, strict=True) if why is not None}
                 save(_named(digests[places[[why is None for why in block]]]))
-                report(len(block))
         return found
 
     def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
@@ -178,7 +166,7 @@ class EncodedSource:
         """Return one image as ``read`` does, and what was learned of it, ``LOOKED``."""
         where, found = self.blobs.names()[index], np.zeros((), dtype=LOOKED)
         content, state = self.blobs.content_and_state(index)
-        own = samples.bytes_digest(content)
+        own = bytes_digest(content)
         if digest == _UNKNOWN:
             pixels, found["remarks"] = decode.look(content, where)
             found["state"] = state
@@ -187,29 +175,27 @@ class EncodedSource:
         else:
             pixels = decode.decode(content, where)
         found["digest"], found["size"] = np.frombuffer(own, dtype=np.uint8), pixels.shape[1:]
-        found["pixels"] = np.frombuffer(samples.array_digest(pixels), dtype=np.uint8)
+        found["pixels"] = np.frombuffer(array_digest(pixels), dtype=np.uint8)
         return pixels, found
 
-    def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
+    def recall(self, indices: Indices) -> Survey:
         """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
-        known, count = self._table("digests", "files 3", _FILES).read(), len(indices)
+        known, count = self._files().read(), len(indices)
         if not len(known) and not len(self.held):
-            sizes = np.zeros((count, 2), dtype=np.int64)
-            return Survey(np.zeros((count, samples.ID_BYTES), np.uint8), sizes, remarks=np.zeros(count, np.uint8))
+            return _survey(np.zeros(count, dtype=_FOUND))
         entries, _ = _states(self.blobs.take(indices))
         entries["found"][~(_recall(entries, known) | _recall(entries, self.held))] = 0
-        found = entries["found"]
-        return Survey(found["digest"].copy(), found["size"].astype(np.int64), remarks=found["remarks"].copy())
+        return _survey(entries["found"])
 
     @contextlib.contextmanager
-    def remembering(self) -> Iterator[Callable[[npt.NDArray[np.int64], Records], None]]:
+    def remembering(self) -> Iterator[Callable[[Indices, Records], None]]:
         """Yield a function that remembers what was learned of images at some indices, ``LOOKED``."""
         names, before = self.blobs.names(), settled_before()
-        with self._table("digests", "files 3", _FILES).saving() as save, self._decoded().saving() as save_decoded:
+        with self._files().saving() as save, self._decoded().saving() as save_decoded:
 
-            def add(indices: npt.NDArray[np.int64], looked: Records) -> None:
+            def add(indices: Indices, looked: Records) -> None:
                 entries = np.zeros(len(indices), dtype=_FILES)
-                entries["name"], entries["state"] = samples.digests_of(names.take(indices)), looked["state"]
+                entries["name"], entries["state"] = digests_of(names.take(indices)), looked["state"]
                 for name in ("digest", "size", "remarks"):
                     entries["found"][name] = looked[name]
                 save(entries[_last_written(looked["state"]) < before])
@@ -219,7 +205,7 @@ class EncodedSource:
 
     def pixel_digests(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         digests: Digests,
         *,
         what: str,
@@ -230,19 +216,16 @@ class EncodedSource:
         table = self._table("decoded", f"pixels {decode.decoder_name()}", _PIXELS)
         known, entries = table.read(), np.zeros(len(indices), dtype=_PIXELS)
         entries["name"] = digests
-        rows = samples.find_ids(digests, known["name"])
+        rows = find_ids(digests, known["name"])
         entries["pixels"][rows >= 0] = known["pixels"][rows[rows >= 0]]
         new = np.flatnonzero(rows < 0)
         tasks = self.blobs.take(indices[new]), digests[new]
         with progress(what, total=len(indices)) as report, table.saving() as save:
             report(len(indices) - len(new))
-            done = 0
-            for block, _ in look_at(_pixels, tasks, len(new), threads=processors(), processes=processes):
-                places = new[done : done + len(block)]
-                done += len(block)
-                entries["pixels"][places] = samples.as_digests(b"".join(block))
+            found = look_at(_pixels, tasks, len(new), threads=processors(), processes=processes)
+            for places, block, _ in placed(found, new, report):
+                entries["pixels"][places] = as_digests(b"".join(block))
                 save(entries[places])
-                report(len(block))
         return entries["pixels"]
 
     def holding(self, found: Survey) -> EncodedSource:
@@ -257,8 +240,11 @@ class EncodedSource:
         return {**self.__dict__, "held": self.held[:0]}
 
     def _table(self, folder: str, kind: str, entry: np.dtype[Any]) -> Table:
-        name = samples.sample_id(f"{kind} {self.memory}").hex()
+        name = sample_id(f"{kind} {self.memory}").hex()
         return Table(cache_directory() / folder / f"{name}.bin", entry)
+
+    def _files(self) -> Table:
+        return self._table("digests", "files 3", _FILES)
 
     def _decoded(self) -> Table:
         return self._table("decoded", f"decoded {decode.decoder_name()}", _DECODED)
@@ -269,11 +255,17 @@ def _readers() -> int:
     return min(32, 4 * processors())
 
 
+def _survey(found: Records, broken: Mapping[int, str] | None = None) -> Survey:
+    """Return records, ``_FOUND`` ``(n,)``, as a survey."""
+    sizes = found["size"].astype(np.int64)
+    return Survey(found["digest"].copy(), sizes, broken or {}, found["remarks"].copy())
+
+
 def _states(blobs: Blobs) -> tuple[Records, dict[int, str]]:
     """Return the entries of images, ``(n,)``, with their names and states, and why some cannot be read."""
     entries = np.zeros(len(blobs), dtype=_FILES)
     entries["found"]["size"] = 1
-    entries["name"] = samples.digests_of(blobs.names())
+    entries["name"] = digests_of(blobs.names())
     entries["state"], broken = blobs.states()
     return entries, broken
 
@@ -289,7 +281,7 @@ def _recall(entries: Records, known: Records) -> npt.NDArray[np.bool_]:
     if np.array_equal(entries["name"], known["name"]):
         rows = np.arange(len(entries))
     else:
-        rows = samples.find_ids(entries["name"], known["name"])
+        rows = find_ids(entries["name"], known["name"])
     at = np.flatnonzero(rows >= 0)
     at = at[known["state"][rows[at]] == entries["state"][at]]
     entries["found"][at] = known["found"][rows[at]]
@@ -318,7 +310,7 @@ def _look(blobs: Blobs, index: int, decoded: bool) -> bytes | DatasetError:
             decode.check(content, where)
     except DatasetError as error:
         return error
-    return _PACKED_FOUND.pack(samples.bytes_digest(content), height, width, remarks)
+    return _PACKED_FOUND.pack(bytes_digest(content), height, width, remarks)
 
 
 def _try(known: tuple[Blobs, Digests], index: int, _decoded: bool) -> DatasetError | None:
@@ -335,12 +327,12 @@ def _pixels(known: tuple[Blobs, Digests], index: int, _decoded: bool) -> bytes:
     """Return the digest of an image's pixels."""
     blobs, digests = known
     content = _surveyed(blobs, index, digests[index].tobytes())
-    return samples.array_digest(decode.decode(content, blobs.names()[index]))
+    return array_digest(decode.decode(content, blobs.names()[index]))
 
 
 def _surveyed(blobs: Blobs, index: int, digest: bytes) -> bytes:
     content = blobs.content(index)
-    if digest not in (_UNKNOWN, samples.bytes_digest(content)):
+    if digest not in (_UNKNOWN, bytes_digest(content)):
         raise _changed(blobs.names()[index])
     return content
 

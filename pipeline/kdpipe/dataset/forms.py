@@ -1,6 +1,6 @@
 """The form of tensor items: the names, types and shapes of a sample's arrays, and their layout as bytes.
 
-A dataset of tensors goes the way of a dataset of images: between its source and a network, an item is its arrays'
+A dataset of tensors is handled as one of images: between its source and a network, an item is its arrays'
 little-endian bytes, one array after the other, laid out as a uint8 image ``(3, 1, width)`` that ends with up to two
 zeros. Buffers, digests, workers and stores need not know more. Importing this does not import torch.
 """

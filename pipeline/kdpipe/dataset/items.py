@@ -13,20 +13,18 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from kdpipe.dataset import decode, samples
+from kdpipe.dataset import decode
 from kdpipe.dataset.caching import cache_directory
 from kdpipe.dataset.forms import Form, unit
-from kdpipe.dataset.registry import Survey
+from kdpipe.dataset.ids import ID_BYTES, array_digest, find_ids, sample_id
+from kdpipe.dataset.registry import Indices, Records, Survey
 from kdpipe.dataset.tables import Table
-from kdpipe.dataset.workers import look_at
+from kdpipe.dataset.workers import look_at, placed
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress
 
-Records = npt.NDArray[Any]
-Indices = npt.NDArray[np.int64]
-
-_FOUND = np.dtype([("digest", "u1", samples.ID_BYTES), ("size", "<u4", 2), ("label", "<i8")])
-_ENTRY = np.dtype([("name", "u1", samples.ID_BYTES), ("found", _FOUND)])
+_FOUND = np.dtype([("digest", "u1", ID_BYTES), ("size", "<u4", 2), ("label", "<i8")])
+_ENTRY = np.dtype([("name", "u1", ID_BYTES), ("found", _FOUND)])
 _SLOW = 500e-6
 """Seconds for an item from which worker processes open the sequence, too; one in memory is quicker."""
 
@@ -83,7 +81,7 @@ class ItemSource:
         return decode.from_picture(item) if self.form is None else self.form.pack(item)
 
     def _settle(self, index: int) -> Any:
-        """Return one item as the sequence has it; the first tells the form of all."""
+        """Return one item as the sequence has it; the form of all is taken from the first."""
         if self.first is not None and self.first[0] == index:
             (_, pair), self.first = self.first, None
             return pair
@@ -132,34 +130,31 @@ class ItemSource:
         return Survey(found["digest"].copy(), found["size"].astype(np.int64))
 
     def _look(self, indices: Indices, *, what: str, progress: Progress, processes: int) -> Records:
-        """Return what there is to know of items, ``(k,)``, by reading those that are not remembered."""
-        name = samples.sample_id(f"items 1 {self.where}").hex()
+        """Return digest, size and label of items, ``_FOUND`` ``(k,)``; read those that are not remembered."""
+        name = sample_id(f"items 1 {self.where}").hex()
         table = Table(cache_directory() / "digests" / f"{name}.bin", _ENTRY)
         entries = np.zeros(len(indices), dtype=_ENTRY)
         new = np.arange(len(indices))
         if self.names is not None:
             entries["name"] = self.names[indices]
             known = table.read()
-            rows = samples.find_ids(entries["name"], known["name"])
+            rows = find_ids(entries["name"], known["name"])
             entries["found"][rows >= 0] = known["found"][rows[rows >= 0]]
             new = np.flatnonzero(rows < 0)
-        if len(new) or (
-            len(indices) and (entries["found"]["size"][:, 0] == 1).all()
-        ):  # as packed tensors have, and hardly a picture
+        # Packed tensors have a height of 1, and hardly a picture has.
+        are_flat = len(indices) > 0 and bool((entries["found"]["size"][:, 0] == 1).all())
+        if len(new) or are_flat:
             index = int(indices[new[0] if len(new) else 0])
             self.first = index, self._settle(index)
         self.settled = True
         shown = progress(what, total=len(indices), unit=unit(self.form))
         with shown as report, table.saving() as save:
             report(len(indices) - len(new))
-            done = 0
-            for block, _ in look_at(_found, (self, indices[new]), len(new), processes=processes, least=_SLOW):
-                places = new[done : done + len(block)]
-                done += len(block)
+            found = look_at(_found, (self, indices[new]), len(new), processes=processes, least=_SLOW)
+            for places, block, _ in placed(found, new, report):
                 entries["found"][places] = np.array(block, dtype=_FOUND)
                 if self.names is not None:
                     save(entries[places])
-                report(len(block))
         return entries["found"]
 
     def broken(self, *_: object, **__: object) -> dict[int, str]:
@@ -173,7 +168,7 @@ class ItemSource:
             DatasetError: The item cannot be used, or is not the one that was surveyed.
         """
         pixels, _ = self.item(index)
-        if samples.array_digest(pixels) != digest:
+        if array_digest(pixels) != digest:
             reason = "items must always be the same, leave augmentation to the recipe"
             if self.names is not None:
                 reason = "items with the same digest, or in a sequence with the same fingerprint, must be the same"
@@ -189,7 +184,7 @@ def _found(items: tuple[ItemSource, Indices], index: int, _: bool) -> tuple[Any,
     """Return digest, size and label of an item, as ``_FOUND``."""
     source, indices = items
     pixels, label = source.item(int(indices[index]))
-    return tuple(samples.array_digest(pixels)), pixels.shape[1:], label
+    return tuple(array_digest(pixels)), pixels.shape[1:], label
 
 
 def as_label(value: Any) -> int:

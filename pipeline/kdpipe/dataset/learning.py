@@ -1,7 +1,7 @@
 """Datasets whose images are only listed at first, and are learned of by the pass that reads them.
 
 Reading and hashing all files before a teacher's pass reads them costs a second read. Here content digests and sizes
-are zeros until an image is read; whatever is learned is remembered at once, as it is where files are read before.
+are zeros until an image is read; what is learned is remembered at once, as it is where files are read before.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import find_ids, identity
 from kdpipe.dataset.names import Names
-from kdpipe.dataset.registry import LOOKED, Looking, Source, Survey
-from kdpipe.dataset.samples import Dataset, find_ids, identity
+from kdpipe.dataset.registry import LOOKED, Digests, Indices, Looking, Records, Source, Survey
+from kdpipe.dataset.samples import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.progress import Progress, silent
-
-Digests = npt.NDArray[np.uint8]
-Indices = npt.NDArray[np.int64]
-Looked = npt.NDArray[Any]
 
 _TRIED = 64
 """Images whose headers tell whether all of them fit in memory."""
@@ -89,7 +86,7 @@ class Learned:
         self.digests, self.sizes = dataset.content_digests.copy(), dataset.sizes.copy()
         self.remarks = np.zeros(len(dataset), dtype=np.uint8)
 
-    def add(self, indices: Indices, looked: Looked, remember: Callable[[Indices, Looked], None]) -> None:
+    def add(self, indices: Indices, looked: Records, remember: Callable[[Indices, Records], None]) -> None:
         """Add what was learned of the images at ``indices``, ``LOOKED``, and remember what is new."""
         new = ~self.digests[indices].any(axis=1) & looked["digest"].any(axis=1)
         self.digests[indices], self.sizes[indices] = looked["digest"], looked["size"]
@@ -112,11 +109,11 @@ class _PartlyGone:
 
     parallel: bool = True
 
-    def read(self, index: int, digest: bytes) -> Digests:
+    def read(self, index: int, digest: bytes) -> npt.NDArray[np.uint8]:
         """Return one image; see ``Source``."""
         return np.zeros(_BLANK, dtype=np.uint8) if index < 0 else self.source.read(index, digest)  # type: ignore[attr-defined]
 
-    def look(self, index: int, digest: bytes) -> tuple[Digests, npt.NDArray[np.void]]:
+    def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
         """Return one image and what was learned of it; see ``Looking``."""
         if index >= 0:
             return self.source.look(index, digest)
@@ -125,7 +122,7 @@ class _PartlyGone:
         return np.zeros(_BLANK, dtype=np.uint8), found
 
     def __getattr__(self, name: str) -> Any:
-        """Return anything else of the source, which is asked about images that are there alone."""
+        """Return any other attribute of the source, which is only called for images that exist."""
         if name.startswith("__") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)
@@ -142,9 +139,8 @@ def arranged(dataset: Dataset, ids: Digests) -> Dataset | None:
     if 2 * int(gone.sum()) > len(ids):
         return None
     if not gone.any():
-        return (
-            dataset if np.array_equal(index, np.arange(len(dataset))) else replace(dataset.subset(index), origin=None)
-        )
+        in_order = np.array_equal(index, np.arange(len(dataset)))
+        return dataset if in_order else replace(dataset.subset(index), origin=None)
     assert isinstance(dataset.source, Looking)
     names: Sequence[str] = [
         f"removed {key.tobytes().hex()}" if away else dataset.keys[at]

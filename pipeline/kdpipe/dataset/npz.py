@@ -158,8 +158,6 @@ def members(path: Path) -> Mapping[str, Member]:
             if len(infos) > _MOST_ARRAYS:
                 raise DatasetError(f"{path} has {len(infos):,} arrays, expected at most {_MOST_ARRAYS:,}")
             found = [_member(path, file, archive, info) for info in infos]
-    except DatasetError:
-        raise
     except _FAULTS as error:
         raise _damaged(path, error) from error
     return {member.name: member for member in found}

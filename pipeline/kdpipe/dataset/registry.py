@@ -27,6 +27,12 @@ from kdpipe.dataset.states import STATE
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.progress import Progress, silent
 
+Indices = npt.NDArray[np.int64]
+"""Indices of images in a source, or places among some of them, ``(k,)``."""
+Digests = npt.NDArray[np.uint8]
+"""Digests of 16 bytes, ``(k, 16)``."""
+Records = npt.NDArray[Any]
+"""A structured array, ``(k,)``."""
 Channels = tuple[float, float, float]
 """One value each for red, green and blue."""
 
@@ -35,7 +41,7 @@ Channels = tuple[float, float, float]
 class Survey:
     """Content digests and sizes of images."""
 
-    digests: npt.NDArray[np.uint8]
+    digests: Digests
     """Content digests, ``(n, 16)``."""
     sizes: npt.NDArray[np.int64]
     """Height and width of each image, ``(n, 2)``."""
@@ -43,6 +49,11 @@ class Survey:
     """Why an image cannot be used, by its place among those surveyed; its digest and size mean nothing."""
     remarks: npt.NDArray[np.uint8] | None = None
     """Remarks of ``kdpipe.dataset.decode.describe`` on each image file, ``(n,)``."""
+
+    def take(self, places: Indices) -> Survey:
+        """Return the survey of the images at ``places``, ``(k,)``, of which none is broken."""
+        remarks = None if self.remarks is None else self.remarks[places]
+        return Survey(self.digests[places], self.sizes[places], remarks=remarks)
 
 
 class Source(Protocol):
@@ -55,7 +66,7 @@ class Source(Protocol):
 
     def survey(
         self,
-        indices: npt.NDArray[np.int64],
+        indices: Indices,
         *,
         what: str,
         progress: Progress,
@@ -71,8 +82,8 @@ class Source(Protocol):
 
     def broken(
         self,
-        indices: npt.NDArray[np.int64],
-        digests: npt.NDArray[np.uint8],
+        indices: Indices,
+        digests: Digests,
         *,
         what: str,
         progress: Progress,
@@ -96,31 +107,31 @@ LOOKED = np.dtype([("digest", "u1", 16), ("size", "<u4", 2), ("remarks", "u1"), 
 
 @runtime_checkable
 class Looking(Protocol):
-    """A source that tells what it learns by reading an image."""
+    """A source that also returns what is learned by reading an image."""
 
     def look(self, index: int, digest: bytes) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.void]]:
         """Return an image as ``Source.read``, and its ``LOOKED``; a digest of zeros is unknown."""
         ...
 
-    def recall(self, indices: npt.NDArray[np.int64]) -> Survey:
+    def recall(self, indices: Indices) -> Survey:
         """Return what is remembered of images, without reading one; digests and sizes of zeros where nothing is."""
         ...
 
     def remembering(
         self,
-    ) -> AbstractContextManager[Callable[[npt.NDArray[np.int64], npt.NDArray[Any]], None]]:
+    ) -> AbstractContextManager[Callable[[Indices, Records], None]]:
         """Return a function that remembers what was learned of images at some indices, ``LOOKED``."""
         ...
 
     def pixel_digests(
         self,
-        indices: npt.NDArray[np.int64],
-        digests: npt.NDArray[np.uint8],
+        indices: Indices,
+        digests: Digests,
         *,
         what: str,
         progress: Progress,
         processes: int = 1,
-    ) -> npt.NDArray[np.uint8]:
+    ) -> Digests:
         """Return digests of shape and pixels of images with these content digests, both ``(k, 16)``."""
         ...
 

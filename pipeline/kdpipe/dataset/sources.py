@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe.dataset import decode, samples
-from kdpipe.dataset.encoded import Indices, Records
+from kdpipe.dataset import decode
+from kdpipe.dataset.ids import array_digest, bytes_digest
 from kdpipe.dataset.names import Names
+from kdpipe.dataset.registry import Indices, Records
 from kdpipe.dataset.states import PACKED, STATE, State, state_of
 from kdpipe.errors import DatasetError, did_you_mean
 from kdpipe.reading import open_regular
@@ -70,7 +71,7 @@ def content_digest_of(path: Path) -> bytes:
     Raises:
         DatasetError: it cannot be read.
     """
-    return samples.bytes_digest(content_of(str(path)))
+    return bytes_digest(content_of(str(path)))
 
 
 def pixel_digest_of(path: Path) -> bytes:
@@ -79,7 +80,7 @@ def pixel_digest_of(path: Path) -> bytes:
     Raises:
         DatasetError: it cannot be read or decoded.
     """
-    return samples.array_digest(decode.decode(content_of(str(path)), str(path)))
+    return array_digest(decode.decode(content_of(str(path)), str(path)))
 
 
 def content_of(path: str) -> bytes:

@@ -1,6 +1,6 @@
 """Tables in the cache of what was found out about samples, saved while it is found out.
 
-A table grows by blocks, each with a digest of its own content, so that a kill loses the last second at most, and
+A table grows by blocks, each with its digest, so that a kill loses the last second at most, and
 several processes can add to one table. It may be deleted at any time.
 """
 

@@ -70,7 +70,7 @@ def list_tables(request: Request, tables: Tables) -> Listing:
     files = _files(tables, paths, chosen)
     rows = [np.arange(count) for count in counts]
     names = [[f"row {row}" for row in each] for each in rows]
-    blobs: Files | Parts = files or parts(paths, tables.form.images(chosen.image), names, rows)
+    blobs: Files | Parts = files or parts(paths, tables.form.images(chosen.image), names=names, places=rows)
     source = EncodedSource(blobs, memory=f"{tables.memory} {split}")
     keys: Sequence[str]
     if chosen.key is not None:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +20,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdpipe import durable
 from kdpipe.dataset.caching import cache_directory, prepare, touch, trusted
 from kdpipe.dataset.decode import image_extensions
+from kdpipe.dataset.ids import sample_id
 from kdpipe.dataset.labels import SUPPORTED
 from kdpipe.dataset.names import nfc
 from kdpipe.dataset.offsets import OffsetFile
-from kdpipe.dataset.samples import sample_id
 from kdpipe.dataset.states import settled_before, state_of
 from kdpipe.errors import DatasetError
 from kdpipe.printable import first_line
@@ -84,13 +84,13 @@ def tar_index(path: Path, *, image: str | None, label: str | None) -> TarIndex:
     return index
 
 
-Members = Mapping[str, tuple[str, int, int]]
+Members = dict[str, tuple[str, int, int]]
 """The name, offset and size of a sample's members by their extension."""
 
 
-def _samples(opened: BinaryIO, path: Path) -> dict[str, dict[str, tuple[str, int, int]]]:
+def _samples(opened: BinaryIO, path: Path) -> dict[str, Members]:
     """Return the members of each sample, in the order of the archive."""
-    found: dict[str, dict[str, tuple[str, int, int]]] = {}
+    found: dict[str, Members] = {}
     head = opened.read(2)
     opened.seek(0)
     if head in _COMPRESSED:
@@ -131,8 +131,6 @@ def _members(opened: BinaryIO, path: Path) -> Iterator[tarfile.TarInfo]:
             if opened.read(512) != bytes(512):
                 raise tarfile.ReadError("it ends early")
     except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-        if isinstance(error, DatasetError):
-            raise
         raise DatasetError(
             f"{path} is damaged, or no tar archive: {first_line(error)}; make it or download it again"
         ) from error
@@ -166,7 +164,9 @@ def _sample(
 
 
 def _label(key: str, members: Members, file: OffsetFile, path: Path, asked: str | None) -> int | str | None:
-    ending, _, field = (asked or "").partition(".") if (asked or "").startswith("json.") else (asked or "", "", "")
+    ending, field = asked or "", ""
+    if ending.startswith("json."):
+        ending, field = "json", ending.removeprefix("json.")
     if not asked:
         ending = next((ending for ending in ("cls", "json") if ending in members), "")
     if ending not in members:

@@ -25,6 +25,9 @@ from multiprocessing.context import BaseContext, get_spawning_popen
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from kdpipe.dataset.pixels import BLOCK, in_blocks
 
 T = TypeVar("T")
@@ -198,6 +201,17 @@ def look_at(
             except BrokenProcessPool:
                 processes = 1
                 blocks = here(done)
+
+
+def placed(
+    blocks: Iterable[tuple[list[Result], bool]], places: npt.NDArray[np.int64], report: Callable[[int], None]
+) -> Iterator[tuple[npt.NDArray[np.int64], list[Result], bool]]:
+    """Yield the lists of ``look_at`` with the places ``(n,)`` that its indices stand for, and report each as done."""
+    done = 0
+    for block, flagged in blocks:
+        yield places[done : done + len(block)], block, flagged
+        done += len(block)
+        report(len(block))
 
 
 def _look_at(

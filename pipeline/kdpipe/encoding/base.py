@@ -55,6 +55,12 @@ class Encoded:
     row_max: npt.NDArray[np.float32]
     """``(n,)``: each row's largest logit or a value near it; the largest value of the decoded row equals it."""
 
+    def tensors(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return codes and row maxima on a device, as ``Encoding.decode`` takes them; those on a CPU share memory."""
+        import torch
+
+        return torch.from_numpy(self.codes).to(device), torch.from_numpy(self.row_max).to(device)
+
 
 class Encoding(Protocol):
     """Converts float32 logits ``(n, classes)`` to codes and back. A decoded row's largest logit is its ``row_max``."""
@@ -109,16 +115,50 @@ ENCODINGS: Registry[Encoding] = Registry("encoding")
 """Every encoding before calibration, once ``kdpipe.encoding.registry`` is imported."""
 
 
-def _fits_names(value: float) -> bool:
-    """Return whether a temperature is in the range of names and reads back from six digits without an exponent."""
-    return 0.01 <= value <= 1000 and float(f"{value:g}") == value and "e" not in f"{value:g}"
+_IN_WORDS = {4: "four", 6: "six"}
 
 
-Temperature = Annotated[float, Range("0.01 to 1000 in at most six digits", _fits_names)]
+def in_digits(low: float, high: float, *, digits: int) -> Range:
+    """Return the range of numbers that names can hold: those that read back from a few digits without an exponent."""
+
+    def fits(value: float) -> bool:
+        text = f"{value:.{digits}g}"
+        return low <= value <= high and float(text) == value and "e" not in text
+
+    return Range(f"{low:g} to {high:g} in at most {_IN_WORDS[digits]} digits", fits)
+
+
+Temperature = Annotated[float, in_digits(0.01, 1000, digits=6)]
 """The temperature that an encoding is made for."""
+
+GRID = 1 << 10
+"""``centered`` rounds logits to multiples of 1 / GRID."""
+_LOWEST = -1024.0
+"""Lower bound of a logit minus its row's maximum, for ``centered``."""
 
 
 def shift(logits: torch.Tensor, *, lowest: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return float32 ``(n, classes)`` minus each row's maximum, at least ``lowest``, and the maxima ``(n,)``."""
     row_max = logits.amax(dim=1)
     return (logits - row_max[:, None]).clamp_(min=lowest), row_max
+
+
+def centered(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits minus their row's mean, as whole multiples of the grid, float64 ``(n, classes)``.
+
+    Sums of whole numbers are exact, so that codes made from them are equal on every device.
+    """
+    values = shift(logits, lowest=_LOWEST)[0].double().mul_(GRID).round_()
+    return values.sub_((values.sum(dim=1, keepdim=True) / values.shape[1]).round_())
+
+
+def in_bfloat16(row_max: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return row maxima ``(n,)`` rounded to bfloat16, for encodings whose decoded rows are right up to a constant.
+
+    No distillation loss depends on it, and half of the bytes compress to nothing.
+    """
+    import torch
+
+    limit = torch.finfo(torch.bfloat16).max
+    rounded: npt.NDArray[np.float32] = row_max.clamp(-limit, limit).to(torch.bfloat16).to(torch.float32).cpu().numpy()
+    return rounded

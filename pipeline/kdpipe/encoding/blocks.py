@@ -24,6 +24,6 @@ def encode(encoding: Encoding, logits: torch.Tensor, *, temperatures: tuple[floa
         here = slice(start, start + size)
         encoded = encoding.encode(logits[here])
         codes[here], row_max[here] = encoded.codes, encoded.row_max
-        kept, largest = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-        lost += Fidelity.of(logits[here], encoding.decode(kept, largest, classes), temperatures)
+        decoded = encoding.decode(*encoded.tensors(logits.device), classes)
+        lost += Fidelity.of(logits[here], decoded, temperatures)
     return Encoded(codes, row_max), lost

@@ -62,7 +62,7 @@ class Measured:
     kl: tuple[float, ...]
     """Mean KL at each of the wanted temperatures."""
     within: bool
-    """Whether the encoding serves these temperatures and stays within the budget, as far as that was measured."""
+    """Whether the encoding serves these temperatures and stays within the budget where it was measured."""
     largest: float | None = None
     """Largest mean KL from the lowest to the highest of the temperatures. Measured in the order of size, up to the
     choice; ``None`` for the others.
@@ -136,7 +136,7 @@ def _measure(
     encoding: Encoding, logits: torch.Tensor, temperatures: Sequence[float], limit: float, *, rows: int | None
 ) -> Measured:
     encoded = encoding.encode(logits)
-    decoded = _decoded(encoding, encoded, logits)
+    decoded = encoding.decode(*encoded.tensors(logits.device), logits.shape[1])
     losses = tuple(float(kl(logits, decoded, temperature).mean()) for temperature in temperatures)
     return Measured(
         encoding.name,
@@ -149,14 +149,9 @@ def _measure(
 def _over_the_span(
     row: Measured, encoding: Encoding, logits: torch.Tensor, temperatures: Sequence[float], limit: float
 ) -> Measured:
-    decoded = _decoded(encoding, encoding.encode(logits), logits)
+    decoded = encoding.decode(*encoding.encode(logits).tensors(logits.device), logits.shape[1])
     largest = largest_kl(logits, decoded, temperatures)
     return replace(row, within=row.within and largest <= limit, largest=largest)
-
-
-def _decoded(encoding: Encoding, encoded: Encoded, logits: torch.Tensor) -> torch.Tensor:
-    codes, row_max = (torch.from_numpy(part).to(logits.device) for part in (encoded.codes, encoded.row_max))
-    return encoding.decode(codes, row_max, logits.shape[1])
 
 
 def largest_kl(reference: torch.Tensor, decoded: torch.Tensor, temperatures: Sequence[float]) -> float:

@@ -12,8 +12,8 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 
-GRID = 1 << 10
-"""Logits are rounded to multiples of 1 / GRID."""
+from kdpipe.encoding.base import GRID
+
 UNIT = 1 << 11
 """The basis is rounded to multiples of 1 / UNIT: products with codes are then exact in float32 for usual rows."""
 MOST = 2**15 - 1

@@ -8,6 +8,7 @@ Names can be listed without torch, which is imported when a network is built or 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kdpipe.models import compressed, packages, saved, zoo  # noqa: F401 (they register their names)
@@ -75,13 +76,11 @@ __all__ = [
 ]
 
 
+_MODULES = {"Model": "loading", "load": "loading", "probe": "loading", "save_weights": "weights"}
+"""The modules of the names that need torch."""
+
+
 def __getattr__(name: str) -> object:
-    if name in ("Model", "load", "probe"):
-        from kdpipe.models import loading
-
-        return getattr(loading, name)
-    if name == "save_weights":
-        from kdpipe.models.weights import save_weights
-
-        return save_weights
-    raise AttributeError(f"module 'kdpipe.models' has no attribute '{name}'")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -47,90 +47,30 @@ _DECLARED = re.compile(
 _POWER = re.compile(r"Pow\(([a-z]{1,4}\d{1,6}), Integer\(-?\d\)\)", re.ASCII)
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}", re.ASCII)
 _FUNCTIONS = frozenset(
-    [
-        "Integer",
-        "Add",
-        "Mul",
-        "Rational",
-        "Max",
-        "Min",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CleanDiv",
-        "CeilDiv",
-        "ModularIndexing",
-        "Where",
-        "Eq",
-        "Ne",
-        "Gt",
-        "Ge",
-        "Lt",
-        "Le",
-        "And",
-        "Or",
-        "Not",
-        "CeilToInt",
-        "FloorToInt",
-        "IntTrueDiv",
-        "ToFloat",
-        "TruncToInt",
-        "Identity",
-        "True",
-        "False",
-    ]
+    (
+        *("Integer", "Add", "Mul", "Rational", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv"),
+        *("CeilDiv", "ModularIndexing", "Where", "Eq", "Ne", "Gt", "Ge", "Lt", "Le", "And", "Or", "Not"),
+        *("CeilToInt", "FloorToInt", "IntTrueDiv", "ToFloat", "TruncToInt", "Identity", "True", "False"),
+    )
 )
 _ARITHMETIC = frozenset(
-    [
-        "add",
-        "sub",
-        "mul",
-        "floordiv",
-        "truediv",
-        "mod",
-        "neg",
-        "getitem",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "and_",
-        "or_",
-        "not_",
-    ]
+    (
+        *("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "getitem", "eq", "ne", "lt", "le", "gt"),
+        *("ge", "and_", "or_", "not_"),
+    )
 )
 _SYMBOLIC = frozenset(f"torch.sym_{name}" for name in ["int", "float", "max", "min", "not", "ite", "sqrt"])
 _ROUNDING = frozenset(f"math.{name}" for name in ["ceil", "floor", "trunc"])
 _ARGUMENTS = frozenset(
-    [
-        "as_none",
-        "as_tensor",
-        "as_tensors",
-        "as_int",
-        "as_ints",
-        "as_float",
-        "as_floats",
-        "as_string",
-        "as_bool",
-        "as_bools",
-        "as_sym_int",
-        "as_sym_ints",
-        "as_sym_float",
-        "as_sym_floats",
-        "as_sym_bool",
-        "as_sym_bools",
-        "as_scalar_type",
-        "as_memory_format",
-        "as_layout",
-        "as_device",
-        "as_name",
-        "as_optional_tensor",
-        "as_optional_tensors",
-        "as_expr",
-    ]
+    (
+        *("as_none", "as_tensor", "as_tensors", "as_int", "as_ints", "as_float", "as_floats", "as_string"),
+        *("as_bool", "as_bools", "as_sym_int", "as_sym_ints", "as_sym_float", "as_sym_floats", "as_sym_bool"),
+        *("as_sym_bools", "as_scalar_type", "as_memory_format", "as_layout", "as_device", "as_name"),
+        *("as_optional_tensor", "as_optional_tensors", "as_expr"),
+    )
 )
+_FAULTS = (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError)
+"""Errors of zipfile on damaged files."""
 _SPECS = ("builtins.tuple", "builtins.list", "builtins.dict", None)
 
 
@@ -148,9 +88,7 @@ def sanitized(path: Path) -> io.BytesIO:
             checked = {name: archive.read(entry) for name, entry in kept.items()}
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except _FAULTS as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelError(f"{path}: not a program saved with torch.export.save: {printable(reason)[:200]}") from None
     for name in _CONFIGS:
@@ -180,9 +118,7 @@ def description(path: Path) -> dict[str, str]:
             if archive.getinfo(name).file_size > _MAX_JSON:
                 raise ModelError(f"{path}: its entry {DESCRIPTION} is larger than {_MAX_JSON:,} bytes: not loaded")
             content = _parsed(archive.read(name), path)
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except _FAULTS as error:
         raise ModelError(f"{path}: its entry {DESCRIPTION} cannot be read: {printable(error)[:200]}") from None
     if not all(isinstance(value, str) for value in content.values()):
         raise ModelError(f"{path}: its entry {DESCRIPTION} is damaged: expected texts")
@@ -278,8 +214,6 @@ def _graph(program: dict[str, Any], path: Path) -> bytes:
         for spec, own in zip(specs, kept, strict=True):
             spec.update(own)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"{path} is damaged: its graph is not what torch writes ({error!r:.80})") from None
     return json.dumps(program).encode()
 

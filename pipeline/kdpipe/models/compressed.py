@@ -86,7 +86,7 @@ def base_of(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """Return a name for people: that of a compressed model without its widths and ranks, told apart by a digest."""
+    """Return a name for messages: that of a compressed model with a digest in place of its widths and ranks."""
     if not name.startswith(f"{COMPRESSED}:"):
         return name
     from blake3 import blake3

@@ -212,8 +212,8 @@ def load_module(
     weights: str | Path | None,
     *,
     num_classes: int,
-    trust_code: bool = False,
-    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
+    trust_code: bool,
+    interface: Interface,
 ) -> Loaded:
     """Build the network and give it its weights, as its kind of name requires."""
     kind, rest = registry.resolve(name)
@@ -222,17 +222,15 @@ def load_module(
         return published
     module = registry.create(name, num_classes)
     preset = kind.preset(rest, module)
-    presets = () if preset is None else (preset,)
     if weights is None:
-        return Loaded(module, presets)
+        return Loaded(module, () if preset is None else (preset,))
     file = read_weights(Path(weights))
     if file.classes is not None and len(file.classes) != num_classes:
         raise class_mismatch(file.path, len(file.classes), num_classes)
     fit(module, file, num_classes=num_classes)
-    preset = kind.published(rest, module)
-    presets = presets if preset is None else (preset,)
     of_tensors = form_in_header(file.metadata, file.path)
-    presets = (from_header(file.metadata, file.path), *presets)
+    sources = (from_header(file.metadata, file.path), kind.published(rest, module) or preset)
+    presets = tuple(each for each in sources if each is not None)
     return Loaded(module, presets, file.classes, of_tensors, remarks=file.remarks)
 
 

@@ -26,6 +26,7 @@ from kdpipe.reading import open_regular, read_bytes, why_unread
 _LARGEST = 2**31 - 1
 """Bytes of the largest protobuf message."""
 _COPIED = "copy both files into one folder with cp -L"
+"""The remedy for data behind a link."""
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 32
 """Levels of graphs within operators."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Triple = tuple[float, float, float]
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -290,10 +290,9 @@ def positive(value: int) -> int:
 
 def kernel(name: str) -> Interpolation:
     """Return the resampling kernel called ``name``."""
-    for known in get_args(Interpolation):
+    for known in INTERPOLATIONS:
         if name == known:
-            found: Interpolation = known
-            return found
+            return known
     allowed = ", ".join(INTERPOLATIONS)
     raise ValueError(f"unknown interpolation '{name}'{did_you_mean(name, INTERPOLATIONS)} (expected {allowed})")
 

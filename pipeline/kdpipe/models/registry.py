@@ -1,8 +1,8 @@
 """Names of models: the architectures of the zoo, and kinds of names such as ``torchvision:NAME``.
 
 Importing this does not import torch, so that names are listed quickly; building a network does. A name such as
-``package.module:function`` runs code. Typed on the command line it is the user's word; read from a file it is a
-stranger's, and refused unless the user trusts it.
+``package.module:function`` runs code. It is allowed on the command line; where a file names it, it is refused unless
+the user trusts the file.
 """
 
 from __future__ import annotations

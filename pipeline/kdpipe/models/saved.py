@@ -17,6 +17,9 @@ from kdpipe.models.preset import from_header
 from kdpipe.models.registry import Kind, Loaded, refuse_weights, register
 from kdpipe.reading import MEGABYTE, hashed, read_json, why_unread
 
+RUN = "run:"
+"""Prefix of a run's directory as a name or as weights."""
+
 
 class _Recorded(BaseModel):
     """The part of ``metrics.json`` and ``run.json`` that holds the digests."""
@@ -57,16 +60,13 @@ def refuse_damaged(weights: Path) -> None:
             )
 
 
-RUN = "run:"
-
-
 def load_file(
     path: str,
     weights: str | Path | None,
     num_classes: int,
     *,
-    trust_code: bool = False,
-    interface: Interface = Interface(),  # noqa: B008 (it is frozen)
+    trust_code: bool,
+    interface: Interface,
 ) -> Loaded:
     """Load a program or an ONNX model; its preset is the size of its input, and what ``kdpipe export`` has described.
 
@@ -88,11 +88,8 @@ def load_file(
         file = load_onnx(Path(path), num_classes=num_classes, asked=interface)
         program, described, found = file.module, file.metadata, file.interface
     else:
-        program, described, found = (
-            load_program(Path(path), trust_code=trust_code),
-            description(Path(path)),
-            Interface(),
-        )
+        program = load_program(Path(path), trust_code=trust_code)
+        described, found = description(Path(path)), Interface()
         if trust_code:
             remarks = (
                 f"file:{path} was read by torch's own loader, which runs the code that it holds (--trust-code).",
@@ -160,12 +157,7 @@ def architecture_of(weights: Path) -> str:
     return architecture
 
 
-register(
-    Kind(
-        "run:DIR",
-        "The network that a finished run of kdpipe trained, with its weights.",
-    )
-)
+register(Kind("run:DIR", "The network that a finished run of kdpipe trained, with its weights."))
 register(
     Kind(
         "file:PATH",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kdpipe.dataset import Dataset, find_ids
-from kdpipe.dataset.samples import fingerprint
+from kdpipe.dataset.ids import fingerprint
 from kdpipe.pairing.join import with_store_ids
 from kdpipe.pairing.probes import Drift, drift, stored_recipe
 from kdpipe.pairing.recognition import differing

@@ -1,6 +1,6 @@
 """Further segments of a sealed store that were built beside it: put in their place, and listed in its manifest.
 
-They are a store of their own until then, ``NAME.zarr.growth``, which holds nothing but the new segments. Until the
+Until then they are a separate store, ``NAME.zarr.growth``, which holds nothing but the new segments. Until the
 manifest is replaced, in one step, readers see the store as it was.
 """
 

@@ -340,7 +340,7 @@ def check_side_size(store: Path, split: str, specs: Iterable[dict[str, Spec]], *
 def read_side(store: Path, found: Manifest, split: str, name: str, spec: Spec) -> npt.NDArray[Any]:
     """Return a side array. Except in ``sample_id``, a chunk that the manifest does not list holds the fill value.
 
-    The files of a store under construction are not listed: those that are there count, and have no digests yet.
+    The files of a store under construction are not listed: those on disk count, and have no digests yet.
 
     Raises:
         CorruptStoreError: a file is damaged, or differs from the manifest.

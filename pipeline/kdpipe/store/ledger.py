@@ -1,7 +1,7 @@
 """Files beside a store under construction: the lock of its writer, and the ledger of finished shards.
 
 They stand next to ``NAME.zarr`` and are removed when it is sealed, so that a sealed store holds exactly the files of
-its manifest. Each of several processes that write one store has a ledger of its own, ``NAME.zarr.ledger.TOKEN``.
+its manifest. Each of several processes that write one store has its own ledger, ``NAME.zarr.ledger.TOKEN``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Ledger:
     def __init__(self, store: Path, *, token: str | None = None) -> None:
         """Use the ledger of the store at ``store``; nothing is created yet.
 
-        With a ``token``, entries are appended to a file of their own. Those of all files are read.
+        With a ``token``, entries are appended to a separate file. Those of all files are read.
         """
         self.path = store.with_name(store.name + ".ledger")
         self._own = self.path if token is None else self.path.with_name(f"{self.path.name}.{token}")

@@ -72,7 +72,7 @@ def shared(
         try:
             return _arrays(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), layout)
         finally:
-            os.close(descriptor)  # the mapping keeps one of its own, by which others find it
+            os.close(descriptor)  # the mapping keeps its own, by which others find it
 
 
 @contextmanager

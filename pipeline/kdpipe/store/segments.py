@@ -1,4 +1,4 @@
-"""Segments of a split: the samples that were cached together, each in a group of their own.
+"""Segments of a split: the samples that were cached together, each in its own group.
 
 Segments never change. A sample may have rows in several: the newest counts, and the others are not read any more.
 """

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from kdpipe.dataset import Dataset
-from kdpipe.dataset.samples import names_fingerprint
+from kdpipe.dataset.ids import names_fingerprint
 from kdpipe.encoding.base import Encoding
 from kdpipe.errors import ModelError
 from kdpipe.models import AnyPreset

@@ -87,8 +87,7 @@ def recompute(
 
 def _compare(store: LogitStore, recomputed: torch.Tensor, stored: torch.Tensor, *, device: torch.device) -> Difference:
     encoded = store.encoding.encode(recomputed)
-    codes, row_max = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max)
-    by_encoding = (store.encoding.decode(codes, row_max, recomputed.shape[1]) - recomputed).abs()
+    by_encoding = (store.encoding.decode(*encoded.tensors(), recomputed.shape[1]) - recomputed).abs()
     difference = (stored - recomputed).abs()
     fingerprint = store.manifest.fingerprint
     scale = (recomputed.amax(dim=1, keepdim=True) - recomputed).mean()

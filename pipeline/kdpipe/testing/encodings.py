@@ -46,7 +46,7 @@ def normal_logits(rows: int = 64, *, seed: int = 0, spread: float = 3.0) -> Tens
 def decoded(encoding: Encoding, logits: Tensor) -> Tensor:
     """Return ``logits`` encoded and decoded, float32 ``(n, classes)``."""
     encoded = encoding.encode(logits)
-    return encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), logits.shape[1])
+    return encoding.decode(*encoded.tensors(), logits.shape[1])
 
 
 class EncodingSuite:
@@ -134,7 +134,7 @@ class EncodingSuite:
         """Decoded rows are finite float32, and their largest value equals ``row_max``."""
         for logits in (normal_logits(), normal_logits(spread=1e4), normal_logits(spread=1e-6)):
             encoded = either.encode(logits)
-            values = either.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), CLASSES)
+            values = either.decode(*encoded.tensors(), CLASSES)
             assert values.dtype == torch.float32
             assert values.shape == logits.shape
             assert values.isfinite().all()

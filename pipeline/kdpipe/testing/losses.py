@@ -163,8 +163,7 @@ class LossSuite:
             decoded = F.one_hot(teacher.argmax(dim=1), 10).float()
         else:
             encoding = get_encoding(f"sqrtp8@{loss.teacher_temperature:g}").calibrate(teacher)
-            encoded = encoding.encode(teacher)
-            decoded = encoding.decode(torch.from_numpy(encoded.codes), torch.from_numpy(encoded.row_max), 10)
+            decoded = encoding.decode(*encoding.encode(teacher).tensors(), 10)
         _, exact = value_and_gradient(loss, student, teacher, labels)
         _, found = value_and_gradient(loss, student, decoded, labels)
         assert (found - exact).norm() < 0.005 * exact.norm()

@@ -14,7 +14,8 @@ from kdpipe.views.recipe import OPERATIONS, PHASES, Recipe
 if TYPE_CHECKING:
     from kdpipe.views.geometry import Geometry
     from kdpipe.views.mixing import Population
-    from kdpipe.views.rendering import Renderer, Renderers, SecondLabels, render, trial
+    from kdpipe.views.rendering import Renderer, Renderers, SecondLabels, render
+    from kdpipe.views.synthetic import trial
 
 __all__ = [
     "OPERATIONS",
@@ -32,8 +33,8 @@ __all__ = [
     "trial",
 ]
 
-_MODULES = {"Geometry": "geometry", "Population": "mixing"} | dict.fromkeys(
-    ("Renderer", "Renderers", "SecondLabels", "render", "trial"), "rendering"
+_MODULES = {"Geometry": "geometry", "Population": "mixing", "trial": "synthetic"} | dict.fromkeys(
+    ("Renderer", "Renderers", "SecondLabels", "render"), "rendering"
 )
 
 

@@ -7,20 +7,14 @@ which IEEE 754 rounds correctly: ``exp`` and ``log`` differ between C libraries.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from kdpipe.registry import Share, between
-from kdpipe.views.philox import Draws, log_uniform
-from kdpipe.views.recipe import claim, operation
-
-Integers = npt.NDArray[np.int64]
-Scale = Annotated[float, between(0.001, 1)]
-"""An area as a share of the image's."""
-Ratio = Annotated[float, between(0.1, 10)]
+from kdpipe.registry import Share
+from kdpipe.views.philox import Draws, Integers, log_uniform
+from kdpipe.views.recipe import Ratio, Scale, claim, operation
 
 CELLS = 32
 """Cells along each side of an image."""
@@ -102,7 +96,7 @@ def erasing_boxes(
         if not waiting.any():
             break
         area = CELLS**2 * (scale[0] + draws.uniform(area_of, attempt) * (scale[1] - scale[0]))
-        drawn_ratio = ratios[(draws.uniform(ratio_of, attempt) * len(ratios)).astype(np.int64)]
+        drawn_ratio = draws.pick(ratios, ratio_of, attempt)
         sides = np.rint(np.sqrt(np.stack([area * drawn_ratio, area / drawn_ratio], axis=1))).astype(np.int64)
         fits = waiting & (sides < CELLS).all(axis=1)
         boxes[fits, 2:] = sides[fits]

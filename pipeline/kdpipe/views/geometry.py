@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,12 @@ import torch
 from kdpipe.dataset import Dataset
 from kdpipe.errors import DatasetError
 from kdpipe.models import AnyPreset, Preset
-from kdpipe.registry import between
-from kdpipe.views.philox import Draws, log_uniform
-from kdpipe.views.recipe import claim, operation, pair
+from kdpipe.views.philox import Draws, Integers, log_uniform
+from kdpipe.views.recipe import Ratio, Scale, claim, operation, pair
 from kdpipe.views.resample import cut, resize
 
-Integers = npt.NDArray[np.int64]
 Images = torch.Tensor | list[torch.Tensor]
 """Decoded source images, uint8: ``(n, 3, H, W)``, or ``n`` times ``(3, H, W)``."""
-Scale = Annotated[float, between(0.001, 1)]
-"""An area as a share of the image's."""
-Ratio = Annotated[float, between(0.1, 10)]
 
 _ATTEMPTS = 10
 
@@ -166,7 +161,7 @@ def random_resized_crop(
     for attempt in range(_ATTEMPTS):
         share = scale_min + (scale_max - scale_min) * draws.uniform(Stream.RRC_AREA, attempt)
         area = share * sizes.prod(axis=1)
-        ratio = ratios[(draws.uniform(Stream.RRC_RATIO, attempt) * len(ratios)).astype(np.int64)]
+        ratio = draws.pick(ratios, Stream.RRC_RATIO, attempt)
         drawn = _rounded(np.sqrt(np.stack([area / ratio, area * ratio], axis=1)))
         taken = waiting & ((drawn > 0) & (drawn <= sizes)).all(axis=1)
         sides[taken] = drawn[taken]

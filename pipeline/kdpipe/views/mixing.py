@@ -24,10 +24,9 @@ from kdpipe.dataset import Dataset, find_ids
 from kdpipe.errors import DatasetError, RecipeError
 from kdpipe.registry import between
 from kdpipe.views.erase import CELLS, inside
-from kdpipe.views.philox import Draws, philox
+from kdpipe.views.philox import Draws, Integers, philox
 from kdpipe.views.recipe import Recipe, claim, operation
 
-Integers = npt.NDArray[np.int64]
 Ids = npt.NDArray[np.uint8]
 """Sample ids, ``(N, 16)``."""
 Alpha = Annotated[float, between(0.01, 100)]

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
+Integers = npt.NDArray[np.int64]
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype=np.uint64)
 _WEYL = np.array([[0x9E3779B9], [0xBB67AE85]], dtype=np.uint32)
@@ -65,7 +66,7 @@ class Draws:
         block = np.tile(np.arange(count, dtype=np.uint32), len(self.sample_ids))
         return np.stack(Draws(ids, self.seed, self.view).words(stream, block), axis=1).reshape(-1, 4 * count)
 
-    def integers(self, stream: int, high: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def integers(self, stream: int, high: npt.ArrayLike) -> Integers:
         """Draw uniform integers in ``[0, high)``, shape ``(n,)``; ``high`` is 1 to 2^32, a scalar or ``(n,)``.
 
         Unbiased, by Lemire's multiplication with rejection ("Fast Random Integer Generation in an Interval",
@@ -95,8 +96,12 @@ class Draws:
         bits = (high >> np.uint32(5)).astype(np.uint64) << np.uint64(26) | low >> np.uint32(6)
         return bits.astype(np.float64) * 2.0**-53
 
+    def pick(self, table: npt.NDArray[np.float64], stream: int, block: int = 0) -> npt.NDArray[np.float64]:
+        """Draw values of a table, each at even odds, shape ``(n,)``, from one block of a stream as ``uniform``."""
+        return table[(self.uniform(stream, block) * len(table)).astype(np.int64)]
 
-def permutation(n: int, *, seed: int, stream: int) -> npt.NDArray[np.int64]:
+
+def permutation(n: int, *, seed: int, stream: int) -> Integers:
     """Return a permutation of ``range(n)`` that depends on ``(n, seed, stream)`` alone.
 
     Positions are sorted by a 64-bit draw each, ties (about n^2 / 2^65 of them) by position. ``seed`` and

@@ -25,10 +25,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from kdpipe.errors import RecipeError
-from kdpipe.registry import Entry, Registry
+from kdpipe.registry import Entry, Registry, between
 from kdpipe.spec import Term, parse, shortest
 
 Phase = Literal["box", "flip", "rotate", "color", "erase", "mix", "tensor"]
@@ -43,13 +43,18 @@ An operation is called with two arguments and its values:
 - ``tensor``: ``tensors.Items`` instead of images, and the draws; it returns the items' changed first array.
 """
 
+Scale = Annotated[float, between(0.001, 1)]
+"""The area of a box as a share of the image's."""
+Ratio = Annotated[float, between(0.1, 10)]
+"""One side of a box over the other."""
+
 Thresholds = Mapping[str, Sequence[int]]
 """For each mixing operation, the table that its lambda is drawn with; see ``kdpipe.views.mixing``."""
 
 OPERATIONS: Registry[Any] = Registry(
     "operation",
     error=RecipeError,
-    modules=[f"kdpipe.views.{file}" for file in ("geometry", "resample", "color", "erase", "mixing", "tensors")],
+    modules=[f"kdpipe.views.{file}" for file in ("geometry", "affine", "augment", "erase", "mixing", "tensors")],
 )
 """All operations, in the order in which an image is made; a file of new ones has its name here."""
 

@@ -21,28 +21,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from blake3 import blake3
 from torch.utils.data import DataLoader, Sampler
 
-from kdpipe.dataset import Dataset, Form, Shared, find_ids, processors, worker_context
+from kdpipe.dataset import Dataset, Shared, find_ids, processors, worker_context
 from kdpipe.errors import KdpipeError
 from kdpipe.views import mixing, tensors
 from kdpipe.views.geometry import Frame, Geometry, Images, Sources, middle
-from kdpipe.views.philox import Draws, philox
+from kdpipe.views.philox import Draws, Integers
 from kdpipe.views.recipe import Recipe
-from kdpipe.views.resample import cut
 
 Indices = Sequence[int] | npt.NDArray[np.integer[Any]]
-Integers = npt.NDArray[np.int64]
 Batch = tuple[Integers, int, bool]
 """Indices of the images that a batch is made of, its view, and whether to return what is learned of its images."""
 Looked = npt.NDArray[Any]
 """Records of images that were read, ``kdpipe.dataset.registry.LOOKED`` ``(n,)``."""
 Made = tuple[tuple[torch.Tensor, ...], Looked | None]
 """The images of a batch for each renderer, and what was learned of them."""
-
-_COUNT, _HEIGHT, _WIDTH, _SIDE = 32, 40, 48, 32
-"""Synthetic images of ``trial``: their number, their size, and the size that they are resized to."""
 
 
 @dataclass(frozen=True)
@@ -344,43 +338,3 @@ class _Worker(torch.utils.data.Dataset[Made | KdpipeError]):
             return made_of(self._shared.value, batch)
         except KdpipeError as error:
             return error
-
-
-def trial(recipe: Recipe, geometry: Geometry | Form) -> dict[str, str]:
-    """Try the resize and each operation of a recipe on fixed synthetic images, to name one that gives other pixels.
-
-    Returns a 64-bit hash of the pixels, in hexadecimal digits, by ``resize`` and the names of the operations. Tensors
-    are not resized.
-    """
-    ids = np.stack(_words(_COUNT), axis=1).astype("<u4").view(np.uint8)
-    draws = Draws(ids, seed=0, view=1)
-    if isinstance(geometry, Form):
-        return {step.name: _hash(tensors.tried(step, geometry, draws)) for step in recipe.steps}
-    kernel = geometry.interpolation
-    words = np.concatenate(_words(_COUNT * 3 * _HEIGHT * _WIDTH // 4))
-    images = torch.from_numpy((words >> 24).astype(np.uint8).reshape(_COUNT, 3, _HEIGHT, _WIDTH))
-    smaller = Geometry(_SIDE, _SIDE, kernel).fit(images)
-    found = {"resize": _hash(smaller, geometry.fit(images))}
-    sources = Sources(np.tile([_HEIGHT, _WIDTH], (_COUNT, 1)), square=True)
-    for step in recipe.steps:
-        tried = smaller
-        for part in step.parts:
-            if part.operation.phase == "box":
-                tried = cut(images, part(sources, draws), height=_SIDE, width=_SIDE, kernel=kernel)
-            elif part.operation.phase == "mix":
-                drawn = part(recipe.thresholds[part.name], draws)
-                tried = mixing.mix(smaller, smaller.roll(1, 0), drawn)
-            else:
-                tried = part(tried, draws)
-        found[step.name] = _hash(tried)
-    return found
-
-
-def _words(count: int) -> tuple[np.ndarray, ...]:
-    """Return four arrays of ``count`` fixed words."""
-    position, zeros = np.arange(count, dtype=np.uint32), np.zeros(count, dtype=np.uint32)
-    return philox((position, zeros, zeros, zeros), (zeros, zeros))
-
-
-def _hash(*images: torch.Tensor) -> str:
-    return blake3(b"".join(tensor.numpy().tobytes() for tensor in images)).hexdigest(length=8)

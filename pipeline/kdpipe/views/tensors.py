@@ -21,7 +21,7 @@ from kdpipe.dataset.forms import MASK, Form
 from kdpipe.errors import RecipeError
 from kdpipe.registry import Range, between
 from kdpipe.views.philox import Draws
-from kdpipe.views.recipe import Recipe, Step, claim, operation
+from kdpipe.views.recipe import Recipe, claim, operation
 
 Bools = npt.NDArray[np.bool_]
 Several = Annotated[int, between(1, 16)]
@@ -136,17 +136,6 @@ def changed(packed: torch.Tensor, form: Form, recipe: Recipe, draws: Draws) -> t
     for step in recipe.of("tensor"):
         tensors[form.first.name] = step(Items(form, tensors), draws)
     return form.join(tensors)
-
-
-def tried(step: Step, form: Form, draws: Draws) -> torch.Tensor:
-    """Return what a step makes of items of zeros, whose masks are 1."""
-    count = len(draws.sample_ids)
-    dtypes = {"int64": torch.int64, "float32": torch.float32}
-    made = {each.name: torch.zeros(count, *each.shape, dtype=dtypes[each.dtype]) for each in form.arrays}
-    if MASK in made:
-        made[MASK] += 1
-    found: torch.Tensor = step(Items(form, made), draws)
-    return found
 
 
 def refuse_unfit(recipe: Recipe, form: Form | None) -> None:

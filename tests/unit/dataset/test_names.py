@@ -69,7 +69,7 @@ def test_ids_are_found_like_in_a_dictionary(repeats: bool) -> None:
 
 
 def test_ids_are_digests_of_keys() -> None:
-    from kdpipe.dataset.samples import sample_ids
+    from kdpipe.dataset.ids import sample_ids
 
     keys = [f"train/grün/{index}.png" for index in range(5_000)]
     assert sample_ids(keys).tobytes() == b"".join(map(sample_id, keys))

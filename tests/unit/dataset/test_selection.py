@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from kdpipe.dataset import balanced_indices, load, sample_id
-from kdpipe.dataset.samples import sample_ids
+from kdpipe.dataset.ids import sample_ids
 from kdpipe.errors import DatasetError
 
 from .conftest import MakeFolder

@@ -13,7 +13,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from kdpipe.views import resample
+from kdpipe.views import affine
 
 Move = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Place = tuple[int, int]
@@ -24,11 +24,11 @@ FRACTIONS = [-3 * ONE, -29_699, -8192, -1, 0, 1, 5000, 8192, 32_768, ONE]
 HALF_DEGREES = [-720, -270, -61, -1, 0, 1, 59, 60, 90, 180, 271, 360, 540, 719, 1441]
 
 MOVES: dict[str, tuple[Move, Sequence[int]]] = {
-    "shear_x": (resample.shear_x, SHEARS),
-    "shear_y": (resample.shear_y, SHEARS),
-    "translate_x": (resample.translate_x, FRACTIONS),
-    "translate_y": (resample.translate_y, FRACTIONS),
-    "rotate": (resample.rotate, HALF_DEGREES),
+    "shear_x": (affine.shear_x, SHEARS),
+    "shear_y": (affine.shear_y, SHEARS),
+    "translate_x": (affine.translate_x, FRACTIONS),
+    "translate_y": (affine.translate_y, FRACTIONS),
+    "rotate": (affine.rotate, HALF_DEGREES),
 }
 """Each move and values of its parameter."""
 
@@ -147,8 +147,8 @@ def test_translations_by_whole_pixels_equal_torchvisions(shape: Place) -> None:
     images = noise(2, 3, *shape)
     height, width = shape
     for pixels in range(-40, 41):
-        across = resample.translate_x(images, parameters(round(pixels * ONE / width), images))
-        down = resample.translate_y(images, parameters(round(pixels * ONE / height), images))
+        across = affine.translate_x(images, parameters(round(pixels * ONE / width), images))
+        down = affine.translate_y(images, parameters(round(pixels * ONE / height), images))
         for mine, offset in ((across, [pixels, 0]), (down, [0, pixels])):
             theirs = functional.affine_image(images, 0.0, offset, 1.0, [0.0, 0.0], InterpolationMode.NEAREST, fill=0)
             assert torch.equal(mine, theirs)
@@ -156,10 +156,10 @@ def test_translations_by_whole_pixels_equal_torchvisions(shape: Place) -> None:
 
 def test_positive_translations_go_right_and_down() -> None:
     images = chart(6, 10)
-    across = resample.translate_x(images, parameters(ONE * 3 // 10, images))
+    across = affine.translate_x(images, parameters(ONE * 3 // 10, images))
     assert torch.equal(across[..., 3:], images[..., :-3])
     assert not across[..., :3].any()
-    down = resample.translate_y(images, parameters(ONE // 3, images))
+    down = affine.translate_y(images, parameters(ONE // 3, images))
     assert torch.equal(down[..., 2:, :], images[..., :-2, :])
     assert not down[..., :2, :].any()
 
@@ -173,8 +173,8 @@ def test_translations_are_the_nearest_whole_pixel_halves_away_from_0(side: int) 
         image = chart(1, side)
         for column in range(max(0, pixels), min(side, side + pixels)):
             expected[..., column] = image[..., column - pixels]
-        assert torch.equal(resample.translate_x(image, parameters(fraction, image)), expected)
-        upright = resample.translate_y(image.transpose(2, 3), parameters(fraction, image))
+        assert torch.equal(affine.translate_x(image, parameters(fraction, image)), expected)
+        upright = affine.translate_y(image.transpose(2, 3), parameters(fraction, image))
         assert torch.equal(upright, expected.transpose(2, 3))
 
 
@@ -193,7 +193,7 @@ def test_moves_mean_the_same_at_another_resolution(name: str, scale: int) -> Non
 def test_translations_mean_the_same_at_another_resolution() -> None:
     for side in (32, 160, 224):
         image = chart(3, side)
-        moved = resample.translate_x(image, parameters(-ONE // 8, image))
+        moved = affine.translate_x(image, parameters(-ONE // 8, image))
         assert moved[0, 1, 0, 0] == side // 8
 
 
@@ -201,17 +201,17 @@ def test_right_angles_are_exact() -> None:
     for side in (1, 2, 7, 32):
         images = noise(2, 3, side, side)
         for quarter in range(-5, 6):
-            rotated = resample.rotate(images, parameters(180 * quarter, images))
+            rotated = affine.rotate(images, parameters(180 * quarter, images))
             assert torch.equal(rotated, torch.rot90(images, quarter, (2, 3)))
     for shape in ((20, 33), (8, 3)):
         images = noise(2, 3, *shape)
-        assert torch.equal(resample.rotate(images, parameters(360, images)), images.flip((2, 3)))
-        assert torch.equal(resample.rotate(images, parameters(-720, images)), images)
+        assert torch.equal(affine.rotate(images, parameters(360, images)), images.flip((2, 3)))
+        assert torch.equal(affine.rotate(images, parameters(-720, images)), images)
     for shape in ((20, 32), (7, 31)):
         images = noise(2, 3, *shape)
         for quarter in (-1, 1, 3):
             theirs = torchvisions("rotate", images, 180 * quarter)
-            assert torch.equal(resample.rotate(images, parameters(180 * quarter, images)), theirs)
+            assert torch.equal(affine.rotate(images, parameters(180 * quarter, images)), theirs)
 
 
 def test_a_mirrored_image_rotates_the_other_way() -> None:
@@ -220,19 +220,19 @@ def test_a_mirrored_image_rotates_the_other_way() -> None:
         for half_degrees in range(1, 180):
             if half_degrees % 90 == 0:
                 continue  # between two pixels
-            forth = resample.rotate(images.flip(3), parameters(half_degrees, images)).flip(3)
-            assert torch.equal(forth, resample.rotate(images, parameters(-half_degrees, images)))
+            forth = affine.rotate(images.flip(3), parameters(half_degrees, images)).flip(3)
+            assert torch.equal(forth, affine.rotate(images, parameters(-half_degrees, images)))
 
 
 def test_ties_go_right_and_down() -> None:
     image = chart(1, 6)
-    sheared = resample.shear_x(image, parameters(ONE, image))
+    sheared = affine.shear_x(image, parameters(ONE, image))
     assert sheared[0, 1, 0].tolist() == [1, 2, 3, 4, 5, 0]
-    back = resample.shear_x(image, parameters(-ONE, image))
+    back = affine.shear_x(image, parameters(-ONE, image))
     assert back[0, 1, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    upright = resample.shear_y(chart(6, 1), parameters(ONE, image))
+    upright = affine.shear_y(chart(6, 1), parameters(ONE, image))
     assert upright[0, 0, :, 0].tolist() == [1, 2, 3, 4, 5, 0]
-    turned = resample.rotate(chart(3, 2), parameters(180, image))  # the center is between two columns, but on a row
+    turned = affine.rotate(chart(3, 2), parameters(180, image))  # the center is between two columns, but on a row
     expected = [[[0, 0, 0], [0, 0, 0]], [[1, 1, 1], [2, 1, 1]], [[1, 0, 1], [2, 0, 1]]]
     assert turned[0].permute(1, 2, 0).tolist() == expected
 

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import load
 from kdpipe.views import Draws, Recipe, color, render
-from kdpipe.views.color import Stream
+from kdpipe.views.augment import Stream
 from tests.unit.views.pictures import EQUAL, picture
 
 SIDE = 32

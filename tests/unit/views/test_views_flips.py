@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 from kdpipe.dataset import Dataset, load
 from kdpipe.errors import RecipeError
-from kdpipe.views import Draws, Population, Recipe, Renderer, mixing, render, resample
+from kdpipe.views import Draws, Population, Recipe, Renderer, affine, mixing, render
 from tests.unit.views.pictures import EQUAL, MIXED, SAME
 
 FLIP, VFLIP, ROTATE = 3, 4, 8
@@ -111,7 +111,7 @@ def test_rotation_is_that_by_the_drawn_angle(degrees: float, size: tuple[int, in
     draws, images = some_draws(60), noise(60, *size)
     found, angles = applied(f"rotate:{degrees}", images, draws), half_degrees(draws, degrees)
     assert np.abs(angles).max() <= 2 * degrees
-    assert torch.equal(found, resample.rotate(images, torch.from_numpy(angles)))
+    assert torch.equal(found, affine.rotate(images, torch.from_numpy(angles)))
     differing = []
     for image, turned, angle in zip(images, found, angles.tolist(), strict=True):
         theirs = functional.rotate(image, angle / 2)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kdpipe.errors import RecipeError
 from kdpipe.registry import Parameter
-from kdpipe.views import OPERATIONS, PHASES, Recipe, color, erase, geometry, mixing
+from kdpipe.views import OPERATIONS, PHASES, Recipe, augment, erase, geometry, mixing
 from kdpipe.views.recipe import Step, claim
 
 EXAMPLES = {
@@ -176,14 +176,14 @@ def test_what_cannot_be_is_refused_in_one_line(text: str, complaint: str) -> Non
 
 
 def test_no_two_parameters_share_a_stream() -> None:
-    streams = [stream for module in (geometry, color, erase, mixing) for stream in module.Stream]
+    streams = [stream for module in (geometry, augment, erase, mixing) for stream in module.Stream]
     most = next(parameter for parameter in OPERATIONS["randaug"].parameters if parameter.name == "steps")
     assert most.range is not None
     assert 16 in most.range
     assert 17 not in most.range
-    last = color.Stream.RANDAUG + 2 * 16 - 1
+    last = augment.Stream.RANDAUG + 2 * 16 - 1
     assert len(set(streams)) == len(streams)
-    assert all(not color.Stream.RANDAUG < stream <= last for stream in streams)
+    assert all(not augment.Stream.RANDAUG < stream <= last for stream in streams)
     assert max(*streams, last) < 2**31
 
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import as_digests, bytes_digest
 from kdpipe.dataset.items import ItemSource, as_labels, check_labels
 from kdpipe.dataset.registry import Listing, Request, all_kinds, register
-from kdpipe.dataset.samples import as_digests, bytes_digest
 from kdpipe.errors import DatasetError, did_you_mean
 
 
@@ -103,7 +103,7 @@ def _differing(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
 
 
 def _contents(opened: Any, where: str) -> npt.NDArray[np.uint8] | None:
-    """Return 16 bytes for each item that change when it does, ``(n, 16)``; None where the sequence tells nothing.
+    """Return 16 bytes for each item that change when it does, ``(n, 16)``; None where the sequence gives neither.
 
     Raises:
         DatasetError: Its fingerprint or digests are something else.

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import sample_id
 from kdpipe.dataset.items import ItemSource
 from kdpipe.dataset.registry import Listing, Request, register
-from kdpipe.dataset.samples import sample_id
 
 SCALE = 4
 """Side of the square that each of the 8 x 8 pixels becomes."""

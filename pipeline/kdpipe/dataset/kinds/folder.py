@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kdpipe.dataset import decode
 from kdpipe.dataset.decode import image_extensions
 from kdpipe.dataset.encoded import EncodedSource
+from kdpipe.dataset.folders import images, is_hidden, refuse_upward
 from kdpipe.dataset.names import Names, nfc
 from kdpipe.dataset.registry import Listing, Request, register
 from kdpipe.dataset.sources import Files, suggest_path
@@ -35,40 +35,34 @@ def list_folder(request: Request, path: str) -> Listing:
         DatasetError: A folder is missing or empty, or test has a class that train lacks.
     """
     root, split = Path(path).expanduser(), request.split
-    if root.exists() and not root.is_dir():
-        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
-    if not root.is_dir():
-        raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
-    folder = _split_folder(root, split)
-    if folder is None:
-        raise _no_split(root, split)
+    folder = _found(root, split)
     classes = _class_folders(folder)
     if not classes:
         raise DatasetError(f"'{folder}' has no class folders; expected '{folder}/<class>/', a folder for each class")
     train = _split_folder(root, "train") if split == "test" else None
     if train is not None:
         classes = _as_in_train(_class_folders(train), classes, train=train, test=folder)
-    here = str(Path.cwd())
     keys: list[tuple[str, list[str]]] = []
     paths: list[tuple[str, list[str]]] = []
     parts = [(label, f"{split}/{name}", place) for label, (name, place) in enumerate(classes.items()) if place.is_dir()]
     if split == "train" and (root / UNLABELED).is_dir():
         parts.append((-1, UNLABELED, root / UNLABELED))
     for label, key, place in parts:
-        inner, normal = _sorted(decode.images(place))
+        inner, normal = _sorted(images(place))
         if not inner and train is None:
             raise DatasetError(
                 f"the folder '{place}' has no images (of {_endings()} and others); add some, or remove the folder"
                 f"{_counterpart(root, split, place.name) if label >= 0 else ''}"
             )
         keys.append((key, normal))
-        paths.append((os.path.join(here, place), inner))  # noqa: PTH118 (a Path for each of a thousand takes longer)
+        paths.append((str(place.absolute()), inner))
     counts = [len(names) for _, names in keys]
     if not sum(counts):
         raise DatasetError(f"'{folder}' has no images (of {_endings()} and others); add some, or remove the folder")
     labels = np.repeat(np.array([label for label, _, _ in parts], dtype=np.int32), counts)
     present = {label for (label, _, _), count in zip(parts, counts, strict=True) if count}
     absent = [name for label, name in enumerate(classes) if label not in present]
+    notes = (f"{_several(absent)} of train without test images: the test says nothing about them.",) if absent else ()
     root = root.absolute()
     return Listing(
         name=nfc(root.name),
@@ -76,10 +70,25 @@ def list_folder(request: Request, path: str) -> Listing:
         keys=Names.below(keys),
         labels=labels,
         source=EncodedSource(Files(Names.below(paths)), memory=f"folder {os.fsencode(root)!r} {split}"),
-        notes=(f"{_several(absent)} of train without test images: the test says nothing about them.",)
-        if absent
-        else (),
+        notes=notes,
     )
+
+
+def _found(root: Path, split: str) -> Path:
+    """Return the folder of a split.
+
+    Raises:
+        MissingSplitError: There is none in ``root``.
+        DatasetError: ``root`` is missing, or no folder.
+    """
+    if root.exists() and not root.is_dir():
+        raise DatasetError(f"'{root}' is a file, expected a folder of images; unpack it and pass the folder")
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder '{root}'{suggest_path(root) or '; check the path'}")
+    folder = _split_folder(root, split)
+    if folder is None:
+        raise _no_split(root, split)
+    return folder
 
 
 def _sorted(names: list[str]) -> tuple[list[str], list[str]]:
@@ -103,17 +112,13 @@ def _split_folder(root: Path, split: str) -> Path | None:
 
 
 def _no_split(root: Path, split: str) -> DatasetError:
-    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not _hidden(child.name))
+    folders = sorted(child.name for child in root.iterdir() if child.is_dir() and not is_hidden(child.name))
     wanted = " or ".join(f"'{name}'" for name in FOLDERS[split])
     found = ", ".join(f"'{name}'" for name in folders[:8]) or "no folders"
     return MissingSplitError(
         f"'{root}' has no {split} split: expected a folder {wanted} with one folder for each class, "
         f"found {found}{did_you_mean(split, folders)}"
     )
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in decode.LEFT_BEHIND
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -125,10 +130,10 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     with os.scandir(folder) as children:
         for child in children:
-            if _hidden(child.name) or not child.is_dir():
+            if is_hidden(child.name) or not child.is_dir():
                 continue
             if child.is_symlink():
-                decode.refuse_upward(Path(child.path))
+                refuse_upward(Path(child.path))
             name = nfc(child.name)
             if name in found:
                 raise DatasetError(

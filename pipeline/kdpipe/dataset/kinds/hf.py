@@ -32,7 +32,6 @@ _SAFE = 4
 _READERS = ("imagefolder", "parquet", "arrow", "cache")
 """Readers of the library that may convert files; ``cache`` is that of a dataset that was downloaded before."""
 
-
 _CARDS = ("README.md", ".huggingface.yaml")
 """Files of a folder in which the library looks for the names of the data's files."""
 _LARGEST_CARD = 16 * MEGABYTE
@@ -161,18 +160,17 @@ def _refuse_other_places(folder: Path) -> None:
         described = parse_yaml(content, of=card, error=DatasetError)
         configs = described.get("configs") if isinstance(described, dict) else None
         for config in configs if isinstance(configs, list) else []:
-            for place in _texts(
-                [config.get(key) for key in ("data_files", "data_dir")] if isinstance(config, dict) else []
-            ):
-                if (
-                    "://" in place
-                    or "::" in place
-                    or place.startswith(("/", "~"))
-                    or ".." in PurePosixPath(place).parts
-                ):
-                    raise DatasetError(
-                        f"{card} names the data '{printable(place)[:100]}', which is not below {folder}: not read"
-                    )
+            given = [config.get(key) for key in ("data_files", "data_dir")] if isinstance(config, dict) else []
+            if (place := next(filter(_is_elsewhere, _texts(given)), None)) is not None:
+                raise DatasetError(
+                    f"{card} names the data '{printable(place)[:100]}', which is not below {folder}: not read"
+                )
+
+
+def _is_elsewhere(place: str) -> bool:
+    """Return whether the path of data in a description may lead out of its folder, or into an archive or a network."""
+    signs = "://" in place or "::" in place or place.startswith(("/", "~"))
+    return signs or ".." in PurePosixPath(place).parts
 
 
 def _texts(value: Any) -> Iterator[str]:

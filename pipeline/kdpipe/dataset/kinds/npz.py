@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kdpipe.dataset.ids import as_digests, bytes_digest
 from kdpipe.dataset.items import ItemSource
 from kdpipe.dataset.labels import (
     SUPPORTED,
@@ -33,7 +34,6 @@ from kdpipe.dataset.names import nfc
 from kdpipe.dataset.npz import Array, Member, Rows, members, refuse_large
 from kdpipe.dataset.options import options
 from kdpipe.dataset.registry import Listing, Request, register
-from kdpipe.dataset.samples import as_digests, bytes_digest
 from kdpipe.dataset.states import PACKED, settled_before, state_of
 from kdpipe.errors import DatasetError, MissingSplitError
 
@@ -41,7 +41,7 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "valid")}
 """The names of a split in arrays and files, the preferred one first."""
 _FORMS = {"images": ("{}_images", "x_{}"), "labels": ("{}_labels", "y_{}"), "keys": ("{}_keys",)}
 _PLAIN = {"images": ("images", "x"), "labels": ("labels", "y"), "keys": ("keys",)}
-"""Names of arrays in a file of both splits, and in one of its own."""
+"""Names of arrays in a file of both splits, and in a file of one split."""
 _WHOLE = ("labels", "keys", "classes")
 """Arrays of a split that are read whole in any case."""
 _TENSOR = "tensor "
@@ -63,7 +63,7 @@ def list_npz(request: Request, written: str) -> Listing:
     images = next(iter(tensors.values())) if tensors else arrays["images"]
     pictures = open_samples(tensors or images)
     refuse_large(each for part, each in arrays.items() if part in _WHOLE or not each.by_row)
-    where = f"'{arrays['labels'].name}' of {arrays['labels'].path}"
+    where = arrays["labels"].where
     values = _labels(arrays["labels"], len(pictures))
     classes = _classes(root, arrays, given.get("classes"))
     if classes is None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from kdpipe.dataset.containers import RangeFile, parts
 from kdpipe.dataset.encoded import EncodedSource
@@ -41,8 +38,13 @@ def list_webdataset(request: Request, written: str) -> Listing:
         classes = class_names(of_train, where=str(trained[0]))
         values = _labels(indexes, paths, numbers=of_train.dtype != object)
         refuse_indices(values, of_train, where=str(paths[0].parent))
-    found = parts(paths, RangeFile, [each.images for each in indexes], [np.array(each.offsets) for each in indexes])
-    found = replace(found, sizes=np.concatenate([np.array(each.sizes, dtype=np.int64) for each in indexes]))
+    found = parts(
+        paths,
+        RangeFile,
+        names=[each.images for each in indexes],
+        places=[each.offsets for each in indexes],
+        sizes=[each.sizes for each in indexes],
+    )
     keys = [key for each in indexes for key in each.names]
     if len(set(keys)) < len(keys):
         keys = [f"{path.stem}/{key}" for path, each in zip(paths, indexes, strict=True) for key in each.names]

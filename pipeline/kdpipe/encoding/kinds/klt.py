@@ -32,10 +32,9 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import ENCODINGS, Compression, Encoded, shift
-from kdpipe.encoding.rounding import GRID, MOST, UNIT, rounded
+from kdpipe.encoding.base import ENCODINGS, GRID, Compression, Encoded, centered, in_bfloat16, in_digits
+from kdpipe.encoding.rounding import MOST, UNIT, rounded
 from kdpipe.errors import CorruptStoreError, ParamsError
-from kdpipe.registry import Range
 
 SQUARE = 2_048
 """Most classes with a vector for each; the basis grows with their square: 11 MB in the manifest for this many."""
@@ -44,8 +43,6 @@ MOST_CLASSES = 22_000
 MOST_VECTORS = 1_000
 """Most of these directions: 58 MB in the manifest with 21,841 classes."""
 
-_LOWEST = -1024.0
-"""Lower bound of a logit minus its row's maximum."""
 _NEGLIGIBLE = 0.02
 """Coefficients with a smaller deviation on the pilot, in steps, are left out: none of them would be rounded to 1."""
 _ENOUGH = 2
@@ -64,11 +61,7 @@ _DECODE = (
 )
 
 
-def _fits_names(value: float) -> bool:
-    return 0.01 <= value <= 4 and float(f"{value:.4g}") == value
-
-
-Step = Annotated[float, Range("0.01 to 4 in at most four digits", _fits_names)]
+Step = Annotated[float, in_digits(0.01, 4, digits=4)]
 """Distance of neighboring values of a coefficient, in units of a logit."""
 
 
@@ -142,7 +135,7 @@ class KLT:
         if logits.shape[1] > SQUARE:
             return self._spanned(logits.detach().cpu())
         self.width(logits.shape[1])
-        values = _centered(logits.detach().cpu())
+        values = centered(logits.detach().cpu())
         moments = values.mT @ values
         variances, found = _eigen(moments.numpy().tobytes(), logits.shape[1])
         vectors = _upright(found)
@@ -161,7 +154,7 @@ class KLT:
         classes = logits.shape[1]
         if classes > MOST_CLASSES:
             self.width(classes)
-        values = torch.cat([_centered(part).to(torch.float32) for part in torch.split(logits, 256)])
+        values = torch.cat([centered(part).to(torch.float32) for part in torch.split(logits, 256)])
         products = torch.zeros(len(values), len(values), dtype=torch.float64)
         for columns in torch.split(values, _COLUMNS, dim=1):
             products += columns.double() @ columns.double().mT
@@ -181,14 +174,12 @@ class KLT:
         rows = _ROWS.get(logits.device.type, 64)
         for start in range(0, len(logits), rows):
             here = slice(start, start + rows)
-            centered = _centered(logits[here])
-            basis = self._basis(logits.shape[1], centered.device, torch.float64)
-            found = rounded(centered, basis, quantum=self._quantum, deviations=self.deviations)
-            values = found.cpu().numpy().astype(np.int64)
-            codes[here, : values.shape[1]] = np.where(values < 0, -2 * values - 1, 2 * values)
-        limit = torch.finfo(torch.bfloat16).max
-        near = logits.amax(dim=1).clamp(-limit, limit).to(torch.bfloat16).to(torch.float32)
-        return Encoded(codes, near.cpu().numpy())
+            values = centered(logits[here])
+            basis = self._basis(logits.shape[1], values.device, torch.float64)
+            found = rounded(values, basis, quantum=self._quantum, deviations=self.deviations)
+            whole = found.cpu().numpy().astype(np.int64)
+            codes[here, : whole.shape[1]] = np.where(whole < 0, -2 * whole - 1, 2 * whole)
+        return Encoded(codes, in_bfloat16(logits.amax(dim=1)))
 
     def _basis(self, classes: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         return _tensor(self.basis, classes, str(device), dtype)
@@ -260,12 +251,6 @@ class KLT:
 def klt(step: Step) -> KLT:
     """Multiples of a step along the directions in which the teacher's logits vary; serves any temperature."""
     return KLT(step)
-
-
-def _centered(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits minus their row's mean, as whole multiples of the grid, float64 ``(n, classes)``."""
-    values = shift(logits, lowest=_LOWEST)[0].double().mul_(GRID).round_()
-    return values.sub_((values.sum(dim=1, keepdim=True) / values.shape[1]).round_())
 
 
 @lru_cache(maxsize=2)

@@ -19,14 +19,9 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import ENCODINGS, Compression, Encoded, shift
+from kdpipe.encoding.base import ENCODINGS, GRID, Compression, Encoded, centered, in_bfloat16, in_digits
 from kdpipe.errors import CorruptStoreError, ParamsError
-from kdpipe.registry import Range
 
-_GRID = 1 << 10
-"""Logits, floor and step are rounded to multiples of 1 / _GRID, so that levels are equal on every device."""
-_LOWEST = -1024.0
-"""Lower bound of a logit minus its row's maximum."""
 _LEVELS = 256
 _TEMPERATURE = 2.0
 """Temperature at which level 0 keeps its mass."""
@@ -41,17 +36,9 @@ _DECODE = (
 )
 
 
-def _fits_step(value: float) -> bool:
-    return 0.1 <= value <= 10 and float(f"{value:.4g}") == value
-
-
-def _fits_floor(value: float) -> bool:
-    return 0 <= value <= 100 and float(f"{value:.4g}") == value and "e" not in f"{value:g}"
-
-
-Step = Annotated[float, Range("0.1 to 10 in at most four digits", _fits_step)]
+Step = Annotated[float, in_digits(0.1, 10, digits=4)]
 """Width of a level, in units of a logit."""
-Floor = Annotated[float, Range("0 to 100 in at most four digits", _fits_floor)]
+Floor = Annotated[float, in_digits(0, 100, digits=4)]
 """Least logit above the row's mean that has a level."""
 
 
@@ -95,8 +82,8 @@ class Peaks:
 
     @property
     def _bounds(self) -> tuple[int, int]:
-        """Step and floor as multiples of the grid."""
-        return max(1, round(self.step * _GRID)), round(self.floor * _GRID)
+        """Step and floor as multiples of the grid, so that levels are equal on every device."""
+        return max(1, round(self.step * GRID)), round(self.floor * GRID)
 
     def width(self, classes: int) -> int:
         """Return the number of classes and one for the value of level 0."""
@@ -106,21 +93,21 @@ class Peaks:
 
     def calibrate(self, logits: torch.Tensor) -> Peaks:
         """Fit each level's value to a pilot: at temperature 2 it has the mean mass of the level's logits."""
-        values = _centered(logits.detach().cpu())
+        values = centered(logits.detach().cpu())
         levels = self._levels(values).flatten().numpy()
-        mass = np.bincount(levels, (values / _GRID / _TEMPERATURE).exp().flatten().numpy(), minlength=_LEVELS)
+        mass = np.bincount(levels, (values / GRID / _TEMPERATURE).exp().flatten().numpy(), minlength=_LEVELS)
         count = np.bincount(levels, minlength=_LEVELS)
         fitted = _TEMPERATURE * np.log(mass / np.maximum(count, 1), out=np.zeros(_LEVELS), where=mass > 0)
         step, floor = self._bounds
         lower = floor + step * (np.arange(_LEVELS) - 1)
-        inside = np.clip(np.rint(fitted * _GRID), lower, lower + step - 1)
-        table = np.where((count > 0) & (mass < np.inf), inside, np.array(self._middles()) * _GRID) / _GRID
+        inside = np.clip(np.rint(fitted * GRID), lower, lower + step - 1)
+        table = np.where((count > 0) & (mass < np.inf), inside, np.array(self._middles()) * GRID) / GRID
         found = [0.0, *table[1:].tolist()]
         return replace(self, table=() if found == self._middles() else tuple(found))
 
     def _middles(self) -> list[float]:
         step, floor = self._bounds
-        return [0.0, *((floor + step * level + step // 2) / _GRID for level in range(_LEVELS - 1))]
+        return [0.0, *((floor + step * level + step // 2) / GRID for level in range(_LEVELS - 1))]
 
     def _levels(self, values: torch.Tensor) -> torch.Tensor:
         """Return the levels of centered logits ``(n, classes)``, int64."""
@@ -129,18 +116,16 @@ class Peaks:
 
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``."""
-        values = _centered(logits)
+        values = centered(logits)
         levels = self._levels(values)
         others = levels == 0
         highest = values.masked_fill(~others, -torch.inf).amax(dim=1, keepdim=True).nan_to_num_(neginf=0)
-        below = (values - highest).div_(_GRID * _TEMPERATURE).masked_fill_(~others, -torch.inf)
+        below = (values - highest).div_(GRID * _TEMPERATURE).masked_fill_(~others, -torch.inf)
         count = others.sum(dim=1)
-        rest = (below.exp_().sum(dim=1) / count.clamp(min=1)).log_() + highest[:, 0] / (_GRID * _TEMPERATURE)
+        rest = (below.exp_().sum(dim=1) / count.clamp(min=1)).log_() + highest[:, 0] / (GRID * _TEMPERATURE)
         codes = (rest * _STEPS).round_().add_(_ZERO).clamp_(1, 255).masked_fill_(count == 0, 0)
-        limit = torch.finfo(torch.bfloat16).max
-        near = logits.amax(dim=1).clamp(-limit, limit).to(torch.bfloat16).to(torch.float32)
         joined = torch.cat([levels.to(torch.uint8), codes.to(torch.uint8)[:, None]], dim=1)
-        return Encoded(joined.cpu().numpy(), near.cpu().numpy())
+        return Encoded(joined.cpu().numpy(), in_bfloat16(logits.amax(dim=1)))
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:
         """Decode to float32 ``(n, classes)``."""
@@ -160,8 +145,8 @@ class Peaks:
         return {
             "name": self.name,
             "dtype": self.dtype,
-            "width": step / _GRID,
-            "floor": floor / _GRID,
+            "width": step / GRID,
+            "floor": floor / GRID,
             "table": list(self.table or self._middles()),
             "rest_step": _TEMPERATURE / _STEPS,
             "decode": _DECODE,
@@ -177,7 +162,7 @@ class Peaks:
         middles = self._middles()
         if table == middles:
             return self
-        half = self._bounds[0] / _GRID
+        half = self._bounds[0] / GRID
         if (
             not isinstance(table, list)
             or len(table) != _LEVELS
@@ -193,9 +178,3 @@ class Peaks:
 def peaks(step: Step, floor: Floor) -> Peaks:
     """Levels of a step above a floor over the row's mean, and one value for the rest; serves temperatures up to 4."""
     return Peaks(step, floor)
-
-
-def _centered(logits: torch.Tensor) -> torch.Tensor:
-    """Return logits minus their row's mean, as whole multiples of the grid, float64 ``(n, classes)``."""
-    values = shift(logits, lowest=_LOWEST)[0].double().mul_(_GRID).round_()
-    return values.sub_((values.sum(dim=1, keepdim=True) / values.shape[1]).round_())

@@ -5,7 +5,7 @@ With :math:`d = z - z_{max}`, the temperature :math:`T` and :math:`L = 2^{bits}`
 
 .. math:: q = \mathrm{round}((L - 1)\, e^{d / T}),
 
-but the classes :math:`R` of level 0 have a value of their own in each row. It keeps their mass at temperature T,
+but the classes :math:`R` of level 0 share a value that each row stores. It keeps their mass at temperature T,
 
 .. math:: v = T \log \frac{1}{|R|} \sum_{c \in R} e^{d_c / T},
 
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from pydantic import JsonValue
 
-from kdpipe.encoding.base import ENCODINGS, ZSTD, Compression, Encoded, Temperature, shift
+from kdpipe.encoding.base import ENCODINGS, ZSTD, Compression, Encoded, Temperature, in_bfloat16, shift
 from kdpipe.encoding.kinds.sqrtp import Bits, SqrtP
 
 _STEPS = 8
@@ -92,10 +92,7 @@ class TailP:
     def encode(self, logits: torch.Tensor) -> Encoded:
         """Encode finite float32 ``(n, classes)``."""
         shifted, row_max = shift(logits, lowest=-math.inf)
-        codes = self._codes(shifted)
-        limit = torch.finfo(torch.bfloat16).max
-        near = row_max.clamp(-limit, limit).to(torch.bfloat16).to(torch.float32)
-        return Encoded(codes.cpu().numpy(), near.cpu().numpy())
+        return Encoded(self._codes(shifted).cpu().numpy(), in_bfloat16(row_max))
 
     def decode(self, codes: torch.Tensor, row_max: torch.Tensor, classes: int) -> torch.Tensor:
         """Decode to float32 ``(n, classes)``."""

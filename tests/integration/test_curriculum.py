@@ -1,0 +1,80 @@
+"""`train-student --curriculum`: the samples that it draws, how they are ranked, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from kdpipe import dataset
+from kdpipe.pairing.certainty import margins
+from kdpipe.store.reader import open_store
+from tests.conftest import LIMITS, Built, Outcome, refused
+
+Kdpipe = Callable[..., Outcome]
+
+STUDENT = ("train-student", *LIMITS, "--student", "resnet8", "--input-size", 16, "--device", "cpu", "--epochs", 2)
+
+
+def test_margins_are_those_of_the_mean_probabilities_over_the_augmented_views(built: Built) -> None:
+    store = open_store(built.store)
+    rows = np.array([7, 3, 150, 0])
+    views = [softmax(store.logits(rows, view).astype(np.float64), axis=1) for view in range(1, store.num_views + 1)]
+    ordered = np.sort(np.mean(views, axis=0), axis=1)
+    assert margins(store, rows) == pytest.approx(ordered[:, -1] - ordered[:, -2], abs=1e-12)
+
+
+def test_the_surest_samples_come_first(built: Built, tmp_path: Path, kdpipe: Kdpipe) -> None:
+    done = kdpipe(*STUDENT, "--store", built.store, "--curriculum", 0.3, "--out", tmp_path / "run")
+    assert done.code == 0
+    assert "Curriculum: the first epoch draws from the 60 of 200 samples that the teacher is surest of" in done.err
+    assert "the epochs from number 2 on from all of them" in done.err
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["parameters"]["curriculum"] == 0.3
+    assert len(record["lineage"]["sample_weights"]) == 32
+    plain = kdpipe(*STUDENT, "--store", built.store, "--out", tmp_path / "plain")
+    assert plain.code == 0
+    files = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "plain")]
+    assert files[0] != files[1]
+
+
+def test_a_student_without_soft_targets_may_follow_the_store_s_curriculum(
+    built: Built, tmp_path: Path, kdpipe: Kdpipe
+) -> None:
+    flags = ("--store", built.store, "--distill", "none", "--curriculum", 0.3)
+    assert kdpipe(*STUDENT, *flags, "--out", tmp_path / "run").code == 0
+
+
+def test_a_run_is_resumed_with_its_curriculum_alone(built: Built, tmp_path: Path, kdpipe: Kdpipe) -> None:
+    run = (*STUDENT, "--store", built.store, "--out", tmp_path / "run")
+    assert kdpipe(*run, "--curriculum", 0.3).code == 0
+    refused(kdpipe(*run, "--curriculum", 0.4, "--resume"), "curriculum: 0.3 then, 0.4 now")
+    assert kdpipe(*run, "--curriculum", 0.3, "--resume").code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--curriculum", 0.3), ("curriculum ranks samples by one store, found 0",)),
+        (("--store", "STORE", "--store", "STORE", "--curriculum", 0.3), ("one store, found 2",)),
+        (("--store", "STORE", "--curriculum", 1), ("--curriculum", "above 0 and below 1")),
+        (("--store", "STORE", "--curriculum", 0.3, "--balance"), ("curriculum", "balance", "give one")),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    built: Built, tmp_path: Path, kdpipe: Kdpipe, flags: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    given = [built.store if flag == "STORE" else flag for flag in flags]
+    refused(kdpipe(*STUDENT, *given, "--out", tmp_path / "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_that_the_store_lacks_are_refused(built: Built, tmp_path: Path, kdpipe: Kdpipe) -> None:
+    more = ("train-student", "--data", "digits", "--limit-train", 300, "--limit-test", 40, *STUDENT[-8:])
+    assert len(dataset.load("digits", "train", 300)) == 300
+    flags = ("--store", built.store, "--distill", "none", "--curriculum", 0.3, "--out", tmp_path / "run")
+    refused(kdpipe(*more, *flags), "has no logits of 100 of the 300 'train' samples", "--curriculum cannot rank them")
