@@ -260,7 +260,7 @@ def _train(seed: int, store: LogitStore, images: Dataset, tests: Dataset, done: 
     views = [torch.from_numpy(store.logits(rows, view).astype(np.float32)) for view in range(store.num_views + 1)]
     beliefs = Beliefs(torch.stack(views))
     taught = teaching(beliefs)
-    chosen = {}
+    chosen: dict[str, Any] = {}
     if settings["recipe"] == CHOOSING:
         chosen = choices(beliefs, images.labels, epochs=settings["epochs"], seed=seed)
     for sampling, members in [(None, taught), *((drawn, {arm: taught["view"]}) for arm, drawn in chosen.items())]:
@@ -352,7 +352,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=4_000, help="size of the class-balanced training subset")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--views", type=int, default=6)
-    parser.add_argument("--recipes", nargs="+", default=["rrc-flip:0.5", "crop-flip"])
+    parser.add_argument("--recipes", nargs="+", default=[CHOOSING])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=Path("benchmarks/scratch/cached_beliefs"), help="stores and runs")
     parser.add_argument("--result", type=Path, default=RESULT)

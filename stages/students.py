@@ -31,9 +31,9 @@ from kdpipe.stages.training_data import TrainingData, load_training, with_layout
 from kdpipe.stages.views import Views, views_of_stores
 from kdpipe.store.manifest import digest_json
 from kdpipe.store.reader import LogitStore
-from kdpipe.training.curriculum import Curriculum
 from kdpipe.training.group import Group
 from kdpipe.training.objective import Objective
+from kdpipe.training.schedule import Sampling
 from kdpipe.views import Recipe
 
 S = TypeVar("S", bound=StudentTraining)
@@ -126,8 +126,8 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
         class_map=targets.class_map,
         own_classes=targets.classes == "data",
     )
-    if targets.curriculum is not None:
-        data = replace(data, sampling=_curriculum(students[0], stores[0], data.train))
+    if targets.surest is not None:
+        data = replace(data, sampling=_surest(stores[0], data.train, share=targets.surest))
     partial = data.selection is not None and not data.selection.whole and targets.mode == "cache"
     if partial or (data.selection is not None and targets.mode == "live"):
         refuse_partial(students, stores)
@@ -139,8 +139,8 @@ def _training_data(students: Sequence[StudentTraining], stores: Sequence[LogitSt
     return data
 
 
-def _curriculum(student: StudentTraining, store: LogitStore, train: Dataset) -> Curriculum:
-    """Return the curriculum by a store's teacher, after saying it.
+def _surest(store: LogitStore, train: Dataset, *, share: float) -> Sampling:
+    """Return what draws the share of the samples that a store's teacher is surest of, after saying how many they are.
 
     Raises:
         StaleStoreError: the store lacks samples.
@@ -149,16 +149,13 @@ def _curriculum(student: StudentTraining, store: LogitStore, train: Dataset) -> 
     if (rows < 0).any():
         raise StaleStoreError(
             f"{store.path} has no logits of {(rows < 0).sum():,} of the {len(train):,} 'train' samples of "
-            f"{train.spec}, such as '{train.keys[int(rows.argmin())]}': --curriculum cannot rank them. Leave it out."
+            f"{train.spec}, such as '{train.keys[int(rows.argmin())]}': --surest cannot rank them. Leave it out."
         )
-    share, epochs = student.targets.curriculum, student.optimization.epochs
-    assert share is not None
-    found = Curriculum(np.argsort(-margins(store, rows), kind="stable"), train.labels, share, epochs)
-    say(
-        f"Curriculum: the first epoch draws from the {len(found.pool(0)):,} of {len(train):,} samples that the teacher "
-        f"is surest of, the epochs from number {epochs // 2 + 1} on from all of them."
-    )
-    return found
+    chosen = np.argsort(-margins(store, rows), kind="stable")[: max(1, round(share * len(train)))]
+    say(f"Training on the {len(chosen):,} of {len(train):,} samples whose class the teacher is surest of.")
+    weights = np.zeros(len(train))
+    weights[chosen] = 1
+    return Sampling.of(weights, train.labels)
 
 
 def _among_classes(

@@ -25,7 +25,7 @@ from kdpipe.stages.settings.training import Training
 from kdpipe.stages.sources import content_digest, in_store_classes, load_model, load_split
 from kdpipe.store.reader import LogitStore
 from kdpipe.training.runs import RunDirectory
-from kdpipe.training.schedule import Draws, Sampling, read_sample_weights
+from kdpipe.training.schedule import Sampling, read_sample_weights
 from kdpipe.training.settings import SamplingSettings
 
 T = TypeVar("T", bound=Training)
@@ -40,7 +40,7 @@ class TrainingData:
     """The samples to train on: all of them where nothing is held out."""
     validation: Dataset | None
     """The samples that are held out."""
-    sampling: Draws | None
+    sampling: Sampling | None
     """Weights of the samples of ``train``; ``None`` to draw each once an epoch."""
     left_out: int = 0
     """Samples that are left out because they have no label."""

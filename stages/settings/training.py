@@ -62,8 +62,8 @@ class StudentTraining(Training):
                 self.learning.loss.refuse_temperature(temperature.written)
             except UnsupportedLossError as error:
                 raise ValueError(str(error).rstrip(".")) from None
-        if self.targets.curriculum is not None and (self.sampling.balance or self.sampling.sample_weights is not None):
-            raise ValueError("curriculum says which samples are drawn, as balance and sample-weights do: give one")
+        if self.targets.surest is not None and (self.sampling.balance or self.sampling.sample_weights is not None):
+            raise ValueError("surest says which samples are drawn, as balance and sample-weights do: give one")
         if self.learning.robust_loss is not None and self.targets.mode == "none":
             raise ValueError("robust-loss is for soft targets: give store or teacher, or leave it out")
         return self

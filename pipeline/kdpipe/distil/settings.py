@@ -63,9 +63,9 @@ class TargetSettings(StoreSettings):
     classes: Literal["store", "data"] = "store"
     """Classes of a student of stores: those of the store, or those of the data, of which the store may lack some and
     have more. Soft targets are then over the classes that both have."""
-    curriculum: float | None = Field(None, gt=0, lt=1)
-    """Begin with this share of the samples, those whose class the store's teacher is surest of; from half of the epochs
-    on, with all of them."""
+    surest: float | None = Field(None, gt=0, lt=1)
+    """Train on this share of the samples alone, those whose class the store's teacher is surest of. An epoch has as
+    many steps as with all."""
     distill: Literal["cache", "live", "none"] | None = None
     """Source of soft targets (default: cache with --store, live with --teacher, else none)."""
     teacher: str | None = None
@@ -109,8 +109,8 @@ class TargetSettings(StoreSettings):
             raise ValueError("distill cache needs store")
         if self.mode == "cache" and self.store_mix != "mean" and len(self.store) < 2:
             raise ValueError(f"store-mix {self.store_mix} is for several stores: give store more than once")
-        if self.curriculum is not None and len(self.store) != 1:
-            raise ValueError(f"curriculum ranks samples by one store, found {len(self.store)}: give store once")
+        if self.surest is not None and len(self.store) != 1:
+            raise ValueError(f"surest ranks samples by one store, found {len(self.store)}: give store once")
         if self.mode == "live" and self.teacher is None:
             raise ValueError("distill live needs teacher")
         return self

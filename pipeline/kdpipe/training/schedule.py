@@ -17,7 +17,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -33,17 +32,6 @@ Indices = npt.NDArray[np.int64]
 _LINE_STREAM, _START_STREAM = 0x11E0_0000, 0x57A4_0000
 _DRAW = 1 << 32
 """The length of one draw on the line: as many places as a word of Philox can lay the ruler at."""
-
-
-class Draws(Protocol):
-    """What draws the samples of each epoch."""
-
-    @property
-    def digest(self) -> str:
-        """32 hex digits over everything that decides the draws, without the seed."""
-
-    def draw(self, *, data_seed: int, epoch: int) -> Indices:
-        """Return the samples of an epoch from 0 in ascending order, as many as there are, int64 ``(n,)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +203,8 @@ class Order:
     """Seed of the samples' order."""
     views: int | None
     """Augmented views to cycle through; ``None`` gives each epoch its own view."""
-    sampling: Draws | None = None
-    """What draws the samples of an epoch; ``None`` to draw each once."""
+    sampling: Sampling | None = None
+    """Weights of the samples; ``None`` to draw each once an epoch."""
     views_per_sample: int = 1
     """Views of each sample in a batch."""
 
@@ -249,7 +237,7 @@ def view_of_epoch(epoch: int, views: int | None) -> int:
     return 0 if views == 0 else 1 + epoch % views
 
 
-def epoch_samples(samples: int, sampling: Draws | None, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def epoch_samples(samples: int, sampling: Sampling | None, *, data_seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """Return the samples of an epoch in ascending order, as many as there are: each once, or as they are drawn."""
     return np.arange(samples) if sampling is None else sampling.draw(data_seed=data_seed, epoch=epoch)
 
