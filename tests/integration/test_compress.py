@@ -258,7 +258,7 @@ def test_each_seed_has_its_run(built: Built, parent: Path, kdpipe: Kdpipe, tmp_p
     ("flags", "parts"),
     [
         ((), ("nothing to do: give prune, low-rank or quantize",)),
-        (("--prune", 1), ("--prune", "less than 1")),
+        (("--prune", 1), ("--prune", "above 0 and below 1")),
         (("--prune", 0.99999), ("99.999% of the macs of resnet8 cannot be pruned",)),
         (("--low-rank", 0.999), ("cannot be removed by low rank",)),
         (("--prune", 0.5, "--recover-epochs", -1), ("--recover-epochs", "a whole number of 0 or more, found '-1'")),

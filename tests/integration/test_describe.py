@@ -61,7 +61,7 @@ def test_refusals(store: Path, tmp_path: Path, kdpipe: Command) -> None:
     refused(kdpipe("describe", store), "needs an entry to change")
     refused(kdpipe("describe", tmp_path / "none.zarr", "--title", "x"), "holds no logit store")
     assert not (tmp_path / "none.zarr.lock").exists()
-    refused(kdpipe("describe", store, "--notes", "x" * 32769), "--notes", "at most 32768 characters")
+    refused(kdpipe("describe", store, "--notes", "x" * 32769), "--notes", "at most 32,768 characters")
     start_store(tmp_path / "half.zarr", shards=2)
     refused(kdpipe("describe", tmp_path / "half.zarr", "--title", "x"), "is not sealed")
     with lock(store):

@@ -167,7 +167,7 @@ def test_a_robust_teacher(tmp_path: Path, kdpipe: Kdpipe) -> None:
         (("--adversarial", "autoattack"), "unknown attack 'autoattack'. Known: pgd"),
         (("--robust-loss", "ard", "--store", "no.zarr"), "robust-loss needs adversarial"),
         (("--robust-loss", "ard", "--adversarial", "pgd:8/255,10"), "robust-loss is for soft targets"),
-        (("--robust-loss", "trades", "--adversarial", "pgd:8/255,10"), "'ard' or 'rslad'"),
+        (("--robust-loss", "trades", "--adversarial", "pgd:8/255,10"), "expected ard or rslad, found 'trades'"),
     ],
 )
 def test_refused_trainings(flags: tuple[str, ...], part: str, tmp_path: Path, kdpipe: Kdpipe) -> None:
