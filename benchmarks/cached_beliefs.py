@@ -1,4 +1,4 @@
-"""What a store knows beyond one view's logits, used to teach: is a student better for it?
+"""Students that learn from all cached views of a sample, against students that learn from the one that is shown.
 
     python benchmarks/cached_beliefs.py --data folder:PATH/cifar10 --weights PATH/cifar10-resnet20.safetensors
 
@@ -70,7 +70,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 @dataclass(frozen=True)
 class Beliefs:
-    """What the teacher said of ``n`` samples: logits float32 ``(1 + views, n, classes)``, the plain view first."""
+    """A teacher's logits of ``n`` samples in all views, float32 ``(1 + views, n, classes)``, the plain view first."""
 
     logits: Tensor
 
@@ -114,7 +114,7 @@ class Teaching:
 
 
 def teaching(beliefs: Beliefs) -> dict[str, Teaching]:
-    """Return what each student that sees the same images in the same order learns from."""
+    """Return the teaching of each student that sees the same images in the same order."""
     logits, disagreement = beliefs.logits, beliefs.disagreement
     even, warm = torch.ones(logits.shape[:2]), torch.full(logits.shape[1:2], TEMPERATURE)
     ratio = beliefs.entropy.clamp(min=1e-6) / beliefs.entropy.mean()
@@ -159,7 +159,7 @@ class Pools:
 
 
 def choices(beliefs: Beliefs, labels: npt.NDArray[np.int32], *, epochs: int, seed: int) -> dict[str, Any]:
-    """Return what draws the samples of each student that sees others than ``view`` does."""
+    """Return the draws of each student that sees other samples than ``view`` does."""
     surest = np.argsort(-beliefs.margin.numpy(), kind="stable")
     disputed = np.argsort(-beliefs.disagreement[1:].mean(0).numpy(), kind="stable")
     half = len(surest) // 2

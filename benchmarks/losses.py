@@ -44,7 +44,7 @@ MAPS = {"resnet8": "layer1,layer2,layer3", "MobileNetV2": "blocks.1:layer2,block
 """Pairs of layers for ``attention``: the last ones of equal height and width."""
 NEED_STORE = ("wkd", *ON_LAYERS)
 SIGNALS = "features:penultimate+attention:layer1,layer2,layer3"
-"""What a store keeps for the losses on layers."""
+"""Signals that the losses on layers read."""
 LEFT_OUT = ("soft-ce",)
 
 

@@ -51,7 +51,7 @@ class Curve:
     floor: float = 0.0
     """The lowest value of plateau."""
     text: str = field(default="", compare=False, repr=False)
-    """What it was parsed from."""
+    """The text that it was parsed from; empty for none."""
 
     @classmethod
     def parse(cls, text: str) -> Curve:

@@ -57,7 +57,7 @@ class Local:
     supply: Supply | None = None
     """Fetches files that are not here; ``None`` where none can be."""
     address: str | None = None
-    """Where it is from, without credentials; ``None`` for a store that lies on this machine."""
+    """Address that it was opened by, without credentials; ``None`` for a store that lies on this machine."""
 
     @property
     def place(self) -> str:
