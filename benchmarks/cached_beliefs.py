@@ -36,26 +36,20 @@ import torch.nn.functional as F
 from commands import describe, kdpipe
 from finished import Finished, Run, interval, paired
 from timing import machine
+from together import top1_together
 from torch import Tensor
 
 from kdpipe import dataset, durable
 from kdpipe.dataset import Dataset
-from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import AnyPreset
 from kdpipe.pairing.join import join_checked
-from kdpipe.pairing.probes import replay
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import LogitStore, open_store
 from kdpipe.training.batches import Batch
-from kdpipe.training.evaluation import predict
-from kdpipe.training.loop import train_together
 from kdpipe.training.objective import CrossEntropy, Forward
-from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order, Sampling
 from kdpipe.training.settings import Optimization
-from kdpipe.training.trainee import Student
-from kdpipe.views import Geometry, Renderer
 
 TEMPERATURE, KD_WEIGHT, CE_WEIGHT = 4.0, 0.9, 0.1
 CHOOSING = "rrc-flip:0.5"
@@ -267,28 +261,19 @@ def _train(seed: int, store: LogitStore, images: Dataset, tests: Dataset, done: 
         left = {arm: each for arm, each in members.items() if not done.has(arm, seed)}
         if not left:
             continue
-        loaded = {arm: load_model(settings["student"], images, seed=seed) for arm in left}
-        preset = next(iter(loaded.values())).preset
-        geometry, device = Geometry.of(preset), torch.device("cpu")
-        renderer = replay(store, images, geometry=geometry, device=device)
-        students = [
-            Student(
-                loaded[arm].module,
-                renderer,
-                Taught(preset, each),
-                Optimization(epochs=settings["epochs"], batch_size=settings["batch_size"], lr=settings["lr"]),
-                RunDirectory(done.path.parent / "runs" / f"{arm}-{seed}"),
-            )
-            for arm, each in left.items()
-        ]
-        for student in students:
-            student.run.path.mkdir(parents=True, exist_ok=True)
-        order = Order(data_seed=seed, views=store.num_views, sampling=sampling)
-        train_together(students, Rows(), order=order, checkpoint_every=float("inf"))
-        tester = Renderer(tests, "none", seed=0, geometry=geometry, device=device)
-        for arm, model in loaded.items():
-            found = accuracy(predict(model.module, tester, preset=preset), tests.labels)
-            yield {"arm": arm, "seed": seed, "top1": found.top1}
+        models = {arm: load_model(settings["student"], images, seed=seed) for arm in left}
+        top1 = top1_together(
+            models,
+            {arm: Taught(models[arm].preset, each) for arm, each in left.items()},
+            store=store,
+            images=images,
+            tests=tests,
+            targets=Rows(),
+            order=Order(data_seed=seed, views=store.num_views, sampling=sampling),
+            optimization=Optimization(epochs=settings["epochs"], batch_size=settings["batch_size"], lr=settings["lr"]),
+            folder=done.path.parent / "runs",
+        )
+        yield from ({"arm": arm, "seed": seed, "top1": found} for arm, found in top1.items())
 
 
 def _finished(store: Path, recipe: str, options: argparse.Namespace) -> Finished:

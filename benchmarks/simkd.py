@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from commands import describe, kdpipe
 from finished import Finished, Run, interval, paired
 from timing import machine
+from together import top1_together
 from torch import Tensor, nn
 
 from kdpipe import dataset, durable
@@ -29,22 +30,15 @@ from kdpipe.dataset import Dataset
 from kdpipe.distil.losses import make
 from kdpipe.distil.objective import Distillation, DistillationObjective
 from kdpipe.distil.targets import CachedTargets
-from kdpipe.metrics.accuracy import accuracy
 from kdpipe.models import AnyPreset
 from kdpipe.pairing.join import join_checked
-from kdpipe.pairing.probes import replay
 from kdpipe.stages.provenance import git_revision, versions
 from kdpipe.stages.sources import load_model
 from kdpipe.store.reader import open_store
 from kdpipe.training.batches import Batch
-from kdpipe.training.evaluation import predict
-from kdpipe.training.loop import train_together
 from kdpipe.training.objective import CrossEntropy, Forward, Objective
-from kdpipe.training.runs import RunDirectory
 from kdpipe.training.schedule import Order
 from kdpipe.training.settings import Optimization
-from kdpipe.training.trainee import Student
-from kdpipe.views import Geometry, Renderer
 
 FEATURES = "features:penultimate"
 ARMS = ("kd", "simkd, one layer", "simkd, two layers")
@@ -126,25 +120,18 @@ def _train(seed: int, path: Path, images: Dataset, tests: Dataset, options: argp
         assert isinstance(module.fc, nn.Linear)
         module.fc = Reused(module.fc.in_features, classifier, layers=layers)
         objectives[arm] = Imitation(preset, module.fc)
-    geometry, device = Geometry.of(preset), torch.device("cpu")
-    renderer = replay(store, images, geometry=geometry, device=device)
-    students = []
-    for arm in ARMS:
-        directory = RunDirectory(options.work / "runs" / f"{arm}-{seed}")
-        directory.path.mkdir(parents=True, exist_ok=True)
-        optimization = Optimization(epochs=options.epochs, batch_size=64, lr=0.05)
-        students.append(Student(models[arm].module, renderer, objectives[arm], optimization, directory))
-    targets = CachedTargets(store, join_checked(store, images))
-    train_together(students, targets, order=Order(data_seed=seed, views=store.num_views), checkpoint_every=float("inf"))
-    tester = Renderer(tests, "none", seed=0, geometry=geometry, device=device)
-    return [
-        {
-            "arm": arm,
-            "seed": seed,
-            "top1": accuracy(predict(models[arm].module, tester, preset=preset), tests.labels).top1,
-        }
-        for arm in ARMS
-    ]
+    top1 = top1_together(
+        models,
+        objectives,
+        store=store,
+        images=images,
+        tests=tests,
+        targets=CachedTargets(store, join_checked(store, images)),
+        order=Order(data_seed=seed, views=store.num_views),
+        optimization=Optimization(epochs=options.epochs, batch_size=64, lr=0.05),
+        folder=options.work / "runs",
+    )
+    return [{"arm": arm, "seed": seed, "top1": found} for arm, found in top1.items()]
 
 
 def _result(done: Finished) -> dict[str, Any]:
